@@ -1,0 +1,481 @@
+"""Configurations: what a model, its experts, its training and its data are, as typed tables that TOML files fill.
+
+`load_config` reads a preset or a TOML file, follows `extends`, applies `--set key=value`, and refuses what cannot be: an unknown key
+(with the nearest known one), a wrong type, an impossible value, each by the key's full path.
+"""
+
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import FieldInfo, fields, force_setattr
+
+from minimoe.errors import ConfigError, nearest
+
+Activation = Literal["swiglu", "gelu", "gelu_tanh", "relu"]
+Router = Literal["softmax_topk", "topk_softmax", "switch", "noisy_topk", "sigmoid_bias", "expert_choice"]
+Dtype = Literal["float32", "float64", "bfloat16", "float16"]
+
+
+def check_table(table: Struct, path: str, zero_ok: set[str]) -> None:
+    """Every number finite and not negative, every size above zero but for those that may be zero."""
+    for field in fields(table):
+        value = getattr(table, field.name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        key = f"{path}.{field.name}"
+        if not math.isfinite(value):
+            raise ConfigError(f"{key} ({value}) must be a finite number")
+        if value < 0:
+            raise ConfigError(f"{key} ({value}) must not be negative")
+        is_size = field.type is not float and float not in get_args(field.type)
+        if value == 0 and is_size and field.name not in zero_ok:
+            raise ConfigError(f"{key} must be above 0")
+
+
+class MoEConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """The routed layer: how many experts, who routes, and what keeps the load even. `None` means the default that the comment names."""
+
+    n_experts: int = 8
+    top_k: int | None = None  # experts per token; default 2, for switch 1
+    d_hidden: int | None = None  # hidden width of one expert; default: the model's d_hidden
+    every: int = 1  # every n-th layer routes (the n-th, the 2n-th, ...)
+    layers: tuple[int, ...] | None = None  # or: exactly these layers, counted from 0
+    router: Router = "softmax_topk"
+    norm_topk_prob: bool = True
+    n_shared_experts: int = 0
+    capacity_factor: float = 0.0  # 0: dropless
+    drop_priority: Literal["position", "probability"] = "position"
+    jitter: float = 0.0
+    jitter_experts: bool = False
+    noise_std: float = 0.0
+    aux_loss_coef: float | None = None  # default 0.01; expert choice is balanced by construction: 0
+    aux_convention: Literal["switch", "megablocks", "mixtral"] = "switch"
+    z_loss_coef: float = 0.001
+    bias_rate: float = 0.001  # sigmoid_bias
+    n_groups: int = 1
+    top_groups: int = 1
+    route_scale: float = 1.0
+    router_bias: bool = False  # a learned constant on the logits of each expert
+    router_bias_std: float = 0.0  # its spread at the start: an unbalanced router, see docs/losses-and-collapse.md
+
+    def __post_init__(self) -> None:
+        check_table(self, "moe", {"n_shared_experts"})
+        if self.top_k is None:
+            force_setattr(self, "top_k", 1 if self.router == "switch" else min(2, self.n_experts))
+        if self.aux_loss_coef is None:
+            force_setattr(self, "aux_loss_coef", 0.0 if self.router == "expert_choice" else 0.01)
+        if self.k > self.n_experts:
+            raise ConfigError(f"moe.top_k ({self.k}) must not exceed moe.n_experts ({self.n_experts})")
+        if self.router == "switch" and self.k != 1:
+            raise ConfigError(f"moe.router = 'switch' sends each token to one expert: moe.top_k must be 1, not {self.k}")
+        if self.router == "expert_choice":
+            self._check_expert_choice()
+        if self.router == "noisy_topk" and self.aux_convention == "mixtral":
+            raise ConfigError("moe.aux_convention = 'mixtral' pools f and P over layers, noisy_topk has losses of its own: take 'switch' or 'megablocks'")
+        if self.jitter >= 1.0:
+            raise ConfigError(f"moe.jitter ({self.jitter}) must be below 1: the input is scaled by a factor in [1 - jitter, 1 + jitter]")
+        self._check_groups()
+
+    def _check_expert_choice(self) -> None:
+        if self.aux_loss_coef:
+            raise ConfigError("moe.router = 'expert_choice' is balanced by construction: set moe.aux_loss_coef = 0")
+        if self.capacity_factor:
+            raise ConfigError("moe.router = 'expert_choice' sets each expert's rows by top_k: set moe.capacity_factor = 0")
+
+    def _check_groups(self) -> None:
+        if self.n_groups == 1 and self.top_groups == 1:
+            return
+        if self.router != "sigmoid_bias":
+            raise ConfigError(f"moe.n_groups and moe.top_groups belong to moe.router = 'sigmoid_bias', not {self.router!r}")
+        if self.n_experts % self.n_groups or self.n_experts // self.n_groups < 2:
+            raise ConfigError(f"moe.n_groups ({self.n_groups}) must divide moe.n_experts ({self.n_experts}) into groups of two or more")
+        if self.top_groups > self.n_groups:
+            raise ConfigError(f"moe.top_groups ({self.top_groups}) must not exceed moe.n_groups ({self.n_groups})")
+        if self.k > self.top_groups * (self.n_experts // self.n_groups):
+            raise ConfigError(f"moe.top_k ({self.k}) must not exceed the experts of moe.top_groups ({self.top_groups}) groups")
+
+    @property
+    def k(self) -> int:
+        """Experts per token (K), resolved."""
+        assert self.top_k is not None
+        return self.top_k
+
+    def check_trainable(self) -> None:
+        """Refuse a router that the task's loss cannot move: its one combine weight is always 1. Inference with it is fine."""
+        if self.n_experts == 1 or self.k > 1:
+            return
+        if self.router in ("topk_softmax", "noisy_topk"):
+            raise ConfigError(
+                f"moe.router = {self.router!r} with moe.top_k = 1 gives the router no gradient (its one weight is always 1): "
+                "set moe.top_k = 2, or moe.router = 'switch'"
+            )
+        if self.router in ("softmax_topk", "sigmoid_bias") and self.norm_topk_prob:
+            raise ConfigError(
+                "moe.top_k = 1 with moe.norm_topk_prob = true gives the router no gradient (its one weight is always 1): "
+                "set moe.norm_topk_prob = false, or moe.router = 'switch'"
+            )
+
+    def warnings(self, causal: bool) -> list[str]:
+        """What works but may surprise."""
+        if not causal:
+            return []
+        found = []
+        if self.router == "expert_choice":
+            found.append("expert_choice picks tokens over the whole batch: in a causal model the choice sees the future")
+        if self.capacity_factor and self.drop_priority == "probability":
+            found.append("drop_priority = 'probability' lets later tokens push out earlier ones: in a causal model that sees the future")
+        return found
+
+
+class ModelConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """One Transformer: decoder, encoder or vision encoder, dense or routed. `None` means the default that the comment names."""
+
+    d_model: int = 128
+    n_layers: int = 4
+    n_heads: int = 4
+    n_kv_heads: int | None = None  # default: n_heads
+    head_dim: int | None = None  # default: d_model / n_heads
+    d_hidden: int = 256
+    max_seq_len: int = 128
+    vocab_size: int | None = None  # default: the tokenizer's
+    causal: bool = True
+    norm: Literal["rms", "layer"] = "rms"
+    norm_position: Literal["pre", "post"] = "pre"
+    norm_eps: float = 1e-5
+    qk_norm: Literal["none", "head", "full"] = "none"
+    position: Literal["rope", "learned", "none"] = "rope"
+    rope_theta: float = 10000.0
+    sliding_window: int = 0
+    layer_types: tuple[Literal["full", "sliding"], ...] | None = None  # default: every layer slides where sliding_window > 0
+    activation: Activation = "swiglu"
+    bias: bool = False  # of dense layers, experts and layer norms
+    attention_bias: bool = False  # of the attention's projections
+    tie_embeddings: bool = False
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    init_std: float = 0.02
+    head: Literal["lm", "mlm", "classifier", "none"] = "lm"
+    type_vocab_size: int = 0
+    pad_token_id: int | None = None  # its embedding starts at zero and stays there
+    image_size: int = 0  # > 0: the input is images, cut into patches
+    patch_size: int = 16
+    n_channels: int = 3
+    n_classes: int = 0
+    moe: MoEConfig | None = None  # in TOML the table [moe], beside [model]
+
+    def __post_init__(self) -> None:
+        zero_ok = {"sliding_window", "type_vocab_size", "image_size", "n_classes", "pad_token_id"}
+        check_table(self, "model", zero_ok)
+        if self.head_dim is None and self.d_model % self.n_heads:
+            raise ConfigError(f"model.d_model ({self.d_model}) must be a multiple of model.n_heads ({self.n_heads}), or set model.head_dim")
+        if self.n_heads % self.kv_heads:
+            raise ConfigError(f"model.n_heads ({self.n_heads}) must be a multiple of model.n_kv_heads ({self.kv_heads})")
+        if self.position == "rope" and self.head_width % 2:
+            raise ConfigError(f"model.position = 'rope' rotates pairs: the head width ({self.head_width}) must be even")
+        for name in ("dropout", "attention_dropout"):
+            if getattr(self, name) >= 1.0:
+                raise ConfigError(f"model.{name} ({getattr(self, name)}) must be below 1")
+        if self.layer_types is not None and len(self.layer_types) != self.n_layers:
+            raise ConfigError(f"model.layer_types names {len(self.layer_types)} layers, model.n_layers is {self.n_layers}")
+        if self.layer_types is not None and "sliding" in self.layer_types and not self.sliding_window:
+            raise ConfigError("model.layer_types has 'sliding' layers: set model.sliding_window to their width")
+        if self.tie_embeddings and self.head not in ("lm", "mlm"):
+            raise ConfigError(f"model.tie_embeddings needs a head over the vocabulary: model.head is {self.head!r}")
+        if self.pad_token_id is not None and self.vocab_size is not None and self.pad_token_id >= self.vocab_size:
+            raise ConfigError(f"model.pad_token_id ({self.pad_token_id}) must be below model.vocab_size ({self.vocab_size})")
+        self._check_vision()
+        self._check_moe_layers()
+
+    def _check_vision(self) -> None:
+        if self.image_size and self.image_size % self.patch_size:
+            raise ConfigError(f"model.image_size ({self.image_size}) must be a multiple of model.patch_size ({self.patch_size})")
+        if self.image_size and self.head not in ("classifier", "none"):
+            raise ConfigError(f"model.image_size > 0 reads images: model.head must be 'classifier' or 'none', not {self.head!r}")
+        if self.head == "classifier" and not self.n_classes:
+            raise ConfigError("model.head = 'classifier' needs model.n_classes")
+
+    def _check_moe_layers(self) -> None:
+        if self.moe is not None and self.moe.layers is not None:
+            bad = [layer for layer in self.moe.layers if not 0 <= layer < self.n_layers]
+            if bad:
+                raise ConfigError(f"moe.layers: {bad[0]} is not a layer of this model (0 to {self.n_layers - 1})")
+
+    @property
+    def kv_heads(self) -> int:
+        """Key/value heads (G), resolved."""
+        return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
+
+    @property
+    def head_width(self) -> int:
+        """Width of one head (C), resolved."""
+        return self.d_model // self.n_heads if self.head_dim is None else self.head_dim
+
+    @property
+    def expert_hidden(self) -> int:
+        """Hidden width of one expert (H), resolved."""
+        return self.d_hidden if self.moe is None or self.moe.d_hidden is None else self.moe.d_hidden
+
+    @property
+    def n_patches(self) -> int:
+        """Patches of an image; 0 where the input is tokens."""
+        return (self.image_size // self.patch_size) ** 2 if self.image_size else 0
+
+    def moe_layers(self) -> tuple[int, ...]:
+        """The layers that route, counted from 0."""
+        if self.moe is None:
+            return ()
+        if self.moe.layers is not None:
+            return tuple(sorted(set(self.moe.layers)))
+        return tuple(layer for layer in range(self.n_layers) if (layer + 1) % self.moe.every == 0)
+
+    def window(self, layer: int) -> int:
+        """Width of the attention window of a layer; 0: all."""
+        if self.layer_types is None:
+            return self.sliding_window
+        return self.sliding_window if self.layer_types[layer] == "sliding" else 0
+
+
+class TrainConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """How a model is trained."""
+
+    steps: int = 300
+    batch_size: int = 16
+    seq_len: int = 128
+    accumulate: int = 1
+    optimizer: Literal["adamw", "sgd", "lion", "muon"] = "adamw"
+    lr: float = 1e-3
+    min_lr: float = 1e-4
+    warmup_steps: int = 50
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    beta1: float = 0.9
+    beta2: float = 0.99
+    eps: float = 1e-8
+    momentum: float = 0.9
+    weight_decay: float = 0.1
+    decay_embeddings: bool = False
+    grad_clip: float = 1.0  # 0: no clipping
+    recompute: bool = False
+    eval_every: int = 100  # 0: only at the end
+    eval_batches: int = 20
+    checkpoint_every: int = 100  # 0: only at the end
+    keep: int = 2
+    log_every: int = 10
+    seed: int = 0
+    backend: str = "auto"
+    dtype: Dtype = "float32"
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        zero_ok = {"warmup_steps", "eval_every", "checkpoint_every", "seed", "threads", "grad_clip"}
+        check_table(self, "train", zero_ok)
+        for name in ("beta1", "beta2", "momentum"):
+            if getattr(self, name) >= 1.0:
+                raise ConfigError(f"train.{name} ({getattr(self, name)}) must be below 1")
+        if self.lr == 0.0:
+            raise ConfigError("train.lr must be above 0")
+        if self.seed >= 2**64:
+            raise ConfigError("train.seed must be below 2**64")
+
+
+class DataConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """What it is trained on."""
+
+    source: str = "python-docs"
+    tokenizer: str = "byte"
+    val_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_table(self, "data", set())
+        if not 0.0 < self.val_fraction < 1.0:
+            raise ConfigError(f"data.val_fraction ({self.val_fraction}) must lie between 0 and 1")
+
+
+class Config(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A whole run: the tables [model], [moe], [train] and [data] of a TOML file. `model.moe` is the table [moe]."""
+
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    data: DataConfig = DataConfig()
+    name: str = "model"
+
+    def check_trainable(self) -> None:
+        """Refuse what can be built but not trained."""
+        if self.model.moe is not None and self.model.moe_layers():
+            self.model.moe.check_trainable()
+        if self.model.image_size or self.model.head != "lm":
+            raise ConfigError(f"minimoe train needs a causal language model: {self.name!r} has head = {self.model.head!r}")
+        if not self.model.causal:
+            raise ConfigError("minimoe train needs a causal language model: set model.causal = true")
+        if self.train.seq_len > self.model.max_seq_len:
+            raise ConfigError(f"train.seq_len ({self.train.seq_len}) must not exceed model.max_seq_len ({self.model.max_seq_len})")
+
+
+# ---- reading: presets, TOML files, overrides --------------------------------------------------------------------------------
+
+
+def preset_names() -> list[str]:
+    """The presets that minimoe ships."""
+    names = (entry.name for entry in resources.files("minimoe.presets").iterdir())
+    return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
+
+
+def preset_text(name: str) -> str:
+    """A preset as commented TOML."""
+    if name not in preset_names():
+        raise ConfigError(f"no preset {name!r}{nearest(name, preset_names())}")
+    return (resources.files("minimoe.presets") / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """The configuration of a preset's name or a TOML file's path, with `key=value` overrides applied.
+
+    Raises `ConfigError` where the source does not exist, is not TOML, or names or holds what cannot be.
+    """
+    tables = read_tables(str(source), seen=())
+    for override in overrides:
+        apply_override(tables, override)
+    name = str(source) if str(source) in preset_names() else Path(source).stem
+    return config_from_tables(tables, name)
+
+
+def read_tables(source: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    """The raw tables of a preset or file, laid over those that it extends."""
+    if source in seen:
+        raise ConfigError(f"extends goes round in a circle: {' -> '.join((*seen, source))}")
+    is_file = source.endswith(".toml") or "/" in source or Path(source).is_file()
+    if is_file:
+        text = read_text_file(Path(source))
+    elif source in preset_names():
+        text = preset_text(source)
+    else:
+        raise ConfigError(f"no preset and no file {source!r}{nearest(source, preset_names())}")
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source}: not valid TOML: {error}") from None
+    parent = tables.pop("extends", None)
+    if parent is None:
+        return tables
+    if not isinstance(parent, str):
+        raise ConfigError(f"extends: expected a preset or file, got {parent!r}")
+    return merge(read_tables(parent, (*seen, source)), tables)
+
+
+def read_text_file(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"no configuration file {path}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not a text file (TOML is UTF-8)") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid on `base`, table by table; `moe = "none"` takes the table away."""
+    merged = dict(base)
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def apply_override(tables: dict[str, Any], override: str) -> None:
+    """`moe.top_k=1`, in place. The value is TOML; what is not TOML is a bare string."""
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"--set {override}: expected KEY=VALUE, as in --set train.lr=3e-4")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    *path, last = key.strip().split(".")
+    table = tables
+    for part in path:
+        below = table.setdefault(part, {})
+        if not isinstance(below, dict):
+            below = table[part] = {}
+        table = below
+    table[last] = value
+
+
+TABLES: dict[str, type[Struct]] = {"model": ModelConfig, "moe": MoEConfig, "train": TrainConfig, "data": DataConfig}
+
+
+def config_from_tables(tables: Mapping[str, Any], name: str) -> Config:
+    """The typed configuration of raw tables; errors name the key's path."""
+    tables = {key: value for key, value in tables.items() if not (key == "moe" and value == "none")}
+    name = tables.pop("name", name)
+    if not isinstance(name, str):
+        raise ConfigError(f"name: expected str, got {name!r}")
+    for key, value in tables.items():
+        if key not in TABLES:
+            raise ConfigError(f"{key}: unknown table or key{nearest(key, TABLES)}")
+        if not isinstance(value, dict):
+            raise ConfigError(f"{key}: expected a table, got {value!r}")
+        check_keys(value, TABLES[key], key)
+    moe = convert(tables["moe"], MoEConfig, "moe") if "moe" in tables else None
+    if moe is not None and "layers" in tables["moe"] and "every" in tables["moe"]:
+        raise ConfigError("moe.every and moe.layers both say which layers route: keep one")
+    model = convert({**tables.get("model", {}), "moe": moe}, ModelConfig, "model")
+    train = convert(tables.get("train", {}), TrainConfig, "train")
+    data = convert(tables.get("data", {}), DataConfig, "data")
+    return Config(model=model, train=train, data=data, name=name)
+
+
+def check_keys(table: Mapping[str, Any], kind: type[Struct], path: str) -> None:
+    known = {field.name: field for field in fields(kind) if (path, field.name) != ("model", "moe")}
+    for key, value in table.items():
+        if key not in known:
+            raise ConfigError(f"{path}.{key}: unknown key{nearest(key, known)}")
+        check_choice(f"{path}.{key}", value, known[key])
+
+
+def check_choice(key: str, value: object, field: FieldInfo) -> None:
+    """A word that is not among the field's words, with the nearest that is."""
+    choices = [choice for choice in get_args(field.type) if isinstance(choice, str)]
+    if choices and isinstance(value, str) and value not in choices:
+        raise ConfigError(f"{key} = {value!r} is not one of its values{nearest(value, choices)}")
+
+
+def convert(table: Mapping[str, Any], kind: type[Any], path: str) -> Any:
+    try:
+        return msgspec.convert(table, kind)
+    except msgspec.ValidationError as error:
+        if isinstance(error.__cause__, ConfigError):
+            raise error.__cause__ from None
+        message, _, where = str(error).partition(" - at `$")
+        raise ConfigError(f"{path}{where.rstrip('`')}: {message[0].lower()}{message[1:].replace('`', '').replace(' | null', '')}") from None
+
+
+# ---- writing -----------------------------------------------------------------------------------------------------------------
+
+
+def to_tables(config: Config) -> dict[str, Any]:
+    """The tables that read back to this very configuration, defaults resolved; what is unset is left out."""
+    tables: dict[str, Any] = {"name": config.name}
+    for key in ("model", "train", "data"):
+        tables[key] = {name: value for name, value in msgspec.to_builtins(getattr(config, key)).items() if value is not None}
+    moe = tables["model"].pop("moe", None)
+    if moe is not None:
+        moe = {name: value for name, value in moe.items() if value is not None}
+        if "layers" in moe:
+            moe.pop("every", None)
+        tables["moe"] = moe
+    return tables
+
+
+def to_toml(config: Config) -> str:
+    """The configuration as TOML."""
+    import tomli_w
+
+    return tomli_w.dumps(to_tables(config))

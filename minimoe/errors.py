@@ -1,0 +1,31 @@
+"""What a user can get wrong, as one clear line: the command line prints it without a traceback and exits with the code."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """A mistake that whoever started minimoe can mend; the message says what is wrong and what would be right."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError, ValueError):
+    """A configuration that is not possible."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint or run that is missing, damaged, or of another configuration."""
+
+
+class Diverged(UserError):
+    """Training met ten non-finite steps in a row; the last good state is kept."""
+
+    exit_code = 3
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """` (did you mean 'adamw'?)`, or the whole list where nothing is near."""
+    names = sorted(known)
+    close = get_close_matches(name, names, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(names)})"
