@@ -1,0 +1,185 @@
+"""Backends: an array layer with every kernel of the contract, found by name.
+
+A backend subclasses `Backend`, fills in the array layer, and overrides the kernels that it has by hand; every other kernel is the
+reference, run on its own arrays. `load("numpy")` finds the built-in ones by a table and others by the entry-point group
+`minimoe.backends`, whose entries name a function without arguments that returns a backend.
+"""
+
+import inspect
+import os
+from collections.abc import Callable
+from functools import lru_cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from typing import NamedTuple
+
+from minimoe.errors import UserError, nearest
+from minimoe.reference.activation import ActivationKernels
+from minimoe.reference.arrays import Array as Array
+from minimoe.reference.arrays import ArrayLayer
+from minimoe.reference.attention import AttentionKernels
+from minimoe.reference.embedding import EmbeddingKernels
+from minimoe.reference.expert import ExpertKernels
+from minimoe.reference.gating import GatingKernels
+from minimoe.reference.linear import LinearKernels
+from minimoe.reference.loss import LossKernels
+from minimoe.reference.norm import NormKernels
+from minimoe.reference.optimizer import OptimizerKernels
+from minimoe.reference.random import RandomKernels
+from minimoe.reference.rope import RopeKernels
+from minimoe.reference.routing import RoutingKernels
+
+CONTRACT = 1
+"""The number of the kernel contract; it grows when a kernel's signature or meaning changes."""
+
+BUILT_IN = {"cupy": "minimoe_cupy", "numba-cuda": "minimoe_numba_cuda", "numba": "minimoe_numba", "numpy": "minimoe_numpy"}
+"""The backends that come with minimoe, in the order in which `auto` tries them."""
+
+TOPICS: dict[str, tuple[type[ArrayLayer], tuple[str, ...]]] = {
+    "norm": (NormKernels, ("rms_norm", "layer_norm", "add_rms_norm", "add_layer_norm")),
+    "activation": (ActivationKernels, ("swiglu", "gelu", "relu")),
+    "rope": (RopeKernels, ("rope",)),
+    "linear": (LinearKernels, ("linear", "linear_dx", "linear_dw", "linear_db")),
+    "attention": (AttentionKernels, ("attention",)),
+    "gating": (GatingKernels, ("gate",)),
+    "routing": (RoutingKernels, ("route", "dispatch", "combine", "noisy_load")),
+    "expert": (ExpertKernels, ("grouped_matmul", "grouped_matmul_dw", "grouped_bias", "expert_ffn", "moe_ffn")),
+    "loss": (LossKernels, ("cross_entropy", "linear_cross_entropy")),
+    "embedding": (EmbeddingKernels, ("embedding",)),
+    "random": (RandomKernels, ("random_bits", "uniform", "normal", "dropout")),
+    "optimizer": (OptimizerKernels, ("adamw", "sgd", "lion", "muon", "sum_of_squares")),
+}
+"""Every kernel, by topic. A differentiable kernel `x` has its gradient in `x_backward`."""
+
+
+class Backend(
+    NormKernels,
+    RopeKernels,
+    AttentionKernels,
+    GatingKernels,
+    ExpertKernels,
+    LossKernels,
+    EmbeddingKernels,
+    OptimizerKernels,
+):
+    """Arrays and kernels of one library on one device. Abstract: the array layer is for the subclass to fill in."""
+
+    contract = CONTRACT
+    library: frozenset[str] = frozenset()  # overrides that call a library's kernel rather than one of their own
+    proven: dict[str, str] = {}  # kernel -> on which device and when it was seen to agree with its reference
+
+    def __repr__(self) -> str:
+        return f"<backend {self.name}>"
+
+
+class BackendUnavailable(UserError):
+    """A backend that cannot run on this machine; the message says why."""
+
+
+def kernel_names() -> list[str]:
+    """Every kernel of the contract, backward halves included."""
+    names = []
+    for _, kernels in TOPICS.values():
+        for kernel in kernels:
+            names += [kernel, f"{kernel}_backward"] if hasattr(Backend, f"{kernel}_backward") else [kernel]
+    return names
+
+
+def overridden(backend: Backend, kernel: str) -> bool:
+    """Has the backend a kernel of its own here?"""
+    return getattr(type(backend), kernel) is not getattr(Backend, kernel)
+
+
+def kernel_kinds(backend: Backend) -> dict[str, str]:
+    """`hand-written`, `library` or `reference` for each kernel."""
+    kinds = {}
+    for kernel in kernel_names():
+        own = "library" if kernel in backend.library else "hand-written"
+        kinds[kernel] = own if overridden(backend, kernel) else "reference"
+    return kinds
+
+
+def check_overrides(backend: Backend) -> None:
+    """Refuse a backend whose contract, array layer or overrides differ from the reference's, naming the difference."""
+    if backend.contract != CONTRACT:
+        raise UserError(f"backend {backend.name}: made for contract {backend.contract}, this minimoe has contract {CONTRACT}")
+    known = set(dir(Backend))
+    for name, member in vars(type(backend)).items():
+        if name in kernel_names():
+            compare_signatures(backend.name, name, member)
+        elif callable(member) and not name.startswith("_") and name not in known:
+            raise UserError(f"backend {backend.name}: {name} is no kernel of the contract{nearest(name, kernel_names())}")
+    for kernel in kernel_names():
+        other = f"{kernel}_backward"
+        composite = kernel in ("expert_ffn", "moe_ffn", "add_rms_norm", "add_layer_norm", "linear_cross_entropy")
+        if composite and overridden(backend, kernel) != overridden(backend, other):
+            raise UserError(f"backend {backend.name}: {kernel} and {other} share what they save: override both or none")
+
+
+def compare_signatures(backend: str, name: str, override: Callable[..., object]) -> None:
+    ours = list(inspect.signature(getattr(Backend, name)).parameters.values())
+    theirs = list(inspect.signature(override).parameters.values())
+    expected, given = ([f"{p.name}" + ("=" if p.default is not p.empty else "") for p in group] for group in (ours, theirs))
+    if expected != given:
+        raise UserError(f"backend {backend}: {name} takes ({', '.join(given)}), the reference takes ({', '.join(expected)})")
+
+
+# ---- finding ------------------------------------------------------------------------------------------------------------------
+
+
+def available() -> list[str]:
+    """The names of all backends that are known, whether or not they run here: built-in first, then entry points."""
+    others = [entry.name for entry in entry_points(group="minimoe.backends")]
+    return [name for name, module in BUILT_IN.items() if find_spec(module)] + sorted(set(others) - set(BUILT_IN))
+
+
+@lru_cache(maxsize=None)
+def load(name: str = "auto") -> Backend:
+    """The backend of that name, made once. `auto`: the first built-in one that runs here.
+
+    Raises `UserError` for an unknown name, `BackendUnavailable` where it cannot run here.
+    """
+    if name == "auto":
+        return _first_that_runs()
+    if name in BUILT_IN and find_spec(BUILT_IN[name]):
+        backend = import_module(BUILT_IN[name]).backend()
+    else:
+        found = [entry for entry in entry_points(group="minimoe.backends") if entry.name == name]
+        if not found:
+            raise UserError(f"no backend {name!r}{nearest(name, [*available(), 'auto'])}")
+        backend = found[0].load()()
+    check_overrides(backend)
+    return backend
+
+
+def _first_that_runs() -> Backend:
+    wanted = os.environ.get("MINIMOE_BACKEND")
+    if wanted:
+        return load(wanted)
+    for name in BUILT_IN:
+        if name in available():
+            try:
+                return load(name)
+            except BackendUnavailable:
+                continue
+    raise UserError("no backend runs here")
+
+
+class Described(NamedTuple):
+    """What `minimoe backends` says of one."""
+
+    available: bool
+    why_not: str
+    kernels: dict[str, str]
+    proven: dict[str, str]
+    dtypes: tuple[str, ...]
+
+
+def describe(name: str) -> Described:
+    """What a backend offers, or why it does not run here."""
+    try:
+        backend = load(name)
+    except UserError as error:
+        return Described(False, str(error), {}, {}, ())
+    return Described(True, "", kernel_kinds(backend), dict(backend.proven), backend.dtypes)

@@ -1,0 +1,99 @@
+"""Activations of a feed-forward layer, elementwise but for swiglu, which joins the two halves of its input.
+
+swiglu(g, u) = silu(g) * u, silu(g) = g * sigmoid(g)                                      (Shazeer 2020)
+clipped:       g <- min(g, limit), u <- clip(u, -limit, limit), y = g * sigmoid(1.702 g) * (u + 1)      (gpt-oss)
+gelu(x) = x * Phi(x), Phi the normal distribution function; tanh form: x/2 * (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))   (Hendrycks & Gimpel 2016)
+"""
+
+import math
+
+from minimoe.reference.arrays import Array, ArrayLayer
+
+CLIPPED_ALPHA = 1.702
+TANH_SCALE = math.sqrt(2.0 / math.pi)
+TANH_CUBE = 0.044715
+
+
+class ActivationKernels(ArrayLayer):
+    def swiglu(self, gate_up: Array, limit: float = 0.0, out: Array | None = None) -> Array:
+        """gate_up [...,2H], the gate half first -> [...,H]; limit > 0: the clipped form"""
+        h = gate_up.shape[-1] // 2
+        gate, up = gate_up[..., :h], gate_up[..., h:]
+        if limit:
+            gate, up = self.xp.clip(gate, max=limit), self.xp.clip(up, min=-limit, max=limit)
+            y = self.sigmoid(gate * CLIPPED_ALPHA)
+            up = up + 1.0
+        else:
+            y = self.sigmoid(gate)
+        y *= gate
+        y *= up
+        return self.store(y, out)
+
+    def swiglu_backward(self, dy: Array, gate_up: Array, limit: float = 0.0) -> Array:
+        """-> dgate_up [...,2H].   silu'(g) = s + g s (1 - s), s = sigmoid(a g); the clipped form passes nothing where it clips"""
+        xp = self.xp
+        h = gate_up.shape[-1] // 2
+        gate, up = gate_up[..., :h], gate_up[..., h:]
+        alpha = 1.0
+        if limit:
+            open_gate, open_up = gate <= limit, xp.abs(up) <= limit
+            gate, up = xp.clip(gate, max=limit), xp.clip(up, min=-limit, max=limit) + 1.0
+            alpha = CLIPPED_ALPHA
+        s = self.sigmoid(gate * alpha if limit else gate)
+        silu = gate * s
+        dgate_up = xp.empty_like(gate_up)
+        dgate_up[..., h:] = dy * silu
+        # s + alpha g s (1 - s) = s + alpha (silu - silu s)
+        slope = silu - silu * s
+        slope *= alpha
+        slope += s
+        slope *= up
+        slope *= dy
+        dgate_up[..., :h] = slope
+        if limit:
+            dgate_up[..., h:] *= xp.astype(open_up, dy.dtype)
+            dgate_up[..., :h] *= xp.astype(open_gate, dy.dtype)
+        return dgate_up
+
+    def gelu(self, x: Array, tanh: bool = False, out: Array | None = None) -> Array:
+        """x [...] -> [...]; tanh: the approximation that GPT-2 uses"""
+        if tanh:
+            y = x * x
+            y *= TANH_CUBE * TANH_SCALE
+            y += TANH_SCALE
+            y *= x
+            y = self.xp.tanh(y)
+        else:
+            y = self.erf(x * math.sqrt(0.5))
+        y += 1.0
+        y *= x
+        y *= 0.5
+        return self.store(y, out)
+
+    def gelu_backward(self, dy: Array, x: Array, tanh: bool = False) -> Array:
+        """-> dx.   exact: Phi(x) + x phi(x)"""
+        xp = self.xp
+        square = x * x
+        if tanh:
+            t = xp.tanh(x * (TANH_SCALE + TANH_SCALE * TANH_CUBE * square))
+            inner = TANH_SCALE + (3.0 * TANH_SCALE * TANH_CUBE) * square
+            dx = 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * inner
+        else:
+            dx = self.erf(x * math.sqrt(0.5))
+            dx += 1.0
+            dx *= 0.5
+            square *= -0.5
+            phi = xp.exp(square)
+            phi *= x
+            phi *= 1.0 / math.sqrt(2.0 * math.pi)
+            dx += phi
+        dx *= dy
+        return dx
+
+    def relu(self, x: Array, out: Array | None = None) -> Array:
+        """max(x, 0)"""
+        return self.store(self.xp.clip(x, min=0.0), out)
+
+    def relu_backward(self, dy: Array, x: Array) -> Array:
+        """dy where x > 0"""
+        return dy * self.xp.astype(x > 0, dy.dtype)

@@ -1,0 +1,109 @@
+"""The array layer: what a library of arrays must offer before any kernel runs. Mandatory for a backend, and all that is.
+
+`xp` is a namespace with the functions of the Array API standard (2024.12) that the references use; the rest are the few operations
+that the standard lacks. Indices are int32. No function here reads an array on the host but `to_host` and `offsets_on_host`.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any, TypeAlias
+
+import numpy as np
+
+Array: TypeAlias = Any
+"""An array of whichever library the backend stands on."""
+
+
+class ArrayLayer(ABC):
+    """Arrays of one library on one device."""
+
+    name: str
+    dtypes: tuple[str, ...]  # of ("float32", "float64", "bfloat16", "float16"); float32 alone is enough
+    xp: Any
+    cache_elements = 0  # > 0: where many passes follow each other, work through so many elements at a time (a processor with a cache)
+
+    @abstractmethod
+    def from_host(self, array: np.ndarray[Any, Any]) -> Array:
+        """A NumPy array, copied to the device, dtype kept."""
+
+    @abstractmethod
+    def to_host(self, array: Array) -> np.ndarray[Any, Any]:
+        """An array as NumPy's. Waits for the device; never inside a training step."""
+
+    @abstractmethod
+    def scatter_add(self, inout_target: Array, index: Array, values: Array) -> None:
+        """inout_target[index[i]] += values[i], equal indices summed in the order of i.   target [V,...], index [N] int32, values [N,...]"""
+
+    @abstractmethod
+    def top_k(self, x: Array, k: int) -> tuple[Array, Array]:
+        """The k largest along the last axis, largest first; ties go to the lowest index, NaN comes last.   -> values, ids int32 [...,k]"""
+
+    @abstractmethod
+    def bincount(self, ids: Array, minlength: int) -> Array:
+        """How often each of 0 .. minlength-1 occurs.   ids [N] int32 in range -> int32 [minlength]"""
+
+    @abstractmethod
+    def erf(self, x: Array) -> Array:
+        """The error function, elementwise, to the dtype's precision."""
+
+    @abstractmethod
+    def contiguous(self, x: Array) -> Array:
+        """The array with C-contiguous memory; itself where it is so already."""
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Wait until the device has done what was asked of it."""
+
+    @abstractmethod
+    def memory(self) -> dict[str, int]:
+        """Bytes in use and at the peak: {"used": ..., "peak": ...}."""
+
+    # ---- small helpers over xp, shared by the references; a backend need not touch them --------------------------------------
+
+    def dtype(self, name: str) -> Any:
+        """The library's dtype of that name."""
+        return getattr(self.xp, name)
+
+    def offsets_on_host(self, offsets: Array) -> list[int]:
+        """The one place where a reference reads the device within a step: row offsets [E+1] that bound a Python loop over experts."""
+        return [int(value) for value in self.to_host(offsets)]
+
+    def wide(self, x: Array) -> Array:
+        """x in the dtype of accumulation: at least float32."""
+        wide = self.xp.result_type(x.dtype, self.xp.float32)
+        return x if x.dtype == wide else self.xp.astype(x, wide)
+
+    def store(self, value: Array, out: Array | None, accumulate: bool = False) -> Array:
+        """`value`, or `out` after value was written (or added) into it."""
+        if out is None:
+            return value
+        if accumulate:
+            out += value
+        else:
+            out[...] = value
+        return out
+
+    def sigmoid(self, x: Array) -> Array:
+        """1 / (1 + exp(-x)); below -80, where exp(-x) would overflow in float32, the value at -80."""
+        e = self.xp.exp(-self.xp.clip(x, min=-80.0))
+        e += 1.0
+        return 1.0 / e
+
+    def softmax(self, x: Array) -> Array:
+        """exp(x) over its sum along the last axis; a row of -inf alone gives NaN, as in the literature."""
+        e = x - self.xp.max(x, axis=-1, keepdims=True)
+        e = self.xp.exp(e)
+        e /= self.xp.sum(e, axis=-1, keepdims=True)
+        return e
+
+    def logsumexp(self, x: Array) -> Array:
+        """log(sum(exp(x))) along the last axis.   [...,E] -> [...]"""
+        top = self.xp.max(x, axis=-1, keepdims=True)
+        total = self.xp.sum(self.xp.exp(x - top), axis=-1, keepdims=True)
+        return self.xp.squeeze(top + self.xp.log(total), axis=-1)
+
+    def rows(self, x: Array) -> Array:
+        """x with its leading axes joined.   [...,D] -> [N,D]"""
+        n = 1
+        for size in x.shape[:-1]:
+            n *= size
+        return self.xp.reshape(x, (n, x.shape[-1]))

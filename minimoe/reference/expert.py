@@ -1,0 +1,135 @@
+"""Experts: products with rows grouped by expert, the feed-forward of all experts at once, and the whole routed layer.
+
+rows [R,I] stand expert by expert, `offsets` [E+1] bound them, weights [E,O,I] hold a matrix for each expert:
+y[r] = W_e x[r] for the expert e whose rows hold r.   dx[r] = W_e^T dy[r],   dW_e = dy_e^T x_e,   db_e = sum(dy_e).
+An expert without rows has a zero gradient. Rows at or past offsets[E] come out as zeros.
+"""
+
+from typing import Any, NamedTuple
+
+from minimoe.reference.activation import ActivationKernels
+from minimoe.reference.arrays import Array
+from minimoe.reference.routing import Plan, RoutingKernels
+
+
+class ExpertWeights(NamedTuple):
+    """All experts of a layer. O is 2H for swiglu (gate rows first), else H."""
+
+    up: Array  # [E,O,D]
+    down: Array  # [E,D,H]
+    up_bias: Array | None = None  # [E,O]
+    down_bias: Array | None = None  # [E,D]
+
+
+class ExpertSaved(NamedTuple):
+    """What the reference keeps from expert_ffn for its backward."""
+
+    rows: Array
+    weights: ExpertWeights
+    offsets: Array
+    before: Array
+    hidden: Array
+
+
+class MoESaved(NamedTuple):
+    """What the reference keeps from moe_ffn for its backward."""
+
+    y_rows: Array
+    gate_weights: Array
+    plan: Plan
+    expert: Any
+
+
+class ExpertKernels(RoutingKernels, ActivationKernels):
+    def grouped_matmul(self, x: Array, weight: Array, offsets: Array, transpose: bool = False, out: Array | None = None) -> Array:
+        """y[r] = W_e x[r], or W_e^T x[r] if `transpose`.   x [R,I], weight [E,O,I], offsets [E+1] -> [R,O]  (transpose: [R,O] -> [R,I])"""
+        xp = self.xp
+        width = weight.shape[2] if transpose else weight.shape[1]
+        y = xp.empty((x.shape[0], width), dtype=x.dtype) if out is None else out
+        ends = self.offsets_on_host(offsets)
+        for e, (start, stop) in enumerate(zip(ends, ends[1:], strict=False)):
+            if stop > start:
+                y[start:stop, :] = xp.matmul(x[start:stop, :], weight[e, :, :] if transpose else weight[e, :, :].T)
+        y[ends[-1] :, :] = 0.0
+        return y
+
+    def grouped_matmul_dw(self, dy: Array, x: Array, offsets: Array, out: Array | None = None, accumulate: bool = False) -> Array:
+        """dW_e = dy_e^T x_e.   dy [R,O], x [R,I] -> [E,O,I]"""
+        xp = self.xp
+        ends = self.offsets_on_host(offsets)
+        dw = xp.zeros((len(ends) - 1, dy.shape[1], x.shape[1]), dtype=x.dtype)
+        for e, (start, stop) in enumerate(zip(ends, ends[1:], strict=False)):
+            if stop > start:
+                dw[e, :, :] = xp.matmul(dy[start:stop, :].T, x[start:stop, :])
+        return self.store(dw, out, accumulate)
+
+    def grouped_bias(self, bias: Array, offsets: Array, rows: int) -> Array:
+        """Each row its expert's bias, zero for unused rows.   bias [E,O] -> [R,O]"""
+        full = self.xp.zeros((rows, bias.shape[1]), dtype=bias.dtype)
+        ends = self.offsets_on_host(offsets)
+        for e, (start, stop) in enumerate(zip(ends, ends[1:], strict=False)):
+            full[start:stop, :] = bias[e, :]
+        return full
+
+    def grouped_bias_backward(self, dy: Array, offsets: Array) -> Array:
+        """db_e = sum(dy_e).   dy [R,O] -> [E,O]"""
+        xp = self.xp
+        ends = self.offsets_on_host(offsets)
+        return xp.stack([xp.sum(dy[start:stop, :], axis=0) for start, stop in zip(ends, ends[1:], strict=False)], axis=0)
+
+    def activate(self, x: Array, activation: str, limit: float = 0.0) -> Array:
+        """The named activation.   [...,O] -> [...,H]"""
+        if activation == "swiglu":
+            return self.swiglu(x, limit)
+        if activation == "relu":
+            return self.relu(x)
+        return self.gelu(x, tanh=activation == "gelu_tanh")
+
+    def activate_backward(self, dy: Array, x: Array, activation: str, limit: float = 0.0) -> Array:
+        """-> dx [...,O]"""
+        if activation == "swiglu":
+            return self.swiglu_backward(dy, x, limit)
+        if activation == "relu":
+            return self.relu_backward(dy, x)
+        return self.gelu_backward(dy, x, tanh=activation == "gelu_tanh")
+
+    # ---- composites ------------------------------------------------------------------------------------------------------------
+
+    def expert_ffn(
+        self, rows: Array, weights: ExpertWeights, offsets: Array, activation: str, limit: float = 0.0
+    ) -> tuple[Array, Any]:
+        """down_e(activation(up_e(rows))).   rows [R,D] -> [R,D], saved"""
+        before = self.grouped_matmul(rows, weights.up, offsets)
+        if weights.up_bias is not None:
+            before += self.grouped_bias(weights.up_bias, offsets, rows.shape[0])
+        hidden = self.activate(before, activation, limit)
+        y = self.grouped_matmul(hidden, weights.down, offsets)
+        if weights.down_bias is not None:
+            y += self.grouped_bias(weights.down_bias, offsets, rows.shape[0])
+        return y, ExpertSaved(rows, weights, offsets, before, hidden)
+
+    def expert_ffn_backward(self, dy: Array, saved: Any, activation: str, limit: float = 0.0) -> tuple[Array, ExpertWeights]:
+        """-> drows [R,D], the weights' gradients"""
+        weights, offsets = saved.weights, saved.offsets
+        ddown = self.grouped_matmul_dw(dy, saved.hidden, offsets)
+        dbefore = self.activate_backward(self.grouped_matmul(dy, weights.down, offsets, transpose=True), saved.before, activation, limit)
+        dup = self.grouped_matmul_dw(dbefore, saved.rows, offsets)
+        dup_bias = None if weights.up_bias is None else self.grouped_bias_backward(dbefore, offsets)
+        ddown_bias = None if weights.down_bias is None else self.grouped_bias_backward(dy, offsets)
+        drows = self.grouped_matmul(dbefore, weights.up, offsets, transpose=True)
+        return drows, ExpertWeights(dup, ddown, dup_bias, ddown_bias)
+
+    def moe_ffn(
+        self, x: Array, gate_weights: Array, plan: Plan, weights: ExpertWeights, activation: str, limit: float = 0.0
+    ) -> tuple[Array, Any]:
+        """combine(expert_ffn(dispatch(x))).   x [N,D], gate_weights [N,W] -> [N,D], saved"""
+        y_rows, expert = self.expert_ffn(self.dispatch(x, plan), weights, plan.offsets, activation, limit)
+        return self.combine(y_rows, gate_weights, plan), MoESaved(y_rows, gate_weights, plan, expert)
+
+    def moe_ffn_backward(
+        self, dy: Array, saved: Any, activation: str, limit: float = 0.0
+    ) -> tuple[Array, Array, ExpertWeights]:
+        """-> dx [N,D], dgate_weights [N,W], the weights' gradients"""
+        dy_rows, dgate_weights = self.combine_backward(dy, saved.y_rows, saved.gate_weights, saved.plan)
+        drows, dweights = self.expert_ffn_backward(dy_rows, saved.expert, activation, limit)
+        return self.dispatch_backward(drows, saved.plan), dgate_weights, dweights

@@ -1,0 +1,28 @@
+"""The dense product of a layer: y = x W^T + b, with W in torch's orientation [out, in], and its two gradients apart.
+
+dx = dy W,   dW = dy^T x,   db = sum(dy).
+"""
+
+from minimoe.reference.arrays import Array, ArrayLayer
+
+
+class LinearKernels(ArrayLayer):
+    def linear(self, x: Array, weight: Array, bias: Array | None = None, out: Array | None = None) -> Array:
+        """x [...,I], weight [O,I], bias [O] or None -> [...,O]"""
+        y = self.xp.matmul(self.rows(x), weight.T)
+        if bias is not None:
+            y += bias
+        return self.store(self.xp.reshape(y, (*x.shape[:-1], weight.shape[0])), out)
+
+    def linear_dx(self, dy: Array, weight: Array, out: Array | None = None) -> Array:
+        """dy [...,O], weight [O,I] -> dx [...,I]"""
+        dx = self.xp.matmul(self.rows(dy), weight)
+        return self.store(self.xp.reshape(dx, (*dy.shape[:-1], weight.shape[1])), out)
+
+    def linear_dw(self, dy: Array, x: Array, out: Array | None = None, accumulate: bool = False) -> Array:
+        """dy [...,O], x [...,I] -> dweight [O,I]"""
+        return self.store(self.xp.matmul(self.rows(dy).T, self.rows(x)), out, accumulate)
+
+    def linear_db(self, dy: Array, out: Array | None = None, accumulate: bool = False) -> Array:
+        """dy [...,O] -> dbias [O]"""
+        return self.store(self.xp.sum(self.rows(dy), axis=0), out, accumulate)

@@ -1,0 +1,34 @@
+"""Rotary positions: each pair of a head's coordinates is turned by an angle that grows with the position (Su et al. 2021).
+
+angle[t, i] = positions[t] * inv_freq[i];   (a, b) -> (a cos - b sin, b cos + a sin) * scale.
+Pairs are (i, i + C/2), the convention of Llama and Mixtral, or, interleaved, (2i, 2i + 1). Coordinates past 2 * len(inv_freq) pass through
+unchanged. The gradient turns the other way.
+"""
+
+from minimoe.reference.arrays import Array, ArrayLayer
+
+
+class RopeKernels(ArrayLayer):
+    def rope(
+        self, x: Array, positions: Array, inv_freq: Array, scale: float = 1.0, interleaved: bool = False, out: Array | None = None
+    ) -> Array:
+        """x [B,T,heads,C], positions [B or 1,T] int32, inv_freq [<= C/2] float -> [B,T,heads,C]"""
+        return self.store(self._rotate(x, positions, inv_freq, scale, interleaved, 1.0), out)
+
+    def rope_backward(self, dy: Array, positions: Array, inv_freq: Array, scale: float = 1.0, interleaved: bool = False) -> Array:
+        """-> dx [B,T,heads,C]"""
+        return self._rotate(dy, positions, inv_freq, scale, interleaved, -1.0)
+
+    def _rotate(self, x: Array, positions: Array, inv_freq: Array, scale: float, interleaved: bool, turn: float) -> Array:
+        xp = self.xp
+        pairs = inv_freq.shape[0]
+        angle = xp.astype(positions, inv_freq.dtype)[:, :, None, None] * inv_freq  # [B,T,1,pairs]
+        cos = xp.astype(xp.cos(angle) * scale, x.dtype, copy=False)
+        sin = xp.astype(xp.sin(angle) * (scale * turn), x.dtype, copy=False)
+        first = (..., slice(0, 2 * pairs, 2)) if interleaved else (..., slice(0, pairs))
+        second = (..., slice(1, 2 * pairs, 2)) if interleaved else (..., slice(pairs, 2 * pairs))
+        a, b = x[first], x[second]
+        y = xp.empty_like(x) if 2 * pairs == x.shape[-1] else xp.asarray(x, copy=True)
+        y[first] = a * cos - b * sin
+        y[second] = b * cos + a * sin
+        return y
