@@ -1,0 +1,335 @@
+"""One Transformer: a decoder, an encoder or a vision encoder, dense or routed, as its configuration says.
+
+embed -> blocks of attention and feed-forward (a dense one, or experts) around a residual stream -> norm -> head.
+Pre-norm:  x = x + attention(norm(x)), x = x + ffn(norm(x)).   Post-norm:  x = norm(x + attention(x)), x = norm(x + ffn(x)).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from minimoe import ops
+from minimoe.autograd import Tensor, recompute
+from minimoe.backend import Array, Backend
+from minimoe.config import ModelConfig
+from minimoe.errors import ConfigError
+from minimoe.moe import MoE, MoEStats, joined_aux_loss, joined_z_loss
+from minimoe.nn import Attention, Dropout, Embedding, FeedForward, KeyValueCache, Linear, Module, Norm, Parameter
+from minimoe.random import Rng
+from minimoe.reference.loss import IGNORE
+
+
+@dataclass(frozen=True)
+class LossParts:
+    """The loss of a batch and what it is made of, 0-d tensors in nats."""
+
+    total: Tensor  # cross_entropy + router_loss
+    cross_entropy: Tensor  # mean over valid targets
+    router_loss: Tensor | None  # weighted, as added; None without routed layers
+    aux_loss: Tensor | None  # raw, layers joined by the convention
+    z_loss: Tensor | None  # raw, mean over layers
+    stats: list[MoEStats]  # of each routed layer
+
+
+class Cache:
+    """Keys and values of a whole model's earlier positions, which count from 0."""
+
+    def __init__(self, model: Transformer, batch: int = 1, capacity: int | None = None) -> None:
+        config, embed = model.config, model.embed.weight
+        capacity = capacity or config.max_seq_len
+        shape = (batch, capacity, config.kv_heads, config.head_width)
+        self.layers = [KeyValueCache(*shape, embed.data.dtype, embed.backend) for _ in range(config.n_layers)]
+
+    @property
+    def length(self) -> int:
+        """Positions so far."""
+        return self.layers[0].length
+
+
+class Block(Module):
+    """Attention, then a feed-forward layer; in between the residual stream.   x [B,T,D] -> [B,T,D], stats of a routed layer or None"""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        c = config
+        out_std = c.init_std / math.sqrt(2 * c.n_layers)  # each block adds to the stream twice (Radford et al. 2019)
+        self.pre = c.norm_position == "pre"
+        self.attention_norm = Norm(c.d_model, c.norm, c.norm_eps, c.bias)
+        self.attention = Attention(
+            c.d_model, c.n_heads, c.kv_heads, c.head_width, causal=c.causal, window=c.window(layer), position=c.position,
+            rope_theta=c.rope_theta, qk_norm=c.qk_norm, norm_eps=c.norm_eps, bias=c.attention_bias, dropout=c.attention_dropout,
+            std=c.init_std, out_std=out_std,
+        )  # fmt: skip
+        self.ffn_norm = Norm(c.d_model, c.norm, c.norm_eps, c.bias)
+        self.routed = c.moe is not None and layer in c.moe_layers()
+        if self.routed:
+            self.moe = MoE(
+                c.d_model, c.expert_hidden, c.activation, c.moe, bias=c.bias, seed=None, std=c.init_std, out_std=out_std
+            )
+        else:
+            self.ffn = FeedForward(c.d_model, c.d_hidden, c.activation, c.bias, c.init_std, out_std)
+        self.attention_dropout = Dropout(c.dropout, "attention")
+        self.ffn_dropout = Dropout(c.dropout, "ffn")
+
+    def __call__(self, x: Tensor, call: Call, layer: int) -> tuple[Tensor, MoEStats | None]:
+        h = self.attention_norm(x) if self.pre else x
+        cache = None if call.cache is None else call.cache.layers[layer]
+        a = self.attention(h, call.positions, call.valid, call.rng, cache, call.k_positions)
+        a = self.attention_dropout(a, call.rng)
+        if self.pre:
+            x, h = self.ffn_norm.after_add(x, a)
+            y, stats = self._feed_forward(h, call)
+            return x + y, stats
+        _, x = self.attention_norm.after_add(x, a)
+        y, stats = self._feed_forward(x, call)
+        return self.ffn_norm.after_add(x, y)[1], stats
+
+    def _feed_forward(self, h: Tensor, call: Call) -> tuple[Tensor, MoEStats | None]:
+        stats = None
+        if self.routed:
+            y, stats = self.moe(h, call.token_valid, call.rng)
+        else:
+            y = self.ffn(h)
+        return self.ffn_dropout(y, call.rng), stats
+
+
+@dataclass(frozen=True)
+class Call:
+    """What every block of one forward pass shares."""
+
+    positions: Array  # [B or 1,T] int32
+    k_positions: Array | None  # [B or 1,Tk] int32, with a cache
+    valid: Array | None  # [B,Tk] bool: keys that count
+    token_valid: Array | None  # [B,T] bool: tokens that are routed
+    rng: Rng | None
+    cache: Cache | None
+
+
+class MaskedHead(Module):
+    """BERT's head over the vocabulary: norm(gelu(dense(x))) W^T + b, W tied to the embedding or its own."""
+
+    def __init__(self, config: ModelConfig, vocab: int) -> None:
+        self.dense = Linear(config.d_model, config.d_model, True, config.init_std)
+        self.norm = Norm(config.d_model, "layer", config.norm_eps, True)
+        self.bias = Parameter(vocab, role="vector")
+        if not config.tie_embeddings:
+            self.weight = Parameter(vocab, config.d_model, std=config.init_std, role="head")
+
+    def __call__(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.norm(ops.gelu(self.dense(x)))
+        return ops.linear(h, getattr(self, "weight", embedding), self.bias)
+
+
+class Transformer(Module):
+    """`logits = model(tokens)`, `model.loss(tokens, targets)`. `seed` draws the weights; `backend` defaults to the current one."""
+
+    def __init__(self, config: ModelConfig, seed: int = 0, dtype: str = "float32", backend: Backend | None = None) -> None:
+        self.config = c = config
+        self._declare_input(c)
+        self.blocks = [Block(c, layer) for layer in range(c.n_layers)]
+        self.dropout = Dropout(c.dropout, "embedding")
+        if c.norm_position == "pre":
+            self.norm = Norm(c.d_model, c.norm, c.norm_eps, c.bias)
+        if c.head == "classifier":
+            self.head: Module = Linear(c.d_model, c.n_classes, True, c.init_std, role="head")
+        elif c.head == "mlm":
+            self.head = MaskedHead(c, self.vocab_size)
+        elif c.head == "lm" and not c.tie_embeddings:
+            self.head = Linear(c.d_model, self.vocab_size, False, c.init_std, role="head")
+        self.init(seed, dtype, backend)
+
+    def _declare_input(self, c: ModelConfig) -> None:
+        length = c.max_seq_len
+        if c.image_size:
+            self.patch_embed = Linear(c.n_channels * c.patch_size**2, c.d_model, True, c.init_std)
+            self.class_token = Parameter(c.d_model, std=c.init_std, role="vector")
+            length = c.n_patches + 1
+        else:
+            self.embed = Embedding(self.vocab_size, c.d_model, c.init_std, c.pad_token_id)
+        if c.position == "learned":
+            self.positions = Embedding(length, c.d_model, c.init_std)
+        if c.type_vocab_size:
+            self.token_types = Embedding(c.type_vocab_size, c.d_model, c.init_std)
+        if c.norm_position == "post":
+            self.embed_norm = Norm(c.d_model, c.norm, c.norm_eps, c.bias)
+
+    @property
+    def vocab_size(self) -> int:
+        if self.config.vocab_size is None:
+            raise ConfigError("model.vocab_size is not set: give it, or let the tokenizer")
+        return self.config.vocab_size
+
+    @property
+    def backend(self) -> Backend:
+        """Where the parameters live."""
+        return next(self.named_state())[1].backend
+
+    # ---- forward -----------------------------------------------------------------------------------------------------------------
+
+    def __call__(
+        self, tokens: Any, attention_mask: Any = None, positions: Any = None, token_types: Any = None, cache: Cache | None = None,
+        rng: Rng | None = None,
+    ) -> Tensor:  # fmt: skip
+        """tokens [B,T] int (or images [B,channels,height,width]) -> logits [B,T,V]; classes [B,n_classes]; without a head [B,T,D]
+
+        `attention_mask` [B,Tk]: 0 where padding. `cache` holds earlier positions and takes up these. `rng` None: evaluation.
+        Raises ValueError for shapes, positions or ids that do not fit.
+        """
+        x, _ = self.hidden(tokens, attention_mask, positions, token_types, cache, rng)
+        return self._logits(x)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        head = self.config.head
+        if head == "none":
+            return x
+        if head == "classifier":
+            return self.head(x[:, 0, :])  # type: ignore[operator]
+        if head == "mlm":
+            return self.head(x, self.embed.weight)  # type: ignore[operator]
+        return ops.linear(x, self._output_weight())
+
+    def _output_weight(self) -> Tensor:
+        return self.embed.weight if self.config.tie_embeddings else self.head.weight  # type: ignore[attr-defined]
+
+    def hidden(
+        self, tokens: Any, attention_mask: Any = None, positions: Any = None, token_types: Any = None, cache: Cache | None = None,
+        rng: Rng | None = None, recompute_blocks: bool = False,
+    ) -> tuple[Tensor, list[MoEStats]]:  # fmt: skip
+        """The last hidden states, normalised, and the stats of each routed layer.   -> [B,T,D], stats"""
+        x, call = self._embed(tokens, attention_mask, positions, token_types, cache, rng)
+        stats = []
+        for layer, block in enumerate(self.blocks):
+            if recompute_blocks:
+                x, layer_stats = _recomputed(block, x, call, layer)
+            else:
+                x, layer_stats = block(x, call, layer)
+            if layer_stats is not None:
+                stats.append(layer_stats)
+        return (self.norm(x) if self.config.norm_position == "pre" else x), stats
+
+    def loss(
+        self, tokens: Any, targets: Any, attention_mask: Any = None, positions: Any = None, token_types: Any = None,
+        rng: Rng | None = None, recompute_blocks: bool = False,
+    ) -> LossParts:  # fmt: skip
+        """Mean cross-entropy over targets that are not -100, and the router's losses.   targets [B,T] int (classifier: [B])"""
+        x, stats = self.hidden(tokens, attention_mask, positions, token_types, None, rng, recompute_blocks)
+        flat = self.backend.xp.reshape(self._ints(targets), (-1,))
+        if self.config.head == "lm":
+            total, count = ops.linear_cross_entropy(x.reshape(-1, self.config.d_model), self._output_weight(), flat, IGNORE)
+        else:
+            logits = self._logits(x)
+            total, count = ops.cross_entropy(logits.reshape(-1, logits.shape[-1]), flat, IGNORE)
+        cross_entropy = total * Tensor(1.0 / self.backend.xp.clip(count, min=1.0), self.backend)
+        if not stats or self.config.moe is None:
+            return LossParts(cross_entropy, cross_entropy, None, None, None, stats)
+        aux, z = joined_aux_loss(stats, self.config.moe), joined_z_loss(stats)
+        router_loss = aux * self.config.moe.aux_loss_coef + z * self.config.moe.z_loss_coef
+        return LossParts(cross_entropy + router_loss, cross_entropy, router_loss, aux, z, stats)
+
+    # ---- input -------------------------------------------------------------------------------------------------------------------
+
+    def _embed(
+        self, tokens: Any, attention_mask: Any, positions: Any, token_types: Any, cache: Cache | None, rng: Rng | None
+    ) -> tuple[Tensor, Call]:
+        xp, c = self.backend.xp, self.config
+        if c.image_size:
+            x = self._patches(tokens)
+            b, t = x.shape[:2]
+        else:
+            ids = self._ids(tokens)
+            b, t = ids.shape
+            x = self.embed(ids)
+        past = 0 if cache is None else cache.length
+        if positions is None:
+            pos = xp.reshape(xp.arange(past, past + t, dtype=xp.int32), (1, t))
+            self._check_length(past + t)
+        else:
+            pos = self._ints(positions)
+        if c.position == "learned":
+            x = x + self.positions(pos)
+        if c.type_vocab_size:
+            x = x + self.token_types(self._ints(token_types) if token_types is not None else xp.zeros((1, t), dtype=xp.int32))
+        if c.norm_position == "post":
+            x = self.embed_norm(x)
+        valid, token_valid = self._masks(attention_mask, b, t, past)
+        k_positions = xp.reshape(xp.arange(past + t, dtype=xp.int32), (1, past + t)) if cache is not None else None
+        return self.dropout(x, rng), Call(pos, k_positions, valid, token_valid, rng, cache)
+
+    def _masks(self, attention_mask: Any, b: int, t: int, past: int) -> tuple[Array | None, Array | None]:
+        """Keys that count [B,Tk] and tokens that are routed [B,T], from a mask over all keys or over the new ones."""
+        if attention_mask is None:
+            return None, None
+        valid = self._ints(attention_mask) != 0
+        if tuple(valid.shape) != (b, past + t):
+            raise ValueError(f"attention_mask has shape {tuple(valid.shape)}, expected {(b, past + t)}: a value for each key")
+        return valid, valid[:, past:]
+
+    def _patches(self, images: Any) -> Tensor:
+        """Images cut into patches, each a row of the patch embedding, after a class token.   [B,channels,S,S] -> [B,n_patches+1,D]"""
+        c, backend = self.config, self.backend
+        xp, p, side = backend.xp, c.patch_size, c.image_size // c.patch_size
+        if isinstance(images, Tensor):
+            images = images.data
+        if isinstance(images, np.ndarray | list):
+            images = backend.from_host(np.asarray(images))
+        expected = (c.n_channels, c.image_size, c.image_size)
+        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
+            raise ValueError(f"images have shape {tuple(images.shape)}, expected (batch, {', '.join(map(str, expected))})")
+        b = images.shape[0]
+        cut = xp.permute_dims(xp.reshape(images, (b, c.n_channels, side, p, side, p)), (0, 2, 4, 1, 3, 5))
+        rows = xp.reshape(xp.astype(cut, self.class_token.dtype), (b, side * side, c.n_channels * p * p))
+        x = self.patch_embed(Tensor(rows, backend))
+        first = ops.broadcast_to(self.class_token, (b, 1, c.d_model))
+        return ops.concat([first, x], axis=1)
+
+    def _ids(self, tokens: Any) -> Array:
+        """Token ids [B,T] on the device; ids that come from the host are checked against the vocabulary."""
+        if isinstance(tokens, Tensor):
+            tokens = tokens.data
+        if isinstance(tokens, np.ndarray | list | tuple):
+            host = np.asarray(tokens)
+            if host.size and (host.min() < 0 or host.max() >= self.vocab_size):
+                raise ValueError(f"token ids run from {host.min()} to {host.max()}, the vocabulary has {self.vocab_size}")
+        ids = self._ints(tokens)
+        if ids.ndim != 2:
+            raise ValueError(f"tokens have shape {tuple(ids.shape)}, expected [B,T]")
+        return ids
+
+    def _ints(self, values: Any) -> Array:
+        """Integers of any library as the backend's int32."""
+        if isinstance(values, Tensor):
+            values = values.data
+        if isinstance(values, np.ndarray | list | tuple):
+            values = self.backend.from_host(np.asarray(values))
+        elif hasattr(values, "__dlpack__") and not hasattr(values, "__array_namespace__"):
+            values = self.backend.from_host(np.from_dlpack(values))
+        return self.backend.xp.astype(values, self.backend.xp.int32, copy=False)
+
+    def _check_length(self, length: int) -> None:
+        limit = self.config.n_patches + 1 if self.config.image_size else self.config.max_seq_len
+        if length > limit and self.config.position == "learned":
+            raise ValueError(f"a sequence of {length} is longer than the {limit} positions that this model has learned")
+
+    def update_balance(self, counts: list[Array], ok: Array | None = None) -> None:
+        """After an optimizer step: bias updates of every routed layer, with the step's counts [E] of each."""
+        routed = [block.moe for block in self.blocks if block.routed]
+        for layer, count in zip(routed, counts, strict=True):
+            layer.update_balance(count, ok)
+
+
+def _recomputed(block: Block, x: Tensor, call: Call, layer: int) -> tuple[Tensor, MoEStats | None]:
+    """A block whose inner activations are not kept; its differentiable statistics stay differentiable."""
+
+    def run(x: Tensor) -> tuple[Any, ...]:
+        y, stats = block(x, call, layer)
+        if stats is None:
+            return y, None
+        return y, stats, stats.loss, stats.aux_loss, stats.z_loss, stats.prob_sum
+
+    y, stats, *tensors = recompute(run, x)
+    if stats is None:
+        return y, None
+    return y, replace(stats, **dict(zip(("loss", "aux_loss", "z_loss", "prob_sum"), tensors, strict=True)))
