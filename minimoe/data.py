@@ -1,0 +1,263 @@
+"""Data: the text of a source as one row of tokens, split in two, and batches as a pure function of (seed, step, micro-batch).
+
+No sampler state exists, so a run that is resumed, or another backend, reads the very same windows.
+"""
+
+import hashlib
+import os
+import sysconfig
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from minimoe.config import DataConfig
+from minimoe.errors import UserError, nearest
+from minimoe.random import host_bits
+from minimoe.tokenizer import Tokenizer, make_tokenizer
+
+Tokens = npt.NDArray[np.int32]
+Domains = npt.NDArray[np.int8]
+Kind = TypeVar("Kind", np.int32, np.int8)
+Piece = tuple[str, int]  # a stretch of text and its domain
+
+IGNORE = -100  # the target of padding: adds nothing to the loss
+SEPARATOR = "\n\n"  # between topics and files
+CODE_BYTES = 4_000_000  # python-code takes whole files, in order, up to this
+MIX_CHUNK = 4096  # characters after which python-mix changes domain, at the end of a line
+NOT_LIBRARY_CODE = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "pydoc_data"}
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """A text in tokens: the first part to train on, the last to validate. Domains, where the source knows them, index `domains`."""
+
+    train: Tokens  # [n]
+    val: Tokens  # [m]
+    train_domains: Domains | None  # [n]
+    val_domains: Domains | None  # [m]
+    domains: tuple[str, ...]  # empty where there are none
+    tokenizer: Tokenizer
+    sha256: str  # of the text's UTF-8 bytes: built-in sources differ between Python versions
+    source: str
+
+
+def load_corpus(data: DataConfig, base: Path | None = None, tokenizer: Tokenizer | None = None, *, seq_len: int | None = None) -> Corpus:
+    """The corpus of `data.source`; relative paths start at `base` (default: the working directory).
+
+    A given `tokenizer` (of a run that goes on, of a model to evaluate) takes the place of `data.tokenizer`. With `seq_len` both splits must
+    hold seq_len + 2 tokens. Raises `UserError`, naming the source, for one that is missing, binary, empty or too short.
+    """
+    pieces, domains = read_source(data.source, base)
+    text = "".join(piece for piece, _ in pieces)
+    if not text:
+        raise UserError(f"{data.source}: empty: data.source needs text")
+    tokenizer = tokenizer or make_tokenizer(data.tokenizer, text, base)
+    parts = [tokenizer.encode(piece, data.source) for piece, _ in pieces]
+    tokens = np.concatenate(parts)
+    n_train = int(len(tokens) * (1 - data.val_fraction))
+    check_length(data, n_train, len(tokens) - n_train, seq_len)
+    labels = None
+    if domains:
+        labels = np.repeat(np.array([domain for _, domain in pieces], np.int8), [len(part) for part in parts])
+    return Corpus(
+        train=tokens[:n_train],
+        val=tokens[n_train:],
+        train_domains=None if labels is None else labels[:n_train],
+        val_domains=None if labels is None else labels[n_train:],
+        domains=domains,
+        tokenizer=tokenizer,
+        sha256=hashlib.sha256(text.encode("utf-8")).hexdigest(),
+        source=data.source,
+    )
+
+
+def check_length(data: DataConfig, n_train: int, n_val: int, seq_len: int | None) -> None:
+    """Refuse a split that is too short to draw windows from."""
+    needed, why, shorter = 2, "a prediction needs", ""
+    if seq_len is not None:
+        needed, why, shorter = seq_len + 2, f"windows of train.seq_len = {seq_len} need", ", a shorter train.seq_len"
+    for split, length, change in (("training", n_train, "smaller"), ("validation", n_val, "larger")):
+        if length < needed:
+            raise UserError(
+                f"{data.source}: too short: the {split} split has {length} tokens, {why} {needed}: "
+                f"use more text{shorter} or a {change} data.val_fraction ({data.val_fraction})"
+            )
+
+
+# ---- sources -----------------------------------------------------------------------------------------------------------------
+
+
+def read_source(source: str, base: Path | None = None) -> tuple[list[Piece], tuple[str, ...]]:
+    """The text of a source in pieces, and the names of its domains (none where it has but one)."""
+    if source == "python-mix":
+        return python_mix(), ("docs", "code")
+    if source in SOURCES:
+        return [(SOURCES[source](), 0)], ()
+    path = (base or Path()) / Path(source).expanduser()
+    if path.is_dir():
+        return [(read_folder(path), 0)], ()
+    if path.exists():
+        return [(read_text(path), 0)], ()
+    if path.suffix or path.name != source:
+        raise UserError(f"data.source = {source!r}: no such file or folder")
+    raise UserError(f"data.source = {source!r} is not a file, a folder or a built-in source{nearest(source, [*SOURCES, 'python-mix'])}")
+
+
+def python_docs() -> str:
+    """CPython's language reference, as its `help()` has it: the topics of `pydoc_data.topics` in sorted order."""
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        raise UserError("data.source = 'python-docs': this Python comes without pydoc_data; give a text file") from None
+    return SEPARATOR.join(topics[name] for name in sorted(topics))
+
+
+def python_code() -> str:
+    """The standard library's sources: top-level modules, then packages, sorted by path, whole files up to `CODE_BYTES`.
+
+    Left out: tests, what was installed beside it, the documentation of python-docs, build settings, and files that are not UTF-8.
+    """
+    root = Path(sysconfig.get_path("stdlib"))
+    paths = [path for path in walk(root, NOT_LIBRARY_CODE) if path.suffix == ".py" and not path.name.startswith("_sysconfigdata")]
+    texts, size = [], 0
+    for path in sorted(paths, key=lambda path: (len(path.parts), path.as_posix())):
+        text = try_text(path)
+        if text is None:
+            continue
+        size += len(text.encode("utf-8")) + len(SEPARATOR)
+        if size > CODE_BYTES:
+            break
+        texts.append(text)
+    if not texts:
+        raise UserError("data.source = 'python-code': this Python comes without its sources; give a text file")
+    return SEPARATOR.join(texts)
+
+
+def python_mix() -> list[Piece]:
+    """Docs (domain 0) and code (domain 1) in turn, chunk by chunk and in equal number: of the longer one, chunks evenly spread."""
+    docs, code = chunks(python_docs()), chunks(python_code())
+    count = min(len(docs), len(code))
+    pairs = ((docs[i * len(docs) // count], code[i * len(code) // count]) for i in range(count))
+    return [piece for prose, program in pairs for piece in ((prose, 0), (program, 1))]
+
+
+def chunks(text: str) -> list[str]:
+    """The text cut at ends of lines into pieces of at least `MIX_CHUNK` characters; a shorter rest is left out."""
+    found, lines, size = [], [], 0
+    for line in text.splitlines(keepends=True):
+        lines.append(line)
+        size += len(line)
+        if size >= MIX_CHUNK:
+            found.append("".join(lines))
+            lines, size = [], 0
+    return found
+
+
+SOURCES: dict[str, Callable[[], str]] = {"python-docs": python_docs, "python-code": python_code}
+
+
+def walk(root: Path, skip: set[str]) -> Iterator[Path]:
+    """The files below a folder, but for hidden ones and those below a folder whose name is in `skip`."""
+    for folder, names, files in os.walk(root):
+        names[:] = [name for name in names if name not in skip and not name.startswith(".")]
+        yield from (Path(folder, file) for file in files if not file.startswith("."))
+
+
+def read_folder(folder: Path) -> str:
+    """The text files below a folder, sorted by path. Hidden, binary and empty ones are passed over; none left is an error."""
+    paths = sorted((path for path in walk(folder, set()) if path.is_file()), key=lambda path: path.relative_to(folder).as_posix())
+    texts = [text for text in map(try_text, paths) if text]
+    if not texts:
+        raise UserError(f"{folder}: no text in this folder: data.source needs at least one file of UTF-8 text that is not hidden")
+    return SEPARATOR.join(texts)
+
+
+def try_text(path: Path) -> str | None:
+    """The text of a file; None where it is binary or not UTF-8."""
+    data = read_bytes(path)
+    if b"\0" in data:
+        return None
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, byte for byte. Raises `UserError` where it is binary or not UTF-8."""
+    data = read_bytes(path)
+    if b"\0" in data:
+        raise UserError(f"{path}: a binary file (it has NUL bytes): data.source needs UTF-8 text")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 (byte 0x{data[error.start]:02x} at {error.start}): data.source needs UTF-8 text") from None
+
+
+def read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+# ---- batches -----------------------------------------------------------------------------------------------------------------
+
+
+def batch_starts(n_tokens: int, seed: int, step: int, micro: int, batch_size: int, seq_len: int) -> npt.NDArray[np.int64]:
+    """Where the windows of a batch start, int64 [B], uniform in [0, n_tokens - seq_len - 1].
+
+    start = floor(v * count / 2^64), v the 64 bits of words 2i (high) and 2i + 1 (low) of the stream "data.batch", and count the number of
+    possible starts, below 2^32. Integers alone, so every machine draws the same. Raises `ValueError` where there is no room for a window.
+    """
+    if n_tokens <= seq_len:
+        raise ValueError(f"batch: {n_tokens} tokens hold no window of seq_len {seq_len} and its last target")
+    count = np.uint64(n_tokens - seq_len)
+    words = host_bits(2 * batch_size, seed, "data.batch", micro, step).astype(np.uint64).reshape(batch_size, 2)
+    half = np.uint64(32)
+    starts = (words[:, 0] * count + (words[:, 1] * count >> half)) >> half  # the high half of the 96-bit product, without overflow
+    return np.asarray(starts, np.int64)
+
+
+def take_windows(values: npt.NDArray[Kind], starts: npt.NDArray[np.int64], seq_len: int) -> npt.NDArray[Kind]:
+    """values [n], starts [B] -> [B, T+1]: an input and, one further, its target. Serves tokens and domains alike."""
+    return np.asarray(values[starts[:, None] + np.arange(seq_len + 1)])
+
+
+def inputs_and_targets(tokens: Tokens, starts: npt.NDArray[np.int64], seq_len: int) -> tuple[Tokens, Tokens]:
+    rows = take_windows(tokens, starts, seq_len)  # (B, T+1)
+    return np.ascontiguousarray(rows[:, :-1]), np.ascontiguousarray(rows[:, 1:])
+
+
+def batch(tokens: Tokens, seed: int, step: int, micro: int, batch_size: int, seq_len: int) -> tuple[Tokens, Tokens]:
+    """The batch of a step's micro-batch: inputs and targets, int32 [B,T] each, a pure function of its arguments."""
+    return inputs_and_targets(tokens, batch_starts(len(tokens), seed, step, micro, batch_size, seq_len), seq_len)
+
+
+def windows(tokens: Tokens, seq_len: int, batch_size: int) -> Iterator[tuple[Tokens, Tokens]]:
+    """All of a split, every target once: inputs and targets, int32 [B,T], in windows that do not overlap.
+
+    What the last batch lacks is padding, 0 in the inputs and `IGNORE` in the targets. Given domains instead of tokens, the second array is
+    each target's domain.
+    """
+    n_targets, size = len(tokens) - 1, batch_size * seq_len
+    for start in range(0, n_targets, size):
+        stop = min(start + size, n_targets)
+        inputs, targets = np.zeros(size, np.int32), np.full(size, IGNORE, np.int32)
+        inputs[: stop - start], targets[: stop - start] = tokens[start:stop], tokens[start + 1 : stop + 1]
+        yield inputs.reshape(batch_size, seq_len), targets.reshape(batch_size, seq_len)
+
+
+def sample_windows(tokens: Tokens, seq_len: int, batch_size: int, n_batches: int) -> Iterator[tuple[Tokens, Tokens]]:
+    """`n_batches` fixed batches of windows evenly spaced over a split, or all of it where it is no longer: for cheap evaluations."""
+    count, last = n_batches * batch_size, len(tokens) - seq_len - 1
+    if count * seq_len >= len(tokens) - 1:
+        yield from windows(tokens, seq_len, batch_size)
+        return
+    starts = np.arange(count, dtype=np.int64) * last // max(count - 1, 1)
+    for first in range(0, count, batch_size):
+        yield inputs_and_targets(tokens, starts[first : first + batch_size], seq_len)
