@@ -24,6 +24,14 @@ class Diverged(UserError):
     exit_code = 3
 
 
+class Interrupted(Exception):
+    """A signal asked a run to stop, and its state was saved. `exit_code`: 128 plus the signal's number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by signal {number}; the state was saved: minimoe resume goes on")
+        self.exit_code = 128 + number
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """` (did you mean 'adamw'?)`, or the whole list where nothing is near."""
     names = sorted(known)

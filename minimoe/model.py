@@ -126,6 +126,8 @@ class MaskedHead(Module):
 class Transformer(Module):
     """`logits = model(tokens)`, `model.loss(tokens, targets)`. `seed` draws the weights; `backend` defaults to the current one."""
 
+    tokenizer: Any = None  # of the text that it was trained on, where it was loaded from a checkpoint
+
     def __init__(self, config: ModelConfig, seed: int = 0, dtype: str = "float32", backend: Backend | None = None) -> None:
         self.config = c = config
         self._declare_input(c)

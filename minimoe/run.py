@@ -94,6 +94,11 @@ class Run:
         """The configuration, read back from config.toml."""
         return load_config(self.path / "config.toml")
 
+    def replace_config(self, config: Config) -> None:
+        """Write another configuration: a run that goes on for more steps."""
+        self._write(lambda: checkpoint.write_atomically(self.path / "config.toml", to_toml(config)), "config.toml")
+        self.__dict__["config"] = config
+
     # ---- checkpoints -------------------------------------------------------------------------------------------------------
 
     @property
@@ -125,6 +130,11 @@ class Run:
             self._write(lambda: checkpoint.write_best(self.checkpoint_folder, step), "best")
         checkpoint.prune(self.checkpoint_folder, self.config.train.keep, checkpoint.read_best(self.checkpoint_folder))
         return folder
+
+    def newest_checkpoint(self) -> Path | None:
+        """The folder of the newest checkpoint, whole or not; None before the first."""
+        found = checkpoint.checkpoints(self.checkpoint_folder)
+        return found[-1] if found else None
 
     def load(self, optimizer: bool = True) -> "tuple[Checkpoint, list[str]]":
         """The checkpoint that was named when the run was opened, else the newest whole one; and what is wrong with newer ones."""

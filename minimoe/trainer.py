@@ -1,0 +1,385 @@
+"""Training: the loop, its metrics, evaluations and checkpoints, and going on where a run stopped.
+
+A step reads nothing back from the device: the verdict on non-finite values, the counts and the losses stay there as 0-d arrays, and leave
+packed in one array every `log_every` steps. Data, noise and dropout are functions of (seed, step), so a checkpoint needs no generator's
+state, and a run that was stopped ends with the same bytes as one that never was.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from msgspec.structs import replace
+
+from minimoe.autograd import use_backend
+from minimoe.backend import Array, Backend, load
+from minimoe.config import Config, load_config, to_tables
+from minimoe.data import Corpus, batch, load_corpus, sample_windows, windows
+from minimoe.errors import CheckpointError, ConfigError, Diverged, Interrupted
+from minimoe.evaluation import evaluate
+from minimoe.model import LossParts, Transformer
+from minimoe.moe import uniform_aux_loss
+from minimoe.optim import learning_rate, make_optimizer
+from minimoe.random import Rng
+from minimoe.run import Run
+
+SKIPS_ALLOWED = 10  # so many non-finite steps in a row stop a run
+
+
+class Listener:
+    """Who watches a run. Every method may be left as it is."""
+
+    def started(self, trainer: Trainer) -> None:
+        """Before the first step."""
+
+    def stepped(self, step: int) -> None:
+        """After a step; nothing is known of it yet but its number."""
+
+    def logged(self, rows: list[dict[str, Any]]) -> None:
+        """Metrics of the last steps have left the device."""
+
+    def said(self, text: str) -> None:
+        """Something that a user should see."""
+
+    def ended(self, trainer: Trainer) -> None:
+        """After the last step, or the one at which the run stopped."""
+
+
+@dataclass
+class TrainedRun:
+    """What `minimoe.train` gives back."""
+
+    run: Run
+    model: Transformer
+    corpus: Corpus
+    metrics: list[dict[str, Any]]
+
+    @property
+    def path(self) -> Path:
+        """The run's folder."""
+        return self.run.path
+
+    @property
+    def config(self) -> Config:
+        return self.run.config
+
+    @property
+    def val_loss(self) -> float:
+        """Cross-entropy over the whole validation split at the end, nats a token."""
+        return float(self.metrics[-1]["val_loss"])
+
+
+def train(
+    source: str | Path | Config = "tiny-moe", *, data: str | None = None, steps: int | None = None, out: str | Path | None = None,
+    backend: str | None = None, seed: int | None = None, threads: int | None = None, overrides: Iterable[str] = (),
+    root: str | Path = "runs", listener: Listener | None = None,
+) -> TrainedRun:  # fmt: skip
+    """Train a preset, a TOML file or a Config from the start, in a new run's folder under `root` (or in `out`).
+
+    Raises `UserError` for what cannot be trained, `Diverged` after ten non-finite steps in a row, `Interrupted` after a signal.
+    """
+    config = source if isinstance(source, Config) else load_config(source, overrides)
+    config = with_options(config, data=data, steps=steps, backend=backend, seed=seed, threads=threads)
+    trainer = Trainer(config, listener=listener)
+    run = Run.create(trainer.config, None if out is None else Path(out), Path(root), extra=trainer.environment())
+    return trainer.run(run)
+
+
+def resume(
+    path: str | Path | None = None, *, steps: int | None = None, root: str | Path = "runs", listener: Listener | None = None
+) -> TrainedRun:
+    """Go on with a run from its newest whole checkpoint (or the one named), up to `steps` in all; the metrics are cut back to it.
+
+    Raises `CheckpointError` where the run, its configuration or its text do not fit, or it is finished already.
+    """
+    run = Run.open(path, Path(root))
+    config = run.config if steps is None else replace(run.config, train=replace(run.config.train, steps=steps))
+    trainer = Trainer(config, listener=listener)
+    trainer.restore(run)
+    if steps is not None:
+        run.replace_config(config)
+    return trainer.run(run)
+
+
+def with_options(
+    config: Config, *, data: str | None = None, steps: int | None = None, backend: str | None = None, seed: int | None = None,
+    threads: int | None = None,
+) -> Config:  # fmt: skip
+    """A configuration with the command line's options laid over it; paths become absolute, so that a run can be resumed from anywhere."""
+    given = {"steps": steps, "backend": backend, "seed": seed, "threads": threads}
+    settings = replace(config.train, **{key: value for key, value in given.items() if value is not None})
+    text = config.data if data is None else replace(config.data, source=data)
+    if Path(text.source).exists() and not text.source.startswith("python-"):
+        text = replace(text, source=str(Path(text.source).resolve()))
+    if Path(text.tokenizer).exists() and text.tokenizer not in ("byte", "char"):
+        text = replace(text, tokenizer=str(Path(text.tokenizer).resolve()))
+    return replace(config, train=settings, data=text)
+
+
+def with_vocabulary(config: Config, vocab_size: int) -> Config:
+    """The model's vocabulary is the tokenizer's, unless a larger one is given."""
+    given = config.model.vocab_size
+    if given is not None and given < vocab_size:
+        raise ConfigError(f"model.vocab_size ({given}) is smaller than the tokenizer's vocabulary ({vocab_size})")
+    return config if given is not None else replace(config, model=replace(config.model, vocab_size=vocab_size))
+
+
+@dataclass
+class Pending:
+    """Metrics of steps that have not left the device: an array each, and what the host knew."""
+
+    arrays: list[Array] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Trainer:
+    """A model, its optimizer and its data, and the loop over them."""
+
+    def __init__(self, config: Config, listener: Listener | None = None) -> None:
+        config.check_trainable()
+        self.backend: Backend = load(config.train.backend)
+        self.listener = listener or Listener()
+        self.corpus = load_corpus(config.data, seq_len=config.train.seq_len)
+        config = with_vocabulary(config, self.corpus.tokenizer.vocab_size)
+        self.config = config = replace(config, train=replace(config.train, backend=self.backend.name))
+        self.model = Transformer(config.model, seed=config.train.seed, dtype=config.train.dtype, backend=self.backend)
+        self.optimizer = make_optimizer(self.model.parameters(), config.train)
+        self.step = 0  # steps done
+        self.elapsed = 0.0  # seconds of training, over all sittings
+        self.best: float | None = None
+        self.bad = self.backend.from_host(np.zeros((), dtype=np.int32))  # non-finite steps in a row, up to now
+        self.pending = Pending()
+        self.layers = len(config.model.moe_layers())
+        self.resumed = False
+
+    def environment(self) -> dict[str, Any]:
+        """What env.json says beyond the machine."""
+        return {"backend": self.backend.name, "data": {"source": self.corpus.source, "sha256": self.corpus.sha256}}
+
+    # ---- the loop ----------------------------------------------------------------------------------------------------------------
+
+    def run(self, run: Run) -> TrainedRun:
+        """Train from here to the last step, in this run's folder."""
+        run.start(parameters=sum(p.size for p in self.model.parameters()), steps=self.config.train.steps, step=self.step)
+        self.folder = run
+        if self.resumed:
+            run.cut_metrics(self.step)
+        self._warn()
+        self.listener.started(self)
+        settings = self.config.train
+        with use_backend(self.backend), limited_threads(settings.threads), np.errstate(all="ignore"), stop_signals() as stopped:
+            if run.newest_checkpoint() is None:
+                self._save()
+            while self.step < settings.steps:
+                self._step()
+                self.listener.stepped(self.step)
+                stopping = bool(stopped) and self.step < settings.steps
+                self._after_step(stopping)
+                if stopping:
+                    run.write_status("interrupted", step=self.step)
+                    self.listener.ended(self)
+                    raise Interrupted(stopped[0])
+        run.write_status("finished", step=self.step)
+        self.listener.ended(self)
+        return TrainedRun(run, self.model, self.corpus, run.metrics())
+
+    def _warn(self) -> None:
+        moe = self.config.model.moe
+        for text in [] if moe is None else moe.warnings(self.config.model.causal):
+            self.listener.said(f"warning: {text}")
+
+    def _step(self) -> None:
+        """One optimizer step over all micro-batches; nothing is read back from the device."""
+        settings, xp, began = self.config.train, self.backend.xp, time.perf_counter()
+        gathered: list[Array] = []
+        counts: list[Array] = []
+        for micro in range(settings.accumulate):
+            tokens, targets = batch(self.corpus.train, settings.seed, self.step, micro, settings.batch_size, settings.seq_len)
+            rng = Rng(settings.seed, self.step, micro)
+            parts = self.model.loss(tokens, targets, rng=rng, recompute_blocks=settings.recompute)
+            weight = xp.full((), 1.0 / settings.accumulate, dtype=parts.total.dtype)
+            parts.total.backward(weight)
+            gathered.append(self._measures(parts))
+            new = [stats.counts for stats in parts.stats]
+            counts = new if not counts else [a + c for a, c in zip(counts, new, strict=True)]
+        measures = gathered[0]
+        for more in gathered[1:]:
+            measures = measures + more
+        measures = measures * (1.0 / settings.accumulate)
+        norm = self.optimizer.grad_norm()
+        ok = xp.isfinite(measures[0]) & xp.isfinite(norm) & (self.bad < SKIPS_ALLOWED)
+        rate = learning_rate(self.step, settings)
+        self.optimizer.step(lr=rate, scale=self.optimizer.clip_scale(norm, settings.grad_clip), ok=ok)
+        self.model.update_balance(counts, ok)
+        self.optimizer.zero_grad()
+        self.bad = xp.where(ok, xp.zeros_like(self.bad), self.bad + 1)
+        verdict = xp.stack([norm, xp.astype(ok, norm.dtype), xp.astype(self.bad, norm.dtype)])
+        self.pending.arrays.append(xp.concat([verdict, xp.astype(measures, norm.dtype), *self._loads(counts, norm.dtype)]))
+        self.step += 1
+        took = time.perf_counter() - began
+        self.elapsed += took
+        tokens_done = settings.accumulate * settings.batch_size * settings.seq_len
+        self.pending.rows.append(
+            {"step": self.step, "lr": rate, "step_ms": took * 1e3, "tokens_per_s": tokens_done / took, "elapsed_s": self.elapsed}
+        )
+
+    def _measures(self, parts: LossParts) -> Array:
+        """Loss, auxiliary losses, dropped fraction and load entropy of a micro-batch, in one array.   -> [6]"""
+        xp = self.backend.xp
+        zero = xp.zeros_like(parts.total.data)
+        values = [parts.cross_entropy.data, *(zero if t is None else t.data for t in (parts.aux_loss, parts.z_loss, parts.router_loss))]
+        if parts.stats:
+            values.append(sum(stats.dropped for stats in parts.stats) / len(parts.stats))
+            values.append(sum(stats.entropy for stats in parts.stats) / len(parts.stats))
+        else:
+            values += [zero, zero]
+        return xp.stack([xp.astype(v, zero.dtype) for v in values])
+
+    def _loads(self, counts: list[Array], dtype: Any) -> list[Array]:
+        """Each routed layer's fractions before capacity."""
+        xp = self.backend.xp
+        floats = [xp.astype(c, dtype) for c in counts]
+        return [c / xp.clip(xp.sum(c), min=1.0) for c in floats]
+
+    # ---- after a step: metrics, evaluation, checkpoints ------------------------------------------------------------------------------
+
+    def _after_step(self, stopping: bool) -> None:
+        settings, step = self.config.train, self.step
+        last = step == settings.steps
+        evaluates = last or (settings.eval_every > 0 and step % settings.eval_every == 0)
+        saves = last or stopping or (settings.checkpoint_every > 0 and step % settings.checkpoint_every == 0)
+        if not (evaluates or saves or step % settings.log_every == 0):
+            return
+        rows = self._fetch()
+        better = False
+        if evaluates:
+            rows[-1]["val_loss"] = loss = self._evaluate(whole=last)
+            better = np.isfinite(loss) and (self.best is None or loss < self.best)
+            self.best = loss if better else self.best
+        self.folder.append_metrics(rows)
+        self.listener.logged(rows)
+        if saves or better:
+            self._save(better)
+
+    def _fetch(self) -> list[dict[str, Any]]:
+        """The metrics of the pending steps, read from the device in one piece. Raises `Diverged` at the tenth bad step in a row."""
+        pending, self.pending = self.pending, Pending()
+        if not pending.arrays:
+            return []
+        packed = np.asarray(self.backend.to_host(self.backend.xp.stack(pending.arrays)), dtype=np.float64)
+        e = 0 if self.config.model.moe is None else self.config.model.moe.n_experts
+        rows = []
+        for known, values in zip(pending.rows, packed.tolist(), strict=True):
+            norm, ok, bad, loss, aux, z, router, dropped, entropy = values[:9]
+            load_flat = values[9:]
+            rows.append({
+                "step": known["step"], "loss": loss, "aux_loss": aux, "z_loss": z, "router_loss": router, "lr": known["lr"],
+                "grad_norm": norm, "step_ms": known["step_ms"], "tokens_per_s": known["tokens_per_s"], "elapsed_s": known["elapsed_s"],
+                "expert_load": [load_flat[i * e : (i + 1) * e] for i in range(self.layers)], "dropped": dropped,
+                "router_entropy": entropy, "skipped": not ok,
+            })  # fmt: skip
+            if bad >= SKIPS_ALLOWED:
+                self._diverged(rows)
+        return rows
+
+    def _diverged(self, rows: list[dict[str, Any]]) -> None:
+        self.folder.append_metrics(rows)
+        self.listener.logged(rows)
+        self.folder.write_status("diverged", step=rows[-1]["step"])
+        self.listener.ended(self)
+        kept = self.folder.newest_checkpoint()
+        raise Diverged(
+            f"diverged: {SKIPS_ALLOWED} steps in a row with a non-finite loss or gradient, up to step {rows[-1]['step']}; "
+            f"the last good state is kept in {kept}: try a lower train.lr (now {self.config.train.lr})"
+        )
+
+    def _evaluate(self, whole: bool) -> float:
+        """Validation loss: over the whole split, or over `eval_batches` fixed batches."""
+        t = self.config.train
+        val = self.corpus.val
+        text = windows(val, t.seq_len, t.batch_size) if whole else sample_windows(val, t.seq_len, t.batch_size, t.eval_batches)
+        return evaluate(self.model, text).loss
+
+    def _save(self, best: bool = False) -> None:
+        to_host = self.backend.to_host
+        self.folder.save(
+            self.step,
+            model={name: to_host(array) for name, array in self.model.state_dict().items()},
+            optimizer={name: to_host(array) for name, array in self.optimizer.state_dict().items()},
+            state={"elapsed_s": self.elapsed, "best": self.best, "bad": int(to_host(self.bad)), "data": self.environment()["data"]},
+            tokenizer_json=self.corpus.tokenizer.to_json(),
+            best=best,
+        )
+
+    # ---- going on ----------------------------------------------------------------------------------------------------------------
+
+    def restore(self, run: Run) -> None:
+        """Take over the newest whole checkpoint of a run (none yet: start anew). Raises `CheckpointError` where it does not fit."""
+        self.resumed = True
+        if run.newest_checkpoint() is None:
+            return
+        saved, problems = run.load()
+        for problem in problems:
+            self.listener.said(f"damaged: {problem}: going back to step {saved.step}")
+        if saved.config["model"] != to_tables(self.config)["model"] or saved.config.get("moe") != to_tables(self.config).get("moe"):
+            raise CheckpointError(f"{saved.folder}: a checkpoint of another configuration: its model is not that of {run.path}/config.toml")
+        if saved.state["data"]["sha256"] != self.corpus.sha256:
+            raise CheckpointError(
+                f"{run.path}: the text of {self.corpus.source} has changed since the run began (its SHA-256 differs): resume needs the same text"
+            )
+        done = saved.step > self.config.train.steps or (saved.step == self.config.train.steps and run.status()["state"] == "finished")
+        if done:
+            raise CheckpointError(f"{run.path}: {saved.step} steps are done: give --steps with a larger number to go further")
+        self.model.load_state_dict(saved.model)
+        self.optimizer.load_state_dict(saved.optimizer)
+        self.step, self.elapsed, self.best = saved.step, saved.state["elapsed_s"], saved.state["best"]
+        self.bad = self.backend.from_host(np.asarray(saved.state["bad"], dtype=np.int32))
+
+    @property
+    def uniform_aux_loss(self) -> float:
+        """What the raw balance loss is when the load is even."""
+        moe = self.config.model.moe
+        return uniform_aux_loss(moe, self.layers) if moe is not None and self.layers else 0.0
+
+
+@contextmanager
+def limited_threads(threads: int) -> Iterator[None]:
+    """BLAS with this many threads; 0: as it is."""
+    if not threads:
+        yield
+        return
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(limits=threads):
+        yield
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """A list that fills when SIGINT or SIGTERM arrives, so that a step can be finished and saved; a second SIGINT ends at once."""
+    received: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    try:
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread, where Python allows no handlers
+        yield received
+        return
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
