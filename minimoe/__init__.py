@@ -45,7 +45,7 @@ _HOME = {
     "MoE": "moe", "Rng": "random", "resume": "trainer", "train": "trainer",
 }  # fmt: skip
 _MODULES = ("nn", "ops", "optim", "testing")
-__all__ = ["__version__", *sorted(_HOME), *_MODULES]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_HOME), *_MODULES]
 
 
 def __getattr__(name: str) -> Any:

@@ -279,7 +279,9 @@ class _Walk:
         while self.numbers:
             node, sums, _ = self.waiting.pop(-heapq.heappop(self.numbers))
             if node.backward is None:
-                raise ValueError("backward: this graph was already walked and freed; run the forward pass again (there is no double backward)")
+                raise ValueError(
+                    "backward: this graph was already walked and freed; run the forward pass again (there is no double backward)"
+                )
             gradients = node.backward(*sums)
             parents, fresh = node.parents, not node.aliases
             node.backward, node.parents = None, ()

@@ -8,7 +8,7 @@ reference, run on its own arrays. `load("numpy")` finds the built-in ones by a t
 import inspect
 import os
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -105,7 +105,8 @@ def check_overrides(backend: Backend) -> None:
     if backend.contract != CONTRACT:
         raise UserError(f"backend {backend.name}: made for contract {backend.contract}, this minimoe has contract {CONTRACT}")
     known = set(dir(Backend))
-    for name, member in vars(type(backend)).items():
+    own = {name: member for base in reversed(type(backend).__mro__) if base not in Backend.__mro__ for name, member in vars(base).items()}
+    for name, member in own.items():
         if name in kernel_names():
             compare_signatures(backend.name, name, member)
         elif callable(member) and not name.startswith("_") and name not in known:
@@ -120,9 +121,15 @@ def check_overrides(backend: Backend) -> None:
 def compare_signatures(backend: str, name: str, override: Callable[..., object]) -> None:
     ours = list(inspect.signature(getattr(Backend, name)).parameters.values())
     theirs = list(inspect.signature(override).parameters.values())
-    expected, given = ([f"{p.name}" + ("=" if p.default is not p.empty else "") for p in group] for group in (ours, theirs))
+    expected, given = ([_shown(p) for p in group] for group in (ours, theirs))
     if expected != given:
         raise UserError(f"backend {backend}: {name} takes ({', '.join(given)}), the reference takes ({', '.join(expected)})")
+
+
+def _shown(parameter: inspect.Parameter) -> str:
+    """`name`, `name=default`, and a star where it must be named."""
+    star = "*, " if parameter.kind is inspect.Parameter.KEYWORD_ONLY else ""
+    return f"{star}{parameter.name}" + ("" if parameter.default is parameter.empty else f"={parameter.default!r}")
 
 
 # ---- finding ------------------------------------------------------------------------------------------------------------------
@@ -134,7 +141,7 @@ def available() -> list[str]:
     return [name for name, module in BUILT_IN.items() if find_spec(module)] + sorted(set(others) - set(BUILT_IN))
 
 
-@lru_cache(maxsize=None)
+@cache
 def load(name: str = "auto") -> Backend:
     """The backend of that name, made once. `auto`: the first built-in one that runs here.
 

@@ -47,6 +47,10 @@ class Checkpoint:
     config: dict[str, Any]
     tokenizer_path: Path | None
 
+    def tokenizer_json(self) -> str | None:
+        """The text of its tokenizer.json; None where it has none."""
+        return None if self.tokenizer_path is None else self.tokenizer_path.read_bytes().decode("utf-8")
+
 
 # ---- writing -----------------------------------------------------------------------------------------------------------------
 
@@ -132,14 +136,24 @@ def prune(folder: Path, keep: int, best: int | None) -> None:
     Each is renamed out of sight before it is taken apart, so that a kill leaves no half of a checkpoint under a checkpoint's name.
     """
     for checkpoint in checkpoints(folder)[: -max(keep, 1)]:
-        if step_of(checkpoint) == best:
-            continue
-        leaving = _sibling(checkpoint, "tmp")
-        try:
-            os.replace(checkpoint, leaving)
-        except OSError as error:
-            raise CheckpointError(f"{checkpoint}: cannot be removed: {reason(error)}") from error
-        shutil.rmtree(leaving, ignore_errors=True)
+        if step_of(checkpoint) != best:
+            _remove(checkpoint)
+
+
+def cut(folder: Path, step: int) -> None:
+    """Remove the checkpoints after a step, damaged or not: a run that goes on from an earlier one writes them anew."""
+    for checkpoint in reversed(checkpoints(folder)):
+        if (step_of(checkpoint) or 0) > step:
+            _remove(checkpoint)
+
+
+def _remove(checkpoint: Path) -> None:
+    leaving = _sibling(checkpoint, "tmp")
+    try:
+        os.replace(checkpoint, leaving)
+    except OSError as error:
+        raise CheckpointError(f"{checkpoint}: cannot be removed: {reason(error)}") from error
+    shutil.rmtree(leaving, ignore_errors=True)
 
 
 def write_best(folder: Path, step: int) -> None:

@@ -77,7 +77,9 @@ class MoEConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
         if self.router == "expert_choice":
             self._check_expert_choice()
         if self.router == "noisy_topk" and self.aux_convention == "mixtral":
-            raise ConfigError("moe.aux_convention = 'mixtral' pools f and P over layers, noisy_topk has losses of its own: take 'switch' or 'megablocks'")
+            raise ConfigError(
+                "moe.aux_convention = 'mixtral' pools f and P over layers, noisy_topk has losses of its own: take 'switch' or 'megablocks'"
+            )
         if self.jitter >= 1.0:
             raise ConfigError(f"moe.jitter ({self.jitter}) must be below 1: the input is scaled by a factor in [1 - jitter, 1 + jitter]")
         self._check_groups()

@@ -27,7 +27,9 @@ class Evaluation:
         return float(np.exp(min(self.loss, 700.0)))
 
 
-def evaluate(model: Transformer, windows: Iterable[tuple[Tokens, Tokens]], domains: Iterable[Tokens] | None = None, n_domains: int = 0) -> Evaluation:
+def evaluate(
+    model: Transformer, windows: Iterable[tuple[Tokens, Tokens]], domains: Iterable[Tokens] | None = None, n_domains: int = 0
+) -> Evaluation:
     """The mean over all targets that are not -100. `domains` [B,T] beside each window: the load is then told apart by domain as well.
 
     Sums stay on the device until the end.

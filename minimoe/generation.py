@@ -36,10 +36,12 @@ class Sampling:
             raise ConfigError(f"top_k ({self.top_k}) must not be negative")
         if not 0.0 < self.top_p <= 1.0:
             raise ConfigError(f"top_p ({self.top_p}) must lie between 0 and 1")
+        if not 0 <= self.seed < 2**64:
+            raise ConfigError(f"seed ({self.seed}) must lie between 0 and 2**64 - 1")
 
 
 def draw(logits: Floats, how: Sampling, position: int) -> int:
-    """A token from one position's logits [V]: the k likeliest, of those the fewest that hold top_p, then by chance (Holtzman et al. 2020)."""
+    """A token from one position's logits [V]: of the k likeliest the fewest that hold top_p, then by chance (Holtzman et al. 2020)."""
     z = np.asarray(logits, dtype=np.float64)
     if how.temperature == 0.0:
         return int(np.argmax(z))
@@ -48,13 +50,16 @@ def draw(logits: Floats, how: Sampling, position: int) -> int:
     p /= p.sum()
     held = np.cumsum(p)
     kept = int(np.searchsorted(held, how.top_p)) + 1
-    u = float(host_bits(1, how.seed, "generate", step=position)[0]) * 2.0**-32 * float(held[: kept][-1])
+    u = float(host_bits(1, how.seed, "generate", step=position)[0]) * 2.0**-32 * float(held[:kept][-1])
     return int(order[min(int(np.searchsorted(held[:kept], u, side="right")), kept - 1)])
 
 
 def generate_ids(model: Transformer, prompt: npt.ArrayLike, tokens: int, how: Sampling | None = None) -> Iterator[int]:
     """`tokens` ids that go on from a prompt [T] (one id or more)."""
     how = how or Sampling()
+    if model.config.head != "lm" or not model.config.causal:
+        given = f"head = {model.config.head!r}, causal = {str(model.config.causal).lower()}"
+        raise ConfigError(f"generation needs a causal language model: this one has {given}")
     context = [int(i) for i in np.asarray(prompt).reshape(-1)]
     if not context:
         raise ConfigError("the prompt is empty: give at least one character")
@@ -66,9 +71,9 @@ def generate_ids(model: Transformer, prompt: npt.ArrayLike, tokens: int, how: Sa
                 new, cache = context[-max(1, limit // 2) :], Cache(model)
             logits = model(np.asarray([new], dtype=np.int32), cache=cache)
             last = model.backend.to_host(logits.data[0, -1, :])
-        if not np.isfinite(last).all():
-            raise ConfigError("the model's predictions are not finite numbers: it was trained into NaN or infinity")
-        token = draw(last, how, position)
+            if not np.isfinite(last).all():
+                raise ConfigError("the model's predictions are not finite numbers: it was trained into NaN or infinity")
+            token = draw(last, how, position)
         context.append(token)
         new = [token]
         yield token

@@ -66,9 +66,7 @@ class Block(Module):
         self.ffn_norm = Norm(c.d_model, c.norm, c.norm_eps, c.bias)
         self.routed = c.moe is not None and layer in c.moe_layers()
         if self.routed:
-            self.moe = MoE(
-                c.d_model, c.expert_hidden, c.activation, c.moe, bias=c.bias, seed=None, std=c.init_std, out_std=out_std
-            )
+            self.moe = MoE(c.d_model, c.expert_hidden, c.activation, c.moe, bias=c.bias, seed=None, std=c.init_std, out_std=out_std)
         else:
             self.ffn = FeedForward(c.d_model, c.d_hidden, c.activation, c.bias, c.init_std, out_std)
         self.attention_dropout = Dropout(c.dropout, "attention")

@@ -88,9 +88,7 @@ class Router(Module):
         draws = b.normal(math.prod(like.shape), rng.draw(self.path, purpose))
         return Tensor(b.xp.astype(b.xp.reshape(draws, like.shape), like.dtype, copy=False), b)
 
-    def _noisy_losses(
-        self, clean: Tensor, noisy: Tensor, sigma: Tensor | None, weights: Tensor, gate: Gate, valid: Array | None
-    ) -> Tensor:
+    def _noisy_losses(self, clean: Tensor, noisy: Tensor, sigma: Tensor | None, weights: Tensor, gate: Gate, valid: Array | None) -> Tensor:
         """CV^2(importance) + CV^2(load)   (Shazeer et al. 2017); without noise, or with k = E, the load is the plain count"""
         e, k = self.moe.n_experts, self.moe.k
         importance = ops.expert_sum(weights, gate.ids, valid, e)

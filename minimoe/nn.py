@@ -109,7 +109,9 @@ class Module:
         state = dict(self.named_state())
         missing, unexpected = sorted(set(state) - set(arrays)), sorted(set(arrays) - set(state))
         if missing or unexpected:
-            raise CheckpointError(f"state does not fit the model: missing {missing[:5] or 'nothing'}, unexpected {unexpected[:5] or 'nothing'}")
+            raise CheckpointError(
+                f"state does not fit the model: missing {missing[:5] or 'nothing'}, unexpected {unexpected[:5] or 'nothing'}"
+            )
         for name, parameter in state.items():
             if tuple(arrays[name].shape) != parameter.shape:
                 raise CheckpointError(f"{name}: shape {tuple(arrays[name].shape)}, the model has {parameter.shape}")

@@ -9,8 +9,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from minimoe.autograd import Tensor
-from minimoe.backend import Array
+from minimoe.backend import Array, Backend
 from minimoe.reference.expert import ExpertWeights
 from minimoe.reference.gating import Gate, Rule
 from minimoe.reference.loss import IGNORE
@@ -25,7 +27,10 @@ Axis = int | tuple[int, ...] | None
 def _both(a: Any, b: Any) -> tuple[Tensor, Tensor]:
     """Two operands as tensors, where numbers and plain arrays become constants of the other's backend and dtype."""
     like = a if isinstance(a, Tensor) else b
-    return _constant(a, like), _constant(b, like)
+    a, b = _constant(a, like), _constant(b, like)
+    if a.backend is not b.backend:
+        raise ValueError(f"one operation on two backends, {a.backend.name} and {b.backend.name}: convert one side first")
+    return a, b
 
 
 def _constant(value: Any, like: Tensor) -> Tensor:
@@ -262,28 +267,39 @@ def getitem(x: Tensor, index: Any) -> Tensor:
     if isinstance(index, Tensor):
         index = index.data
     rows = hasattr(index, "dtype") or isinstance(index, list)
-    if rows:
-        index = b.xp.astype(b.from_host(_host_index(index)) if not isinstance(index, type(x.data)) else index, b.xp.int32)
+    index = _row_index(b, index) if rows else _basic_index(index)
 
     def backward(dy: Array) -> Array:
         dx = b.xp.zeros(shape, dtype=dtype)
         if rows:
             b.scatter_add(dx, b.xp.reshape(index, (-1,)), b.xp.reshape(dy, (-1, *shape[1:])))
         else:
-            dx[index] = dy
+            dx[place] = b.xp.reshape(dy, place_shape)
         return dx
 
     if rows:
         y = b.xp.reshape(b.xp.take(x.data, b.xp.reshape(index, (-1,)), axis=0), (*index.shape, *shape[1:]))
     else:
-        y = x.data[index]
+        y, place = x.data[index], tuple(part for part in index if part is not None)
+        place_shape = x.data[place].shape
     return Tensor.from_op(y, (x,), backward)
 
 
-def _host_index(index: Any) -> Any:
-    import numpy as np
+def _row_index(b: Backend, index: Any) -> Array:
+    """Row numbers as an int32 array of the backend."""
+    if not isinstance(index, type(b.xp.zeros(()))):
+        index = b.from_host(np.asarray(index))
+    if not b.xp.isdtype(index.dtype, "integral"):
+        raise TypeError(f"x[index]: an array index holds row numbers, got {index.dtype} (for a mask use ops.where)")
+    return b.xp.astype(index, b.xp.int32)
 
-    return np.asarray(index)
+
+def _basic_index(index: Any) -> tuple[Any, ...]:
+    """Integers, slices and None, with the Ellipsis that the Array API standard asks for."""
+    parts = index if isinstance(index, tuple) else (index,)
+    if any(hasattr(part, "shape") and part.shape or isinstance(part, list) for part in parts):
+        raise TypeError("x[index]: an array of row numbers stands alone, not among slices or other arrays")
+    return parts if any(part is Ellipsis for part in parts) else (*parts, ...)
 
 
 def concat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
@@ -294,7 +310,7 @@ def concat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     def backward(dy: Array) -> tuple[Array, ...]:
         start, parts = 0, []
         for size in sizes:
-            parts.append(dy[(slice(None),) * axis + (slice(start, start + size),)])
+            parts.append(dy[(slice(None),) * axis + (slice(start, start + size), ...)])
             start += size
         return tuple(parts)
 
@@ -458,16 +474,17 @@ def expert_sum(weights: Tensor, ids: Array, valid: Array | None, n_experts: int)
 
 
 def moe_ffn(
-    x: Tensor, gate_weights: Tensor, plan: Plan, up: Tensor, down: Tensor, up_bias: Tensor | None, down_bias: Tensor | None, activation: str
+    x: Tensor, gate_weights: Tensor, plan: Plan, up: Tensor, down: Tensor, up_bias: Tensor | None, down_bias: Tensor | None, activation: str,
+    limit: float = 0.0,
 ) -> Tensor:
-    """Dispatch, experts, combine.   x [N,D], gate_weights [N,W], up [E,O,D], down [E,D,H] -> [N,D]"""
+    """Dispatch, experts, combine.   x [N,D], gate_weights [N,W], up [E,O,D], down [E,D,H]; limit > 0: clipped swiglu -> [N,D]"""
     b = x.backend
     optional = [t for t in (up_bias, down_bias) if t is not None]
     weights = ExpertWeights(up.data, down.data, *(None if t is None else t.data for t in (up_bias, down_bias)))
-    y, saved = b.moe_ffn(x.data, gate_weights.data, plan, weights, activation)
+    y, saved = b.moe_ffn(x.data, gate_weights.data, plan, weights, activation, limit)
 
     def backward(dy: Array) -> tuple[Array, ...]:
-        dx, dgate, dexperts = b.moe_ffn_backward(dy, saved, activation)
+        dx, dgate, dexperts = b.moe_ffn_backward(dy, saved, activation, limit)
         return (dx, dgate, *(d for d in dexperts if d is not None))
 
     return Tensor.from_op(y, (x, gate_weights, up, down, *optional), backward)

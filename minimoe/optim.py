@@ -59,9 +59,7 @@ class Optimizer:
             raise ConfigError("an optimizer needs at least one parameter")
         self.backend = everything[0].backend
         self.steps = self.backend.from_host(np.zeros((), dtype=np.int32))  # updates applied; skipped steps do not count
-        self.groups = [
-            Group(members, self.backend, decay, states) for members, decay, states in self._sort(everything, decay_embeddings)
-        ]
+        self.groups = [Group(members, self.backend, decay, states) for members, decay, states in self._sort(everything, decay_embeddings)]
 
     def _sort(self, parameters: list[Tensor], decay_embeddings: bool) -> list[tuple[list[Tensor], float, tuple[str, ...]]]:
         """Parameters by kind, dtype and decay: matrices decay, norms and biases never, embeddings if asked."""
@@ -157,15 +155,18 @@ class SGD(Optimizer):
     """Stochastic gradient descent with momentum."""
 
     def __init__(
-        self, parameters: Iterable[Tensor], lr: float = 0.1, momentum: float = 0.9, weight_decay: float = 0.0, decay_embeddings: bool = False
+        self,
+        parameters: Iterable[Tensor],
+        lr: float = 0.1,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        decay_embeddings: bool = False,
     ) -> None:
         self.momentum = momentum
         super().__init__(parameters, lr, weight_decay, decay_embeddings)
 
     def update(self, group: Group, scalars: dict[str, Array]) -> None:
-        self.backend.sgd(
-            group.param, group.states["m"], group.grad, momentum=self.momentum, weight_decay=group.weight_decay, **scalars
-        )
+        self.backend.sgd(group.param, group.states["m"], group.grad, momentum=self.momentum, weight_decay=group.weight_decay, **scalars)
 
 
 class Lion(Optimizer):

@@ -6,7 +6,6 @@ they have the same bits on every machine.
 """
 
 from dataclasses import dataclass
-from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -93,5 +92,3 @@ def _horner(coefficients: tuple[float, ...], x: Floats) -> Floats:
     for c in coefficients[1:]:
         y = y * x + c
     return y
-
-

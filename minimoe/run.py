@@ -142,6 +142,11 @@ class Run:
             return checkpoint.load_checkpoint(self.checkpoint, optimizer=optimizer), []
         return checkpoint.newest_whole(self.checkpoint_folder, optimizer=optimizer)
 
+    def cut(self, step: int) -> None:
+        """Go back to a step: later checkpoints go, then later metrics, so that a kill in between leaves no hole in them."""
+        checkpoint.cut(self.checkpoint_folder, step)
+        self.cut_metrics(step)
+
     # ---- metrics -----------------------------------------------------------------------------------------------------------
 
     @property

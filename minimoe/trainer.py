@@ -20,7 +20,8 @@ from msgspec.structs import replace
 
 from minimoe.autograd import use_backend
 from minimoe.backend import Array, Backend, load
-from minimoe.config import Config, load_config, to_tables
+from minimoe.checkpoint import Checkpoint
+from minimoe.config import Config, config_from_tables, load_config
 from minimoe.data import Corpus, batch, load_corpus, sample_windows, windows
 from minimoe.errors import CheckpointError, ConfigError, Diverged, Interrupted
 from minimoe.evaluation import evaluate
@@ -103,8 +104,6 @@ def resume(
     config = run.config if steps is None else replace(run.config, train=replace(run.config.train, steps=steps))
     trainer = Trainer(config, listener=listener)
     trainer.restore(run)
-    if steps is not None:
-        run.replace_config(config)
     return trainer.run(run)
 
 
@@ -170,7 +169,9 @@ class Trainer:
         run.start(parameters=sum(p.size for p in self.model.parameters()), steps=self.config.train.steps, step=self.step)
         self.folder = run
         if self.resumed:
-            run.cut_metrics(self.step)
+            if run.config != self.config:
+                run.replace_config(self.config)
+            run.cut(self.step)
         self._warn()
         self.listener.started(self)
         settings = self.config.train
@@ -328,11 +329,11 @@ class Trainer:
         saved, problems = run.load()
         for problem in problems:
             self.listener.said(f"damaged: {problem}: going back to step {saved.step}")
-        if saved.config["model"] != to_tables(self.config)["model"] or saved.config.get("moe") != to_tables(self.config).get("moe"):
-            raise CheckpointError(f"{saved.folder}: a checkpoint of another configuration: its model is not that of {run.path}/config.toml")
+        self._check_same(saved, run)
         if saved.state["data"]["sha256"] != self.corpus.sha256:
             raise CheckpointError(
-                f"{run.path}: the text of {self.corpus.source} has changed since the run began (its SHA-256 differs): resume needs the same text"
+                f"{run.path}: the text of {self.corpus.source} has changed since the run began (its SHA-256 differs): "
+                "resume needs the same text"
             )
         done = saved.step > self.config.train.steps or (saved.step == self.config.train.steps and run.status()["state"] == "finished")
         if done:
@@ -341,6 +342,21 @@ class Trainer:
         self.optimizer.load_state_dict(saved.optimizer)
         self.step, self.elapsed, self.best = saved.step, saved.state["elapsed_s"], saved.state["best"]
         self.bad = self.backend.from_host(np.asarray(saved.state["bad"], dtype=np.int32))
+
+    def _check_same(self, saved: Checkpoint, run: Run) -> None:
+        """Refuse a config.toml that was changed where the weights, their dtype or the tokens depend on it; steps and rates may change."""
+        before, now = config_from_tables(saved.config, run.name), self.config
+        pairs = {
+            "model": (before.model, now.model),
+            "dtype": (before.train.dtype, now.train.dtype),
+            "tokenizer": (saved.tokenizer_json(), self.corpus.tokenizer.to_json()),
+            "val_fraction": (before.data.val_fraction, now.data.val_fraction),
+        }
+        for name, (old, new) in pairs.items():
+            if old != new:
+                raise CheckpointError(
+                    f"{saved.folder}: a checkpoint of another configuration: its {name} is not that of {run.path}/config.toml"
+                )
 
     @property
     def uniform_aux_loss(self) -> float:
@@ -381,5 +397,3 @@ def stop_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-

@@ -10,6 +10,7 @@ import numpy as np
 
 from minimoe.backend import Array, Backend
 from minimoe_numpy.erf import erf
+from minimoe_numpy.memory import keep_freed_memory
 
 __all__ = ["NumpyBackend", "backend"]
 
@@ -20,7 +21,7 @@ class NumpyBackend(Backend):
     name = "numpy"
     dtypes = ("float32", "float64")
     xp = np
-    cache_elements = 65536
+    cache_elements = 65536  # 256 KiB of float32
 
     def from_host(self, array: np.ndarray[Any, Any]) -> Array:
         return np.array(array, order="C", copy=True)
@@ -45,6 +46,13 @@ class NumpyBackend(Backend):
     def erf(self, x: Array) -> Array:
         return erf(x)
 
+    def sigmoid(self, x: Array) -> Array:
+        with np.errstate(over="ignore"):  # exp(-x) = infinity gives the right 0
+            y = np.negative(x)
+            np.exp(y, out=y)
+            y += 1.0
+            return np.reciprocal(y, out=y)
+
     def contiguous(self, x: Array) -> Array:
         return np.ascontiguousarray(x)
 
@@ -64,4 +72,5 @@ class NumpyBackend(Backend):
 
 def backend() -> Backend:
     """The NumPy backend; it runs everywhere."""
+    keep_freed_memory()
     return NumpyBackend()

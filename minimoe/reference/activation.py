@@ -17,46 +17,69 @@ TANH_CUBE = 0.044715
 class ActivationKernels(ArrayLayer):
     def swiglu(self, gate_up: Array, limit: float = 0.0, out: Array | None = None) -> Array:
         """gate_up [...,2H], the gate half first -> [...,H]; limit > 0: the clipped form"""
-        h = gate_up.shape[-1] // 2
-        gate, up = gate_up[..., :h], gate_up[..., h:]
+        y = self.by_parts(lambda part: self._swiglu(part, limit), gate_up)
+        return self.store(self.xp.reshape(y, (*gate_up.shape[:-1], gate_up.shape[-1] // 2)), out)
+
+    def swiglu_backward(self, dy: Array, gate_up: Array, limit: float = 0.0) -> Array:
+        """-> dgate_up [...,2H].   silu'(g) = s + a g s (1 - s), s = sigmoid(a g), a = 1; the clipped form passes nothing where it clips"""
+        dx = self.by_parts(lambda d, part: self._swiglu_backward(d, part, limit), dy, gate_up)
+        return self.xp.reshape(dx, gate_up.shape)
+
+    def gelu(self, x: Array, tanh: bool = False, out: Array | None = None) -> Array:
+        """x [...] -> [...]; tanh: the approximation that GPT-2 uses"""
+        return self.store(self.xp.reshape(self.by_parts(lambda part: self._gelu(part, tanh), x), x.shape), out)
+
+    def gelu_backward(self, dy: Array, x: Array, tanh: bool = False) -> Array:
+        """-> dx.   exact: Phi(x) + x phi(x)"""
+        return self.xp.reshape(self.by_parts(lambda d, part: self._gelu_backward(d, part, tanh), dy, x), x.shape)
+
+    def relu(self, x: Array, out: Array | None = None) -> Array:
+        """max(x, 0)"""
+        return self.store(self.xp.clip(x, min=0.0), out)
+
+    def relu_backward(self, dy: Array, x: Array) -> Array:
+        """dy where x > 0"""
+        return dy * self.xp.astype(x > 0, dy.dtype)
+
+    # ---- some rows at a time -----------------------------------------------------------------------------------------------------
+
+    def _swiglu(self, gate_up: Array, limit: float) -> Array:
+        """[n,2H] -> [n,H]"""
+        h = gate_up.shape[1] // 2
+        gate, up = gate_up[:, :h], gate_up[:, h:]
         if limit:
-            gate, up = self.xp.clip(gate, max=limit), self.xp.clip(up, min=-limit, max=limit)
+            gate, up = self.xp.clip(gate, max=limit), self.xp.clip(up, min=-limit, max=limit) + 1.0
             y = self.sigmoid(gate * CLIPPED_ALPHA)
-            up = up + 1.0
         else:
             y = self.sigmoid(gate)
         y *= gate
         y *= up
-        return self.store(y, out)
+        return y
 
-    def swiglu_backward(self, dy: Array, gate_up: Array, limit: float = 0.0) -> Array:
-        """-> dgate_up [...,2H].   silu'(g) = s + g s (1 - s), s = sigmoid(a g); the clipped form passes nothing where it clips"""
+    def _swiglu_backward(self, dy: Array, gate_up: Array, limit: float) -> Array:
+        """dy [n,H], gate_up [n,2H] -> [n,2H]"""
         xp = self.xp
-        h = gate_up.shape[-1] // 2
-        gate, up = gate_up[..., :h], gate_up[..., h:]
-        alpha = 1.0
+        h = gate_up.shape[1] // 2
+        gate, up = gate_up[:, :h], gate_up[:, h:]
         if limit:
             open_gate, open_up = gate <= limit, xp.abs(up) <= limit
             gate, up = xp.clip(gate, max=limit), xp.clip(up, min=-limit, max=limit) + 1.0
-            alpha = CLIPPED_ALPHA
-        s = self.sigmoid(gate * alpha if limit else gate)
+        s = self.sigmoid(gate * CLIPPED_ALPHA if limit else gate)
         silu = gate * s
-        dgate_up = xp.empty_like(gate_up)
-        dgate_up[..., h:] = dy * silu
-        # s + alpha g s (1 - s) = s + alpha (silu - silu s)
-        slope = silu - silu * s
-        slope *= alpha
+        slope = 1.0 - s  # becomes s + alpha silu (1 - s)
+        slope *= silu
+        if limit:
+            slope *= CLIPPED_ALPHA
         slope += s
         slope *= up
         slope *= dy
-        dgate_up[..., :h] = slope
+        silu *= dy
         if limit:
-            dgate_up[..., h:] *= xp.astype(open_up, dy.dtype)
-            dgate_up[..., :h] *= xp.astype(open_gate, dy.dtype)
-        return dgate_up
+            silu *= xp.astype(open_up, dy.dtype)
+            slope *= xp.astype(open_gate, dy.dtype)
+        return xp.concat((slope, silu), axis=1)
 
-    def gelu(self, x: Array, tanh: bool = False, out: Array | None = None) -> Array:
-        """x [...] -> [...]; tanh: the approximation that GPT-2 uses"""
+    def _gelu(self, x: Array, tanh: bool) -> Array:
         if tanh:
             y = x * x
             y *= TANH_CUBE * TANH_SCALE
@@ -68,10 +91,9 @@ class ActivationKernels(ArrayLayer):
         y += 1.0
         y *= x
         y *= 0.5
-        return self.store(y, out)
+        return y
 
-    def gelu_backward(self, dy: Array, x: Array, tanh: bool = False) -> Array:
-        """-> dx.   exact: Phi(x) + x phi(x)"""
+    def _gelu_backward(self, dy: Array, x: Array, tanh: bool) -> Array:
         xp = self.xp
         square = x * x
         if tanh:
@@ -89,11 +111,3 @@ class ActivationKernels(ArrayLayer):
             dx += phi
         dx *= dy
         return dx
-
-    def relu(self, x: Array, out: Array | None = None) -> Array:
-        """max(x, 0)"""
-        return self.store(self.xp.clip(x, min=0.0), out)
-
-    def relu_backward(self, dy: Array, x: Array) -> Array:
-        """dy where x > 0"""
-        return dy * self.xp.astype(x > 0, dy.dtype)

@@ -13,8 +13,21 @@ from minimoe.reference.random import Draw, RandomKernels
 
 class AttentionKernels(RandomKernels, ArrayLayer):
     def attention(
-        self, q: Array, k: Array, v: Array, *, scale: float, causal: bool, window: int = 0, q_pos: Array, k_pos: Array,
-        k_valid: Array | None = None, sinks: Array | None = None, dropout: float = 0.0, rng: Draw | None = None, out: Array | None = None,
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        *,
+        scale: float,
+        causal: bool,
+        window: int = 0,
+        q_pos: Array,
+        k_pos: Array,
+        k_valid: Array | None = None,
+        sinks: Array | None = None,
+        dropout: float = 0.0,
+        rng: Draw | None = None,
+        out: Array | None = None,
     ) -> tuple[Array, Array]:
         """q [B,Tq,Q,C], k [B,Tk,G,C], v [B,Tk,G,Cv], q_pos [B or 1,Tq], k_pos [B or 1,Tk] int32, k_valid [B or 1,Tk] bool, sinks [Q]
         -> y [B,Tq,Q,Cv], logsumexp [B,Q,Tq]. Query head i reads key/value head i // (Q/G). `dropout` acts on P, drawn by `rng`."""  # fmt: skip

@@ -2,7 +2,8 @@
 
 rows [R,I] stand expert by expert, `offsets` [E+1] bound them, weights [E,O,I] hold a matrix for each expert:
 y[r] = W_e x[r] for the expert e whose rows hold r.   dx[r] = W_e^T dy[r],   dW_e = dy_e^T x_e,   db_e = sum(dy_e).
-An expert without rows has a zero gradient. Rows at or past offsets[E] come out as zeros.
+An expert without rows has a zero gradient. Rows at or past offsets[E] may come out as anything (here zeros): nobody reads them.
+What a composite saves may alias its inputs, which stay as they are until its backward has run.
 """
 
 from typing import Any, NamedTuple
@@ -95,9 +96,7 @@ class ExpertKernels(RoutingKernels, ActivationKernels):
 
     # ---- composites ------------------------------------------------------------------------------------------------------------
 
-    def expert_ffn(
-        self, rows: Array, weights: ExpertWeights, offsets: Array, activation: str, limit: float = 0.0
-    ) -> tuple[Array, Any]:
+    def expert_ffn(self, rows: Array, weights: ExpertWeights, offsets: Array, activation: str, limit: float = 0.0) -> tuple[Array, Any]:
         """down_e(activation(up_e(rows))).   rows [R,D] -> [R,D], saved"""
         before = self.grouped_matmul(rows, weights.up, offsets)
         if weights.up_bias is not None:
@@ -126,9 +125,7 @@ class ExpertKernels(RoutingKernels, ActivationKernels):
         y_rows, expert = self.expert_ffn(self.dispatch(x, plan), weights, plan.offsets, activation, limit)
         return self.combine(y_rows, gate_weights, plan), MoESaved(y_rows, gate_weights, plan, expert)
 
-    def moe_ffn_backward(
-        self, dy: Array, saved: Any, activation: str, limit: float = 0.0
-    ) -> tuple[Array, Array, ExpertWeights]:
+    def moe_ffn_backward(self, dy: Array, saved: Any, activation: str, limit: float = 0.0) -> tuple[Array, Array, ExpertWeights]:
         """-> dx [N,D], dgate_weights [N,W], the weights' gradients"""
         dy_rows, dgate_weights = self.combine_backward(dy, saved.y_rows, saved.gate_weights, saved.plan)
         drows, dweights = self.expert_ffn_backward(dy_rows, saved.expert, activation, limit)

@@ -28,9 +28,14 @@ class Rule(NamedTuple):
     top_groups: int = 1
     route_scale: float = 1.0
 
+    @property
+    def normalised(self) -> bool:
+        """Are the weights of a token's experts divided by their sum?"""
+        return self.norm and self.router in ("softmax_topk", "sigmoid_bias")
+
 
 class Gate(NamedTuple):
-    """What a router decided. W is K, for expert choice E."""
+    """What a router decided. W is K, for expert choice E. Sums over tokens are taken in an order that the shape alone fixes."""
 
     weights: Array  # [N,W]
     ids: Array  # [N,W] int32 in range, or -1: no expert (expert choice)
@@ -51,13 +56,11 @@ class GatingKernels(ArrayLayer):
             weights, ids, scores = self.gate_topk_softmax(logits, rule.top_k)
             probs = scores
         else:
-            weights, ids, scores = self.gate_softmax_topk(logits, rule.top_k, rule.norm and rule.router != "switch")
+            weights, ids, scores = self.gate_softmax_topk(logits, rule.top_k, rule.normalised)
             probs = scores
         return Gate(weights, ids, scores, self._count(ids, valid, logits.shape[1]), self._sum_valid(probs, valid))
 
-    def gate_backward(
-        self, dweights: Array | None, dprob_sum: Array | None, gate: Gate, valid: Array | None, *, rule: Rule
-    ) -> Array:
+    def gate_backward(self, dweights: Array | None, dprob_sum: Array | None, gate: Gate, valid: Array | None, *, rule: Rule) -> Array:
         """dweights [N,W], dprob_sum [E], either None where unused -> dlogits [N,E]"""
         xp = self.xp
         scores = gate.scores
@@ -183,7 +186,7 @@ class GatingKernels(ArrayLayer):
         """The gradient at the chosen scores.   w = c s / sum(s):   ds = c / sum(s) * (dw - sum(dw w) / c)"""
         xp = self.xp
         scale = rule.route_scale if rule.router == "sigmoid_bias" else 1.0
-        if not rule.norm or rule.router == "switch":
+        if not rule.normalised:
             return dweights * scale
         chosen = xp.take_along_axis(gate.scores, xp.astype(gate.ids, xp.int64), axis=-1)
         total = xp.sum(chosen, axis=-1, keepdims=True)

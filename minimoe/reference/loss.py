@@ -42,9 +42,7 @@ class LossKernels(LinearKernels, ArrayLayer):
         p *= (xp.astype(targets != ignore, p.dtype) * dloss)[:, None]
         return xp.astype(p, logits.dtype, copy=False)
 
-    def linear_cross_entropy(
-        self, x: Array, weight: Array, targets: Array, ignore: int = IGNORE
-    ) -> tuple[tuple[Array, Array], Any]:
+    def linear_cross_entropy(self, x: Array, weight: Array, targets: Array, ignore: int = IGNORE) -> tuple[tuple[Array, Array], Any]:
         """cross_entropy(x W^T).   x [N,D], weight [V,D], targets [N] -> (sum, number of valid targets), saved"""
         logits = self.linear(x, weight)
         total, count, lse = self.cross_entropy(logits, targets, ignore)

@@ -39,9 +39,7 @@ class NormKernels(ArrayLayer):
         g *= rstd
         return xp.astype(g, x.dtype, copy=False), xp.astype(dweight, weight.dtype, copy=False)
 
-    def layer_norm(
-        self, x: Array, weight: Array, bias: Array | None, eps: float, out: Array | None = None
-    ) -> tuple[Array, Array, Array]:
+    def layer_norm(self, x: Array, weight: Array, bias: Array | None, eps: float, out: Array | None = None) -> tuple[Array, Array, Array]:
         """x [...,D], weight [D], bias [D] or None -> y [...,D], mean [...,1], rstd [...,1]"""
         xp = self.xp
         wide = self.wide(x)
@@ -79,9 +77,7 @@ class NormKernels(ArrayLayer):
         dx, dweight = self.rms_norm_backward(dy, saved.total, saved.weight, *saved.moments)
         return (dx if dtotal is None else self.store(dtotal, dx, accumulate=True)), dweight
 
-    def add_layer_norm(
-        self, x: Array, delta: Array, weight: Array, bias: Array | None, eps: float
-    ) -> tuple[tuple[Array, Array], Any]:
+    def add_layer_norm(self, x: Array, delta: Array, weight: Array, bias: Array | None, eps: float) -> tuple[tuple[Array, Array], Any]:
         """total = x + delta, y = layer_norm(total).   -> (total [...,D], y [...,D]), saved"""
         total = x + delta
         y, mean, rstd = self.layer_norm(total, weight, bias, eps)

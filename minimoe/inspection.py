@@ -1,0 +1,255 @@
+"""Looking without training: what a model costs, how a run's experts are loaded, what the backends here can do."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minimoe.config import Config, load_config, preset_names, to_toml
+from minimoe.cost import Cost, cost
+from minimoe.errors import CheckpointError, ConfigError, UserError
+from minimoe.run import Run
+
+BYTE_VOCABULARY = 256
+
+
+@dataclass(frozen=True)
+class Report:
+    """A model's cost and, for a run, how it stands and how its experts were loaded last."""
+
+    name: str
+    config: Config
+    cost: Cost
+    run: dict[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `inspect --json` prints."""
+        return {"name": self.name, **self.cost.to_dict(), **({"run": self.run} if self.run else {})}
+
+    def show(self) -> None:
+        """Tables: part by part, and the load."""
+        from minimoe.moe import uniform_aux_loss
+        from minimoe.progress import load_table, show
+
+        show(cost_table(self))
+        if self.run:
+            show(f"state {self.run['state']}   step {self.run['step']}   loss {self.run['loss']}   validation {self.run['val_loss']}")
+            moe = self.config.model.moe
+            if self.run["expert_load"] and moe is not None:
+                show(load_table(self.run["expert_load"], uniform_aux_loss(moe, len(self.run["expert_load"])), self.run["last"]))
+
+
+def inspect(what: str, overrides: tuple[str, ...] = ()) -> Report:
+    """A preset, a TOML file, or a run. Nothing is allocated."""
+    is_config = what in preset_names() or (what.endswith(".toml") and Path(what).is_file())
+    if is_config:
+        config = load_config(what, overrides)
+        return Report(what, config, cost(_with_vocabulary(config).model))
+    try:
+        run = Run.open(what)
+    except CheckpointError as missing:
+        if Path(what).exists():
+            raise
+        try:
+            load_config(what)
+        except ConfigError as error:
+            raise ConfigError(f"{what}: no run of that name here, and {error}") from None
+        raise missing from None
+    config = run.config
+    return Report(run.name, config, cost(config.model, config.train.seq_len), _run_facts(run))
+
+
+def _with_vocabulary(config: Config) -> Config:
+    """A byte tokenizer's vocabulary is known; a char tokenizer's depends on the text, which is read if it is there."""
+    from msgspec.structs import replace
+
+    if config.model.vocab_size is not None or config.model.image_size:
+        return config
+    size = BYTE_VOCABULARY
+    if config.data.tokenizer != "byte":
+        from minimoe.data import load_corpus
+
+        try:
+            size = load_corpus(config.data).tokenizer.vocab_size
+        except UserError as error:
+            raise ConfigError(f"model.vocab_size comes from the text, and {error}: give it with --set model.vocab_size=65") from None
+    return replace(config, model=replace(config.model, vocab_size=size))
+
+
+def _run_facts(run: Run) -> dict[str, Any]:
+    rows = run.metrics()
+    last = rows[-1] if rows else {}
+    validated = [row["val_loss"] for row in rows if "val_loss" in row]
+    loads = last.get("expert_load") or []
+    entropies = [-sum(share * math.log(share) for share in layer if share > 0) for layer in loads]
+    return {
+        "path": str(run.path), "state": run.status()["state"], "step": last.get("step", 0), "loss": last.get("loss"),
+        "val_loss": validated[-1] if validated else None, "expert_load": loads, "load_entropy": entropies,
+        "skipped": sum(bool(row.get("skipped")) for row in rows), "last": last or None,
+    }  # fmt: skip
+
+
+def cost_table(report: Report) -> Any:
+    """Parameters and FLOPs part by part."""
+    from rich.table import Table
+
+    counted = report.cost
+    facts = counted.to_dict()
+    memory = facts["bytes"]
+    table = Table(
+        title=f"{report.name}: {counted.total:,} parameters, {counted.active:,} active a token, {facts['flops_per_token']:,} FLOPs a token forward",
+        caption=f"weights {size(memory['weights'])}, gradients {size(memory['gradients'])}, optimizer {size(memory['optimizer'])}; "
+        f"key/value cache {size(memory['kv_cache_per_token'])} a token; sequence length {facts['seq_len']}",
+    )
+    for name in ("part", "count", "parameters", "active", "FLOPs a token", "share"):
+        table.add_column(name, justify="left" if name == "part" else "right")
+    for part in facts["parts"]:
+        share = part["flops_per_token"] / max(1, facts["flops_per_token"])
+        table.add_row(
+            part["name"],
+            str(part["count"]),
+            f"{part['parameters']:,}",
+            f"{part['active']:,}",
+            f"{part['flops_per_token']:,}",
+            f"{share:.1%}",
+        )
+    return table
+
+
+def size(n: float) -> str:
+    """13652480 -> 13.0 MiB"""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if n < 1024:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1024
+    return f"{n:.1f} TiB"
+
+
+def show_plan(config: Config, out: Path | None, **options: Any) -> None:
+    """What `train --dry-run` prints, after everything that can be checked without training was."""
+    from minimoe.backend import load
+    from minimoe.data import load_corpus
+    from minimoe.progress import duration, show
+    from minimoe.trainer import with_options, with_vocabulary
+
+    config = with_options(config, **options)
+    config.check_trainable()
+    backend = load(config.train.backend)
+    if config.train.dtype not in backend.dtypes:
+        raise ConfigError(f"backend {backend.name} has no {config.train.dtype}: it has {', '.join(backend.dtypes)}")
+    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out}: is not empty: --out needs a new or empty folder")
+    corpus = load_corpus(config.data, seq_len=config.train.seq_len)
+    config = with_vocabulary(config, corpus.tokenizer.vocab_size)
+    counted = cost(config.model, config.train.seq_len)
+    tokens = config.train.steps * config.train.accumulate * config.train.batch_size * config.train.seq_len
+    show(to_toml(config).rstrip())
+    show("")
+    show(cost_table(Report(config.name, config, counted)))
+    flops = counted.to_dict()["training_flops_per_token"] * tokens
+    show(
+        f"{tokens:,} tokens to train on ({tokens / len(corpus.train):.1f} times the text), {flops:.3g} FLOPs on {backend.name}: "
+        f"about {duration(flops / 50e9)} at 50 GFLOP/s"
+    )
+
+
+def evaluate_run(loaded: Any, data: str | None) -> dict[str, Any]:
+    """The loss of a trained model over the validation split of its own text, or over all of another."""
+    from msgspec.structs import replace
+
+    from minimoe.data import load_corpus, read_source, windows
+    from minimoe.evaluation import evaluate
+
+    config = loaded.config
+    t = config.train
+    if data is None:
+        corpus = load_corpus(config.data, tokenizer=loaded.tokenizer)
+        tokens, split, source = corpus.val, "validation split", corpus.source
+    else:
+        pieces, _ = read_source(replace(config.data, source=data).source)
+        text = "".join(piece for piece, _ in pieces)
+        tokens, split, source = loaded.tokenizer.encode(text, data), "all of it", data
+        if len(tokens) < 2:
+            raise UserError(f"{data}: too short: an evaluation needs two tokens or more")
+    result = evaluate(loaded.model, windows(tokens, t.seq_len, t.batch_size))
+    return {
+        "model": str(loaded.folder), "step": loaded.step, "loss": result.loss, "perplexity": result.perplexity, "tokens": result.tokens,
+        "source": source, "split": split, "expert_load": result.expert_load,
+    }  # fmt: skip
+
+
+# ---- backends ---------------------------------------------------------------------------------------------------------------------------
+
+
+def backends_report() -> dict[str, dict[str, Any]]:
+    """Every known backend: whether it runs here, why not, its dtypes and the kind of each kernel."""
+    from minimoe.backend import available, describe
+
+    report = {}
+    for name in available():
+        about = describe(name)
+        report[name] = {
+            "available": about.available, "why_not": about.why_not, "dtypes": list(about.dtypes), "kernels": about.kernels,
+            "proven": about.proven,
+        }  # fmt: skip
+    return report
+
+
+def show_backends() -> None:
+    """The report as tables."""
+    import platform
+
+    from rich.table import Table
+
+    import minimoe
+    from minimoe.backend import CONTRACT, load
+    from minimoe.progress import show
+    from minimoe.run import environment
+
+    facts, report = environment(), backends_report()
+    table = Table(
+        title=f"minimoe {minimoe.__version__}, contract {CONTRACT}, Python {platform.python_version()}, numpy {facts['numpy']}, {facts['platform']}"
+    )
+    for column in ("backend", "here", "dtypes", "hand-written", "library", "reference"):
+        table.add_column(column, justify="left" if column in ("backend", "here", "dtypes") else "right")
+    for name, about in report.items():
+        kinds = list(about["kernels"].values())
+        here = "yes" if about["available"] else about["why_not"]
+        table.add_row(name, here, ", ".join(about["dtypes"]), *(str(kinds.count(k)) for k in ("hand-written", "library", "reference")))
+    show(table)
+    for name, about in report.items():
+        own = {kernel: kind for kernel, kind in about["kernels"].items() if kind != "reference"}
+        for kernel, kind in own.items():
+            show(f"  {name}.{kernel}: {kind}, {'proven ' + about['proven'][kernel] if kernel in about['proven'] else 'unproven'}")
+    show(f"auto takes {load('auto').name}; `minimoe backends check NAME` runs the conformance suite; --json names every kernel")
+
+
+def check_backend(name: str, kernel: str | None, as_json: bool) -> int:
+    """Run the conformance cases; gives the exit code: 0 if all pass, else 1."""
+    import json
+
+    from rich.console import Console
+    from rich.progress import track
+
+    from minimoe.backend import kernel_names, load
+    from minimoe.errors import nearest
+    from minimoe.testing import cases
+
+    if kernel is not None and kernel not in kernel_names():
+        raise ConfigError(f"no kernel {kernel!r}{nearest(kernel, kernel_names())}")
+    chosen = cases(load(name), kernel=kernel)
+    failures: dict[str, str] = {}
+    for case in track(chosen, description=f"{name}: {len(chosen)} cases", console=Console(stderr=True), disable=as_json):
+        try:
+            case.run()
+        except Exception as error:  # whatever a new backend raises is what its author wants to read
+            failures[case.name] = f"{type(error).__name__}: {error}"
+    if as_json:
+        print(json.dumps({"backend": name, "cases": len(chosen), "failed": failures}))
+    else:
+        for case_name, text in failures.items():
+            print(f"FAILED {case_name}\n  {text}\n")
+        print(f"{name}: {len(chosen) - len(failures)} passed, {len(failures)} failed{'' if failures else ': it conforms'}")
+    return 1 if failures else 0

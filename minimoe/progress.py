@@ -1,0 +1,225 @@
+"""What a user sees while a model trains: a live picture on a terminal, plain lines elsewhere; and tables."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from minimoe.trainer import Listener
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+    from minimoe.trainer import Trainer
+
+BARS = " ▁▂▃▄▅▆▇█"
+
+
+def console() -> Console:
+    """The terminal; where output goes to a file, wide enough for every table."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=120)
+
+
+def show(what: RenderableType) -> None:
+    """Print a table or a text."""
+    console().print(what)
+
+
+def listener(quiet: bool) -> Listener:
+    """The watcher that suits where the output goes."""
+    if quiet:
+        return Listener()
+    return LiveProgress() if sys.stderr.isatty() else PlainProgress()
+
+
+def describe(trainer: Trainer) -> str:
+    """What is about to be trained, in one line."""
+    from minimoe.cost import cost
+
+    config, counted = trainer.config, cost(trainer.config.model, trainer.config.train.seq_len)
+    size = f"{counted.total / 1e6:.2f} M parameters"
+    if counted.active != counted.total:
+        size += f", {counted.active / 1e6:.2f} M active"
+    return (
+        f"{config.name}: {size}; {trainer.corpus.source}: {len(trainer.corpus.train):,} + {len(trainer.corpus.val):,} tokens; "
+        f"{config.train.steps} steps of {config.train.accumulate * config.train.batch_size * config.train.seq_len:,} tokens on {trainer.backend.name}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """95 -> 1:35"""
+    whole = round(max(0.0, seconds))
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+def number(value: Any, digits: int = 4) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+class Pace:
+    """The time left, from the steps of this sitting."""
+
+    def __init__(self, step: int, steps: int) -> None:
+        self.first, self.steps, self.began = step, steps, time.monotonic()
+
+    def left(self, step: int) -> float:
+        done = step - self.first
+        return (time.monotonic() - self.began) / done * (self.steps - step) if done else 0.0
+
+
+class PlainProgress(Listener):
+    """A line every `log_every` steps."""
+
+    def started(self, trainer: Trainer) -> None:
+        self.pace = Pace(trainer.step, trainer.config.train.steps)
+        print(describe(trainer), file=sys.stderr, flush=True)
+        if trainer.step:
+            print(f"going on at step {trainer.step}", file=sys.stderr, flush=True)
+
+    def logged(self, rows: list[dict[str, Any]]) -> None:
+        if not rows:
+            return
+        row = rows[-1]
+        text = f"step {row['step']:>5}/{self.pace.steps}  loss {number(row['loss'])}"
+        if "val_loss" in row:
+            text += f"  val {number(row['val_loss'])}"
+        text += f"  {row['tokens_per_s']:,.0f} tokens/s  left {duration(self.pace.left(row['step']))}"
+        loads = [share for layer in row["expert_load"] for share in layer]
+        if loads:
+            text += f"  expert load {min(loads):.1%} to {max(loads):.1%}"
+        skipped = sum(r["skipped"] for r in rows)
+        print(text + (f"  SKIPPED {skipped}" if skipped else ""), file=sys.stderr, flush=True)
+
+    def said(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+
+class LiveProgress(Listener):
+    """A bar, the latest measures, and the load of every expert, drawn anew as training goes on."""
+
+    def started(self, trainer: Trainer) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self.trainer, self.step = trainer, trainer.step
+        self.pace = Pace(trainer.step, trainer.config.train.steps)
+        self.row: dict[str, Any] = {}
+        self.val: float | None = trainer.best
+        self.skipped = 0
+        self.losses: list[float] = []
+        screen = Console(stderr=True)
+        screen.print(describe(trainer), style="bold")
+        self.live = Live(console=screen, refresh_per_second=4, get_renderable=self._draw)
+        self.live.start()
+
+    def stepped(self, step: int) -> None:
+        self.step = step
+
+    def logged(self, rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            self.losses.append(row["loss"])
+            self.skipped += bool(row["skipped"])
+            self.val = row.get("val_loss", self.val)
+            self.row = row
+
+    def said(self, text: str) -> None:
+        if hasattr(self, "live"):
+            self.live.console.print(text, style="yellow")
+        else:
+            print(text, file=sys.stderr)
+
+    def ended(self, trainer: Trainer) -> None:
+        self.step = trainer.step
+        self.live.stop()
+
+    def _draw(self) -> RenderableType:
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        row, steps = self.row, self.pace.steps
+        top = Table.grid(padding=(0, 2))
+        top.add_row(
+            f"step {self.step}/{steps}",
+            ProgressBar(total=steps, completed=self.step, width=40),
+            f"{duration(self.pace.left(self.step))} left",
+        )
+        if not row:
+            return Group(top)
+        measures = Table.grid(padding=(0, 2))
+        measures.add_row(
+            f"[bold]loss {number(row['loss'])}[/]", f"validation {number(self.val)}", f"{row['tokens_per_s']:,.0f} tokens/s",
+            f"lr {row['lr']:.2e}", f"gradient norm {number(row['grad_norm'], 2)}", f"[red]skipped {self.skipped}[/]" if self.skipped else "",
+        )  # fmt: skip
+        parts: list[Any] = [top, measures, _curve(self.losses)]
+        if row["expert_load"]:
+            parts.append(load_table(row["expert_load"], self.trainer.uniform_aux_loss, row))
+        return Group(*parts)
+
+
+def _curve(losses: list[float]) -> Text:
+    """The loss so far as a line of bars, the mean of each stretch, between its lowest and highest."""
+    from rich.text import Text
+
+    width = min(60, len(losses))
+    cuts = [losses[i * len(losses) // width : (i + 1) * len(losses) // width] for i in range(width)]
+    means = [sum(cut) / len(cut) for cut in cuts]
+    low, high = min(means), max(means)
+    span = high - low
+    if not span > 0:
+        return Text("")
+    return Text("loss  " + "".join(BARS[1 + round((m - low) / span * 7)] if m == m else "?" for m in means), style="cyan")
+
+
+def load_table(loads: list[list[float]], uniform: float, row: dict[str, Any] | None = None) -> Table:
+    """A row for each routed layer, a bar and a share for each expert; even load is half a bar."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 1), show_header=True)
+    table.add_column("expert load", style="dim", no_wrap=True)
+    experts = len(loads[0])
+    shown = min(experts, 16)
+    for expert in range(shown):
+        table.add_column(str(expert), justify="right", style="dim", no_wrap=True)
+    for layer, shares in enumerate(loads):
+        cells = []
+        for share in shares[:shown]:
+            relative = share * experts
+            colour = "red" if relative < 0.05 else "yellow" if relative < 0.5 or relative > 2.0 else "green"
+            cells.append(Text(f"{BARS[min(8, round(relative * 4))]}{share:4.0%}", style=colour))
+        table.add_row(f"layer {layer}" + (f" (of {experts})" if shown < experts else ""), *cells)
+    if row is not None:
+        table.caption = f"balance loss {number(row['aux_loss'], 3)} (even: {uniform:g})   dropped {row['dropped']:.1%}   load entropy {number(row['router_entropy'], 3)}"
+        table.caption_justify = "left"
+    return table
+
+
+def runs_table(rows: list[dict[str, Any]]) -> Table:
+    """What `minimoe runs` prints."""
+    from rich.table import Table
+
+    table = Table(title=None)
+    for name, justify in (
+        ("run", "left"),
+        ("state", "left"),
+        ("step", "right"),
+        ("loss", "right"),
+        ("validation", "right"),
+        ("best", "right"),
+        ("parameters", "right"),
+    ):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for row in rows:
+        count = row["parameters"]
+        table.add_row(
+            row["name"], row["state"], f"{row['step']}/{row['steps'] or '?'}", number(row["loss"]), number(row["val_loss"]),
+            number(row["best_val_loss"]), "-" if count is None else f"{count:,}",
+        )  # fmt: skip
+    return table
