@@ -137,7 +137,7 @@ class Tensor:
         if gradient.dtype != self.data.dtype:
             gradient, ours = xp.astype(gradient, self.data.dtype), True
         if self.grad is None:
-            self.grad = gradient if ours else xp.asarray(gradient, copy=True)
+            self.grad = xp.asarray(gradient, copy=None if ours else True)  # NumPy gives 0-d results as scalars: no address to keep
         else:
             self.grad += gradient
 

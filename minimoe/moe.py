@@ -30,6 +30,7 @@ class MoEStats:
     z_loss: Tensor  # 0-d, raw: mean squared logsumexp of the logits
     prob_sum: Tensor  # [E]: sum over tokens of the router's probabilities
     counts: Array  # [E] int32
+    processed: Array  # [E] int32: rows that each expert worked on, after capacity
     tokens: Array | int  # valid tokens
     dropped: Array  # 0-d: fraction of the chosen slots that capacity dropped
     ids: Array  # [N,W] int32: the experts of each token (expert choice: -1 where not chosen)
@@ -186,8 +187,9 @@ class MoE(Module):
     ) -> MoEStats:
         b, moe = logits.backend, self.moe
         tokens = b.n_valid(logits.shape[0], valid)
+        processed = offsets[1:] - offsets[:-1]
         z_loss = mean_over_valid(ops.power(ops.logsumexp(logits), 2.0), valid)
-        stats = MoEStats(z_loss, z_loss, z_loss, prob_sum, gate.counts, tokens, self._dropped(gate, offsets, b, prob_sum.dtype), gate.ids)
+        stats = MoEStats(z_loss, z_loss, z_loss, prob_sum, gate.counts, processed, tokens, self._dropped(gate, offsets, b, prob_sum.dtype), gate.ids)
         aux = balance_loss(stats, moe.k, moe.aux_convention) if own_loss is None else own_loss
         loss = aux * moe.aux_loss_coef + z_loss * moe.z_loss_coef
         return replace(stats, loss=loss, aux_loss=aux)
@@ -195,7 +197,7 @@ class MoE(Module):
     def _dropped(self, gate: Gate, offsets: Array, b: Backend, dtype: Any) -> Array:
         xp = b.xp
         chosen = xp.astype(xp.sum(gate.counts), dtype)
-        return 1.0 - xp.astype(offsets[-1], dtype) / xp.clip(chosen, min=1.0)
+        return (chosen - xp.astype(offsets[-1], dtype)) / xp.clip(chosen, min=1.0)
 
     def update_balance(self, counts: Array, ok: Array | None = None) -> None:
         """After an optimizer step: b += bias_rate * sign(mean(count) - count), with the whole step's counts [E]; not where `ok` is false.

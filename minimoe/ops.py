@@ -297,7 +297,7 @@ def _row_index(b: Backend, index: Any) -> Array:
 def _basic_index(index: Any) -> tuple[Any, ...]:
     """Integers, slices and None, with the Ellipsis that the Array API standard asks for."""
     parts = index if isinstance(index, tuple) else (index,)
-    if any(hasattr(part, "shape") and part.shape or isinstance(part, list) for part in parts):
+    if any((hasattr(part, "shape") and part.shape) or isinstance(part, list) for part in parts):
         raise TypeError("x[index]: an array of row numbers stands alone, not among slices or other arrays")
     return parts if any(part is Ellipsis for part in parts) else (*parts, ...)
 

@@ -46,8 +46,8 @@ class Run:
         """
         try:
             path = _next_folder(config.name, root) if out is None else _empty_folder(out)
-            checkpoint.write_synced(path / "config.toml", to_toml(config).encode(), "xb")
-            checkpoint.write_atomically(path / "env.json", checkpoint.to_json({**environment(), **(extra or {})}))
+            checkpoint.write_synced(path / "env.json", checkpoint.to_json({**environment(), **(extra or {})}).encode(), "xb")
+            checkpoint.write_atomically(path / "config.toml", to_toml(config))  # last and whole: with it the folder is a run
             if path.resolve().is_relative_to(root.resolve()):
                 checkpoint.write_atomically(root / "last", f"{path.resolve().relative_to(root.resolve()).as_posix()}\n")
         except OSError as error:
@@ -127,9 +127,14 @@ class Run:
             tokenizer_json=tokenizer_json,
         )
         if best:
-            self._write(lambda: checkpoint.write_best(self.checkpoint_folder, step), "best")
+            self.note_best(step)
         checkpoint.prune(self.checkpoint_folder, self.config.train.keep, checkpoint.read_best(self.checkpoint_folder))
         return folder
+
+    def note_best(self, step: int) -> None:
+        """Name a checkpoint as the best, where it is still there."""
+        if (self.checkpoint_folder / checkpoint.step_name(step)).is_dir():
+            self._write(lambda: checkpoint.write_best(self.checkpoint_folder, step), "best")
 
     def newest_checkpoint(self) -> Path | None:
         """The folder of the newest checkpoint, whole or not; None before the first."""
@@ -142,9 +147,19 @@ class Run:
             return checkpoint.load_checkpoint(self.checkpoint, optimizer=optimizer), []
         return checkpoint.newest_whole(self.checkpoint_folder, optimizer=optimizer)
 
-    def cut(self, step: int) -> None:
-        """Go back to a step: later checkpoints go, then later metrics, so that a kill in between leaves no hole in them."""
-        checkpoint.cut(self.checkpoint_folder, step)
+    def go_back(self, step: int, best: int | None) -> None:
+        """Leave the folder as it was right after the checkpoint of a step, of which `best` was the best so far.
+
+        Later checkpoints go, then later metrics, so that a kill in between leaves no hole in them. A kill may also have come after a
+        checkpoint was written, but before it was named the best or older ones were removed: that is made up for.
+        """
+        folder = self.checkpoint_folder
+        if folder.is_dir():
+            self._write(lambda: checkpoint.tidy(folder), folder.name)
+            checkpoint.cut(folder, step)
+            if best is not None:
+                self.note_best(best)
+            checkpoint.prune(folder, self.config.train.keep, checkpoint.read_best(folder))
         self.cut_metrics(step)
 
     # ---- metrics -----------------------------------------------------------------------------------------------------------

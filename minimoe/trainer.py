@@ -152,7 +152,8 @@ class Trainer:
         self.optimizer = make_optimizer(self.model.parameters(), config.train)
         self.step = 0  # steps done
         self.elapsed = 0.0  # seconds of training, over all sittings
-        self.best: float | None = None
+        self.best: float | None = None  # lowest validation loss of an evaluation
+        self.best_step: int | None = None
         self.bad = self.backend.from_host(np.zeros((), dtype=np.int32))  # non-finite steps in a row, up to now
         self.pending = Pending()
         self.layers = len(config.model.moe_layers())
@@ -171,7 +172,7 @@ class Trainer:
         if self.resumed:
             if run.config != self.config:
                 run.replace_config(self.config)
-            run.cut(self.step)
+            run.go_back(self.step, self.best_step)
         self._warn()
         self.listener.started(self)
         settings = self.config.train
@@ -263,7 +264,7 @@ class Trainer:
         if evaluates:
             rows[-1]["val_loss"] = loss = self._evaluate(whole=last)
             better = np.isfinite(loss) and (self.best is None or loss < self.best)
-            self.best = loss if better else self.best
+            self.best, self.best_step = (loss, step) if better else (self.best, self.best_step)
         self.folder.append_metrics(rows)
         self.listener.logged(rows)
         if saves or better:
@@ -314,7 +315,13 @@ class Trainer:
             self.step,
             model={name: to_host(array) for name, array in self.model.state_dict().items()},
             optimizer={name: to_host(array) for name, array in self.optimizer.state_dict().items()},
-            state={"elapsed_s": self.elapsed, "best": self.best, "bad": int(to_host(self.bad)), "data": self.environment()["data"]},
+            state={
+                "elapsed_s": self.elapsed,
+                "best": self.best,
+                "best_step": self.best_step,
+                "bad": int(to_host(self.bad)),
+                "data": self.environment()["data"],
+            },
             tokenizer_json=self.corpus.tokenizer.to_json(),
             best=best,
         )
@@ -341,6 +348,7 @@ class Trainer:
         self.model.load_state_dict(saved.model)
         self.optimizer.load_state_dict(saved.optimizer)
         self.step, self.elapsed, self.best = saved.step, saved.state["elapsed_s"], saved.state["best"]
+        self.best_step = saved.state["best_step"]
         self.bad = self.backend.from_host(np.asarray(saved.state["bad"], dtype=np.int32))
 
     def _check_same(self, saved: Checkpoint, run: Run) -> None:

@@ -48,7 +48,7 @@ class NumpyBackend(Backend):
 
     def sigmoid(self, x: Array) -> Array:
         with np.errstate(over="ignore"):  # exp(-x) = infinity gives the right 0
-            y = np.negative(x)
+            y = np.asarray(np.negative(x))  # NumPy gives 0-d results as scalars, which cannot be written
             np.exp(y, out=y)
             y += 1.0
             return np.reciprocal(y, out=y)

@@ -117,8 +117,8 @@ class ArrayLayer(ABC):
         return y
 
     def rows(self, x: Array) -> Array:
-        """x with its leading axes joined.   [...,D] -> [N,D]"""
+        """x with its leading axes joined, a 0-d one as a row of one.   [...,D] -> [N,D]"""
         n = 1
         for size in x.shape[:-1]:
             n *= size
-        return self.xp.reshape(x, (n, x.shape[-1]))
+        return self.xp.reshape(x, (n, x.shape[-1] if x.shape else 1))

@@ -1,0 +1,151 @@
+"""The level "array layer": what every backend must have before a reference can run on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from minimoe.backend import Backend
+from minimoe.testing.conformance import Case, compare, require, rounded, to_device, to_host
+from minimoe.testing.tolerances import KERNELS
+
+XP_FUNCTIONS = (
+    "abs", "any", "arange", "argsort", "asarray", "astype", "broadcast_to", "clip", "concat", "cos", "cumulative_sum", "empty",
+    "empty_like", "exp", "full", "full_like", "isdtype", "isinf", "log", "logaddexp", "matmul", "matrix_transpose", "max", "mean",
+    "minimum", "ones", "ones_like", "permute_dims", "reshape", "result_type", "sign", "sin", "sqrt", "squeeze", "stack", "sum", "take",
+    "take_along_axis", "tanh", "where", "zeros", "zeros_like",
+)  # fmt: skip
+"""All that minimoe asks of `xp`, as the Array API standard 2024.12 defines it."""
+
+XP_CONSTANTS = ("bool", "float32", "int32", "int64", "inf")
+FIX = "Mend the array layer before any kernel"
+
+
+def array_layer_cases(backend: Backend) -> Iterator[Case]:
+    """A case for each part of the array layer."""
+    for part, check in CHECKS.items():
+        yield Case(part, "array layer", part, partial(run_quietly, check, backend))
+
+
+def run_quietly(check: Callable[[Backend], None], backend: Backend) -> None:
+    with np.errstate(all="ignore"):
+        check(backend)
+
+
+def equal(backend: Backend, got: Any, expected: Any, part: str, where: str, tolerance: float = 0.0) -> None:
+    wanted = expected.astype(np.float64) if expected.dtype.kind == "f" else expected
+    compare(to_host(backend, got), wanted, tolerance, part, where, FIX)
+
+
+def check_names(backend: Backend) -> None:
+    missing = [name for name in (*XP_FUNCTIONS, *XP_CONSTANTS) if not hasattr(backend.xp, name)]
+    require(not missing, "xp", "names", f"it lacks {', '.join(missing)}", "They are defined by the Array API standard")
+    require("float32" in backend.dtypes, "dtypes", str(backend.dtypes), "float32 is missing", "It is the least that a backend has")
+    for name in backend.dtypes:
+        require(backend.xp.isdtype(backend.dtype(name), "real floating") or "16" in name, "dtype", name, "it is no floating dtype", FIX)
+
+
+def check_transfer(backend: Backend) -> None:
+    shapes: list[npt.NDArray[Any]] = [np.arange(6.0).reshape(2, 3).T, np.zeros((0, 3)), np.array(2.5)]
+    for real in shapes:
+        array = real.astype(np.float32)
+        equal(backend, backend.from_host(array), array, "from_host, to_host", f"float32 {list(array.shape)}")
+    others: list[npt.NDArray[Any]] = [np.array([3, -1], np.int32), np.array([True, False]), np.array([2**40], np.int64)]
+    for other in others:
+        equal(backend, backend.from_host(other), other, "from_host, to_host", f"{other.dtype}")
+    source = np.ones(3, dtype=np.float32)
+    device = backend.from_host(source)
+    source[:] = 7.0
+    equal(backend, device, np.ones(3), "from_host", "after the host array was written: it must be a copy")
+
+
+def check_scatter_add(backend: Backend) -> None:
+    for dtype in backend.dtypes:
+        for n, shape in [(0, (4, 3)), (1, (1,)), (31, (4, 3)), (33, (5,)), (64, (3, 2, 2))]:
+            rng = np.random.default_rng(n)
+            inputs = rng.standard_normal(shape), rng.integers(0, shape[0], n).astype(np.int32), rng.standard_normal((n, *shape[1:]))
+            target, index, values = rounded(backend, inputs, dtype)
+            np.add.at(target, index, values)
+            device = to_device(backend, inputs, dtype)
+            backend.scatter_add(*device)
+            equal(backend, device[0], target, "scatter_add", f"target {list(shape)}, {n} rows [{dtype}]", KERNELS[dtype])
+
+
+def check_top_k(backend: Backend) -> None:
+    nan, inf = math.nan, math.inf
+    rows = [[1.0, 3.0, 2.0, 3.0, 0.0], [0.0] * 5, [nan, 1.0, inf, -inf, 1.0], [nan] * 5, [-0.0, 0.0, -1.0, nan, 5.0]]
+    order = [[1, 3, 2, 0, 4], [0, 1, 2, 3, 4], [2, 1, 4, 3, 0], [0, 1, 2, 3, 4], [4, 0, 1, 2, 3]]
+    array, ids = np.array(rows), np.array(order, dtype=np.int32)
+    for dtype in backend.dtypes:
+        for k in (1, 2, 5):
+            for what, x, expected in [("[5,5]", array, ids), ("[5]", array[0], ids[0]), ("[0,5]", array[:0], ids[:0])]:
+                values, found = backend.top_k(to_device(backend, x, dtype), k)
+                where = f"{what}, k {k}, ties and NaN [{dtype}]"
+                equal(backend, found, expected[..., :k], "top_k", where)
+                require(found.dtype == backend.xp.int32, "top_k", where, f"ids are {found.dtype}", "Indices are int32")
+                equal(backend, values, np.take_along_axis(x, expected[..., :k].astype(np.int64), -1), "top_k", where)
+
+
+def check_bincount(backend: Backend) -> None:
+    for ids, length in [([], 3), ([0], 1), ([2, 0, 2, 2], 5), ([4] * 33, 5)]:
+        found = backend.bincount(backend.from_host(np.array(ids, dtype=np.int32)), length)
+        expected = np.bincount(np.array(ids, dtype=np.int64), minlength=length).astype(np.int32)
+        equal(backend, found, expected, "bincount", f"{len(ids)} ids, minlength {length}")
+        require(found.dtype == backend.xp.int32, "bincount", f"minlength {length}", f"it returns {found.dtype}", "Counts are int32")
+
+
+def check_erf(backend: Backend) -> None:
+    x = np.concatenate([np.linspace(-7.0, 7.0, 2001), [0.0, 1e-30, 100.0, -100.0]])
+    for dtype in backend.dtypes:
+        held = rounded(backend, x, dtype)
+        expected = np.array([math.erf(value) for value in held])
+        tolerance = {"float64": 1e-15, "float32": 5e-7}.get(dtype, KERNELS[dtype])
+        equal(backend, backend.erf(to_device(backend, x, dtype)), expected, "erf", f"2005 values in [-100, 100] [{dtype}]", tolerance)
+    infinite = np.array([math.nan, math.inf, -math.inf])
+    equal(backend, backend.erf(to_device(backend, infinite, "float32")), np.array([math.nan, 1.0, -1.0]), "erf", "NaN and infinity", 5e-7)
+
+
+def check_contiguous(backend: Backend) -> None:
+    array = np.arange(12, dtype=np.float32).reshape(3, 4)
+    device = backend.from_host(array)
+    equal(backend, backend.contiguous(backend.xp.permute_dims(device, (1, 0))), array.T, "contiguous", "[4,3], transposed")
+    equal(backend, backend.contiguous(device[:, 1:3]), array[:, 1:3], "contiguous", "[3,2], a slice")
+
+
+def check_views(backend: Backend) -> None:
+    """References write into slices of arrays that they own, in place."""
+    xp = backend.xp
+    y = xp.zeros((3, 4), dtype=xp.float32)
+    y[1:2, :] = 2.0
+    y[..., :2] += 1.0
+    y[0, :] = xp.ones_like(y[0, :]) * 5.0
+    equal(backend, y, np.array([[5, 5, 5, 5], [3, 3, 2, 2], [1, 1, 0, 0]], np.float32), "xp", "writing into slices")
+    flat = xp.zeros((6,), dtype=xp.float32)
+    view = xp.reshape(flat[2:6], (2, 2))
+    view += 1.0
+    equal(backend, flat, np.array([0, 0, 1, 1, 1, 1], np.float32), "xp", "a reshaped slice of a flat buffer, written in place")
+
+
+def check_sort(backend: Backend) -> None:
+    keys = np.array([2, 0, 2, 1, 0, 2], dtype=np.int32)
+    found = backend.xp.argsort(backend.from_host(keys), stable=True)
+    equal(backend, backend.xp.astype(found, backend.xp.int32), np.array([1, 4, 3, 0, 2, 5], np.int32), "xp.argsort", "stable=True, ties")
+
+
+def check_device(backend: Backend) -> None:
+    backend.synchronize()
+    memory = backend.memory()
+    right = {"used", "peak"} <= set(memory) and all(isinstance(memory[key], int) for key in ("used", "peak"))
+    require(right, "memory", "memory()", f"it returns {memory!r}", 'It returns bytes: {"used": int, "peak": int}')
+
+
+CHECKS: dict[str, Callable[[Backend], None]] = {
+    "names and dtypes": check_names, "from_host and to_host": check_transfer, "scatter_add": check_scatter_add, "top_k": check_top_k,
+    "bincount": check_bincount, "erf": check_erf, "contiguous": check_contiguous, "views": check_views, "argsort": check_sort,
+    "synchronize and memory": check_device,
+}  # fmt: skip

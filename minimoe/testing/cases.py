@@ -1,0 +1,39 @@
+"""A backend's conformance, as a list of plain cases by level; pytest and `minimoe backends check` run the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from minimoe.backend import Backend
+from minimoe.errors import UserError, nearest
+from minimoe.testing.array_layer import array_layer_cases
+from minimoe.testing.conformance import Case
+from minimoe.testing.kernels import kernel_cases
+from minimoe.testing.op_cases import gradient_cases
+from minimoe.testing.training import curve_cases, repeatability_cases
+
+LEVELS: dict[str, Callable[[Backend], Iterator[Case]]] = {
+    "array layer": array_layer_cases,
+    "kernels": kernel_cases,
+    "gradients": gradient_cases,
+    "curve": curve_cases,
+    "repeatability": repeatability_cases,
+}
+"""From the ground up: what fails at one level is mended before the next is looked at."""
+
+
+def cases(backend: Backend, level: str | None = None, kernel: str | None = None) -> list[Case]:
+    """The cases of a backend, all or those of one level or kernel.
+
+    Each has a name, a level, a kernel, and `run()`, which raises `ConformanceError` with the kernel, the first failing shape, the worst
+    error, the tolerance and what to do. Raises `UserError` for a level or kernel that does not exist.
+    """
+    if level is not None and level not in LEVELS:
+        raise UserError(f"no conformance level {level!r}{nearest(level, LEVELS)}")
+    found = [case for name, make in LEVELS.items() if level in (None, name) for case in make(backend)]
+    if kernel is None:
+        return found
+    chosen = [case for case in found if case.kernel == kernel]
+    if not chosen:
+        raise UserError(f"no conformance case for {kernel!r}{nearest(kernel, {case.kernel for case in found})}")
+    return chosen

@@ -1,0 +1,313 @@
+"""Inputs on which gating, routing and expert kernels are compared with their references.
+
+Ties, empty and overfull experts, padding, dropped slots, NaN logits; rows at or past offsets[E] hold NaN where a kernel must not read
+them, and are cut off where it may leave anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from minimoe.backend import Backend
+from minimoe.reference.expert import ExpertWeights
+from minimoe.reference.gating import Gate, Rule
+from minimoe.reference.routing import Plan
+from minimoe.testing.conformance import Wide
+from minimoe.testing.dense_examples import Example, Examples, Floats, floats, gradients_of, outputs_of, reference
+
+Ints = npt.NDArray[np.int32]
+
+# ---- gating -----------------------------------------------------------------------------------------------------------------------------
+
+RULES: dict[str, Callable[[int, int], Rule]] = {
+    "softmax_topk": lambda k, e: Rule("softmax_topk", k),
+    "softmax_topk, not normalised": lambda k, e: Rule("softmax_topk", k, norm=False),
+    "topk_softmax": lambda k, e: Rule("topk_softmax", k),
+    "noisy_topk": lambda k, e: Rule("noisy_topk", k),
+    "switch": lambda k, e: Rule("switch", 1),
+    "sigmoid_bias": lambda k, e: Rule("sigmoid_bias", k, route_scale=2.5),
+    "sigmoid_bias, groups": lambda k, e: Rule("sigmoid_bias", k, n_groups=e // 2, top_groups=max(1, e // 4), norm=False),
+    "expert_choice": lambda k, e: Rule("expert_choice", k),
+}
+
+
+def spaced(seed: int, n: int, e: int) -> Floats:
+    """Logits whose gaps no rounding closes: multiples of 1/8, unlike within a row and down a column as far as that goes."""
+    rng = np.random.default_rng([seed, n, e])
+    rows = np.argsort(rng.random((n, e)), axis=1)
+    return (rows - e / 2) * 0.25 + 0.003 * rng.permutation(n)[:, None] * np.linspace(0.2, 1.0, e)
+
+
+def gate_inputs() -> Iterator[tuple[str, Floats, Floats | None, npt.NDArray[np.bool_] | None, Rule]]:
+    for name, make in RULES.items():
+        for n, e, k in [(1, 4, 1), (31, 8, 2), (33, 32, 4), (5, 33, 3), (3, 1, 1), (7, 4, 4)]:
+            groups = "groups" in name
+            if groups and (e % 4 or k > 2 * max(1, e // 4)):
+                continue
+            rule = make(k, e)
+            bias = np.linspace(-0.3, 0.3, e) if name.startswith("sigmoid_bias") else None
+            label = f"{name}, logits [{n},{e}], K {k}"
+            z = spaced(1, n, e)
+            yield label, z, bias, None, rule
+            yield f"{label}, padding", z, bias, np.arange(n) % 3 != 1, rule
+            if n not in (7, 31):
+                continue
+            yield f"{label}, nothing valid", z, bias, np.zeros(n, dtype=bool), rule
+            yield f"{label}, equal logits", np.zeros((n, e)), None, None, rule
+            one = np.where(np.arange(e) == e - 1, 9.0, -0.25 * np.arange(e))
+            yield f"{label}, all on one expert", np.tile(one, (n, 1)), None, None, rule
+
+
+def gate() -> Iterator[Example]:
+    for label, z, bias, valid, rule in gate_inputs():
+        yield Example(label, (Wide(z), None if bias is None else Wide(bias), valid), {"rule": rule})
+    for name, make in RULES.items():
+        for bad in (np.nan, np.inf):
+            z = spaced(2, 9, 8)
+            z[4, :] = np.nan if np.isnan(bad) else z[4, :]
+            z[6, 3] = bad
+            rule = make(2, 8)
+            yield Example(f"{name}, logits [9,8] with {bad}", (Wide(z), None, None), {"rule": rule}, call=partial(ids_in_range, experts=8))
+
+
+def ids_in_range(backend: Backend, z: Any, bias: Any, valid: Any, *, rule: Rule, experts: int) -> Any:
+    """Of a gate with non-finite logits: does every id name an expert (or none), does the count agree, are finite rows as they should be?"""
+    result = backend.gate(z, bias, valid, rule=rule)
+    ids, counts = backend.to_host(result.ids), backend.to_host(result.counts)
+    choice = rule.router == "expert_choice"
+    in_range = bool(ids.min() >= (-1 if choice else 0) and ids.max() < experts)
+    finite = () if choice else (result.weights[:4, :], result.ids[:4, :])
+    return in_range, int(counts.sum()) == int(np.sum(ids >= 0)), finite
+
+
+def gate_backward() -> Iterator[Example]:
+    for label, z, bias, valid, rule in gate_inputs():
+        result = reference().gate(z, bias, valid, rule=rule)
+        wide = Gate(*(Wide(a) if a.dtype.kind == "f" else a for a in result))
+        dweights, dsum = Wide(floats(3, *result.weights.shape)), Wide(floats(4, z.shape[1]))
+        yield Example(label, (dweights, dsum, wide, valid), {"rule": rule})
+        if valid is not None:
+            yield Example(f"{label}, weights alone", (dweights, None, wide, valid), {"rule": rule})
+            yield Example(f"{label}, sums alone", (None, dsum, wide, valid), {"rule": rule})
+
+
+# ---- plans ------------------------------------------------------------------------------------------------------------------------------
+
+
+def slot_ids(n: int, e: int, k: int, kind: str) -> Ints:
+    rng = np.random.default_rng([n, e, k])
+    ids = np.argsort(rng.random((n, e)), axis=1)[:, :k]
+    if kind == "one expert":
+        ids = np.tile(np.arange(e - k, e), (n, 1))
+    if kind == "empty experts" and e > k:
+        ids = np.where(ids == 0, e - 1, ids) if k == 1 else np.tile(np.arange(k), (n, 1))
+    return ids.astype(np.int32)
+
+
+def route_inputs() -> Iterator[tuple[str, tuple[Ints, Any, Any], dict[str, Any]]]:
+    for n, e, k in [(1, 4, 1), (31, 8, 2), (33, 8, 8), (32, 32, 3), (64, 1, 1), (5, 33, 1)]:
+        for kind in ("spread", "one expert", "empty experts"):
+            ids = slot_ids(n, e, k, kind)
+            weights = Wide(np.random.default_rng(n).permutation(n * k).reshape(n, k) / (n * k))
+            base: dict[str, Any] = {"n_experts": e, "rows": n * k}
+            label = f"ids [{n},{k}], {e} experts, {kind}"
+            valid = np.arange(n) % 4 != 2
+            yield label, (ids, weights, None), base
+            yield f"{label}, padding", (ids, weights, valid), base
+            for priority in ("position", "probability"):
+                yield f"{label}, capacity 3 by {priority}", (ids, weights, valid), {**base, "capacity": 3, "priority": priority}
+                device = {**base, "capacity": np.array(2, dtype=np.int64), "priority": priority}
+                yield f"{label}, capacity on the device by {priority}", (ids, weights, None), device
+            equal = Wide(np.full((n, k), 0.5))
+            yield f"{label}, capacity 3 by equal probability", (ids, equal, None), {**base, "capacity": 3, "priority": "probability"}
+            yield f"{label}, nothing valid", (ids, weights, np.zeros(n, dtype=bool)), base
+    choice = np.where(np.arange(12).reshape(6, 2) % 3 == 0, np.array([0, 1]), -1).astype(np.int32)
+    yield "ids [6,2], expert choice", (choice, Wide(np.ones((6, 2))), None), {"n_experts": 2, "rows": 4}
+
+
+def trim_plan(plan: Plan) -> Plan:
+    return Plan(plan.order[: plan.offsets[-1]], plan.inverse, plan.offsets)
+
+
+def route() -> Iterator[Example]:
+    for label, args, options in route_inputs():
+        yield Example(label, args, options, trim=trim_plan)
+
+
+def plans() -> Iterator[tuple[str, int, int, int, Plan]]:
+    """-> label, N, E, W, plan"""
+    for label, (ids, weights, valid), options in route_inputs():
+        if "equal" in label or "device" in label:
+            continue
+        yield label, ids.shape[0], options["n_experts"], ids.shape[1], reference().route(ids, weights.array, valid, **options)
+
+
+def poisoned(rows: Floats, plan: Plan) -> Floats:
+    """The rows with NaN where nothing may read."""
+    rows = rows.copy()
+    rows[plan.offsets[-1] :] = np.nan
+    return rows
+
+
+def trim_rows(used: int, rows: Any) -> Any:
+    return rows[:used]
+
+
+def trim_first(used: int, gradients: Any) -> Any:
+    return gradients[0][:used], gradients[1]
+
+
+def dispatch() -> Iterator[Example]:
+    for label, n, _, _, plan in plans():
+        yield Example(f"x [{n},5], {label}", (floats(1, n, 5), plan), trim=partial(trim_rows, plan.offsets[-1]))
+
+
+def dispatch_backward() -> Iterator[Example]:
+    for label, _, _, _, plan in plans():
+        yield Example(f"drows [R,33], {label}", (poisoned(floats(1, len(plan.order), 33), plan), plan))
+
+
+def combine() -> Iterator[Example]:
+    for label, n, _, w, plan in plans():
+        yield Example(f"rows [R,33], {label}", (poisoned(floats(1, len(plan.order), 33), plan), Wide(floats(2, n, w)), plan))
+
+
+def combine_backward() -> Iterator[Example]:
+    for label, n, _, w, plan in plans():
+        used = int(plan.offsets[-1])
+        args = floats(1, n, 7), poisoned(floats(2, len(plan.order), 7), plan), Wide(floats(3, n, w)), plan
+        yield Example(f"dy [{n},7], {label}", args, trim=partial(trim_first, used))
+
+
+def noisy_inputs() -> Iterator[tuple[str, tuple[Floats, Floats, Floats], Any, int]]:
+    for n, e, k in [(1, 4, 1), (31, 8, 2), (33, 5, 4)]:
+        z = spaced(1, n, e)
+        arrays = z, z + 0.05 * floats(2, n, e), 0.5 + np.abs(floats(3, n, e))
+        yield f"[{n},{e}], K {k}", arrays, None, k
+        yield f"[{n},{e}], K {k}, padding", arrays, np.arange(n) % 3 != 1, k
+
+
+def noisy_load() -> Iterator[Example]:
+    for label, arrays, valid, k in noisy_inputs():
+        yield Example(label, (*map(Wide, arrays), valid), {"k": k})
+
+
+def noisy_load_backward() -> Iterator[Example]:
+    for label, arrays, valid, k in noisy_inputs():
+        _, ids = reference().noisy_load(*arrays, valid, k=k)
+        yield Example(label, (Wide(floats(4, arrays[0].shape[1])), *map(Wide, arrays), ids, valid), {"k": k})
+
+
+# ---- experts ----------------------------------------------------------------------------------------------------------------------------
+
+OFFSETS = {
+    "even": [0, 8, 16, 24, 32],
+    "odd": [0, 1, 32, 33, 33],
+    "empty experts": [0, 0, 31, 31, 31],
+    "all on one": [0, 0, 0, 33, 33],
+    "no row": [0, 0, 0, 0, 0],
+    "one expert": [0, 33],
+}
+
+
+def grouped_inputs() -> Iterator[tuple[str, int, int, Ints]]:
+    """-> label, rows R (two of them unused), experts, offsets"""
+    for kind, offsets in OFFSETS.items():
+        yield f"{kind}, offsets {offsets}", offsets[-1] + 2, len(offsets) - 1, np.array(offsets, dtype=np.int32)
+
+
+def unused_nan(rows: Floats, offsets: Ints) -> Floats:
+    rows = rows.copy()
+    rows[offsets[-1] :] = np.nan
+    return rows
+
+
+def grouped_matmul() -> Iterator[Example]:
+    for label, r, e, offsets in grouped_inputs():
+        for o, i in [(1, 1), (33, 5), (32, 31)]:
+            weight = floats(2, e, o, i)
+            for transpose in (False, True):
+                x = unused_nan(floats(1, r, o if transpose else i), offsets)
+                yield Example(f"x {list(x.shape)}, weight [{e},{o},{i}], transpose {transpose}, {label}", (x, weight, offsets, transpose))
+
+
+def grouped_matmul_dw() -> Iterator[Example]:
+    for label, r, _, offsets in grouped_inputs():
+        for o, i in [(1, 1), (33, 5), (32, 31)]:
+            dy, x = (unused_nan(floats(s, r, width), offsets) for s, width in ((1, o), (2, i)))
+            yield Example(f"dy [{r},{o}], x [{r},{i}], {label}", (dy, x, offsets))
+
+
+def grouped_bias() -> Iterator[Example]:
+    for label, r, e, offsets in grouped_inputs():
+        yield Example(f"bias [{e},33], {label}", (floats(1, e, 33), offsets, r))
+
+
+def grouped_bias_backward() -> Iterator[Example]:
+    for label, r, _, offsets in grouped_inputs():
+        yield Example(f"dy [{r},33], {label}", (unused_nan(floats(1, r, 33), offsets), offsets))
+
+
+def expert_weights(e: int, d: int, h: int, activation: str, bias: bool) -> ExpertWeights:
+    o = 2 * h if activation == "swiglu" else h
+    biases = (floats(3, e, o), floats(4, e, d)) if bias else (None, None)
+    return ExpertWeights(0.5 * floats(1, e, o, d), 0.5 * floats(2, e, d, h), *biases)
+
+
+def expert_kinds() -> Iterator[tuple[str, float, bool]]:
+    yield from [("swiglu", 0.0, False), ("swiglu", 1.5, True), ("gelu", 0.0, True), ("gelu_tanh", 0.0, False), ("relu", 0.0, True)]
+
+
+def expert_inputs() -> Iterator[tuple[str, Floats, ExpertWeights, Ints, str, float]]:
+    for label, r, e, offsets in grouped_inputs():
+        for activation, limit, bias in expert_kinds():
+            rows = unused_nan(floats(1, r, 9), offsets)
+            what = f"rows [{r},9], H 11, {activation}, limit {limit}, bias {bias}, {label}"
+            yield what, rows, expert_weights(e, 9, 11, activation, bias), offsets, activation, limit
+
+
+def expert_ffn() -> Iterator[Example]:
+    for label, rows, weights, offsets, *options in expert_inputs():
+        trim = partial(trim_rows, int(offsets[-1]))
+        yield Example(label, (rows, weights, offsets), call=outputs_of("expert_ffn", *options), trim=trim)
+
+
+def expert_ffn_backward() -> Iterator[Example]:
+    for label, rows, weights, offsets, *options in expert_inputs():
+        used = int(offsets[-1])
+        trim = partial(trim_first, used)
+        dy = unused_nan(floats(5, *rows.shape), offsets)
+        yield Example(label, (rows, weights, offsets, dy), call=gradients_of("expert_ffn", 3, *options), trim=trim)
+
+
+def moe_inputs() -> Iterator[tuple[str, tuple[Any, ...], tuple[str, float], int]]:
+    for label, n, e, w, plan in plans():
+        for activation, limit, bias in expert_kinds():
+            plain = activation == "swiglu" and not bias
+            if (n == 31 and plain) or (n == 5 and (plain or label.endswith("spread"))):
+                args = floats(1, n, 6), Wide(floats(2, n, w)), plan, expert_weights(e, 6, 5, activation, bias)
+                yield f"x [{n},6], H 5, {activation}, limit {limit}, bias {bias}, {label}", args, (activation, limit), n
+
+
+def moe_ffn() -> Iterator[Example]:
+    for label, args, options, _ in moe_inputs():
+        yield Example(label, args, call=outputs_of("moe_ffn", *options))
+
+
+def moe_ffn_backward() -> Iterator[Example]:
+    for label, args, options, n in moe_inputs():
+        yield Example(label, (*args, floats(3, n, 6)), call=gradients_of("moe_ffn", 4, *options))
+
+
+ROUTED: dict[str, Examples] = {
+    "gate": gate, "gate_backward": gate_backward, "route": route, "dispatch": dispatch, "dispatch_backward": dispatch_backward,
+    "combine": combine, "combine_backward": combine_backward, "noisy_load": noisy_load, "noisy_load_backward": noisy_load_backward,
+    "grouped_matmul": grouped_matmul, "grouped_matmul_dw": grouped_matmul_dw, "grouped_bias": grouped_bias,
+    "grouped_bias_backward": grouped_bias_backward, "expert_ffn": expert_ffn, "expert_ffn_backward": expert_ffn_backward,
+    "moe_ffn": moe_ffn, "moe_ffn_backward": moe_ffn_backward,
+}  # fmt: skip

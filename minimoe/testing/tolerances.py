@@ -1,0 +1,17 @@
+"""How far a backend may be from NumPy's float64: one table for each kind of comparison.
+
+An error is the largest difference between two arrays over the largest finite value expected, so that rounding in small elements of
+an array with large ones counts for what it is.
+"""
+
+KERNELS = {"float64": 1e-11, "float32": 1e-5, "float16": 5e-3, "bfloat16": 4e-2}
+"""One kernel, inputs rounded to the dtype on both sides, sums of up to a hundred terms."""
+
+GRADIENTS = {"float64": 1e-10, "float32": 5e-5}
+"""An operation through autograd: outputs and the gradients of its inputs, a few kernels one after another."""
+
+CURVE = {"float64": 1e-10, "float32": 1e-3}
+"""The loss over 20 training steps: relative, each step."""
+
+CHECK_GRADS = 1e-6
+"""A directional derivative in float64 against differences: relative."""

@@ -1,0 +1,173 @@
+"""Finding and loading backends, and what is refused of one before it runs."""
+
+import sys
+import types
+from importlib.metadata import EntryPoint
+
+import pytest
+from strict_backend import StrictBackend
+
+from minimoe import backend as backends
+from minimoe.backend import BackendUnavailable, available, check_overrides, describe, kernel_kinds, kernel_names, load
+from minimoe.errors import UserError
+from minimoe_numpy import NumpyBackend
+
+
+def refused(kind):
+    with pytest.raises(UserError) as caught:
+        check_overrides(kind())
+    return str(caught.value)
+
+
+def test_a_complete_backend_is_accepted():
+    check_overrides(NumpyBackend())
+    check_overrides(StrictBackend())
+
+
+def test_a_backend_without_its_array_layer_cannot_be_made():
+    class Half(backends.Backend):
+        name = "half"
+
+    with pytest.raises(TypeError, match="bincount"):
+        Half()
+
+
+def test_an_override_with_another_signature_is_named_with_both():
+    class Renamed(NumpyBackend):
+        def gelu(self, x, approximate=False, out=None):
+            return x
+
+    class WithoutOut(NumpyBackend):
+        def relu(self, x):
+            return x
+
+    class WithoutDefault(NumpyBackend):
+        def swiglu(self, gate_up, limit, out=None):
+            return gate_up
+
+    assert "gelu takes (self, x, approximate=False, out=None), the reference takes (self, x, tanh=False, out=None)" in refused(Renamed)
+    assert "relu takes (self, x), the reference takes (self, x, out=None)" in refused(WithoutOut)
+    swiglu = "swiglu takes (self, gate_up, limit, out=None), the reference takes (self, gate_up, limit=0.0, out=None)"
+    assert swiglu in refused(WithoutDefault)
+
+
+def test_an_inherited_override_is_checked_too():
+    class Middle(NumpyBackend):
+        def relu(self, x):
+            return x
+
+    class Below(Middle):
+        pass
+
+    assert "relu takes (self, x)" in refused(Below)
+
+
+def test_a_method_that_is_no_kernel_is_named_with_the_nearest():
+    class Misspelt(NumpyBackend):
+        def rmsnorm(self, x, weight, eps, out=None):
+            return x
+
+    assert "rmsnorm is no kernel of the contract (did you mean 'rms_norm'?)" in refused(Misspelt)
+
+    class Private(NumpyBackend):
+        def _helper(self):
+            return None
+
+    check_overrides(Private())
+
+
+@pytest.mark.parametrize("kernel", ["expert_ffn", "moe_ffn", "add_rms_norm", "add_layer_norm", "linear_cross_entropy"])
+@pytest.mark.parametrize("half", ["", "_backward"])
+def test_half_of_a_composite_is_refused(kernel, half):
+    reference = getattr(backends.Backend, kernel + half)
+
+    def copy():
+        return types.FunctionType(reference.__code__, reference.__globals__, kernel + half, reference.__defaults__)
+
+    assert "override both or none" in refused(type("Half", (NumpyBackend,), {kernel + half: copy()}))
+
+
+def test_another_contract_is_refused():
+    class Old(NumpyBackend):
+        contract = 0
+
+    assert "made for contract 0, this minimoe has contract 1" in refused(Old)
+
+
+def test_kinds_say_whose_each_kernel_is():
+    class Mixed(NumpyBackend):
+        library = frozenset({"linear"})
+
+        def linear(self, x, weight, bias=None, out=None):
+            return super().linear(x, weight, bias, out)
+
+        def relu(self, x, out=None):
+            return super().relu(x, out)
+
+    kinds = kernel_kinds(Mixed())
+    assert list(kinds) == kernel_names()
+    assert (kinds["linear"], kinds["relu"], kinds["relu_backward"]) == ("library", "hand-written", "reference")
+    assert set(kernel_kinds(load("numpy")).values()) == {"reference"}
+
+
+def test_numpy_is_here_and_made_once():
+    assert "numpy" in available()
+    assert load("numpy") is load("numpy")
+    assert describe("numpy").available
+
+
+def test_an_unknown_backend_is_refused_with_the_nearest():
+    with pytest.raises(UserError, match=r"no backend 'nunpy' \(did you mean 'numpy'\?\)"):
+        load("nunpy")
+    assert describe("nunpy").why_not.startswith("no backend 'nunpy'")
+
+
+@pytest.fixture
+def entries(monkeypatch):
+    """Entry points of group minimoe.backends: "strict" works, "broken" cannot run here."""
+    module = types.ModuleType("minimoe_test_backends")
+    module.strict = StrictBackend
+
+    def broken():
+        raise BackendUnavailable("broken: no such device")
+
+    module.broken = broken
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    found = [EntryPoint(name, f"{module.__name__}:{name}", "minimoe.backends") for name in ("strict", "broken")]
+    monkeypatch.setattr(backends, "entry_points", lambda group: found if group == "minimoe.backends" else [])
+    load.cache_clear()
+    yield module
+    load.cache_clear()
+
+
+def test_an_entry_point_is_found_by_name(entries):
+    assert available()[-2:] == ["broken", "strict"]
+    assert isinstance(load("strict"), StrictBackend)
+    assert load("strict") is load("strict")
+
+
+def test_a_backend_that_cannot_run_here_says_why(entries):
+    with pytest.raises(BackendUnavailable, match="no such device"):
+        load("broken")
+    described = describe("broken")
+    assert not described.available and described.why_not == "broken: no such device"
+
+
+def test_an_entry_point_with_a_bad_override_is_refused(entries):
+    class Bad(StrictBackend):
+        def relu(self, x):
+            return x
+
+    entries.strict = Bad
+    with pytest.raises(UserError, match="relu takes"):
+        load("strict")
+
+
+def test_auto_takes_the_first_that_runs_or_the_one_the_environment_names(monkeypatch):
+    monkeypatch.delenv("MINIMOE_BACKEND", raising=False)
+    load.cache_clear()
+    assert load("auto").name in backends.BUILT_IN
+    monkeypatch.setenv("MINIMOE_BACKEND", "numpy")
+    load.cache_clear()
+    assert load("auto").name == "numpy"
+    load.cache_clear()
