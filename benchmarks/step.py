@@ -8,8 +8,6 @@ over experts and with sorted tokens, fused AdamW, and all threads; the best of i
 import argparse
 import json
 import multiprocessing
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -20,6 +18,7 @@ from typing import Any
 import numpy as np
 from msgspec.structs import replace
 
+from benchmarks.machine import machine
 from minimoe.config import Config, load_config
 
 VOCABULARY = 256
@@ -110,16 +109,6 @@ def measure(config: Config, backend: str, rounds: int) -> dict[str, dict[str, fl
         name: {"first_ms": t[0] * 1e3, "median_ms": statistics.median(t[1:]) * 1e3, "fastest_ms": min(t[1:]) * 1e3, "loss": losses[name]}
         for name, t in times.items()
     }
-
-
-def machine() -> dict[str, Any]:
-    import torch
-
-    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
-    return {
-        "date": time.strftime("%Y-%m-%d"), "processor": model or platform.processor(), "cores": os.cpu_count(),
-        "python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__,
-    }  # fmt: skip
 
 
 def main() -> None:

@@ -74,7 +74,8 @@ class TrainedRun:
     @property
     def val_loss(self) -> float:
         """Cross-entropy over the whole validation split at the end, nats a token."""
-        return float(self.metrics[-1]["val_loss"])
+        last = self.metrics[-1]["val_loss"]  # null in the file where it was not finite
+        return float("nan") if last is None else float(last)
 
 
 def train(

@@ -1,0 +1,92 @@
+"""One whole training step on random tokens, and backends whose kernels can be watched."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from msgspec.structs import replace
+
+from minimoe.autograd import use_backend
+from minimoe.backend import Backend, kernel_names, load
+from minimoe.config import Config
+from minimoe.model import Transformer
+from minimoe.optim import learning_rate, make_optimizer
+from minimoe.random import Rng, host_bits
+from minimoe.trainer import limited_threads
+
+Watch = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+"""Called in a kernel's place with its name, the kernel and its arguments; calls the kernel and returns what it gave."""
+
+BYTES_VOCABULARY = 256  # where the configuration leaves the vocabulary to a tokenizer
+
+
+class TrainingStep:
+    """One whole training step as the trainer does it, on the same random tokens each time, without metrics and checkpoints."""
+
+    def __init__(self, config: Config, backend: Backend) -> None:
+        config.check_trainable()
+        if config.model.vocab_size is None:
+            config = replace(config, model=replace(config.model, vocab_size=BYTES_VOCABULARY))
+        self.config, self.backend, self.done = config, backend, 0
+        t = config.train
+        self.tokens_a_step = t.accumulate * t.batch_size * t.seq_len
+        self.model = Transformer(config.model, seed=t.seed, dtype=t.dtype, backend=backend)
+        self.optimizer = make_optimizer(self.model.parameters(), t)
+        bits = host_bits(t.accumulate * t.batch_size * (t.seq_len + 1), t.seed, "bench.tokens") % self.model.vocab_size
+        self.tokens = bits.astype(np.int32).reshape(t.accumulate, t.batch_size, t.seq_len + 1)
+
+    def __call__(self) -> None:
+        """Forward and backward over every micro-batch, the gradient's norm, clipping, the update."""
+        t, xp = self.config.train, self.backend.xp
+        counts: list[Any] = []
+        for micro, rows in enumerate(self.tokens):
+            inputs, targets = np.ascontiguousarray(rows[:, :-1]), np.ascontiguousarray(rows[:, 1:])
+            parts = self.model.loss(inputs, targets, rng=Rng(t.seed, self.done, micro), recompute_blocks=t.recompute)
+            parts.total.backward(xp.full((), 1.0 / t.accumulate, dtype=parts.total.dtype))
+            new = [stats.counts for stats in parts.stats]
+            counts = new if not counts else [a + c for a, c in zip(counts, new, strict=True)]
+        norm = self.optimizer.grad_norm()
+        ok, scale = xp.isfinite(norm), self.optimizer.clip_scale(norm, t.grad_clip)
+        self.optimizer.step(lr=learning_rate(self.done, t), scale=scale, ok=ok)
+        self.model.update_balance(counts, ok)
+        self.optimizer.zero_grad()
+        self.backend.synchronize()
+        self.done += 1
+
+
+@contextmanager
+def as_in_training(config: Config, backend: Backend) -> Iterator[None]:
+    """The trainer's surroundings: backend, threads, no warnings about overflow."""
+    with use_backend(backend), limited_threads(config.train.threads), np.errstate(all="ignore"):
+        yield
+
+
+def seconds_of(call: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def step_seconds(config: Config, backend: str | Backend, steps: int = 3, warmup: int = 1) -> list[float]:
+    """The wall time of each of so many whole training steps, after `warmup` others. Raises `ConfigError` for what cannot be trained."""
+    chosen = load(backend) if isinstance(backend, str) else backend
+    with as_in_training(config, chosen):
+        step = TrainingStep(config, chosen)
+        return [seconds_of(step) for _ in range(warmup + steps)][warmup:]
+
+
+def watched(backend: Backend, watch: Watch) -> Backend:
+    """A copy of the backend whose kernels, also those that kernels call, go through `watch`; the backend itself stays as it is."""
+    twin = copy.copy(backend)
+    for name in kernel_names():
+        setattr(twin, name, _through(watch, name, getattr(type(twin), name).__get__(twin)))
+    return twin
+
+
+def _through(watch: Watch, name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args, **options: watch(name, kernel, args, options)

@@ -1,0 +1,120 @@
+"""The work of one kernel call, from the shapes that went in and came out: FLOPs of matrix products, bytes of all else.
+
+FLOPs are two a multiply-add. Bytes are the least that can move: each array that comes in read once, each that goes out written once;
+what a kernel reads again or allocates in between is its own affair. Rows of experts are counted as if all of them were used.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any, NamedTuple
+
+from minimoe.backend import Array, Backend
+
+
+class Work(NamedTuple):
+    """flops is 0 for a kernel that has no matrix product; its bytes then say how much it had to do."""
+
+    flops: int
+    bytes: int
+
+
+def work(kernel: str, arguments: dict[str, Any], result: Any, top_k: int = 1) -> Work:
+    """The work of a call. `arguments` by name, as `bind` gives them; `top_k`: experts per token of the model that called."""
+    rule = FLOPS.get(kernel)
+    return Work(rule(arguments, result, top_k) if rule else 0, moved_bytes(kernel, arguments, result))
+
+
+@cache
+def signature(kernel: str) -> inspect.Signature:
+    """The contract's signature of a kernel, without self."""
+    whole = inspect.signature(getattr(Backend, kernel))
+    return whole.replace(parameters=list(whole.parameters.values())[1:])
+
+
+def bind(kernel: str, args: tuple[Any, ...], options: dict[str, Any]) -> inspect.BoundArguments:
+    """The arguments of a call, defaults included."""
+    bound = signature(kernel).bind(*args, **options)
+    bound.apply_defaults()
+    return bound
+
+
+# ---- arrays ------------------------------------------------------------------------------------------------------------------------------
+
+
+def is_array(value: Any) -> bool:
+    """Of whichever library: what has a shape and a dtype."""
+    return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+def arrays_of(value: Any) -> Iterator[Array]:
+    """The arrays in a value, tuples and lists walked through."""
+    if is_array(value):
+        yield value
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from arrays_of(part)
+
+
+def size(x: Array) -> int:
+    return math.prod(x.shape)
+
+
+def byte_size(x: Array) -> int:
+    bits = re.search(r"\d+$", str(x.dtype))  # float32: 32; bool has none, and takes a byte
+    return size(x) * (int(bits[0]) // 8 if bits else 1)
+
+
+def moved_bytes(kernel: str, arguments: dict[str, Any], result: Any) -> int:
+    if kernel == "embedding":  # reads as many rows of the table as it writes, not the whole of it
+        return byte_size(arguments["ids"]) + 2 * byte_size(result)
+    total, seen = 0, set()
+    for name, value in [*arguments.items(), ("result", result)]:
+        for array in arrays_of(value):
+            if id(array) not in seen:
+                seen.add(id(array))
+                total += byte_size(array) * (2 if name.startswith("inout_") else 1)
+    return total
+
+
+# ---- FLOPs: a rule for each kernel with a matrix product; a: arguments, r: result, k: experts per token ----------------------------------
+
+
+def of_experts(rows: int, weights: Any) -> int:
+    """Forward FLOPs of so many rows, each through one expert's two products."""
+    return 2 * rows * (size(weights.up) + size(weights.down)) // int(weights.up.shape[0])
+
+
+def of_attention(a: dict[str, Any], with_k: int, with_v: int) -> int:
+    """So many products of query rows with the keys' width, so many with the values'."""
+    b, tq, heads, c = a["q"].shape
+    return int(2 * b * heads * tq * a["k"].shape[1] * (with_k * c + with_v * a["v"].shape[3]))
+
+
+def of_muon(a: dict[str, Any]) -> int:
+    """Five Newton-Schulz steps of three products each."""
+    *stack, rows, columns = a["inout_param"].shape
+    m, n = min(rows, columns), max(rows, columns)
+    return int(math.prod(stack) * 5 * (4 * m * m * n + 2 * m * m * m))
+
+
+FLOPS: dict[str, Callable[[dict[str, Any], Any, int], int]] = {
+    "linear": lambda a, r, k: 2 * size(a["x"]) * a["weight"].shape[0],
+    "linear_dx": lambda a, r, k: 2 * size(a["dy"]) * a["weight"].shape[1],
+    "linear_dw": lambda a, r, k: 2 * size(a["dy"]) * a["x"].shape[-1],
+    "grouped_matmul": lambda a, r, k: 2 * size(a["x"]) * a["weight"].shape[2 if a["transpose"] else 1],
+    "grouped_matmul_dw": lambda a, r, k: 2 * size(a["dy"]) * a["x"].shape[1],
+    "expert_ffn": lambda a, r, k: of_experts(a["rows"].shape[0], a["weights"]),
+    "expert_ffn_backward": lambda a, r, k: 2 * of_experts(a["dy"].shape[0], r[1]),
+    "moe_ffn": lambda a, r, k: of_experts(a["plan"].order.shape[0], a["weights"]),
+    "moe_ffn_backward": lambda a, r, k: 2 * of_experts(a["dy"].shape[0] * k, r[2]),
+    "attention": lambda a, r, k: of_attention(a, 1, 1),
+    "attention_backward": lambda a, r, k: of_attention(a, 3, 2),  # the scores again, dP, dQ, dK, dV
+    "linear_cross_entropy": lambda a, r, k: 2 * size(a["x"]) * a["weight"].shape[0],
+    "linear_cross_entropy_backward": lambda a, r, k: 4 * size(r[0]) * r[1].shape[0],
+    "muon": lambda a, r, k: of_muon(a),
+}

@@ -1,0 +1,183 @@
+"""What a comparison found, and how it is shown: a column for each source, a row for each quantity."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minimoe.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+LEGEND = "Validation loss: nats a token over the whole validation split, at the end. Training loss, load and drops: the last 10 steps."
+Cell = tuple[str, ...]  # what a row shows of each source
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The mean over seeds, and the ends."""
+
+    mean: float
+    min: float
+    max: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """NaN where one of them is."""
+        if any(math.isnan(value) for value in values):
+            return cls(math.nan, math.nan, math.nan)
+        return cls(sum(values) / len(values), min(values), max(values))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One source: what it is, what it cost, and what came of it. Losses are in nats a token; None where a dense model has no experts."""
+
+    name: str
+    source: str
+    runs: list[str]  # folders, one a seed
+    trained: bool  # here, within the budget; a finished run is read as it is
+    backend: str
+    parameters: int
+    active: int  # parameters that one token uses
+    flops_per_token: int  # forward
+    steps: int
+    tokens: int
+    training_flops: int  # over all steps
+    seconds: float  # in training steps, without evaluations; mean over seeds
+    tokens_per_s: float  # median over steps, mean over seeds
+    loss: Spread  # mean of the last 10 steps
+    val_loss: Spread  # whole validation split, at the end
+    load_entropy: float | None  # of the last 10 steps' load, over ln E: 1 is even; the least of all layers, mean over seeds
+    dropped: float | None  # fraction of the slots that capacity dropped, last 10 steps, mean over seeds
+    dead_experts: float | None  # with a load below 1 / (20 E) in the last 10 steps, over all layers; mean over seeds
+    experts: int  # over all layers
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Sources side by side. `notes`: what a reader of the figures should know."""
+
+    budget: str
+    seeds: int
+    rows: list[Row]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def best(self) -> Row | None:
+        """The source with the lowest validation loss; None where all are NaN."""
+        finite = [row for row in self.rows if math.isfinite(row.val_loss.mean)]
+        return min(finite, key=lambda row: row.val_loss.mean) if finite else None
+
+    @property
+    def title(self) -> str:
+        sides = " and ".join(row.name for row in self.rows) if len(self.rows) == 2 else f"{len(self.rows)} models"
+        if not any(row.trained for row in self.rows):
+            return f"{sides}: finished runs"
+        seeds = f", {self.seeds} seeds each" if self.seeds > 1 else ""
+        return f"{sides}: equal {'FLOPs' if self.budget == 'flops' else self.budget}{seeds}"
+
+    # ---- what is shown ---------------------------------------------------------------------------------------------------------------
+
+    def cells(self) -> dict[str, Cell]:
+        """Each quantity's name and what it is for each source, as text."""
+        rows = self.rows
+        found = {
+            "parameters": tuple(count(row.parameters) for row in rows),
+            "active a token": tuple(count(row.active) for row in rows),
+            "FLOPs a token, forward": tuple(count(row.flops_per_token) for row in rows),
+            "backend": tuple(row.backend for row in rows),
+            "steps": tuple(f"{row.steps:,}" for row in rows),
+            "tokens": tuple(count(row.tokens) for row in rows),
+            "training FLOPs": tuple(f"{row.training_flops:.3g}" for row in rows),
+            "seconds": tuple(f"{row.seconds:,.{2 if row.seconds < 10 else 0}f}" for row in rows),
+            "tokens/s": tuple(f"{row.tokens_per_s:,.0f}" for row in rows),
+            "training loss": tuple(f"{row.loss.mean:.4f}" for row in rows),
+            "validation loss": tuple(f"{row.val_loss.mean:.4f}" for row in rows),
+        }
+        if any(len(row.runs) > 1 for row in rows):
+            ends = (f"{row.val_loss.min:.4f} to {row.val_loss.max:.4f}" if len(row.runs) > 1 else "-" for row in rows)
+            found["  lowest to highest seed"] = tuple(ends)
+        if any(row.experts for row in rows):
+            found["least load entropy / ln E"] = tuple("-" if row.load_entropy is None else f"{row.load_entropy:.3f}" for row in rows)
+            found["dropped"] = tuple("-" if row.dropped is None else f"{row.dropped:.1%}" for row in rows)
+            found["dead experts"] = tuple("-" if row.dead_experts is None else f"{row.dead_experts:g} of {row.experts}" for row in rows)
+        return found
+
+    def table(self) -> Table:
+        """For the terminal; the best validation loss is marked."""
+        from rich import box
+        from rich.markup import escape
+        from rich.table import Table
+
+        caption = "\n".join([f"* the lowest. {LEGEND}", *self.notes])
+        table = Table(title=escape(self.title), caption=escape(caption), box=box.SIMPLE_HEAD, min_width=76)
+        table.title_justify = table.caption_justify = "left"
+        table.add_column("")
+        for row in self.rows:
+            table.add_column(escape(row.name), justify="right", overflow="fold")
+        for name, cells in self.cells().items():
+            marked = name == "validation loss"
+            shown = (self._mark(cells, "[bold green]* ", "[/]") if marked else cells) if self.best else cells
+            table.add_row(name, *shown, style="bold" if marked else None, end_section=name in ("FLOPs a token, forward", "tokens/s"))
+        return table
+
+    def markdown(self) -> str:
+        """The same as a document."""
+        lines = [f"# {self.title}", "", f"| | {' | '.join(row.name for row in self.rows)} |", f"| --- |{' ---: |' * len(self.rows)}"]
+        for name, cells in self.cells().items():
+            shown = self._mark(cells, "**", "**") if name == "validation loss" else cells
+            lines.append(f"| {name.strip()} | {' | '.join(shown)} |")
+        lines += ["", LEGEND + ("" if self.best is None else " In bold: the lowest."), ""]
+        lines += [f"- {note}" for note in self.notes]
+        lines += [f"- {row.name}: {', '.join(f'`{run}`' for run in row.runs)}" for row in self.rows]
+        return "\n".join(lines) + "\n"
+
+    def _mark(self, cells: Cell, before: str, after: str) -> Cell:
+        best = self.best
+        return tuple(f"{before}{cell}{after}" if row is best else cell for row, cell in zip(self.rows, cells, strict=True))
+
+    # ---- what is kept ----------------------------------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers under words; what is not finite is None, as JSON has it."""
+        best = self.best
+        return {"budget": self.budget, "seeds": self.seeds, "best": best.name if best else None, "notes": self.notes,
+                "rows": [plain(asdict(row)) for row in self.rows]}  # fmt: skip
+
+    def save(self, root: Path = Path("runs")) -> Path:
+        """Write root/compare-001.md and .json, counting up.   -> the Markdown file. Raises `ConfigError` where that is not possible."""
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            taken = [re.fullmatch(r"compare-(\d{3,})\.(md|json)", entry.name) for entry in root.iterdir()]
+            number = max((int(match[1]) for match in taken if match), default=0) + 1
+            path = root / f"compare-{number:03d}.md"
+            with path.open("x", encoding="utf-8") as file:
+                file.write(self.markdown())
+            path.with_suffix(".json").write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"{root}: the comparison cannot be written: {error.strerror}") from error
+        return path
+
+
+def count(number: float) -> str:
+    """1234 -> 1,234; 1234567 -> 1.23 M"""
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if number >= size:
+            return f"{number / size:.2f} {unit}"
+    return f"{number:,}"
+
+
+def plain(value: Any) -> Any:
+    """NaN and infinity as None, all the way down."""
+    if isinstance(value, dict):
+        return {key: plain(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
