@@ -1,7 +1,7 @@
 """Expert collapse and what each remedy does to it: the preset `collapse`, and the same with one remedy at a time, three seeds each.
 
-`python -m benchmarks.collapse [--seeds 0 1 2] [--steps N] [--write]` prints a table; --write puts it, and a plot, into docs/losses-and-collapse.md and
-docs/images/, and the figures into benchmarks/results/collapse.json. About four minutes on 2 cores.
+`python -m benchmarks.collapse [--seeds 0 1 2] [--steps N] [--write]` prints a table; --write puts it, and a plot, into
+docs/losses-and-collapse.md and docs/images/, and the figures into benchmarks/results/collapse.json. About four minutes on 2 cores.
 """
 
 import argparse
@@ -11,7 +11,6 @@ import re
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -70,8 +69,8 @@ def largest_processed(run: TrainedRun) -> float:
 
 
 COLUMNS = {
-    "entropy": "load entropy / ln E", "dead": "dead experts (of 16)", "fullest": "fullest expert", "processed": "rows processed / even share",
-    "dropped": "dropped", "z": "mean squared logsumexp", "val_loss": "validation loss",
+    "entropy": "load entropy / ln E", "dead": "dead experts (of 16)", "fullest": "fullest expert",
+    "processed": "rows processed / even share", "dropped": "dropped", "z": "mean squared logsumexp", "val_loss": "validation loss",
 }  # fmt: skip
 
 
@@ -125,7 +124,8 @@ def write(results: dict[str, list[dict[str, float]]]) -> None:
     where = f"{facts['processor']}, {facts['cores']} cores, {facts['date']}"
     body = (
         f"<!-- collapse:begin -->\n{table(results)}\n\n![Load entropy by remedy](images/collapse.svg)\n\n"
-        f"Mean over seeds, lowest to highest in brackets, the last {LAST} of the preset's steps; made by `python -m benchmarks.collapse --write` "
+        f"Mean over seeds, lowest to highest in brackets, the last {LAST} of the preset's steps; made by "
+        f"`python -m benchmarks.collapse --write` "
         f"({where}).\n<!-- collapse:end -->"
     )
     page = PAGE.read_text(encoding="utf-8")

@@ -1,8 +1,8 @@
 """A whole training step (forward, backward, clip to 1.0, AdamW; float32) of minimoe and of PyTorch, side by side.
 
-`python -m benchmarks.step [PRESET ...] [--rounds 15] [--backend numpy] [--out FILE]`. The same model and the same batches in one process at a
-time for each side, steps taken in turns (A B A B), medians and their ratio; the first step stands apart. PyTorch runs eagerly with a loop
-over experts and with sorted tokens, fused AdamW, and all threads; the best of its rows counts.
+`python -m benchmarks.step [PRESET ...] [--rounds 15] [--backend numpy] [--out FILE]`. The same model and the same batches, a
+process for each side, steps taken in turns (A B A B): medians and their ratio; the first step stands apart. PyTorch runs eagerly with a
+loop over experts and with sorted tokens, fused AdamW, and all threads; the best of its rows counts.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from msgspec.structs import replace
@@ -52,7 +52,7 @@ def minimoe_step(config: Config, backend: str) -> Callable[[], float]:
     return step
 
 
-def torch_step(config: Config, style: str) -> Callable[[], float]:
+def torch_step(config: Config, style: Literal["loop", "sorted"]) -> Callable[[], float]:
     import torch
 
     from benchmarks.torch_models import TorchTransformer
@@ -126,10 +126,10 @@ def main() -> None:
         rows = measure(config, options.backend, options.rounds)
         best_peer = min(row["median_ms"] for name, row in rows.items() if name.startswith("torch"))
         results["presets"][preset] = rows
-        print(f"\n{preset:<24} {'first':>9} {'median':>9} {'fastest':>9}   to the best of torch")
+        print(f"\n{preset:<24} {'first':>9} {'median':>9} {'fastest':>9}   its time over the best peer's")
         for name, row in rows.items():
             ratio = row["median_ms"] / best_peer
-            print(f"{name:<24} {row['first_ms']:>6.0f} ms {row['median_ms']:>6.0f} ms {row['fastest_ms']:>6.0f} ms   {ratio:.2f} times its time")
+            print(f"{name:<24} {row['first_ms']:>6.0f} ms {row['median_ms']:>6.0f} ms {row['fastest_ms']:>6.0f} ms   {ratio:.2f} times")
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(results, indent=1) + "\n")

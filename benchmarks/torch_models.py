@@ -86,7 +86,7 @@ class Attention(nn.Module):
         if self.rotary is not None:
             q, k = self.rotary(q), self.rotary(k)
         y = self.attend(q, k, v)
-        return self.o_proj(y.transpose(1, 2).reshape(batch, seq, -1))  # type: ignore[no-any-return]
+        return self.o_proj(y.transpose(1, 2).reshape(batch, seq, -1))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         grouped = self.n_kv != self.n_heads
@@ -111,7 +111,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         up = self.gate_up_proj if self.activation == "swiglu" else self.up_proj
-        return self.down_proj(activate(self.activation, up(x)))  # type: ignore[no-any-return]
+        return self.down_proj(activate(self.activation, up(x)))
 
 
 class Router(nn.Module):

@@ -189,7 +189,8 @@ class MoE(Module):
         tokens = b.n_valid(logits.shape[0], valid)
         processed = offsets[1:] - offsets[:-1]
         z_loss = mean_over_valid(ops.power(ops.logsumexp(logits), 2.0), valid)
-        stats = MoEStats(z_loss, z_loss, z_loss, prob_sum, gate.counts, processed, tokens, self._dropped(gate, offsets, b, prob_sum.dtype), gate.ids)
+        dropped = self._dropped(gate, offsets, b, prob_sum.dtype)
+        stats = MoEStats(z_loss, z_loss, z_loss, prob_sum, gate.counts, processed, tokens, dropped, gate.ids)
         aux = balance_loss(stats, moe.k, moe.aux_convention) if own_loss is None else own_loss
         loss = aux * moe.aux_loss_coef + z_loss * moe.z_loss_coef
         return replace(stats, loss=loss, aux_loss=aux)
@@ -237,7 +238,7 @@ def mean_over_valid(x: Tensor, valid: Array | None) -> Tensor:
 
 
 def balance_loss(stats: MoEStats, k: int, convention: str) -> Tensor:
-    """E * sum_i f_i P_i of one layer, f_i = count_i / (N k), P_i = mean p_i: 1 when uniform (Fedus et al. 2021). `mixtral`: k times that."""
+    """E * sum_i f_i P_i of one layer, f_i = count_i / (N k), P_i = mean p_i: 1 when uniform (Fedus et al. 2021). `mixtral`: times k."""
     scale = k if convention == "mixtral" else 1
     return _f_times_p(stats.prob_sum, stats.counts, stats.tokens, k) * float(scale)
 

@@ -221,9 +221,9 @@ class Attention(Module):
     """Attention with grouped heads: one product makes all of q, k, v, another joins the heads again.   [B,T,D] -> [B,T,D]"""
 
     def __init__(
-        self, d_model: int, n_heads: int, n_kv_heads: int | None = None, head_dim: int | None = None, *, causal: bool = True, window: int = 0,
-        position: str = "rope", rope_theta: float = 10000.0, qk_norm: str = "none", norm_eps: float = 1e-5, bias: bool = False,
-        dropout: float = 0.0, std: float = 0.02, out_std: float | None = None,
+        self, d_model: int, n_heads: int, n_kv_heads: int | None = None, head_dim: int | None = None, *, causal: bool = True,
+        window: int = 0, position: str = "rope", rope_theta: float = 10000.0, qk_norm: str = "none", norm_eps: float = 1e-5,
+        bias: bool = False, dropout: float = 0.0, std: float = 0.02, out_std: float | None = None,
     ) -> None:  # fmt: skip
         self.heads, self.groups = n_heads, n_kv_heads or n_heads
         self.width = head_dim or d_model // n_heads

@@ -1,5 +1,6 @@
-"""Every differentiable operation, once: a kernel's call and the closure of its gradient. No formula stands here but the plain elementwise ones;
-the others stand in `minimoe/reference/`, forward and backward side by side.
+"""Every differentiable operation, once: a kernel's call and the closure of its gradient.
+
+No formula stands here but the plain elementwise ones; the others stand in `minimoe/reference/`, forward and backward side by side.
 
 A closure binds arrays, never tensors: no cycle of references, and an optimizer that gives a parameter a new array cannot change a
 gradient behind its back. A gradient that no input needs is not computed.
@@ -474,8 +475,8 @@ def expert_sum(weights: Tensor, ids: Array, valid: Array | None, n_experts: int)
 
 
 def moe_ffn(
-    x: Tensor, gate_weights: Tensor, plan: Plan, up: Tensor, down: Tensor, up_bias: Tensor | None, down_bias: Tensor | None, activation: str,
-    limit: float = 0.0,
+    x: Tensor, gate_weights: Tensor, plan: Plan, up: Tensor, down: Tensor, up_bias: Tensor | None, down_bias: Tensor | None,
+    activation: str, limit: float = 0.0,
 ) -> Tensor:
     """Dispatch, experts, combine.   x [N,D], gate_weights [N,W], up [E,O,D], down [E,D,H]; limit > 0: clipped swiglu -> [N,D]"""
     b = x.backend

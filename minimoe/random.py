@@ -76,7 +76,7 @@ def inverse_normal(p: Floats) -> Floats:
 
 
 def _log(x: Floats) -> Floats:
-    """ln(x) = e ln 2 + 2 artanh((m - 1) / (m + 1)), x = m 2^e with m in [1/2, 1): NumPy's own differs between processors in the last bit."""
+    """ln(x) = e ln 2 + 2 artanh((m - 1) / (m + 1)), x = m 2^e with m in [1/2, 1): NumPy's own differs between processors."""
     m, e = np.frexp(x)
     s = (m - 1.0) / (m + 1.0)  # |s| <= 1/3
     square = s * s

@@ -2,7 +2,8 @@
 
 swiglu(g, u) = silu(g) * u, silu(g) = g * sigmoid(g)                                      (Shazeer 2020)
 clipped:       g <- min(g, limit), u <- clip(u, -limit, limit), y = g * sigmoid(1.702 g) * (u + 1)      (gpt-oss)
-gelu(x) = x * Phi(x), Phi the normal distribution function; tanh form: x/2 * (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))   (Hendrycks & Gimpel 2016)
+gelu(x) = x * Phi(x), Phi the normal distribution function                                (Hendrycks & Gimpel 2016)
+tanh form: x/2 * (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))
 """
 
 import math

@@ -4,7 +4,8 @@ score[q, k] = scale * <q, k>, allowed where k is valid, k_pos <= q_pos if causal
 P = exp(score - logsumexp),   y = P V.   A row with nothing allowed gives 0, and a zero gradient.
 sinks [Q] is one more score per head that takes weight and gives no value (gpt-oss).
 
-With delta = sum(dy * y):   dV = P^T dy,   dS = P * (dy V^T - delta),   dQ = scale dS K,   dK = scale dS^T Q,   dsink = -exp(sink - logsumexp) delta.
+With delta = sum(dy * y):   dV = P^T dy,   dS = P * (dy V^T - delta),   dQ = scale dS K,   dK = scale dS^T Q,
+dsink = -exp(sink - logsumexp) delta.
 """
 
 from minimoe.reference.arrays import Array, ArrayLayer
@@ -30,7 +31,8 @@ class AttentionKernels(RandomKernels, ArrayLayer):
         out: Array | None = None,
     ) -> tuple[Array, Array]:
         """q [B,Tq,Q,C], k [B,Tk,G,C], v [B,Tk,G,Cv], q_pos [B or 1,Tq], k_pos [B or 1,Tk] int32, k_valid [B or 1,Tk] bool, sinks [Q]
-        -> y [B,Tq,Q,Cv], logsumexp [B,Q,Tq]. Query head i reads key/value head i // (Q/G). `dropout` acts on P, drawn by `rng`."""  # fmt: skip
+        -> y [B,Tq,Q,Cv], logsumexp [B,Q,Tq]. Query head i reads key/value head i // (Q/G). `dropout` acts on P, drawn by `rng`.
+        """  # fmt: skip
         xp = self.xp
         scores = self._scores(q, k, scale, self._mask(causal, window, q_pos, k_pos, k_valid))  # [B,G,S,Tq,Tk]
         top = xp.max(scores, axis=-1, keepdims=True)

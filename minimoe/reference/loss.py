@@ -1,4 +1,6 @@
-"""Cross-entropy fused with log-softmax: loss = sum over valid targets of logsumexp(z) - z[target], in nats; dz = (softmax(z) - onehot) * dloss.
+"""Cross-entropy fused with log-softmax, in nats.
+
+loss = sum over valid targets of logsumexp(z) - z[target],   dz = (softmax(z) - onehot) * dloss.
 
 A target of `ignore` counts for nothing. The sum and the number of valid targets come back apart, so that micro-batches weigh equally
 by token and a batch without a target is 0, not NaN.

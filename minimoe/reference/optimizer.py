@@ -68,7 +68,7 @@ class OptimizerKernels(ArrayLayer):
     ) -> None:
         """m = mu m + g, w = w (1 - lr wd) - lr 0.2 sqrt(max(O, I)) orthogonal(g + mu m).   [...,O,I] each   (Jordan et al. 2024)
 
-        The factor gives the update the size of AdamW's, so that both take the same lr (Liu et al. 2025). `orthogonal` drives the singular values towards 1 by five Newton-Schulz steps, x <- a x + (b A + c A^2) x with A = x x^T.
+        The factor gives the update the size of AdamW's, so that both take the same lr (Liu et al. 2025).
         """
         xp = self.xp
         g = self._clipped(grad, scale, ok)
@@ -81,7 +81,10 @@ class OptimizerKernels(ArrayLayer):
         inout_param -= (rate * (0.2 * max(rows, columns) ** 0.5)) * update
 
     def orthogonal(self, x: Array, steps: int = 5) -> Array:
-        """A matrix of the same singular vectors whose singular values lie near 1 (0.7 to 1.2).   [...,O,I] -> [...,O,I]"""
+        """A matrix of the same singular vectors whose singular values lie near 1 (0.7 to 1.2).   [...,O,I] -> [...,O,I]
+
+        By five Newton-Schulz steps, x <- a x + (b A + c A^2) x with A = x x^T.
+        """
         xp = self.xp
         tall = x.shape[-2] > x.shape[-1]
         y = xp.matrix_transpose(x) if tall else x

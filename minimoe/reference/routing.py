@@ -33,7 +33,6 @@ class RoutingKernels(ArrayLayer):
         weight, ties to the first (`probability`).
         """
         xp = self.xp
-        n, width = ids.shape
         flat = xp.reshape(ids, (-1,))
         nowhere = xp.full_like(flat, n_experts)
         used = flat >= 0
@@ -63,7 +62,10 @@ class RoutingKernels(ArrayLayer):
         return self.store(self._gather_sum(rows, plan, weights), out)
 
     def combine_backward(self, dy: Array, rows: Array, weights: Array, plan: Plan) -> tuple[Array, Array]:
-        """drows[r] = weights[order[r]] * dy[order[r] // W],   dweights[n,j] = <rows[inverse[n,j]], dy[n]>.   -> drows [R,D], dweights [N,W]"""
+        """drows[r] = weights[order[r]] * dy[order[r] // W],   dweights[n,j] = <rows[inverse[n,j]], dy[n]>.
+
+        -> drows [R,D], dweights [N,W]
+        """
         xp = self.xp
         width = plan.inverse.shape[1]
         drows = xp.take(dy, plan.order // width, axis=0)
@@ -78,8 +80,8 @@ class RoutingKernels(ArrayLayer):
     def noisy_load(self, clean: Array, noisy: Array, sigma: Array, valid: Array | None, *, k: int) -> tuple[Array, Array]:
         """How often each expert would be chosen if its noise alone were drawn again (Shazeer et al. 2017, appendix A).
 
-        load_i = sum_n Phi((z_ni - t_ni) / sigma_ni), t_ni the k-th largest of h over the experts but i: the (k+1)-th value of h if i is among
-        the top k, else the k-th.   clean z, noisy h, sigma [N,E], k < E -> load [E], ids [N,k+1] of the k+1 largest h
+        load_i = sum_n Phi((z_ni - t_ni) / sigma_ni), t_ni the k-th largest of h over the experts but i: the (k+1)-th value of h if i
+        is among the top k, else the k-th.   clean z, noisy h, sigma [N,E], k < E -> load [E], ids [N,k+1] of the k+1 largest h
         """
         xp = self.xp
         _, ids = self.top_k(noisy, k + 1)
@@ -92,7 +94,7 @@ class RoutingKernels(ArrayLayer):
     def noisy_load_backward(
         self, dload: Array, clean: Array, noisy: Array, sigma: Array, ids: Array, valid: Array | None, *, k: int
     ) -> tuple[Array, Array, Array]:
-        """-> dclean, dnoisy, dsigma [N,E].   With g = dload phi(u) / sigma:  dclean = g, dt = -g, dsigma = -g u; dt goes to whom t came from"""
+        """-> dclean, dnoisy, dsigma [N,E].   With g = dload phi(u) / sigma:  dclean = g, dt = -g (to whom t came from), dsigma = -g u"""
         xp = self.xp
         u = (clean - self._threshold(noisy, ids, k)) / sigma
         g = dload * xp.exp(-0.5 * u * u) / (math.sqrt(2.0 * math.pi) * sigma)
