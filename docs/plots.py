@@ -6,7 +6,7 @@ Every curve is computed by minimoe itself on NumPy, with fixed seeds; the same m
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,19 @@ STYLE: Any = {
     "axes.titlelocation": "left", "legend.frameon": False, "figure.constrained_layout.use": True,
 }  # fmt: skip
 Axes = Any  # matplotlib is an extra
+
+
+class Tint(NamedTuple):
+    """The colours of a box."""
+
+    fill: str
+    line: str
+    ink: str = "#1f2430"
+
+
+INK, SOFT = "#1f2430", "#5b6270"
+PLAIN, PANEL, IDLE = Tint("white", SOFT), Tint("#f5f6f8", "#c9cdd4"), Tint("#e6e8ec", "#c9cdd4", GREY)
+COOL, LIT, GOOD = Tint("#e4eefa", BLUE), Tint("#fdecd9", ORANGE), Tint("#dff2e8", GREEN)
 
 
 # ---- what is drawn, as numbers ------------------------------------------------------------------------------------------------------
@@ -83,6 +96,12 @@ def dropped_over_capacity(factors: Sequence[float], skew: float, n: int = 4096, 
     return dropped
 
 
+def one_token(e: int = 8, k: int = 2) -> tuple[list[float], list[int], list[float]]:
+    """A token's probabilities over the experts, its k experts, and their weights."""
+    gate = load("numpy").gate(1.2 * host_normal(e, 0, "docs.one_token").reshape(1, e), None, None, rule=Rule("softmax_topk", k))
+    return gate.scores[0].tolist(), gate.ids[0].tolist(), gate.weights[0].tolist()
+
+
 # ---- the pictures -------------------------------------------------------------------------------------------------------------------
 
 
@@ -137,7 +156,146 @@ def draw_capacity(figure: Any) -> None:
     axes.legend()
 
 
+class Sketch:
+    """Boxes, arrows and words on a sheet measured in points, y downwards from the top."""
+
+    def __init__(self, figure: Any) -> None:
+        figure.set_layout_engine("none")
+        width, height = (72.0 * inches for inches in figure.get_size_inches())
+        self.axes = figure.add_axes((0, 0, 1, 1))
+        self.axes.set(xlim=(0, width), ylim=(height, 0))
+        self.axes.axis("off")
+
+    def words(self, x: float, y: float, text: str, size: float = 8.0, colour: str = SOFT, **style: Any) -> None:
+        """Text centred on a point, or as `ha` says."""
+        self.axes.text(x, y, text, **{"fontsize": size, "color": colour, "ha": "center", "va": "center", "linespacing": 1.2, **style})
+
+    def box(self, x: float, y: float, w: float, h: float, name: str = "", note: str = "", tint: Tint = PLAIN, dashed: bool = False) -> None:
+        """A rounded box from its upper left corner: a name, and a remark under it."""
+        from matplotlib.patches import FancyBboxPatch
+
+        style: Any = {"boxstyle": "round,pad=0,rounding_size=4", "linestyle": (0, (3, 2)) if dashed else "-", "linewidth": 1.1}
+        self.axes.add_patch(FancyBboxPatch((x, y), w, h, facecolor=tint.fill, edgecolor=tint.line, zorder=2 if name else 0.4, **style))
+        lines = [name, *note.splitlines()]
+        for i, line in enumerate(lines):
+            size: Any = {"size": 8} if i else {"size": 9, "fontweight": "bold"}
+            self.words(x + w / 2, y + h / 2 + 12 * (i - (len(lines) - 1) / 2) + 3, line, colour=tint.ink, va="baseline", **size)
+
+    def arrow(self, *points: tuple[float, float], colour: str = INK) -> None:
+        """A line through the points, with a head at the last."""
+        self.axes.plot(*zip(*points[:-1], strict=True), color=colour, linewidth=1.1, solid_joinstyle="round", zorder=1)
+        arrow = {"arrowstyle": "-|>,head_length=0.32,head_width=0.16", "color": colour, "linewidth": 1.1, "mutation_scale": 14}
+        self.axes.annotate("", points[-1], points[-2], arrowprops={**arrow, "shrinkA": 0, "shrinkB": 0}, zorder=1)
+
+    def plus(self, x: float, y: float) -> None:
+        """A sum: a cross in a circle of radius 7."""
+        self.axes.plot([x], [y], "o", markersize=13, markerfacecolor="white", markeredgecolor=INK, markeredgewidth=1.1, zorder=3)
+        self.axes.plot([x], [y], "+", markersize=7, markeredgecolor=INK, markeredgewidth=1.2, zorder=4)
+
+
+def draw_architecture(figure: Any) -> None:
+    sketch = Sketch(figure)
+    sketch.axes.fill([142, 142, 171.4, 171.4], [215, 241, 345, 31], color=LIT.fill, linewidth=0, zorder=0.5)  # the layer, enlarged
+    sketch_model(sketch)
+    sketch_routed_layer(sketch)
+    sketch_losses(sketch)
+    sketch_code(sketch)
+
+
+def sketch_model(s: Sketch) -> None:
+    """A decoder around its residual stream, from ids to logits."""
+    s.words(12, 13, "A token through the model", 10.5, INK, fontweight="bold", ha="left")
+    s.box(12, 66, 138, 238, tint=PANEL)
+    s.words(142, 291, "one of L blocks", ha="right")
+    s.words(23, 208, "residual stream", rotation=90)
+    s.arrow((34, 48), (34, 318))
+    for top, name, note, tint in ((76, "attention", "", COOL), (180, "routed layer", "2 of 8 experts", LIT)):
+        s.arrow((34, top + 10), (58, top + 10))
+        s.box(58, top, 84, 20, "norm")
+        s.arrow((100, top + 20), (100, top + 32))
+        s.box(58, top + 32, 84, 32, name, note, tint)
+        s.arrow((100, top + 64), (100, top + 80), (41, top + 80))
+        s.plus(34, top + 80)
+    for top, name, note in ((28, "embed", "ids [B,T] to\nx [B,T,D]"), (318, "norm", ""), (350, "head", "logits [B,T,V]")):
+        s.box(12, top, 44, 20, name)
+        s.words(63, top + 10, note, ha="left")
+    s.arrow((34, 338), (34, 350))
+    s.arrow((34, 370), (34, 382))
+
+
+def sketch_routed_layer(s: Sketch) -> None:
+    """From a router's logits to the weighted sum of the experts; the bars are a gate's that ran."""
+    probs, chosen, weights = one_token()
+    s.box(172, 28, 278, 320, tint=Tint("white", ORANGE))
+    s.words(182, 43, "routed layer", 9, INK, fontweight="bold", ha="left")
+    s.words(270, 43, "x [N,D], N = B T", ha="left")
+    s.arrow((264, 36), (264, 58))
+    s.box(182, 58, 164, 32, "router", "logits z = x Wᵀ, p = softmax(z)", LIT)
+    for top, name, note in ((160, "plan", "order, inverse, offsets: integers"), (204, "dispatch", "gather rows, expert by expert")):
+        s.box(182, top, 164, 32, name, note)
+    s.box(182, 292, 164, 32, "combine", "sum of rows times weights")
+    for e, p in enumerate(probs):
+        left, lit = 182 + 20.8 * e, e in chosen
+        s.axes.bar(left + 9, -32 * p / max(probs), 14, 140, color=ORANGE if lit else "#c9cdd4", zorder=2)
+        s.box(left, 250, 18, 26, str(e), tint=LIT if lit else IDLE)
+        if lit:
+            s.words(left + 9, 134 - 32 * p / max(probs), f"{weights[chosen.index(e)]:.2f}", colour=INK)
+            s.arrow((left + 9, 236), (left + 9, 250), colour=ORANGE)
+            s.arrow((left + 9, 276), (left + 9, 292), colour=ORANGE)
+    s.words(182, 150, "top-k: k = 2", ha="left")
+    s.words(346, 150, "weight p / Σ p", ha="right")
+    s.arrow((264, 141), (264, 160))
+    s.arrow((264, 192), (264, 204))
+    s.arrow((346, 128), (356, 128), (356, 308), (346, 308), colour=ORANGE)
+    s.words(364, 206, "weights", rotation=90)
+    s.words(362, 263, "experts", ha="left")
+    s.arrow((264, 324), (264, 342))
+    s.words(270, 336, "y [N,D]", ha="left")
+
+
+def sketch_losses(s: Sketch) -> None:
+    """The task's loss and the router's, joined."""
+    s.arrow((346, 74), (368, 74), colour=GREEN)
+    s.box(368, 58, 74, 44, "balance loss", "E Σ f P,\nand z-loss", GOOD)
+    s.arrow((405, 102), (405, 391), colour=GREEN)
+    s.words(399, 366, "times its coefficient", ha="right")
+    s.box(12, 382, 88, 32, "cross-entropy", "of the next token", COOL)
+    s.arrow((100, 398), (398, 398))
+    s.plus(405, 398)
+    s.arrow((412, 398), (428, 398))
+    s.words(431, 398, "loss", 9, INK, ha="left", fontweight="bold")
+    s.words(12, 426, "Backward, gradients take every arrow in reverse, save the plan's: integers have none.", ha="left")
+
+
+def sketch_code(s: Sketch) -> None:
+    """minimoe's modules, those below imported by those above."""
+    s.words(470, 13, "The layers of the code", 10.5, INK, fontweight="bold", ha="left")
+    rows = [
+        ("cli", "train, generate, inspect, ..."), ("trainer", "the loop"), ("model", "one Transformer"), ("nn", "attention, ..."),
+        ("ops", "each operation, once"), ("autograd", "Tensor, backward"), ("backend", "arrays, overrides"),
+        ("reference", "formula and gradient\nof every kernel"),
+    ]  # fmt: skip
+    beside = {"trainer": ("generation", "token by token"), "nn": ("moe", "routed layer")}
+    for i, (name, note) in enumerate(rows):
+        top = 28 + 48 * i
+        width = 82 if name in beside else 104 if name == "backend" else 170
+        s.box(470, top, width, 34 if name != "reference" else 44, name, note, LIT if name == "reference" else PLAIN)
+        if name in beside:
+            s.box(558, top, 82, 34, *beside[name])
+            s.arrow((599, top + 34), (599, top + 48))
+        if i + 1 < len(rows):
+            s.arrow((511, top + 34), (511, top + 48))
+    for top, name, dashed in ((313, "numpy", False), (335, "yours", True)):
+        s.box(592, top, 48, 18, name, tint=COOL, dashed=dashed)
+        s.arrow((592, top + 9), (574, top + 9))
+    for above in ("cli", "model"):
+        top = 28 + 48 * [name for name, _ in rows].index(above)
+        s.arrow((599, top + 34), (599, top + 48))
+    s.words(470, 426, "An arrow points at what is imported.", ha="left")
+
+
 PICTURES: dict[str, tuple[Callable[[Any], None], tuple[float, float]]] = {
+    "architecture": (draw_architecture, (9.0, 6.05)),
     "cost": (draw_cost, (8.2, 3.1)),
     "balance-loss": (draw_balance, (5.2, 3.1)),
     "attention-masks": (draw_masks, (8.2, 3.0)),
