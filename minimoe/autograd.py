@@ -111,10 +111,10 @@ class Tensor:
         return np.array(host, dtype=dtype, copy=copy)
 
     def __dlpack__(self, **options: Any) -> Any:
-        return self.data.__dlpack__(**options)
+        return self.backend.xp.asarray(self.data).__dlpack__(**options)  # NumPy gives 0-d results as scalars, which have no DLPack
 
     def __dlpack_device__(self) -> Any:
-        return self.data.__dlpack_device__()
+        return self.backend.xp.asarray(self.data).__dlpack_device__()
 
     def __len__(self) -> int:
         if not self.shape:
@@ -174,6 +174,9 @@ class Tensor:
     def __matmul__(self, other: Any) -> Tensor:
         return ops.matmul(self, other)
 
+    def __rmatmul__(self, other: Any) -> Tensor:
+        return ops.matmul(other, self)
+
     def __getitem__(self, index: Any) -> Tensor:
         return ops.getitem(self, index)
 
@@ -187,7 +190,7 @@ class Tensor:
         return ops.max(self, axis, keepdims)
 
     def reshape(self, *shape: Any) -> Tensor:
-        return ops.reshape(self, shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape)
+        return ops.reshape(self, shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape)
 
     def permute(self, *axes: int) -> Tensor:
         return ops.permute(self, axes)
@@ -242,8 +245,8 @@ def _root_gradient(root: Tensor, gradient: Array | Tensor | None) -> Array:
             raise ValueError(f"backward: a tensor of shape {root.shape} is no scalar: give backward its gradient")
         return xp.ones_like(root.data)
     given = gradient.data if isinstance(gradient, Tensor) else gradient
-    if isinstance(given, np.ndarray) and not isinstance(root.data, np.ndarray):
-        given = root.backend.from_host(given)
+    if not isinstance(given, type(root.data)):
+        given = tensor(given, backend=root.backend).data
     if tuple(given.shape) != root.shape:
         raise ValueError(f"backward: the gradient has shape {tuple(given.shape)}, the tensor {root.shape}")
     return given if given.dtype == root.data.dtype else xp.astype(given, root.data.dtype)

@@ -205,8 +205,8 @@ def show_backends() -> None:
 
     import minimoe
     from minimoe.backend import CONTRACT, load
+    from minimoe.environment import environment
     from minimoe.progress import show
-    from minimoe.run import environment
 
     facts, report = environment(), backends_report()
     table = Table(

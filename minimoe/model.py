@@ -41,6 +41,7 @@ class Cache:
     def __init__(self, model: Transformer, batch: int = 1, capacity: int | None = None) -> None:
         config, embed = model.config, model.embed.weight
         capacity = capacity or config.max_seq_len
+        self.positions = embed.backend.xp.zeros((batch, capacity), dtype=embed.backend.xp.int32)
         shape = (batch, capacity, config.kv_heads, config.head_width)
         self.layers = [KeyValueCache(*shape, embed.data.dtype, embed.backend) for _ in range(config.n_layers)]
 
@@ -48,6 +49,15 @@ class Cache:
     def length(self) -> int:
         """Positions so far."""
         return self.layers[0].length
+
+    def place(self, positions: Array, b: int, t: int) -> Array:
+        """Note the positions [B or 1,T] of new tokens; gives those of all keys so far.   [B,Tk]"""
+        batch, capacity = self.positions.shape
+        stop = self.length + t
+        if b != batch or stop > capacity:
+            raise ValueError(f"cache: {b} sequences of {stop} positions do not fit into {batch} of {capacity}")
+        self.positions[:, self.length : stop] = positions
+        return self.positions[:, :stop]
 
 
 class Block(Module):
@@ -99,7 +109,7 @@ class Call:
     """What every block of one forward pass shares."""
 
     positions: Array  # [B or 1,T] int32
-    k_positions: Array | None  # [B or 1,Tk] int32, with a cache
+    k_positions: Array | None  # [B,Tk] int32, with a cache
     valid: Array | None  # [B,Tk] bool: keys that count
     token_valid: Array | None  # [B,T] bool: tokens that are routed
     rng: Rng | None
@@ -216,7 +226,8 @@ class Transformer(Module):
     ) -> LossParts:  # fmt: skip
         """Mean cross-entropy over targets that are not -100, and the router's losses.   targets [B,T] int (classifier: [B])"""
         x, stats = self.hidden(tokens, attention_mask, positions, token_types, None, rng, recompute_blocks)
-        flat = self.backend.xp.reshape(self._ints(targets), (-1,))
+        classes = self.config.n_classes if self.config.head == "classifier" else self.config.vocab_size or 0
+        flat = self.backend.xp.reshape(self._ints(targets, classes, "targets", "the classes are", IGNORE), (-1,))
         if self.config.head == "lm":
             total, count = ops.linear_cross_entropy(x.reshape(-1, self.config.d_model), self._output_weight(), flat, IGNORE)
         else:
@@ -247,7 +258,7 @@ class Transformer(Module):
             pos = xp.reshape(xp.arange(past, past + t, dtype=xp.int32), (1, t))
             self._check_length(past + t)
         else:
-            pos = self._ints(positions)
+            pos = self._ints(positions, self._n_positions if c.position == "learned" else 0, "positions", "the model has learned")
         if c.position == "learned":
             x = x + self.positions(pos)
         if c.type_vocab_size:
@@ -255,7 +266,7 @@ class Transformer(Module):
         if c.norm_position == "post":
             x = self.embed_norm(x)
         valid, token_valid = self._masks(attention_mask, b, t, past)
-        k_positions = xp.reshape(xp.arange(past + t, dtype=xp.int32), (1, past + t)) if cache is not None else None
+        k_positions = None if cache is None else cache.place(pos, b, t)
         return self.dropout(x, rng), Call(pos, k_positions, valid, token_valid, rng, cache)
 
     def _masks(self, attention_mask: Any, b: int, t: int, past: int) -> tuple[Array | None, Array | None]:
@@ -287,29 +298,32 @@ class Transformer(Module):
 
     def _ids(self, tokens: Any) -> Array:
         """Token ids [B,T] on the device; ids that come from the host are checked against the vocabulary."""
-        if isinstance(tokens, Tensor):
-            tokens = tokens.data
-        if isinstance(tokens, np.ndarray | list | tuple):
-            host = np.asarray(tokens)
-            if host.size and (host.min() < 0 or host.max() >= self.vocab_size):
-                raise ValueError(f"token ids run from {host.min()} to {host.max()}, the vocabulary has {self.vocab_size}")
-        ids = self._ints(tokens)
+        ids = self._ints(tokens, self.vocab_size, "token ids", "the vocabulary has")
         if ids.ndim != 2:
             raise ValueError(f"tokens have shape {tuple(ids.shape)}, expected [B,T]")
         return ids
 
-    def _ints(self, values: Any) -> Array:
-        """Integers of any library as the backend's int32."""
+    def _ints(self, values: Any, limit: int = 0, what: str = "", holder: str = "", ignore: int | None = None) -> Array:
+        """Integers of any library as the backend's int32; given a limit, those from the host must be `ignore` or 0 .. limit - 1."""
         if isinstance(values, Tensor):
             values = values.data
         if isinstance(values, np.ndarray | list | tuple):
-            values = self.backend.from_host(np.asarray(values))
+            values = np.asarray(values)
         elif hasattr(values, "__dlpack__") and not hasattr(values, "__array_namespace__"):
-            values = self.backend.from_host(np.from_dlpack(values))
+            values = np.from_dlpack(values)
+        if isinstance(values, np.ndarray):
+            checked = values if ignore is None else values[values != ignore]
+            if limit and checked.size and (checked.min() < 0 or checked.max() >= limit):
+                raise ValueError(f"{what} run from {checked.min()} to {checked.max()}, {holder} {limit}")
+            values = self.backend.from_host(values)
         return self.backend.xp.astype(values, self.backend.xp.int32, copy=False)
 
+    @property
+    def _n_positions(self) -> int:
+        return self.config.n_patches + 1 if self.config.image_size else self.config.max_seq_len
+
     def _check_length(self, length: int) -> None:
-        limit = self.config.n_patches + 1 if self.config.image_size else self.config.max_seq_len
+        limit = self._n_positions
         if length > limit and self.config.position == "learned":
             raise ValueError(f"a sequence of {length} is longer than the {limit} positions that this model has learned")
 

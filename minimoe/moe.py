@@ -10,10 +10,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from minimoe import ops
-from minimoe.autograd import Tensor
+from minimoe.autograd import Tensor, tensor
 from minimoe.backend import Array, Backend
 from minimoe.config import MoEConfig
 from minimoe.nn import FeedForward, Module, Parameter
@@ -218,17 +216,15 @@ def _valid_rows(valid: Any, b: Backend, n: int) -> Array | None:
     """A mask of any shape and library as bool [N]."""
     if valid is None:
         return None
-    if isinstance(valid, Tensor):
-        valid = valid.data
-    if isinstance(valid, np.ndarray | list):
-        valid = b.from_host(np.asarray(valid))
+    if not isinstance(valid, type(b.xp.zeros(()))):
+        valid = tensor(valid, backend=b).data
     return b.xp.reshape(b.xp.astype(valid, b.xp.bool), (n,))
 
 
 def mean_over_valid(x: Tensor, valid: Array | None) -> Tensor:
     """The mean over valid tokens; 0 where there is none.   [N] -> 0-d"""
     if valid is None:
-        return x.mean()
+        return x.sum() * (1.0 / max(1, x.size))
     xp = x.backend.xp
     count = xp.clip(xp.sum(xp.astype(valid, x.dtype)), min=1.0)
     return ops.where(valid, x, 0.0).sum() * Tensor(1.0 / count, x.backend)

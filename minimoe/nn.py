@@ -13,7 +13,7 @@ from typing import Any, Literal, Self, TypeAlias
 import numpy as np
 
 from minimoe import ops
-from minimoe.autograd import Tensor, current_backend
+from minimoe.autograd import Tensor, current_backend, tensor
 from minimoe.backend import Array, Backend
 from minimoe.errors import CheckpointError, ConfigError
 from minimoe.random import Rng, host_normal
@@ -117,10 +117,8 @@ class Module:
                 raise CheckpointError(f"{name}: shape {tuple(arrays[name].shape)}, the model has {parameter.shape}")
         for name, parameter in state.items():
             value = arrays[name]
-            if isinstance(value, Tensor):
-                value = value.data
             if not isinstance(value, type(parameter.data)):
-                value = parameter.backend.from_host(np.asarray(value))
+                value = tensor(value, backend=parameter.backend).data
             parameter.data[...] = parameter.backend.xp.astype(value, parameter.data.dtype)
 
 

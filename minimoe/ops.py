@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from minimoe.autograd import Tensor
+from minimoe.autograd import Tensor, tensor
 from minimoe.backend import Array, Backend
 from minimoe.reference.expert import ExpertWeights
 from minimoe.reference.gating import Gate, Rule
@@ -37,11 +37,15 @@ def _both(a: Any, b: Any) -> tuple[Tensor, Tensor]:
 def _constant(value: Any, like: Tensor) -> Tensor:
     if isinstance(value, Tensor):
         return value
-    xp = like.backend.xp
+    xp, whole = like.backend.xp, not like.backend.xp.isdtype(like.dtype, "real floating")
+    if isinstance(value, float) and whole:
+        raise TypeError(f"a tensor of {like.dtype} with {value}, a float: make it one of floats first, tensor.astype('float32')")
     if isinstance(value, int | float):
         return Tensor(xp.full((), value, dtype=like.dtype), like.backend)
     if not isinstance(value, type(like.data)):
-        value = like.backend.from_host(value)
+        value = tensor(value, backend=like.backend).data
+    if whole and xp.isdtype(value.dtype, "real floating"):
+        raise TypeError(f"a tensor of {like.dtype} with an array of {value.dtype}: make both floats first, tensor.astype('float32')")
     return Tensor(value if value.dtype == like.dtype else xp.astype(value, like.dtype), like.backend)
 
 
@@ -213,7 +217,7 @@ def sum(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
 def mean(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The mean over some axes, or all.   dx = dy / n, repeated"""
     n = math.prod(x.shape[a] for a in _axes(axis, x.ndim))
-    return sum(x, axis, keepdims) * (1.0 / n)
+    return sum(x, axis, keepdims) * (1.0 / n if n else math.nan)
 
 
 def max(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
@@ -268,7 +272,7 @@ def getitem(x: Tensor, index: Any) -> Tensor:
     if isinstance(index, Tensor):
         index = index.data
     rows = hasattr(index, "dtype") or isinstance(index, list)
-    index = _row_index(b, index) if rows else _basic_index(index)
+    index = _row_index(b, index, shape[0]) if rows else _basic_index(index)
 
     def backward(dy: Array) -> Array:
         dx = b.xp.zeros(shape, dtype=dtype)
@@ -286,13 +290,14 @@ def getitem(x: Tensor, index: Any) -> Tensor:
     return Tensor.from_op(y, (x,), backward)
 
 
-def _row_index(b: Backend, index: Any) -> Array:
-    """Row numbers as an int32 array of the backend."""
+def _row_index(b: Backend, index: Any, n: int) -> Array:
+    """Row numbers as an int32 array of the backend, negative ones counted from the end of n."""
     if not isinstance(index, type(b.xp.zeros(()))):
         index = b.from_host(np.asarray(index))
     if not b.xp.isdtype(index.dtype, "integral"):
         raise TypeError(f"x[index]: an array index holds row numbers, got {index.dtype} (for a mask use ops.where)")
-    return b.xp.astype(index, b.xp.int32)
+    index = b.xp.astype(index, b.xp.int32)
+    return b.xp.where(index < 0, index + n, index)
 
 
 def _basic_index(index: Any) -> tuple[Any, ...]:
@@ -477,7 +482,7 @@ def expert_sum(weights: Tensor, ids: Array, valid: Array | None, n_experts: int)
 def moe_ffn(
     x: Tensor, gate_weights: Tensor, plan: Plan, up: Tensor, down: Tensor, up_bias: Tensor | None, down_bias: Tensor | None,
     activation: str, limit: float = 0.0,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Dispatch, experts, combine.   x [N,D], gate_weights [N,W], up [E,O,D], down [E,D,H]; limit > 0: clipped swiglu -> [N,D]"""
     b = x.backend
     optional = [t for t in (up_bias, down_bias) if t is not None]

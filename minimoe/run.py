@@ -7,10 +7,7 @@ checkpoints/    see minimoe/checkpoint.py         ../last         a text file be
 
 import json
 import os
-import platform
 import re
-import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +17,7 @@ import msgspec
 
 from minimoe import checkpoint
 from minimoe.config import Config, load_config, to_tables, to_toml
+from minimoe.environment import environment, is_alive, process_identity
 from minimoe.errors import CheckpointError, ConfigError, UserError, nearest
 
 if TYPE_CHECKING:
@@ -213,7 +211,7 @@ class Run:
     def status(self) -> dict[str, Any]:
         """The state and its fields. A run that says running, but whose process is gone, was killed; without a readable file: unknown."""
         status = {"state": "unknown", "pid": None, **_parse_file(self.path / "status.json")}
-        if status["state"] == "running" and not _is_alive(status["pid"], status.get("process")):
+        if status["state"] == "running" and not is_alive(status["pid"], status.get("process")):
             status["state"] = "killed"
         return status
 
@@ -315,71 +313,6 @@ def _follow(path: Path) -> Path:
         return path.parent / path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
         return path
-
-
-# ---- environment and processes -----------------------------------------------------------------------------------------------
-
-
-def environment() -> dict[str, Any]:
-    """The machine and the libraries that a run's numbers depend on."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    from threadpoolctl import threadpool_info
-
-    def version_of(package: str) -> str | None:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            return None
-
-    blas = [library for library in threadpool_info() if library["user_api"] == "blas"]
-    return {
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "minimoe": version_of("minimoe") or getattr(sys.modules["minimoe"], "__version__", None),
-        "python": platform.python_version(),
-        "numpy": version_of("numpy"),
-        "blas": [{"name": library["internal_api"], "version": library["version"], "threads": library["num_threads"]} for library in blas],
-        "platform": platform.platform(),
-        "cpu_count": os.cpu_count(),
-    }
-
-
-def process_identity(pid: int) -> str | None:
-    """Boot and start time of a process, which tell it from a later one of the same number; "" where the system does not say; None: gone."""
-    if sys.platform == "win32":
-        return _windows_process(pid)
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return None if fields[0] == "Z" else f"{boot}:{fields[19]}"
-    except OSError:
-        pass
-    try:
-        os.kill(pid, 0)
-    except PermissionError:
-        return ""
-    except OSError:
-        return None
-    return ""
-
-
-def _windows_process(pid: int) -> str | None:
-    """Signal 0 would be Ctrl-C there, so the system is asked instead."""
-    import ctypes
-
-    kernel = ctypes.windll.kernel32  # type: ignore[attr-defined, unused-ignore]
-    query_limited_information, still_active = 0x1000, 259
-    handle = kernel.OpenProcess(query_limited_information, False, pid)
-    if not handle:
-        return None
-    code = ctypes.c_ulong()
-    kernel.GetExitCodeProcess(handle, ctypes.byref(code))
-    kernel.CloseHandle(handle)
-    return "" if code.value == still_active else None
-
-
-def _is_alive(pid: object, identity: object) -> bool:
-    return isinstance(pid, int) and pid > 0 and process_identity(pid) == identity is not None
 
 
 # ---- lines of JSON -----------------------------------------------------------------------------------------------------------

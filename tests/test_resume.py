@@ -320,7 +320,7 @@ def test_a_rate_may_be_changed(config: Config, tmp_path: Path) -> None:
 def test_a_run_that_another_process_trains_is_left_as_it_is(config: Config, tmp_path: Path) -> None:
     run = stopped(config, tmp_path, 4)
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
-        from minimoe.run import process_identity
+        from minimoe.environment import process_identity
 
         run.write_status("running")
         status = (run.path / "status.json").read_text()

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from minimoe.config import Config, DataConfig, ModelConfig, MoEConfig, TrainConfig
+from minimoe.environment import environment, process_identity
 from minimoe.errors import CheckpointError, ConfigError
-from minimoe.run import Run, environment, list_runs, process_identity
+from minimoe.run import Run, list_runs
 
 TINY = Config(name="tiny", train=TrainConfig(steps=40, keep=2))
 

@@ -10,6 +10,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from minimoe.errors import ConfigError
+
+FLOATS = ("float32", "float64", "bfloat16", "float16")
 Array: TypeAlias = Any
 """An array of whichever library the backend stands on."""
 
@@ -18,7 +21,7 @@ class ArrayLayer(ABC):
     """Arrays of one library on one device."""
 
     name: str
-    dtypes: tuple[str, ...]  # of ("float32", "float64", "bfloat16", "float16"); float32 alone is enough
+    dtypes: tuple[str, ...]  # of FLOATS; float32 alone is enough
     xp: Any
     cache_elements = 0  # > 0: where many passes follow each other, work through so many elements at a time (a processor with a cache)
 
@@ -61,7 +64,9 @@ class ArrayLayer(ABC):
     # ---- small helpers over xp, shared by the references; a backend need not touch them --------------------------------------
 
     def dtype(self, name: str) -> Any:
-        """The library's dtype of that name."""
+        """The library's dtype of that name. Raises ConfigError where the backend has none."""
+        if (name in FLOATS and name not in self.dtypes) or not hasattr(self.xp, name):
+            raise ConfigError(f"backend {self.name} has no {name}: it has {', '.join(self.dtypes)}")
         return getattr(self.xp, name)
 
     def offsets_on_host(self, offsets: Array) -> list[int]:

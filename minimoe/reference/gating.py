@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 from minimoe.reference.arrays import Array, ArrayLayer
 
+TINY = 1e-20  # beside a sum of sigmoids, all of which may round to 0 (DeepSeek-V3)
+
 
 class Rule(NamedTuple):
     """How a router chooses; static."""
@@ -51,7 +53,7 @@ class GatingKernels(ArrayLayer):
             return self.gate_expert_choice(logits, valid, rule.top_k)
         if rule.router == "sigmoid_bias":
             weights, ids, scores = self.gate_sigmoid_bias(logits, bias, rule)
-            probs = scores / self.xp.sum(scores, axis=-1, keepdims=True)
+            probs = scores / (self.xp.sum(scores, axis=-1, keepdims=True) + TINY)
         elif rule.router in ("topk_softmax", "noisy_topk"):
             weights, ids, scores = self.gate_topk_softmax(logits, rule.top_k)
             probs = scores
@@ -69,7 +71,7 @@ class GatingKernels(ArrayLayer):
             if dweights is not None:
                 dscores += self._spread(self._undo_norm(dweights, gate, rule), gate.ids, scores.shape[1])
             if dprob_sum is not None:
-                total = xp.sum(scores, axis=-1, keepdims=True)
+                total = xp.sum(scores, axis=-1, keepdims=True) + TINY
                 dprobs = self._each_valid(dprob_sum, valid, scores)
                 dscores += (dprobs - xp.sum(dprobs * scores, axis=-1, keepdims=True) / total) / total
             return dscores * scores * (1.0 - scores)
@@ -116,7 +118,7 @@ class GatingKernels(ArrayLayer):
         _, ids = self.top_k(choice, rule.top_k)
         weights = xp.take_along_axis(s, xp.astype(ids, xp.int64), axis=-1)
         if rule.norm:
-            weights = weights / (xp.sum(weights, axis=-1, keepdims=True) + 1e-20)
+            weights = weights / (xp.sum(weights, axis=-1, keepdims=True) + TINY)
         return weights * rule.route_scale, ids, s
 
     def gate_expert_choice(self, logits: Array, valid: Array | None, k: int) -> Gate:
@@ -191,5 +193,5 @@ class GatingKernels(ArrayLayer):
         chosen = xp.take_along_axis(gate.scores, xp.astype(gate.ids, xp.int64), axis=-1)
         total = xp.sum(chosen, axis=-1, keepdims=True)
         if rule.router == "sigmoid_bias":
-            total = total + 1e-20
+            total = total + TINY
         return (dweights * scale - xp.sum(dweights * gate.weights, axis=-1, keepdims=True)) / total

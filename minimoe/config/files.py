@@ -1,0 +1,179 @@
+"""Reading and writing configurations: presets and TOML files, `extends`, `--set key=value`, and the resolved file of a run.
+
+An unknown key is refused with the nearest known one, a wrong type or an impossible value by the key's full path.
+"""
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import FieldInfo, fields
+
+from minimoe.config.tables import Config, DataConfig, ModelConfig, MoEConfig, TrainConfig
+from minimoe.errors import ConfigError, nearest
+
+
+def preset_names() -> list[str]:
+    """The presets that minimoe ships."""
+    names = (entry.name for entry in resources.files("minimoe.presets").iterdir())
+    return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
+
+
+def preset_text(name: str) -> str:
+    """A preset as commented TOML."""
+    if name not in preset_names():
+        raise ConfigError(f"no preset {name!r}{nearest(name, preset_names())}")
+    return (resources.files("minimoe.presets") / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """The configuration of a preset's name or a TOML file's path, with `key=value` overrides applied.
+
+    Raises `ConfigError` where the source does not exist, is not TOML, or names or holds what cannot be.
+    """
+    tables = read_tables(str(source), seen=())
+    for override in overrides:
+        apply_override(tables, override)
+    name = str(source) if str(source) in preset_names() else Path(source).stem
+    return config_from_tables(tables, name)
+
+
+def read_tables(source: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    """The raw tables of a preset or file, laid over those that it extends."""
+    if source in seen:
+        raise ConfigError(f"extends goes round in a circle: {' -> '.join((*seen, source))}")
+    is_file = source.endswith(".toml") or "/" in source or Path(source).is_file()
+    if is_file:
+        text = read_text_file(Path(source))
+    elif source in preset_names():
+        text = preset_text(source)
+    else:
+        raise ConfigError(f"no preset and no file {source!r}{nearest(source, preset_names())}")
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source}: not valid TOML: {error}") from None
+    parent = tables.pop("extends", None)
+    if parent is None:
+        return tables
+    if not isinstance(parent, str):
+        raise ConfigError(f"extends: expected a preset or file, got {parent!r}")
+    return merge(read_tables(parent, (*seen, source)), tables)
+
+
+def read_text_file(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"no configuration file {path}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not a text file (TOML is UTF-8)") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid on `base`, table by table; `moe = "none"` takes the table away."""
+    merged = dict(base)
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def apply_override(tables: dict[str, Any], override: str) -> None:
+    """`moe.top_k=1`, in place. The value is TOML; what is not TOML is a bare string."""
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"--set {override}: expected KEY=VALUE, as in --set train.lr=3e-4")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    *path, last = key.strip().split(".")
+    table = tables
+    for part in path:
+        below = table.setdefault(part, {})
+        if not isinstance(below, dict):
+            below = table[part] = {}
+        table = below
+    table[last] = value
+
+
+TABLES: dict[str, type[Struct]] = {"model": ModelConfig, "moe": MoEConfig, "train": TrainConfig, "data": DataConfig}
+
+
+def config_from_tables(tables: Mapping[str, Any], name: str) -> Config:
+    """The typed configuration of raw tables; errors name the key's path."""
+    tables = {key: value for key, value in tables.items() if not (key == "moe" and value == "none")}
+    name = tables.pop("name", name)
+    if not isinstance(name, str):
+        raise ConfigError(f"name: expected str, got {name!r}")
+    for key, value in tables.items():
+        if key not in TABLES:
+            raise ConfigError(f"{key}: unknown table or key{nearest(key, TABLES)}")
+        if not isinstance(value, dict):
+            raise ConfigError(f"{key}: expected a table, got {value!r}")
+        check_keys(value, TABLES[key], key)
+    moe = convert(tables["moe"], MoEConfig, "moe") if "moe" in tables else None
+    if moe is not None and "layers" in tables["moe"] and "every" in tables["moe"]:
+        raise ConfigError("moe.every and moe.layers both say which layers route: keep one")
+    model = convert({**tables.get("model", {}), "moe": moe}, ModelConfig, "model")
+    train = convert(tables.get("train", {}), TrainConfig, "train")
+    data = convert(tables.get("data", {}), DataConfig, "data")
+    return Config(model=model, train=train, data=data, name=name)
+
+
+def check_keys(table: Mapping[str, Any], kind: type[Struct], path: str) -> None:
+    known = {field.name: field for field in fields(kind) if (path, field.name) != ("model", "moe")}
+    for key, value in table.items():
+        if key not in known:
+            raise ConfigError(f"{path}.{key}: unknown key{nearest(key, known)}")
+        check_choice(f"{path}.{key}", value, known[key])
+
+
+def check_choice(key: str, value: object, field: FieldInfo) -> None:
+    """A word that is not among the field's words, with the nearest that is."""
+    choices = [choice for choice in get_args(field.type) if isinstance(choice, str)]
+    if choices and isinstance(value, str) and value not in choices:
+        raise ConfigError(f"{key} = {value!r} is not one of its values{nearest(value, choices)}")
+
+
+def convert(table: Mapping[str, Any], kind: type[Any], path: str) -> Any:
+    try:
+        return msgspec.convert(table, kind)
+    except msgspec.ValidationError as error:
+        if isinstance(error.__cause__, ConfigError):
+            raise error.__cause__ from None
+        message, _, where = str(error).partition(" - at `$")
+        raise ConfigError(f"{path}{where.rstrip('`')}: {message[0].lower()}{message[1:].replace('`', '').replace(' | null', '')}") from None
+
+
+# ---- writing -----------------------------------------------------------------------------------------------------------------
+
+
+def to_tables(config: Config) -> dict[str, Any]:
+    """The tables that read back to this very configuration, defaults resolved; what is unset is left out."""
+    tables: dict[str, Any] = {"name": config.name}
+    for key in ("model", "train", "data"):
+        tables[key] = {name: value for name, value in msgspec.to_builtins(getattr(config, key)).items() if value is not None}
+    moe = tables["model"].pop("moe", None)
+    if moe is not None:
+        moe = {name: value for name, value in moe.items() if value is not None}
+        if "layers" in moe:
+            moe.pop("every", None)
+        tables["moe"] = moe
+    return tables
+
+
+def to_toml(config: Config) -> str:
+    """The configuration as TOML."""
+    import tomli_w
+
+    return tomli_w.dumps(to_tables(config))
