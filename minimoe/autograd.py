@@ -20,7 +20,8 @@ from minimoe.backend import Array, Backend, load
 
 Backward = Callable[..., Any]
 _grad_enabled: ContextVar[bool] = ContextVar("minimoe_grad_enabled", default=True)
-_backend: ContextVar[Backend | None] = ContextVar("minimoe_backend", default=None)
+_backend: ContextVar[Backend | None] = ContextVar("minimoe_backend", default=None)  # of use_backend: in this thread alone
+_default: list[Backend] = []  # of set_backend: everywhere; at most one
 _numbers = count()
 
 
@@ -347,16 +348,15 @@ def recompute(function: Callable[..., tuple[Any, ...]], *inputs: Tensor) -> tupl
 def current_backend() -> Backend:
     """The backend on which tensors and modules are made when none is named."""
     backend = _backend.get()
-    if backend is None:
-        backend = load("auto")
-        _backend.set(backend)
-    return backend
+    if backend is not None:
+        return backend
+    return _default[0] if _default else set_backend("auto")
 
 
 def set_backend(backend: str | Backend) -> Backend:
     """Make tensors and modules on this backend from now on."""
     chosen = load(backend) if isinstance(backend, str) else backend
-    _backend.set(chosen)
+    _default[:] = [chosen]
     return chosen
 
 

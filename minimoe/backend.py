@@ -53,6 +53,10 @@ TOPICS: dict[str, tuple[type[ArrayLayer], tuple[str, ...]]] = {
 """Every kernel, by topic. A differentiable kernel `x` has its gradient in `x_backward`."""
 
 
+COMPOSITES = ("expert_ffn", "moe_ffn", "add_rms_norm", "add_layer_norm", "linear_cross_entropy")
+"""The kernels that return (outputs, saved): what is saved is their own affair, so both halves are overridden or none."""
+
+
 class Backend(
     NormKernels,
     RopeKernels,
@@ -113,8 +117,7 @@ def check_overrides(backend: Backend) -> None:
             raise UserError(f"backend {backend.name}: {name} is no kernel of the contract{nearest(name, kernel_names())}")
     for kernel in kernel_names():
         other = f"{kernel}_backward"
-        composite = kernel in ("expert_ffn", "moe_ffn", "add_rms_norm", "add_layer_norm", "linear_cross_entropy")
-        if composite and overridden(backend, kernel) != overridden(backend, other):
+        if kernel in COMPOSITES and overridden(backend, kernel) != overridden(backend, other):
             raise UserError(f"backend {backend.name}: {kernel} and {other} share what they save: override both or none")
 
 
@@ -155,7 +158,12 @@ def load(name: str = "auto") -> Backend:
         found = [entry for entry in entry_points(group="minimoe.backends") if entry.name == name]
         if not found:
             raise UserError(f"no backend {name!r}{nearest(name, [*available(), 'auto'])}")
-        backend = found[0].load()()
+        try:
+            backend = found[0].load()()
+        except UserError:
+            raise
+        except Exception as error:  # whatever a foreign package raises, it is not here
+            raise BackendUnavailable(f"backend {name}: {type(error).__name__}: {error}") from error
     check_overrides(backend)
     return backend
 

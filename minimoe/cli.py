@@ -177,6 +177,10 @@ def evaluate(run: str | None, data: str | None, as_json: bool) -> None:
         return
     click.echo(f"{result['model']}: loss {result['loss']:.4f} nats a token, perplexity {result['perplexity']:.2f}", nl=False)
     click.echo(f", {result['tokens']:,} tokens of {result['source']} ({result['split']})")
+    if any(result["expert_load_by_domain"].values()):
+        from minimoe.progress import domains_table, show
+
+        show(domains_table(result["expert_load_by_domain"]))
 
 
 @cli.command()
@@ -331,7 +335,7 @@ def bench_kernels(config: str, backend: str | None, overrides: tuple[str, ...], 
         show(kernels_table(timings))
 
 
-# ---- parts --------------------------------------------------------------------------------------------------------------------------------
+# ---- parts -------------------------------------------------------------------------------------------------------------------------------
 
 
 def _open(run: str | None) -> Any:

@@ -99,7 +99,8 @@ def cost_table(report: Report) -> Any:
     facts = counted.to_dict()
     memory = facts["bytes"]
     table = Table(
-        title=f"{report.name}: {counted.total:,} parameters, {counted.active:,} active a token, {facts['flops_per_token']:,} FLOPs a token forward",
+        title=f"{report.name}: {counted.total:,} parameters, {counted.active:,} active a token, "
+        f"{facts['flops_per_token']:,} FLOPs a token forward",
         caption=f"weights {size(memory['weights'])}, gradients {size(memory['gradients'])}, optimizer {size(memory['optimizer'])}; "
         f"key/value cache {size(memory['kv_cache_per_token'])} a token; sequence length {facts['seq_len']}",
     )
@@ -157,6 +158,7 @@ def show_plan(config: Config, out: Path | None, **options: Any) -> None:
 
 def evaluate_run(loaded: Any, data: str | None) -> dict[str, Any]:
     """The loss of a trained model over the validation split of its own text, or over all of another."""
+    import numpy as np
     from msgspec.structs import replace
 
     from minimoe.data import load_corpus, read_source, windows
@@ -164,19 +166,24 @@ def evaluate_run(loaded: Any, data: str | None) -> dict[str, Any]:
 
     config = loaded.config
     t = config.train
+    sides = None
+    domains: tuple[str, ...] = ()
     if data is None:
         corpus = load_corpus(config.data, tokenizer=loaded.tokenizer)
-        tokens, split, source = corpus.val, "validation split", corpus.source
+        tokens, split, source, domains = corpus.val, "validation split", corpus.source, corpus.domains
+        if corpus.val_domains is not None:  # of each input, at the places of the inputs
+            sides = (first for first, _ in windows(corpus.val_domains.astype(np.int32), t.seq_len, t.batch_size))
     else:
         pieces, _ = read_source(replace(config.data, source=data).source)
         text = "".join(piece for piece, _ in pieces)
         tokens, split, source = loaded.tokenizer.encode(text, data), "all of it", data
         if len(tokens) < 2:
             raise UserError(f"{data}: too short: an evaluation needs two tokens or more")
-    result = evaluate(loaded.model, windows(tokens, t.seq_len, t.batch_size))
+    result = evaluate(loaded.model, windows(tokens, t.seq_len, t.batch_size), sides, len(domains))
     return {
         "model": str(loaded.folder), "step": loaded.step, "loss": result.loss, "perplexity": result.perplexity, "tokens": result.tokens,
         "source": source, "split": split, "expert_load": result.expert_load,
+        "expert_load_by_domain": dict(zip(domains, result.domain_load or [], strict=True)),
     }  # fmt: skip
 
 
@@ -210,7 +217,8 @@ def show_backends() -> None:
 
     facts, report = environment(), backends_report()
     table = Table(
-        title=f"minimoe {minimoe.__version__}, contract {CONTRACT}, Python {platform.python_version()}, numpy {facts['numpy']}, {facts['platform']}"
+        title=f"minimoe {minimoe.__version__}, contract {CONTRACT}, Python {platform.python_version()}, "
+        f"numpy {facts['numpy']}, {facts['platform']}"
     )
     for column in ("backend", "here", "dtypes", "hand-written", "library", "reference"):
         table.add_column(column, justify="left" if column in ("backend", "here", "dtypes") else "right")

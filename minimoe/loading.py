@@ -1,5 +1,6 @@
 """Opening what was trained: a run or a checkpoint as a model, ready to predict."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,5 +51,7 @@ def _find(path: str | Path | None, root: Path) -> tuple[Checkpoint, list[str]]:
 def load(path: str | Path | None = None) -> Transformer:
     """The model of a run or a checkpoint: `logits = load("runs/last")(tokens)`. Its tokenizer is `model.tokenizer`."""
     loaded = open_model(path)
+    for problem in loaded.problems:
+        warnings.warn(f"damaged: {problem}; step {loaded.step} is loaded", stacklevel=2)
     loaded.model.tokenizer = loaded.tokenizer
     return loaded.model

@@ -228,6 +228,8 @@ class Transformer(Module):
         x, stats = self.hidden(tokens, attention_mask, positions, token_types, None, rng, recompute_blocks)
         classes = self.config.n_classes if self.config.head == "classifier" else self.config.vocab_size or 0
         flat = self.backend.xp.reshape(self._ints(targets, classes, "targets", "the classes are", IGNORE), (-1,))
+        if flat.shape[0] != (x.shape[0] if self.config.head == "classifier" else x.shape[0] * x.shape[1]):
+            raise ValueError(f"targets have {flat.shape[0]} values, the input {x.shape[:2]}")
         if self.config.head == "lm":
             total, count = ops.linear_cross_entropy(x.reshape(-1, self.config.d_model), self._output_weight(), flat, IGNORE)
         else:

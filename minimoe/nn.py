@@ -21,6 +21,13 @@ from minimoe.random import Rng, host_normal
 Role: TypeAlias = Literal["matrix", "embedding", "head", "vector"]
 
 
+class Unfilled:
+    """Stands for the numbers of a parameter until `init` has drawn them."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise ConfigError("this parameter has no numbers yet: call .init(seed) on its module first")
+
+
 class Parameter(Tensor):
     """A trainable leaf: declared now, filled by `Module.init`. Its role decides weight decay and which optimizer it suits."""
 
@@ -30,7 +37,7 @@ class Parameter(Tensor):
         self, *shape: int, std: float = 0.0, start: float = 0.0, role: Role = "matrix", trainable: bool = True,
         padding: int | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(None, None, requires_grad=trainable)  # type: ignore[arg-type]
+        super().__init__(Unfilled(), None, requires_grad=trainable)  # type: ignore[arg-type]
         self.declared = shape
         self.std, self.start, self.role, self.padding = std, start, role, padding
 
@@ -88,6 +95,8 @@ class Module:
     def init(self, seed: int = 0, dtype: str = "float32", backend: Backend | None = None) -> Self:
         """Fill every parameter below, each drawn by (seed, its path); gives the module itself."""
         backend = backend or current_backend()
+        if dtype not in ("float32", "float64"):
+            raise ConfigError(f"dtype {dtype!r}: models compute in float32 or float64")
         if dtype not in backend.dtypes:
             raise ConfigError(f"backend {backend.name} has no {dtype}: it has {', '.join(backend.dtypes)}")
         for path, module in self.named_modules():
@@ -216,7 +225,10 @@ class KeyValueCache:
 
 
 class Attention(Module):
-    """Attention with grouped heads: one product makes all of q, k, v, another joins the heads again.   [B,T,D] -> [B,T,D]"""
+    """Attention with grouped heads: one product makes all of q, k, v, another joins the heads again.   [B,T,D] -> [B,T,D]
+
+    With a cache, keys and values of earlier calls are constants: no gradient goes back through them.
+    """
 
     def __init__(
         self, d_model: int, n_heads: int, n_kv_heads: int | None = None, head_dim: int | None = None, *, causal: bool = True,

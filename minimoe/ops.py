@@ -350,6 +350,8 @@ def stack(tensors: Sequence[Tensor]) -> Tensor:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b.   x [...,I], weight [O,I], bias [O] -> [...,O]"""
     b, xa, wa = x.backend, x.data, weight.data
+    if xa.shape[-1] != wa.shape[1] or xa.dtype != wa.dtype:
+        raise ValueError(f"linear: x {x.shape} {x.dtype} does not fit weight {weight.shape} {weight.dtype}, [...,I] and [O,I] of one dtype")
     need_x, need_w = x.requires_grad, weight.requires_grad
 
     def backward(dy: Array) -> tuple[Array | None, ...]:

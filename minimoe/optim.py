@@ -39,6 +39,16 @@ class Group:
             p.data, p.grad = xp.reshape(self.param[place], p.shape), xp.reshape(self.grad[place], p.shape)
             self.places.append(place)
             start += p.size
+        self.grads: list[Array] = [p.grad for p in parameters]
+
+    def attach(self, keep: bool) -> None:
+        """Gradients that were taken off (`p.grad = None`, as one may do elsewhere) back to their places, with what came since if `keep`."""
+        for p, place in zip(self.parameters, self.grads, strict=True):
+            if p.grad is place:
+                continue
+            if keep:
+                place[...] = 0.0 if p.grad is None else p.grad
+            p.grad = place
 
 
 def role_of(p: Tensor) -> Role:
@@ -86,6 +96,7 @@ class Optimizer:
         ok = xp.asarray(True) if ok is None else ok
         self.steps = self.steps + xp.astype(ok, xp.int32)
         for group in self.groups:
+            group.attach(keep=True)
             dtype = group.param.dtype
             rate = xp.asarray(self.lr if lr is None else lr, dtype=dtype) if not hasattr(lr, "dtype") else xp.astype(lr, dtype)
             factor = xp.ones((), dtype=dtype) if scale is None else xp.astype(scale, dtype)
@@ -94,11 +105,14 @@ class Optimizer:
     def zero_grad(self) -> None:
         """Set every gradient to zero, in place."""
         for group in self.groups:
+            group.attach(keep=False)
             group.grad[...] = 0.0
 
     def grad_norm(self) -> Array:
         """The root of the sum of squares of all gradients.   0-d"""
         xp = self.backend.xp
+        for group in self.groups:
+            group.attach(keep=True)
         total = self.backend.sum_of_squares(self.groups[0].grad)
         for group in self.groups[1:]:
             total = total + self.backend.sum_of_squares(group.grad)
@@ -225,12 +239,13 @@ def make_optimizer(parameters: Iterable[Tensor], train: TrainConfig) -> Optimize
 
 
 def learning_rate(step: int, train: TrainConfig) -> float:
-    """The rate of a step that counts from 0: linear warm-up to lr, then cosine or linear down to min_lr, or constant."""
+    """The rate of a step that counts from 0: linear warm-up to lr, then cosine or linear down to min_lr (never up to it), or constant."""
+    low = min(train.lr, train.min_lr)
     if step < train.warmup_steps:
         return train.lr * (step + 1) / train.warmup_steps
     done = min(1.0, (step - train.warmup_steps) / max(1, train.steps - train.warmup_steps))
     if train.schedule == "constant":
         return train.lr
     if train.schedule == "linear":
-        return train.lr + (train.min_lr - train.lr) * done
-    return train.min_lr + 0.5 * (train.lr - train.min_lr) * (1.0 + math.cos(math.pi * done))
+        return train.lr + (low - train.lr) * done
+    return low + 0.5 * (train.lr - low) * (1.0 + math.cos(math.pi * done))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -47,7 +48,8 @@ def describe(trainer: Trainer) -> str:
         size += f", {counted.active / 1e6:.2f} M active"
     return (
         f"{config.name}: {size}; {trainer.corpus.source}: {len(trainer.corpus.train):,} + {len(trainer.corpus.val):,} tokens; "
-        f"{config.train.steps} steps of {config.train.accumulate * config.train.batch_size * config.train.seq_len:,} tokens on {trainer.backend.name}"
+        f"{config.train.steps} steps of {config.train.accumulate * config.train.batch_size * config.train.seq_len:,} tokens "
+        f"on {trainer.backend.name}"
     )
 
 
@@ -155,7 +157,8 @@ class LiveProgress(Listener):
         measures = Table.grid(padding=(0, 2))
         measures.add_row(
             f"[bold]loss {number(row['loss'])}[/]", f"validation {number(self.val)}", f"{row['tokens_per_s']:,.0f} tokens/s",
-            f"lr {row['lr']:.2e}", f"gradient norm {number(row['grad_norm'], 2)}", f"[red]skipped {self.skipped}[/]" if self.skipped else "",
+            f"lr {row['lr']:.2e}", f"gradient norm {number(row['grad_norm'], 2)}",
+            f"[red]skipped {self.skipped}[/]" if self.skipped else "",
         )  # fmt: skip
         parts: list[Any] = [top, measures, _curve(self.losses)]
         if row["expert_load"]:
@@ -196,8 +199,27 @@ def load_table(loads: list[list[float]], uniform: float, row: dict[str, Any] | N
             cells.append(Text(f"{BARS[min(8, round(relative * 4))]}{share:4.0%}", style=colour))
         table.add_row(f"layer {layer}" + (f" (of {experts})" if shown < experts else ""), *cells)
     if row is not None:
-        table.caption = f"balance loss {number(row['aux_loss'], 3)} (even: {uniform:g})   dropped {row['dropped']:.1%}   load entropy {number(row['router_entropy'], 3)}"
+        table.caption = (
+            f"balance loss {number(row['aux_loss'], 3)} (even: {uniform:g}; layers: "
+            f"{' '.join(number(own, 2) for own in row['aux_loss_layers'])})   dropped {row['dropped']:.1%}   "
+            f"load entropy {number(row['router_entropy'], 3)} (even: {math.log(experts):.3f})"
+        )
         table.caption_justify = "left"
+    return table
+
+
+def domains_table(loads: dict[str, list[list[float]]]) -> Table:
+    """Each expert's share of the tokens of each domain; where a row differs between domains, its experts have specialised."""
+    from rich.table import Table
+
+    table = Table(title="expert load by domain", box=None, padding=(0, 1))
+    table.add_column("", no_wrap=True)
+    experts = len(next(iter(loads.values()))[0])
+    for expert in range(experts):
+        table.add_column(str(expert), justify="right", style="dim")
+    for layer in range(len(next(iter(loads.values())))):
+        for domain, shares in loads.items():
+            table.add_row(f"layer {layer} {domain}", *(f"{share:.0%}" for share in shares[layer]))
     return table
 
 

@@ -87,6 +87,8 @@ def train(
 
     Raises `UserError` for what cannot be trained, `Diverged` after ten non-finite steps in a row, `Interrupted` after a signal.
     """
+    if isinstance(source, Config) and list(overrides):
+        raise ConfigError("train: overrides go with a preset or a file; a Config is changed with msgspec.structs.replace")
     config = source if isinstance(source, Config) else load_config(source, overrides)
     config = with_options(config, data=data, steps=steps, backend=backend, seed=seed, threads=threads)
     trainer = Trainer(config, listener=listener)
@@ -150,6 +152,7 @@ class Trainer:
         config = with_vocabulary(config, self.corpus.tokenizer.vocab_size)
         self.config = config = replace(config, train=replace(config.train, backend=self.backend.name))
         self.model = Transformer(config.model, seed=config.train.seed, dtype=config.train.dtype, backend=self.backend)
+        self.model.tokenizer = self.corpus.tokenizer
         self.optimizer = make_optimizer(self.model.parameters(), config.train)
         self.step = 0  # steps done
         self.elapsed = 0.0  # seconds of training, over all sittings
@@ -201,11 +204,14 @@ class Trainer:
     def _step(self) -> None:
         """One optimizer step over all micro-batches; nothing is read back from the device."""
         settings, xp, began = self.config.train, self.backend.xp, time.perf_counter()
+        rate = learning_rate(self.step, settings)
+        on_device = self.backend.from_host
+        step, lr = on_device(np.asarray(self.step, dtype=np.int32)), on_device(np.asarray(rate, dtype=settings.dtype))
         gathered: list[Array] = []
         counts: list[Array] = []
         for micro in range(settings.accumulate):
             tokens, targets = batch(self.corpus.train, settings.seed, self.step, micro, settings.batch_size, settings.seq_len)
-            rng = Rng(settings.seed, self.step, micro)
+            rng = Rng(settings.seed, step, micro)
             parts = self.model.loss(tokens, targets, rng=rng, recompute_blocks=settings.recompute)
             weight = xp.full((), 1.0 / settings.accumulate, dtype=parts.total.dtype)
             parts.total.backward(weight)
@@ -217,14 +223,14 @@ class Trainer:
             measures = measures + more
         measures = measures * (1.0 / settings.accumulate)
         norm = self.optimizer.grad_norm()
+        layers = self._layers(parts, counts, norm.dtype)
         ok = xp.isfinite(measures[0]) & xp.isfinite(norm) & (self.bad < SKIPS_ALLOWED)
-        rate = learning_rate(self.step, settings)
-        self.optimizer.step(lr=rate, scale=self.optimizer.clip_scale(norm, settings.grad_clip), ok=ok)
+        self.optimizer.step(lr=lr, scale=self.optimizer.clip_scale(norm, settings.grad_clip), ok=ok)
         self.model.update_balance(counts, ok)
         self.optimizer.zero_grad()
         self.bad = xp.where(ok, xp.zeros_like(self.bad), self.bad + 1)
         verdict = xp.stack([norm, xp.astype(ok, norm.dtype), xp.astype(self.bad, norm.dtype)])
-        self.pending.arrays.append(xp.concat([verdict, xp.astype(measures, norm.dtype), *self._loads(counts, norm.dtype)]))
+        self.pending.arrays.append(xp.concat([verdict, xp.astype(measures, norm.dtype), *layers]))
         self.step += 1
         took = time.perf_counter() - began
         self.elapsed += took
@@ -245,11 +251,15 @@ class Trainer:
             values += [zero, zero]
         return xp.stack([xp.astype(v, zero.dtype) for v in values])
 
-    def _loads(self, counts: list[Array], dtype: Any) -> list[Array]:
-        """Each routed layer's fractions before capacity."""
+    def _layers(self, parts: LossParts, counts: list[Array], dtype: Any) -> list[Array]:
+        """Of each routed layer its own balance loss (of the last micro-batch) and the load before capacity.   -> [1+E] each"""
         xp = self.backend.xp
-        floats = [xp.astype(c, dtype) for c in counts]
-        return [c / xp.clip(xp.sum(c), min=1.0) for c in floats]
+        rows = []
+        for stats, count in zip(parts.stats, counts, strict=True):
+            share = xp.astype(count, dtype)
+            own = xp.reshape(xp.astype(stats.aux_loss.data, dtype), (1,))
+            rows.append(xp.concat([own, share / xp.clip(xp.sum(share), min=1.0)]))
+        return rows
 
     # ---- after a step: metrics, evaluation, checkpoints ------------------------------------------------------------------------------
 
@@ -268,7 +278,7 @@ class Trainer:
             self.best, self.best_step = (loss, step) if better else (self.best, self.best_step)
         self.folder.append_metrics(rows)
         self.listener.logged(rows)
-        if saves or better:
+        if better or (saves and (last or stopping or not rows[-1]["skipped"])):  # a run that diverges keeps what came before
             self._save(better)
 
     def _fetch(self) -> list[dict[str, Any]]:
@@ -281,11 +291,11 @@ class Trainer:
         rows = []
         for known, values in zip(pending.rows, packed.tolist(), strict=True):
             norm, ok, bad, loss, aux, z, router, dropped, entropy = values[:9]
-            load_flat = values[9:]
+            layers = [values[9 + i * (e + 1) : 9 + (i + 1) * (e + 1)] for i in range(self.layers)]
             rows.append({
                 "step": known["step"], "loss": loss, "aux_loss": aux, "z_loss": z, "router_loss": router, "lr": known["lr"],
                 "grad_norm": norm, "step_ms": known["step_ms"], "tokens_per_s": known["tokens_per_s"], "elapsed_s": known["elapsed_s"],
-                "expert_load": [load_flat[i * e : (i + 1) * e] for i in range(self.layers)], "dropped": dropped,
+                "expert_load": [layer[1:] for layer in layers], "aux_loss_layers": [layer[0] for layer in layers], "dropped": dropped,
                 "router_entropy": entropy, "skipped": not ok,
             })  # fmt: skip
             if bad >= SKIPS_ALLOWED:

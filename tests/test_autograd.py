@@ -401,3 +401,39 @@ def test_a_module_level_backend_holds_within_its_block():
     with use_backend(STRICT) as chosen:
         assert chosen is STRICT and tensor([1.0]).backend is STRICT
     assert current_backend() is before
+
+
+# ---- what a user may write -------------------------------------------------------------------------------------------------------------
+
+
+def test_negative_and_positive_numbers_of_one_row_add_their_gradients():
+    x = leaf(3, 2)
+    x[np.array([-1, 2])].sum().backward()
+    np.testing.assert_array_equal(x.grad, [[0, 0], [0, 0], [2, 2]])
+
+
+def test_an_array_may_stand_left_of_a_matrix_product():
+    x, a = leaf(3, 2), np.ones((4, 3))
+    np.testing.assert_array_equal((a @ x).numpy(), a @ x.numpy())
+
+
+def test_a_tensor_of_integers_refuses_floats_rather_than_cut_them_off():
+    with pytest.raises(TypeError, match="make it one of floats"):
+        tensor([1, 2, 3]) * 0.5
+    with pytest.raises(TypeError, match="make both floats"):
+        tensor([1, 2, 3]) + np.ones(3)
+
+
+def test_a_scalar_goes_out_by_dlpack():
+    assert np.from_dlpack(leaf(3).sum()).shape == ()
+
+
+def test_a_gradient_may_be_given_as_plain_numbers():
+    x = leaf(2)
+    (x * 3.0).backward([1.0, 2.0])
+    np.testing.assert_array_equal(x.grad, [3.0, 6.0])
+
+
+def test_an_unknown_dtype_names_those_that_there_are():
+    with pytest.raises(ValueError, match="no bfloat16: it has float32, float64"):
+        tensor([1.0], dtype="bfloat16")

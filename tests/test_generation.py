@@ -231,3 +231,20 @@ def test_a_model_that_predicts_no_numbers_says_so() -> None:
 def test_a_model_that_predicts_no_next_token_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="causal language model"):
         list(generate_ids(make(**changes), [1], 3))
+
+
+def test_prompts_of_unequal_length_go_through_a_cache_as_they_would_alone() -> None:
+    model = Transformer(mm.ModelConfig(vocab_size=11, d_model=16, n_heads=2, n_layers=2, d_hidden=8), dtype="float64")
+    alone = model(np.array([[6, 7, 8]])).numpy()[0, -1]
+    tokens, mask = np.array([[1, 2, 3, 4, 5], [0, 0, 6, 7, 8]]), np.array([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
+    positions, cache = np.array([[0, 1, 2, 3, 4], [0, 0, 0, 1, 2]]), mm.Cache(model, batch=2)
+    model(tokens[:, :4], attention_mask=mask[:, :4], positions=positions[:, :4], cache=cache)
+    last = model(tokens[:, 4:], attention_mask=mask, positions=positions[:, 4:], cache=cache)
+    np.testing.assert_allclose(last.numpy()[1, -1], alone, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("wrong", [{"targets": [[0, 1, -1]]}, {"targets": [[0, 1, 11]]}, {"positions": [[0, 1, 9]]}])
+def test_targets_and_positions_that_do_not_fit_are_refused(wrong: dict[str, Any]) -> None:
+    model = Transformer(mm.ModelConfig(vocab_size=11, d_model=16, n_heads=2, n_layers=1, position="learned", max_seq_len=4))
+    with pytest.raises(ValueError, match="run from"):
+        model.loss(np.array([[1, 2, 3]]), np.array(wrong.get("targets", [[1, 2, -100]])), positions=wrong.get("positions"))

@@ -239,3 +239,18 @@ def test_shared_experts_see_every_token():
     layer, valid, x = make_layer(n_shared_experts=1), padding(8), tokens(8)
     y = run(layer, x, valid)[1].numpy()
     np.testing.assert_allclose(y[~valid], [oracles.shared_ffn(row, weights_of(layer), "swiglu") for row in x[~valid]], rtol=1e-10)
+
+
+def test_no_token_at_all_gives_nothing_and_a_loss_of_zero():
+    layer = mm.MoE(D, H, moe=mm.MoEConfig(n_experts=4))
+    y, stats = layer(mm.tensor(np.zeros((0, D), np.float32)))
+    assert y.shape == (0, D) and stats.loss.item() == 0.0
+
+
+def test_sigmoids_that_all_round_to_zero_leave_loss_and_gradient_finite():
+    layer = mm.MoE(D, H, moe=mm.MoEConfig(n_experts=4, router="sigmoid_bias"))
+    layer.router.weight.data[...] = -200.0
+    x = mm.tensor(np.ones((3, D), np.float32), requires_grad=True)
+    y, stats = layer(x)
+    (y.sum() + stats.loss).backward()
+    assert np.isfinite(stats.loss.item()) and np.isfinite(x.grad).all()

@@ -7,13 +7,13 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import msgspec
 from msgspec import Struct
-from msgspec.structs import FieldInfo, fields
+from msgspec.structs import fields
 
-from minimoe.config.tables import Config, DataConfig, ModelConfig, MoEConfig, TrainConfig
+from minimoe.config.tables import Config, DataConfig, ModelConfig, MoEConfig, TrainConfig, check_choice
 from minimoe.errors import ConfigError, nearest
 
 
@@ -136,13 +136,6 @@ def check_keys(table: Mapping[str, Any], kind: type[Struct], path: str) -> None:
         if key not in known:
             raise ConfigError(f"{path}.{key}: unknown key{nearest(key, known)}")
         check_choice(f"{path}.{key}", value, known[key])
-
-
-def check_choice(key: str, value: object, field: FieldInfo) -> None:
-    """A word that is not among the field's words, with the nearest that is."""
-    choices = [choice for choice in get_args(field.type) if isinstance(choice, str)]
-    if choices and isinstance(value, str) and value not in choices:
-        raise ConfigError(f"{key} = {value!r} is not one of its values{nearest(value, choices)}")
 
 
 def convert(table: Mapping[str, Any], kind: type[Any], path: str) -> Any:

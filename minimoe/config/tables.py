@@ -3,20 +3,37 @@
 import math
 from typing import Literal, get_args
 
-from msgspec import Struct
-from msgspec.structs import fields, force_setattr
+from msgspec import Struct, ValidationError, convert
+from msgspec.structs import FieldInfo, fields, force_setattr
 
-from minimoe.errors import ConfigError
+from minimoe.errors import ConfigError, nearest
 
 Activation = Literal["swiglu", "gelu", "gelu_tanh", "relu"]
 Router = Literal["softmax_topk", "topk_softmax", "switch", "noisy_topk", "sigmoid_bias", "expert_choice"]
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 
 
+def check_choice(key: str, value: object, field: FieldInfo) -> None:
+    """A word that is not among the field's words, with the nearest that is."""
+    choices = [choice for choice in get_args(field.type) if isinstance(choice, str)]
+    if choices and isinstance(value, str) and value not in choices:
+        raise ConfigError(f"{key} = {value!r} is not one of its values{nearest(value, choices)}")
+
+
+def check_type(key: str, value: object, field: FieldInfo) -> object:
+    """A value as its field's type: what is made in Python is held to what TOML is held to."""
+    check_choice(key, value, field)
+    try:
+        return convert(value, field.type)
+    except ValidationError as error:
+        raise ConfigError(f"{key}: {str(error)[0].lower()}{str(error)[1:].replace('`', '')}") from None
+
+
 def check_table(table: Struct, path: str, zero_ok: set[str]) -> None:
-    """Every number finite and not negative, every size above zero but for those that may be zero."""
+    """Every value of its key's type, every number finite and not negative, every size above zero but for those that may be zero."""
     for field in fields(table):
-        value = getattr(table, field.name)
+        value = check_type(f"{path}.{field.name}", getattr(table, field.name), field)
+        force_setattr(table, field.name, value)
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         key = f"{path}.{field.name}"
