@@ -6,20 +6,22 @@ MINIMOE_DEBUG=1 shows the traceback.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from minimoe import __version__
 from minimoe.errors import Interrupted, UserError, nearest
 
 if TYPE_CHECKING:
     from minimoe.trainer import Listener, TrainedRun
 
+CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 VERBS = ("train", "resume", "generate", "eval", "inspect", "compare", "runs", "config", "backends", "bench")
 
 
@@ -29,6 +31,12 @@ class Verbs(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:  # click would print an empty line first
+            raise click.Abort from None
+
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and self.get_command(ctx, args[0]) is None:
             raise click.UsageError(f"no command {args[0]!r}{nearest(args[0], VERBS)}")
@@ -36,7 +44,7 @@ class Verbs(click.Group):
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="minimoe", message="minimoe %(version)s")
+@click.version_option(__version__, message="minimoe %(version)s")
 def cli() -> None:
     """Transformers and Mixtures of Experts from scratch: train, compare, sample and inspect toy models.
 
@@ -126,8 +134,11 @@ def _finish(trained: TrainedRun, quiet: bool) -> None:
     from minimoe.generation import Sampling, default_prompt, generate
 
     click.echo("\nA sample:")
-    for piece in generate(trained.model, trained.corpus.tokenizer, default_prompt(trained.corpus.tokenizer), 300, Sampling(top_k=40)):
-        _write(piece)
+    try:
+        for piece in generate(trained.model, trained.corpus.tokenizer, default_prompt(trained.corpus.tokenizer), 300, Sampling(top_k=40)):
+            _write(piece)
+    except UserError as error:  # the run is done and saved, whatever it has learnt
+        _write(f"none: {error}")
     click.echo(f"\n\nrun: {trained.path}   validation loss {trained.val_loss:.4f}")
     click.echo(f"next: minimoe generate {trained.path} --prompt 'The '   |   minimoe inspect {trained.path}")
 
@@ -153,8 +164,11 @@ def generate(run: str | None, prompt: str | None, tokens: int, temperature: floa
 
     how = Sampling(temperature, top_k, top_p, seed)
     loaded = _open(run)
-    prompt = default_prompt(loaded.tokenizer) if prompt is None else prompt
-    _write(prompt)
+    if prompt is None:
+        prompt = default_prompt(loaded.tokenizer)
+    else:
+        loaded.tokenizer.encode(prompt, "prompt")  # refuses unknown characters before anything is shown
+        _write(prompt)
     for piece in write(loaded.model, loaded.tokenizer, prompt, tokens, how):
         _write(piece)
     click.echo()
@@ -173,7 +187,7 @@ def evaluate(run: str | None, data: str | None, as_json: bool) -> None:
 
     result = evaluate_run(_open(run), data)
     if as_json:
-        click.echo(json.dumps(result))
+        _print_json(result)
         return
     click.echo(f"{result['model']}: loss {result['loss']:.4f} nats a token, perplexity {result['perplexity']:.2f}", nl=False)
     click.echo(f", {result['tokens']:,} tokens of {result['source']} ({result['split']})")
@@ -196,7 +210,7 @@ def inspect(what: str, overrides: tuple[str, ...], as_json: bool) -> None:
 
     report = look(what, overrides)
     if as_json:
-        click.echo(json.dumps(report.to_dict()))
+        _print_json(report.to_dict())
     else:
         report.show()
 
@@ -242,7 +256,7 @@ def runs(as_json: bool) -> None:
 
     rows = list_runs()
     if as_json:
-        click.echo(json.dumps(rows))
+        _print_json(rows)
         return
     if not rows:
         click.echo("no runs here yet: minimoe train starts one")
@@ -277,7 +291,7 @@ def backends(ctx: click.Context, as_json: bool) -> None:
     from minimoe.inspection import backends_report, show_backends
 
     if as_json:
-        click.echo(json.dumps(backends_report()))
+        _print_json(backends_report())
     else:
         show_backends()
 
@@ -311,7 +325,7 @@ def bench_step(config: str, backend: str | None, overrides: tuple[str, ...], as_
 
     profile = profile_step(load_config(config, overrides), backend or "auto")
     if as_json:
-        click.echo(json.dumps(profile.to_dict()))
+        _print_json(profile.to_dict())
     else:
         show(profile.table())
 
@@ -330,7 +344,7 @@ def bench_kernels(config: str, backend: str | None, overrides: tuple[str, ...], 
 
     timings = run_kernels(load_config(config, overrides), backend or "auto")
     if as_json:
-        click.echo(json.dumps([timing.to_dict() for timing in timings]))
+        _print_json([timing.to_dict() for timing in timings])
     else:
         show(kernels_table(timings))
 
@@ -348,23 +362,31 @@ def _open(run: str | None) -> Any:
     return loaded
 
 
+def _print_json(value: Any) -> None:
+    """One line of JSON; what is not finite becomes null, which JSON has."""
+    import msgspec
+
+    click.echo(msgspec.json.encode(value).decode())
+
+
 def _write(text: str) -> None:
-    """Text to the terminal at once, whatever it can show."""
+    """Text at once, whatever the output can show; a terminal gets no control characters, which a young model writes too."""
+    if sys.stdout.isatty():
+        text = text.translate(CONTROL)
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, errors="replace").decode(encoding))
     sys.stdout.flush()
 
 
 def _fail(message: str, code: int) -> NoReturn:
+    if os.environ.get("MINIMOE_DEBUG") == "1":
+        traceback.print_exc()
     click.echo(f"minimoe: {' '.join(message.split())}", err=True)
     sys.exit(code)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; ends the process with its exit code."""
-    if os.environ.get("MINIMOE_DEBUG") == "1":
-        cli.main(args=arguments, prog_name="minimoe", standalone_mode=False)
-        return
     try:
         sys.exit(cli.main(args=arguments, prog_name="minimoe", standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -381,5 +403,7 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of a pipe went away: nothing more to say
         sys.exit(1)
+    except MemoryError as error:
+        _fail(f"out of memory: {error}: take a smaller train.batch_size, train.seq_len or model", 2)
     except OSError as error:
         _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 2)

@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from minimoe.config import Dtype, ModelConfig
+from minimoe.environment import machine_memory
 from minimoe.errors import ConfigError
 
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
@@ -108,6 +109,17 @@ def cost(model: ModelConfig, seq_len: int | None = None, *, dtype: Dtype = "floa
         bytes=Bytes(weights, gradients=weights, optimizer=2 * weights, kv_cache_per_token=cached * ITEM_BYTES[dtype]),
         parts=tuple(found),
     )
+
+
+def check_memory(model: ModelConfig) -> None:
+    """Refuse to train what this machine cannot hold: weights, gradients and two moments, in float32. Raises `ConfigError`."""
+    needed = cost(model).bytes
+    needs, has = needed.weights + needed.gradients + needed.optimizer, machine_memory()
+    if has is not None and needs > has:
+        raise ConfigError(
+            f"training this model needs {needs / 2**30:,.1f} GiB for weights, gradients and optimizer, "
+            f"this machine has {has / 2**30:,.1f} GiB: take a smaller model (minimoe inspect counts its parts)"
+        )
 
 
 def parts(model: ModelConfig, seq_len: int | None = None) -> list[Part]:

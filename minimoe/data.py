@@ -103,7 +103,7 @@ def read_source(source: str, base: Path | None = None) -> tuple[list[Piece], tup
     if path.exists():
         return [(read_text(path), 0)], ()
     if path.suffix or path.name != source:
-        raise UserError(f"data.source = {source!r}: no such file or folder")
+        raise UserError(f"data.source = {source!r}: no such file or folder (put the text there, or name another with --data)")
     raise UserError(f"data.source = {source!r} is not a file, a folder or a built-in source{nearest(source, [*SOURCES, 'python-mix'])}")
 
 

@@ -32,6 +32,18 @@ def environment() -> dict[str, Any]:
     }
 
 
+def machine_memory() -> int | None:
+    """Bytes of memory that this machine, or the container on Linux, has; None where the system does not say."""
+    try:
+        bytes_here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return None
+    try:
+        return min(bytes_here, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # no container, or "max"
+        return bytes_here
+
+
 def process_identity(pid: int) -> str | None:
     """Boot and start time of a process, which tell it from a later one of the same number; "" where the system does not say; None: gone."""
     if sys.platform == "win32":

@@ -33,7 +33,10 @@ class Interrupted(Exception):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """` (did you mean 'adamw'?)`, or the whole list where nothing is near."""
+    """` (did you mean 'adamw'?)`, or the list where nothing is near."""
     names = sorted(known)
     close = get_close_matches(name, names, n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(names)})"
+    if close:
+        return f" (did you mean {close[0]!r}?)"
+    shown = names[:12] + ([f"and {len(names) - 12} more"] if len(names) > 12 else [])
+    return f" (known: {', '.join(shown)})"

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minimoe.config import Config, load_config, preset_names, to_toml
-from minimoe.cost import Cost, cost
+from minimoe.cost import Cost, check_memory, cost
 from minimoe.errors import CheckpointError, ConfigError, UserError
-from minimoe.run import Run
+from minimoe.run import Run, check_empty
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 BYTE_VOCABULARY = 256
 
@@ -31,11 +34,12 @@ class Report:
     def show(self) -> None:
         """Tables: part by part, and the load."""
         from minimoe.moe import uniform_aux_loss
-        from minimoe.progress import load_table, show
+        from minimoe.progress import load_table, number, show
 
-        show(cost_table(self))
+        show_cost(self)
         if self.run:
-            show(f"state {self.run['state']}   step {self.run['step']}   loss {self.run['loss']}   validation {self.run['val_loss']}")
+            facts = self.run
+            show(f"{facts['state']} at step {facts['step']}   loss {number(facts['loss'])}   validation loss {number(facts['val_loss'])}\n")
             moe = self.config.model.moe
             if self.run["expert_load"] and moe is not None:
                 show(load_table(self.run["expert_load"], uniform_aux_loss(moe, len(self.run["expert_load"])), self.run["last"]))
@@ -57,6 +61,8 @@ def inspect(what: str, overrides: tuple[str, ...] = ()) -> Report:
         except ConfigError as error:
             raise ConfigError(f"{what}: no run of that name here, and {error}") from None
         raise missing from None
+    if overrides:
+        raise ConfigError(f"{what}: is a run, it is what it is: --set goes with a preset or a TOML file")
     config = run.config
     return Report(run.name, config, cost(config.model, config.train.seq_len), _run_facts(run))
 
@@ -91,31 +97,31 @@ def _run_facts(run: Run) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def cost_table(report: Report) -> Any:
-    """Parameters and FLOPs part by part."""
+def show_cost(report: Report) -> None:
+    """Parameters and FLOPs, in all and part by part, and memory."""
+    from minimoe.progress import show
+
+    counted, memory = report.cost, report.cost.bytes
+    parameters = f"{counted.total:,} parameters, {counted.active:,} active a token"
+    show(f"{report.name}: {parameters}, {counted.flops_per_token:,} FLOPs a token forward")
+    show(cost_table(counted))
+    show(
+        f"weights {size(memory.weights)}, gradients {size(memory.gradients)}, optimizer {size(memory.optimizer)}; "
+        f"key/value cache {size(memory.kv_cache_per_token)} a token; sequence length {counted.seq_len}\n"
+    )
+
+
+def cost_table(counted: Cost) -> Table:
+    """A row for each part."""
     from rich.table import Table
 
-    counted = report.cost
-    facts = counted.to_dict()
-    memory = facts["bytes"]
-    table = Table(
-        title=f"{report.name}: {counted.total:,} parameters, {counted.active:,} active a token, "
-        f"{facts['flops_per_token']:,} FLOPs a token forward",
-        caption=f"weights {size(memory['weights'])}, gradients {size(memory['gradients'])}, optimizer {size(memory['optimizer'])}; "
-        f"key/value cache {size(memory['kv_cache_per_token'])} a token; sequence length {facts['seq_len']}",
-    )
+    table = Table()
     for name in ("part", "count", "parameters", "active", "FLOPs a token", "share"):
         table.add_column(name, justify="left" if name == "part" else "right")
-    for part in facts["parts"]:
-        share = part["flops_per_token"] / max(1, facts["flops_per_token"])
-        table.add_row(
-            part["name"],
-            str(part["count"]),
-            f"{part['parameters']:,}",
-            f"{part['active']:,}",
-            f"{part['flops_per_token']:,}",
-            f"{share:.1%}",
-        )
+    for part in counted.parts:
+        share = part.flops_per_token / max(1, counted.flops_per_token)
+        cells = (f"{n:,}" for n in (part.count, part.parameters, part.active, part.flops_per_token))
+        table.add_row(part.name, *cells, f"{share:.1%}")
     return table
 
 
@@ -140,16 +146,16 @@ def show_plan(config: Config, out: Path | None, **options: Any) -> None:
     backend = load(config.train.backend)
     if config.train.dtype not in backend.dtypes:
         raise ConfigError(f"backend {backend.name} has no {config.train.dtype}: it has {', '.join(backend.dtypes)}")
-    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out}: is not empty: --out needs a new or empty folder")
+    if out is not None:
+        check_empty(out)
     corpus = load_corpus(config.data, seq_len=config.train.seq_len)
     config = with_vocabulary(config, corpus.tokenizer.vocab_size)
+    check_memory(config.model)
     counted = cost(config.model, config.train.seq_len)
     tokens = config.train.steps * config.train.accumulate * config.train.batch_size * config.train.seq_len
-    show(to_toml(config).rstrip())
-    show("")
-    show(cost_table(Report(config.name, config, counted)))
-    flops = counted.to_dict()["training_flops_per_token"] * tokens
+    show(to_toml(config))
+    show_cost(Report(config.name, config, counted))
+    flops = counted.training_flops_per_token * tokens
     show(
         f"{tokens:,} tokens to train on ({tokens / len(corpus.train):.1f} times the text), {flops:.3g} FLOPs on {backend.name}: "
         f"about {duration(flops / 50e9)} at 50 GFLOP/s"
@@ -216,10 +222,9 @@ def show_backends() -> None:
     from minimoe.progress import show
 
     facts, report = environment(), backends_report()
-    table = Table(
-        title=f"minimoe {minimoe.__version__}, contract {CONTRACT}, Python {platform.python_version()}, "
-        f"numpy {facts['numpy']}, {facts['platform']}"
-    )
+    versions = f"minimoe {minimoe.__version__}, contract {CONTRACT}, Python {platform.python_version()}, numpy {facts['numpy']}"
+    show(f"{versions}, {facts['platform']}")
+    table = Table()
     for column in ("backend", "here", "dtypes", "hand-written", "library", "reference"):
         table.add_column(column, justify="left" if column in ("backend", "here", "dtypes") else "right")
     for name, about in report.items():

@@ -27,8 +27,11 @@ def console() -> Console:
 
 
 def show(what: RenderableType) -> None:
-    """Print a table or a text."""
-    console().print(what)
+    """Print a table, or a text as it is."""
+    if isinstance(what, str):
+        print(what)
+    else:
+        console().print(what)
 
 
 def listener(quiet: bool) -> Listener:
@@ -60,8 +63,13 @@ def duration(seconds: float) -> str:
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
 
 
-def number(value: Any, digits: int = 4) -> str:
+def number(value: float | None, digits: int = 4) -> str:
+    """1.23456 -> 1.2346; what the file has as null (it was not finite) as a dash."""
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
 
 
 class Pace:
@@ -173,15 +181,17 @@ def _curve(losses: list[float]) -> Text:
     width = min(60, len(losses))
     cuts = [losses[i * len(losses) // width : (i + 1) * len(losses) // width] for i in range(width)]
     means = [sum(cut) / len(cut) for cut in cuts]
-    low, high = min(means), max(means)
-    span = high - low
-    if not span > 0:
+    finite = [mean for mean in means if math.isfinite(mean)]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+    if not high > low:
         return Text("")
-    return Text("loss  " + "".join(BARS[1 + round((m - low) / span * 7)] if m == m else "?" for m in means), style="cyan")
+    bars = [BARS[1 + round((mean - low) / (high - low) * 7)] if math.isfinite(mean) else "?" for mean in means]
+    return Text("loss  " + "".join(bars), style="cyan", no_wrap=True)
 
 
-def load_table(loads: list[list[float]], uniform: float, row: dict[str, Any] | None = None) -> Table:
-    """A row for each routed layer, a bar and a share for each expert; even load is half a bar."""
+def load_table(loads: list[list[float]], uniform: float, row: dict[str, Any] | None = None) -> RenderableType:
+    """A row for each routed layer, a bar and a share for each expert (even load is half a bar); below it the balance of a metrics row."""
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
@@ -198,14 +208,13 @@ def load_table(loads: list[list[float]], uniform: float, row: dict[str, Any] | N
             colour = "red" if relative < 0.05 else "yellow" if relative < 0.5 or relative > 2.0 else "green"
             cells.append(Text(f"{BARS[min(8, round(relative * 4))]}{share:4.0%}", style=colour))
         table.add_row(f"layer {layer}" + (f" (of {experts})" if shown < experts else ""), *cells)
-    if row is not None:
-        table.caption = (
-            f"balance loss {number(row['aux_loss'], 3)} (even: {uniform:g}; layers: "
-            f"{' '.join(number(own, 2) for own in row['aux_loss_layers'])})   dropped {row['dropped']:.1%}   "
-            f"load entropy {number(row['router_entropy'], 3)} (even: {math.log(experts):.3f})"
-        )
-        table.caption_justify = "left"
-    return table
+    if row is None:
+        return table
+    balance = f"balance loss {number(row['aux_loss'], 3)} (even: {uniform:g}"
+    if 1 < len(loads) <= 16:
+        balance += f"; layers: {' '.join(number(own, 2) for own in row['aux_loss_layers'])}"
+    entropy = f"load entropy {number(row['router_entropy'], 3)} (even: {math.log(experts):.3f})"
+    return Group(table, Text(f"{balance})", style="dim"), Text(f"{entropy}   dropped {percent(row['dropped'])}", style="dim"))
 
 
 def domains_table(loads: dict[str, list[list[float]]]) -> Table:

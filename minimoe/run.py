@@ -296,11 +296,19 @@ def _next_folder(name: str, root: Path) -> Path:
         return path
 
 
-def _empty_folder(out: Path) -> Path:
+def check_empty(out: Path) -> None:
+    """Refuse a run's folder that is not new or empty, or lies where no folder can be made. Raises `ConfigError`."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out}: is a file: --out needs a new or empty folder")
     if out.is_dir() and any(out.iterdir()):
         raise ConfigError(f"{out}: is not empty: --out needs a new or empty folder (minimoe resume goes on with a run)")
+    above = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ConfigError(f"{out}: cannot be written: {above} is no folder that can be written to")
+
+
+def _empty_folder(out: Path) -> Path:
+    check_empty(out)
     out.mkdir(parents=True, exist_ok=True)
     return out
 

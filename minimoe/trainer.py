@@ -22,6 +22,7 @@ from minimoe.autograd import use_backend
 from minimoe.backend import Array, Backend, load
 from minimoe.checkpoint import Checkpoint
 from minimoe.config import Config, config_from_tables, load_config
+from minimoe.cost import check_memory
 from minimoe.data import Corpus, batch, load_corpus, sample_windows, windows
 from minimoe.errors import CheckpointError, ConfigError, Diverged, Interrupted
 from minimoe.evaluation import evaluate
@@ -50,7 +51,7 @@ class Listener:
         """Something that a user should see."""
 
     def ended(self, trainer: Trainer) -> None:
-        """After the last step, or the one at which the run stopped."""
+        """After the last step, or the one at which the run stopped, whatever stopped it."""
 
 
 @dataclass
@@ -150,6 +151,7 @@ class Trainer:
         self.listener = listener or Listener()
         self.corpus = load_corpus(config.data, seq_len=config.train.seq_len)
         config = with_vocabulary(config, self.corpus.tokenizer.vocab_size)
+        check_memory(config.model)
         self.config = config = replace(config, train=replace(config.train, backend=self.backend.name))
         self.model = Transformer(config.model, seed=config.train.seed, dtype=config.train.dtype, backend=self.backend)
         self.model.tokenizer = self.corpus.tokenizer
@@ -179,6 +181,14 @@ class Trainer:
             run.go_back(self.step, self.best_step)
         self._warn()
         self.listener.started(self)
+        try:
+            self._loop(run)
+        finally:
+            self.listener.ended(self)
+        return TrainedRun(run, self.model, self.corpus, run.metrics())
+
+    def _loop(self, run: Run) -> None:
+        """Steps up to the last, or to a signal, with what follows each."""
         settings = self.config.train
         with use_backend(self.backend), limited_threads(settings.threads), np.errstate(all="ignore"), stop_signals() as stopped:
             if run.newest_checkpoint() is None:
@@ -190,11 +200,8 @@ class Trainer:
                 self._after_step(stopping)
                 if stopping:
                     run.write_status("interrupted", step=self.step)
-                    self.listener.ended(self)
                     raise Interrupted(stopped[0])
         run.write_status("finished", step=self.step)
-        self.listener.ended(self)
-        return TrainedRun(run, self.model, self.corpus, run.metrics())
 
     def _warn(self) -> None:
         moe = self.config.model.moe
@@ -306,7 +313,6 @@ class Trainer:
         self.folder.append_metrics(rows)
         self.listener.logged(rows)
         self.folder.write_status("diverged", step=rows[-1]["step"])
-        self.listener.ended(self)
         kept = self.folder.newest_checkpoint()
         raise Diverged(
             f"diverged: {SKIPS_ALLOWED} steps in a row with a non-finite loss or gradient, up to step {rows[-1]['step']}; "

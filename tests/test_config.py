@@ -319,7 +319,7 @@ configs = st.builds(
         moe=st.none() | moes,
     ),
     train=st.builds(TrainConfig, lr=positive, beta2=fraction, seed=st.integers(0, 2**64 - 1), recompute=st.booleans()),
-    data=st.builds(DataConfig, source=st.text()),
+    data=st.builds(DataConfig, source=st.text(min_size=1)),
     name=st.text(),
 )
 

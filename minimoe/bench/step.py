@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from minimoe.autograd import use_backend
 from minimoe.backend import Backend, kernel_names, load
 from minimoe.config import Config
+from minimoe.cost import check_memory
 from minimoe.model import Transformer
 from minimoe.optim import learning_rate, make_optimizer
 from minimoe.random import Rng, host_bits
@@ -32,6 +33,7 @@ class TrainingStep:
         config.check_trainable()
         if config.model.vocab_size is None:
             config = replace(config, model=replace(config.model, vocab_size=BYTES_VOCABULARY))
+        check_memory(config.model)
         self.config, self.backend, self.done = config, backend, 0
         t = config.train
         self.tokens_a_step = t.accumulate * t.batch_size * t.seq_len

@@ -302,6 +302,10 @@ class DataConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         check_table(self, "data", set())
+        if not self.source:
+            raise ConfigError("data.source is empty: give python-docs, python-code, python-mix, a text file or a folder of them")
+        if not self.tokenizer:
+            raise ConfigError("data.tokenizer is empty: give byte, char or the path of a tokenizer.json")
         if not 0.0 < self.val_fraction < 1.0:
             raise ConfigError(f"data.val_fraction ({self.val_fraction}) must lie between 0 and 1")
 
