@@ -198,16 +198,18 @@ def load_table(loads: list[list[float]], uniform: float, row: dict[str, Any] | N
     table = Table(box=None, padding=(0, 1), show_header=True)
     table.add_column("expert load", style="dim", no_wrap=True)
     experts = len(loads[0])
-    shown = min(experts, 16)
-    for expert in range(shown):
-        table.add_column(str(expert), justify="right", style="dim", no_wrap=True)
-    for layer, shares in enumerate(loads):
-        cells = []
-        for share in shares[:shown]:
-            relative = share * experts
-            colour = "red" if relative < 0.05 else "yellow" if relative < 0.5 or relative > 2.0 else "green"
-            cells.append(Text(f"{BARS[min(8, round(relative * 4))]}{share:4.0%}", style=colour))
-        table.add_row(f"layer {layer}" + (f" (of {experts})" if shown < experts else ""), *cells)
+    if experts <= 8:
+        for expert in range(experts):
+            table.add_column(str(expert), justify="right", style="dim", no_wrap=True)
+        for layer, shares in enumerate(loads):
+            table.add_row(f"layer {layer}", *(_bar(share * experts).append(f"{share:4.0%}") for share in shares))
+    else:  # bars alone, side by side
+        table.add_column(f"0 to {experts - 1}", style="dim", overflow="fold")
+        table.add_column("least", justify="right", no_wrap=True)
+        table.add_column("most", justify="right", no_wrap=True)
+        for layer, shares in enumerate(loads):
+            bars = Text().join(_bar(share * experts) for share in shares)
+            table.add_row(f"layer {layer}", bars, f"{min(shares):.1%}", f"{max(shares):.1%}")
     if row is None:
         return table
     balance = f"balance loss {number(row['aux_loss'], 3)} (even: {uniform:g}"
@@ -217,6 +219,14 @@ def load_table(loads: list[list[float]], uniform: float, row: dict[str, Any] | N
     return Group(table, Text(f"{balance})", style="dim"), Text(f"{entropy}   dropped {percent(row['dropped'])}", style="dim"))
 
 
+def _bar(relative: float) -> Text:
+    """The load of one expert, 1 where even: half a bar."""
+    from rich.text import Text
+
+    colour = "red" if relative < 0.05 else "yellow" if relative < 0.5 or relative > 2.0 else "green"
+    return Text(BARS[min(8, round(relative * 4))], style=colour)
+
+
 def domains_table(loads: dict[str, list[list[float]]]) -> Table:
     """Each expert's share of the tokens of each domain; where a row differs between domains, its experts have specialised."""
     from rich.table import Table
@@ -224,11 +234,14 @@ def domains_table(loads: dict[str, list[list[float]]]) -> Table:
     table = Table(title="expert load by domain", box=None, padding=(0, 1))
     table.add_column("", no_wrap=True)
     experts = len(next(iter(loads.values()))[0])
-    for expert in range(experts):
-        table.add_column(str(expert), justify="right", style="dim")
+    shown = min(experts, 16)
+    for expert in range(shown):
+        table.add_column(str(expert), justify="right", style="dim", no_wrap=True)
     for layer in range(len(next(iter(loads.values())))):
         for domain, shares in loads.items():
-            table.add_row(f"layer {layer} {domain}", *(f"{share:.0%}" for share in shares[layer]))
+            table.add_row(f"layer {layer} {domain}", *(f"{share:.0%}" for share in shares[layer][:shown]))
+    if shown < experts:
+        table.caption = f"the first {shown} of {experts} experts; --json has all"
     return table
 
 

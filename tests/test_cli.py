@@ -221,6 +221,17 @@ def test_inspect_of_a_run_shows_its_experts_load(here: Path, capsys: pytest.Capt
     assert run["state"] == "finished" and len(run["expert_load"][0]) == 4 and run["skipped"] == 0
 
 
+@pytest.mark.parametrize(("experts", "expected"), [(8, "█ 50%"), (40, "0 to 39")])
+def test_the_load_of_few_experts_has_figures_that_of_many_bars_alone(
+    capsys: pytest.CaptureFixture[str], experts: int, expected: str
+) -> None:
+    from minimoe.progress import load_table, show
+
+    show(load_table([[0.5, 0.5] + [0.0] * (experts - 2)] * 2, 2.0))
+    out = capsys.readouterr().out
+    assert expected in out and "layer 1" in out and max(map(len, out.splitlines())) <= 100
+
+
 def test_inspect_takes_overrides_and_reads_a_char_vocabulary_from_the_text(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     vocabulary = len(set((here / "text.txt").read_text()))
     keys = sets("data.source=text.txt", "model.tie_embeddings=true", "model.d_model=32")

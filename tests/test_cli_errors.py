@@ -51,6 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def refused(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """The one line of a command that ends with 2, prints nothing else and leaves every file as it was."""
     monkeypatch.chdir(folder)
+    monkeypatch.setattr("minimoe.cost.machine_memory", lambda: 16 * 2**30)
     before = contents(folder)
     code, out, err = call(capsys, *arguments)
     assert (code, out) == (2, ""), (code, out, err)
@@ -116,7 +117,7 @@ SOURCES = {
     "bert-base": "needs a causal language model: 'bert-base' has head = 'mlm'",
     "vit-b16": "needs a causal language model: 'vit-b16' has head = 'classifier'",
     "shakespeare-dense": "data.source = 'tinyshakespeare.txt': no such file or folder (put the text there, or name another with --data)",
-    "mixtral-8x7b": "training this model needs 695.9 GiB",
+    "mixtral-8x7b": "training this model needs 695.9 GiB for weights, gradients and optimizer, this machine has 16.0 GiB",
 }
 
 

@@ -15,7 +15,7 @@ from minimoe.testing.dense_examples import floats, reference
 from minimoe.testing.op_examples import OpExample, op_examples
 from minimoe.testing.tolerances import GRADIENTS
 
-TODO = "Both halves of the kernels that it calls are compared one by one at level 'kernels': start there"
+WHAT_TO_DO = "Both halves of the kernels that it calls are compared one by one at level 'kernels': start there"
 
 
 def gradient_cases(backend: Backend) -> Iterator[Case]:
@@ -35,7 +35,7 @@ def check_op(backend: Backend, dtype: str, examples: list[OpExample]) -> None:
         with np.errstate(all="ignore"):
             got = run_op(backend, example, dtype, inputs)
             expected = run_op(reference(), example, "float64", inputs)
-        compare(got, expected, GRADIENTS[dtype], example.op, f"{example.label} [{dtype}]", TODO)
+        compare(got, expected, GRADIENTS[dtype], example.op, f"{example.label} [{dtype}]", WHAT_TO_DO)
 
 
 def run_op(backend: Backend, example: OpExample, dtype: str, inputs: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
