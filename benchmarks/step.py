@@ -66,7 +66,7 @@ def torch_step(config: Config, style: Literal["loop", "sorted"]) -> Callable[[],
         (cross_entropy + router_loss).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=False)
+        optimizer.zero_grad(set_to_none=True)
         return float(cross_entropy.detach())
 
     return step
