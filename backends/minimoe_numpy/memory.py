@@ -1,7 +1,7 @@
 """Memory that NumPy frees stays with the process, so that the next array of its size needs no new pages.
 
-glibc hands large blocks back to the system at once, and the system clears every page again when it is next touched. A training
-step makes and frees the same large arrays over and over; `python -m benchmarks.step` without the call of `keep_freed_memory` shows the price.
+glibc hands large blocks back to the system at once, and the system clears every page again when it is next touched. A training step makes
+and frees the same large arrays over and over; `python -m benchmarks.step` without the call of `keep_freed_memory` shows the price.
 """
 
 import ctypes
