@@ -28,14 +28,15 @@ _numbers = count()
 class Node:
     """One operation that was run: where its gradients go, and how they are found."""
 
-    __slots__ = ("aliases", "backward", "number", "outputs", "parents")
+    __slots__ = ("aliases", "backward", "into", "number", "outputs", "parents")
 
-    def __init__(self, parents: tuple[_Edge, ...], backward: Backward, outputs: int, aliases: bool) -> None:
+    def __init__(self, parents: tuple[_Edge, ...], backward: Backward, outputs: int, aliases: bool, into: bool) -> None:
         self.number = next(_numbers)
         self.parents = parents
         self.backward: Backward | None = backward
         self.outputs = outputs
         self.aliases = aliases  # what backward returns may be its argument, or given to two parents: not ours to add into
+        self.into = into  # backward also takes the places of its parents' gradients, to write there
 
 
 _Edge: TypeAlias = "tuple[Node, int] | Tensor | None"  # the output of a node, a leaf, or an input that needs no gradient
@@ -44,23 +45,27 @@ _Edge: TypeAlias = "tuple[Node, int] | Tensor | None"  # the output of a node, a
 class Tensor:
     """An array of a backend, and how it came about. Made by `minimoe.tensor` and by operations."""
 
-    __slots__ = ("backend", "data", "grad", "index", "node", "requires_grad")
+    __slots__ = ("_grad", "backend", "data", "grad_is_zero", "index", "node", "requires_grad")
     __array_priority__ = 1000  # NumPy's operators leave `array * tensor` to us
 
     def __init__(self, data: Array, backend: Backend, requires_grad: bool = False) -> None:
         self.data = data
         self.backend = backend
         self.requires_grad = requires_grad
-        self.grad: Array | None = None
+        self._grad: Array | None = None
+        self.grad_is_zero = False  # whatever the array holds: the next gradient is written over it, not added
         self.node: Node | None = None
         self.index = 0
 
     @staticmethod
-    def from_op(outputs: Array | tuple[Array, ...], parents: Sequence[Tensor], backward: Backward, aliases: bool = False) -> Any:
+    def from_op(
+        outputs: Array | tuple[Array, ...], parents: Sequence[Tensor], backward: Backward, aliases: bool = False, into: bool = False
+    ) -> Any:
         """The tensor (or tuple of tensors) that an operation on `parents` gave.
 
         `backward` takes a gradient for each output (None where nothing used it) and returns one for each parent, None where there is none;
-        with a single parent the array alone. Set `aliases` if what it returns is not fresh.
+        with a single parent the array alone. Set `aliases` if what it returns is not fresh. With `into` it is also given, for each parent,
+        where the gradient may be written: {} or the `out` and `accumulate` of a weight-gradient kernel; it returns what it wrote.
         """
         backend = parents[0].backend
         for parent in parents:
@@ -69,7 +74,7 @@ class Tensor:
         many = isinstance(outputs, tuple)
         tensors = tuple(Tensor(array, backend) for array in (outputs if many else (outputs,)))
         if _grad_enabled.get() and any(parent.requires_grad for parent in parents):
-            node = Node(tuple(_edge(parent) for parent in parents), backward, len(tensors), aliases)
+            node = Node(tuple(_edge(parent) for parent in parents), backward, len(tensors), aliases, into)
             for index, tensor in enumerate(tensors):
                 tensor.requires_grad, tensor.node, tensor.index = True, node, index
         return tensors if many else tensors[0]
@@ -132,15 +137,40 @@ class Tensor:
         """Add to `.grad` of every leaf how this tensor depends on it; `gradient` defaults to 1 for a scalar."""
         backward([self], [gradient])
 
+    @property
+    def grad(self) -> Array | None:
+        """The gradient of a leaf, or None before the first."""
+        if self.grad_is_zero:
+            self.grad_is_zero = False
+            if self._grad is not None:
+                self._grad[...] = 0.0
+        return self._grad
+
+    @grad.setter
+    def grad(self, value: Array | None) -> None:
+        self._grad, self.grad_is_zero = value, False
+
+    def place(self) -> dict[str, Any]:
+        """Where a kernel may write this leaf's gradient: its `out` and `accumulate`, or nothing."""
+        if self._grad is None or self._grad.dtype != self.data.dtype:
+            return {}
+        return {"out": self._grad, "accumulate": not self.grad_is_zero}
+
     def accumulate(self, gradient: Array, ours: bool) -> None:
         """Add to `.grad`, in place where there is one: its address stays. `ours`: nobody else holds the array."""
         xp = self.backend.xp
+        if gradient is self._grad:  # a kernel has written it there
+            self.grad_is_zero = False
+            return
         if gradient.dtype != self.data.dtype:
             gradient, ours = xp.astype(gradient, self.data.dtype), True
-        if self.grad is None:
-            self.grad = xp.asarray(gradient, copy=None if ours else True)  # NumPy gives 0-d results as scalars: no address to keep
+        if self._grad is None:
+            self._grad = xp.asarray(gradient, copy=None if ours else True)  # NumPy gives 0-d results as scalars: no address to keep
+        elif self.grad_is_zero:
+            self._grad[...] = gradient
         else:
-            self.grad += gradient
+            self._grad += gradient
+        self.grad_is_zero = False
 
     # ---- operators: each stands once in ops.py -----------------------------------------------------------------------------------
 
@@ -286,7 +316,7 @@ class _Walk:
                 raise ValueError(
                     "backward: this graph was already walked and freed; run the forward pass again (there is no double backward)"
                 )
-            gradients = node.backward(*sums)
+            gradients = node.backward(*sums, _places(node.parents)) if node.into else node.backward(*sums)
             parents, fresh = node.parents, not node.aliases
             node.backward, node.parents = None, ()
             if len(parents) == 1 and not isinstance(gradients, tuple):
@@ -295,6 +325,15 @@ class _Walk:
                 if gradient is not None:
                     self.give(edge, gradient, fresh)
             del node, sums, gradients, gradient
+
+
+def _places(edges: tuple[_Edge, ...]) -> list[dict[str, Any]]:
+    """Where the gradients of a node's inputs may be written. A leaf that stands there twice gets one: the second is added to it."""
+    places: list[dict[str, Any]] = []
+    for i, edge in enumerate(edges):
+        leaf = isinstance(edge, Tensor) and all(edge is not before for before in edges[:i])
+        places.append(edge.place() if leaf else {})  # type: ignore[union-attr]
+    return places
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from minimoe.reference.rope import RopeKernels
 from minimoe.reference.routing import RoutingKernels
 
 CONTRACT = 1
-"""The number of the kernel contract; it grows when a kernel's signature or meaning changes."""
+"""The number of the kernel contract; from the first release on it grows when a kernel's signature or meaning changes."""
 
 BUILT_IN = {"cupy": "minimoe_cupy", "numba-cuda": "minimoe_numba_cuda", "numba": "minimoe_numba", "numpy": "minimoe_numpy"}
 """The backends that come with minimoe, in the order in which `auto` tries them."""
@@ -72,6 +72,12 @@ class Backend(
     contract = CONTRACT
     library: frozenset[str] = frozenset()  # overrides that call a library's kernel rather than one of their own
     proven: dict[str, str] = {}  # kernel -> on which device and when it was seen to agree with its reference
+
+    def tell(self, listener: Callable[[str], None] | None) -> None:
+        """Let `listener` know of what keeps a user waiting or runs slower than it might; None: standard error again."""
+
+    def use_threads(self, count: int) -> None:
+        """Compute with so many threads of the host from now on, 0: as many as it has. For backends that have any."""
 
     def __repr__(self) -> str:
         return f"<backend {self.name}>"

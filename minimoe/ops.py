@@ -21,6 +21,8 @@ from minimoe.reference.random import Draw
 from minimoe.reference.routing import Plan
 
 Axis = int | tuple[int, ...] | None
+Places = list[dict[str, Any]]
+"""Where the gradients of an operation's inputs may be written, `out` and `accumulate` of a kernel, or {}."""
 
 # ---- arithmetic, with broadcasting ------------------------------------------------------------------------------------------------
 
@@ -354,20 +356,24 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         raise ValueError(f"linear: x {x.shape} {x.dtype} does not fit weight {weight.shape} {weight.dtype}, [...,I] and [O,I] of one dtype")
     need_x, need_w = x.requires_grad, weight.requires_grad
 
-    def backward(dy: Array) -> tuple[Array | None, ...]:
+    def backward(dy: Array, into: Places) -> tuple[Array | None, ...]:
         dx = b.linear_dx(dy, wa) if need_x else None
-        dw = b.linear_dw(dy, xa) if need_w else None
-        return (dx, dw) if bias_data is None else (dx, dw, b.linear_db(dy))
+        dw = b.linear_dw(dy, xa, **into[1]) if need_w else None
+        return (dx, dw) if bias_data is None else (dx, dw, b.linear_db(dy, **into[2]))
 
     bias_data = None if bias is None else bias.data
     parents = (x, weight) if bias is None else (x, weight, bias)
-    return Tensor.from_op(b.linear(xa, wa, bias_data), parents, backward)
+    return Tensor.from_op(b.linear(xa, wa, bias_data), parents, backward, into=True)
 
 
 def embedding(ids: Array, weight: Tensor, padding: int | None = None) -> Tensor:
     """A row of the table for each id.   ids [...] int32, weight [V,D] -> [...,D]"""
     b, vocab = weight.backend, weight.shape[0]
-    return Tensor.from_op(b.embedding(ids, weight.data), (weight,), lambda dy: b.embedding_backward(dy, ids, vocab, padding))
+
+    def backward(dy: Array, into: Places) -> Array:
+        return b.embedding_backward(dy, ids, vocab, padding, **into[0])
+
+    return Tensor.from_op(b.embedding(ids, weight.data), (weight,), backward, into=True)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
@@ -444,8 +450,11 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Array, ignore: int 
     """cross_entropy(x W^T), fused.   x [N,D], weight [V,D], targets [N] -> the sum in nats, the number of valid targets (0-d array)"""
     b = x.backend
     (total, count), saved = b.linear_cross_entropy(x.data, weight.data, targets, ignore)
-    y = Tensor.from_op(total, (x, weight), lambda dy: b.linear_cross_entropy_backward(dy, saved, ignore))
-    return y, count
+
+    def backward(dy: Array, into: Places) -> tuple[Array, Array]:
+        return b.linear_cross_entropy_backward(dy, saved, ignore, **into[1])
+
+    return Tensor.from_op(total, (x, weight), backward, into=True), count
 
 
 # ---- experts --------------------------------------------------------------------------------------------------------------------------
@@ -491,8 +500,16 @@ def moe_ffn(
     weights = ExpertWeights(up.data, down.data, *(None if t is None else t.data for t in (up_bias, down_bias)))
     y, saved = b.moe_ffn(x.data, gate_weights.data, plan, weights, activation, limit)
 
-    def backward(dy: Array) -> tuple[Array, ...]:
-        dx, dgate, dexperts = b.moe_ffn_backward(dy, saved, activation, limit)
+    def backward(dy: Array, into: Places) -> tuple[Array, ...]:
+        dx, dgate, dexperts = b.moe_ffn_backward(dy, saved, activation, limit, **_expert_places(into[2:], weights))
         return (dx, dgate, *(d for d in dexperts if d is not None))
 
-    return Tensor.from_op(y, (x, gate_weights, up, down, *optional), backward)
+    return Tensor.from_op(y, (x, gate_weights, up, down, *optional), backward, into=True)
+
+
+def _expert_places(places: Places, weights: ExpertWeights) -> dict[str, Any]:
+    """The places of one layer's weights as one; nothing where they differ in kind."""
+    if not all(places) or len({place["accumulate"] for place in places}) > 1:
+        return {}
+    out = iter(place["out"] for place in places)
+    return {"out": ExpertWeights(*(None if w is None else next(out) for w in weights)), "accumulate": places[0]["accumulate"]}

@@ -41,14 +41,18 @@ class Group:
             start += p.size
         self.grads: list[Array] = [p.grad for p in parameters]
 
-    def attach(self, keep: bool) -> None:
-        """Gradients that were taken off (`p.grad = None`, as one may do elsewhere) back to their places, with what came since if `keep`."""
+    def attach(self) -> None:
+        """Gradients that were taken off (`p.grad = None`, as one may do elsewhere) back to their places, with what came since."""
         for p, place in zip(self.parameters, self.grads, strict=True):
-            if p.grad is place:
-                continue
-            if keep:
-                place[...] = 0.0 if p.grad is None else p.grad
-            p.grad = place
+            gradient = p.grad
+            if gradient is not place:
+                place[...] = 0.0 if gradient is None else gradient
+                p.grad = place
+
+    def zero(self) -> None:
+        """Every gradient counts as zero: the next one is written over it, without a pass that clears it first."""
+        for p, place in zip(self.parameters, self.grads, strict=True):
+            p.grad, p.grad_is_zero = place, True
 
 
 def role_of(p: Tensor) -> Role:
@@ -96,7 +100,7 @@ class Optimizer:
         ok = xp.asarray(True) if ok is None else ok
         self.steps = self.steps + xp.astype(ok, xp.int32)
         for group in self.groups:
-            group.attach(keep=True)
+            group.attach()
             dtype = group.param.dtype
             rate = xp.asarray(self.lr if lr is None else lr, dtype=dtype) if not hasattr(lr, "dtype") else xp.astype(lr, dtype)
             factor = xp.ones((), dtype=dtype) if scale is None else xp.astype(scale, dtype)
@@ -105,14 +109,13 @@ class Optimizer:
     def zero_grad(self) -> None:
         """Set every gradient to zero, in place."""
         for group in self.groups:
-            group.attach(keep=False)
-            group.grad[...] = 0.0
+            group.zero()
 
     def grad_norm(self) -> Array:
         """The root of the sum of squares of all gradients.   0-d"""
         xp = self.backend.xp
         for group in self.groups:
-            group.attach(keep=True)
+            group.attach()
         total = self.backend.sum_of_squares(self.groups[0].grad)
         for group in self.groups[1:]:
             total = total + self.backend.sum_of_squares(group.grad)

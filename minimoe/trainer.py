@@ -181,16 +181,19 @@ class Trainer:
             run.go_back(self.step, self.best_step)
         self._warn()
         self.listener.started(self)
+        self.backend.tell(self.listener.said)
         try:
             self._loop(run)
         finally:
+            self.backend.tell(None)
             self.listener.ended(self)
         return TrainedRun(run, self.model, self.corpus, run.metrics())
 
     def _loop(self, run: Run) -> None:
         """Steps up to the last, or to a signal, with what follows each."""
         settings = self.config.train
-        with use_backend(self.backend), limited_threads(settings.threads), np.errstate(all="ignore"), stop_signals() as stopped:
+        threads = limited_threads(settings.threads, self.backend)
+        with use_backend(self.backend), threads, np.errstate(all="ignore"), stop_signals() as stopped:
             if run.newest_checkpoint() is None:
                 self._save()
             while self.step < settings.steps:
@@ -391,15 +394,19 @@ class Trainer:
 
 
 @contextmanager
-def limited_threads(threads: int) -> Iterator[None]:
-    """BLAS with this many threads; 0: as it is."""
+def limited_threads(threads: int, backend: Backend) -> Iterator[None]:
+    """BLAS and the backend's own kernels with this many threads; 0: as it is."""
     if not threads:
         yield
         return
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(limits=threads):
-        yield
+    backend.use_threads(threads)
+    try:
+        with threadpool_limits(limits=threads):
+            yield
+    finally:
+        backend.use_threads(0)
 
 
 @contextmanager

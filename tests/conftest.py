@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores; set before NumPy starts its threads
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 

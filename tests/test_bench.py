@@ -35,8 +35,8 @@ class Fused(NumpyBackend):
         result, saved = super().linear_cross_entropy(x, weight, targets, ignore)
         return result, {"mine": saved}
 
-    def linear_cross_entropy_backward(self, dloss, saved, ignore=-100):
-        return super().linear_cross_entropy_backward(dloss, saved["mine"], ignore)
+    def linear_cross_entropy_backward(self, dloss, saved, ignore=-100, out=None, accumulate=False):
+        return super().linear_cross_entropy_backward(dloss, saved["mine"], ignore, out, accumulate)
 
 
 def printed(table, width=100):

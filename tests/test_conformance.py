@@ -160,8 +160,8 @@ class FusedHeadWrong(NumpyBackend):
     def linear_cross_entropy(self, x, weight, targets, ignore=-100):
         return super().linear_cross_entropy(x, weight, targets, ignore)
 
-    def linear_cross_entropy_backward(self, dloss, saved, ignore=-100):
-        dx, dw = super().linear_cross_entropy_backward(dloss, saved, ignore)
+    def linear_cross_entropy_backward(self, dloss, saved, ignore=-100, out=None, accumulate=False):
+        dx, dw = super().linear_cross_entropy_backward(dloss, saved, ignore, out, accumulate)
         return dx, dw / max(1, len(saved.targets))
 
 

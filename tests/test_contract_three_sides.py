@@ -125,16 +125,18 @@ class NumbaExperts(NumpyBackend):
         forward(rows, up, down, up_bias, down_bias, offsets, ACTIVATIONS[activation], float(limit), before, y)
         return y, (rows, weights, offsets, before)
 
-    def expert_ffn_backward(self, dy: Array, saved: Any, activation: str, limit: float = 0.0) -> tuple[Array, ExpertWeights]:
+    def expert_ffn_backward(
+        self, dy: Array, saved: Any, activation: str, limit: float = 0.0, out: ExpertWeights | None = None, accumulate: bool = False
+    ) -> tuple[Array, ExpertWeights]:
         rows, weights, offsets, before = saved
         up, down = self.contiguous(weights.up), self.contiguous(weights.down)
         drows, dup, ddown = np.empty_like(rows), np.zeros_like(up), np.zeros_like(down)
         dup_bias, ddown_bias = np.zeros(up.shape[:2], dtype=up.dtype), np.zeros(down.shape[:2], dtype=down.dtype)
         gradients = (drows, dup, ddown, dup_bias, ddown_bias)
         backward(self.contiguous(dy), rows, up, down, before, offsets, ACTIVATIONS[activation], float(limit), *gradients)
-        return drows, ExpertWeights(
-            dup, ddown, None if weights.up_bias is None else dup_bias, None if weights.down_bias is None else ddown_bias
-        )
+        fresh = (dup, ddown, None if weights.up_bias is None else dup_bias, None if weights.down_bias is None else ddown_bias)
+        stored = (None if d is None else self.store(d, to, accumulate) for d, to in zip(fresh, out or (None,) * 4, strict=True))
+        return drows, ExpertWeights(*stored)
 
 
 # ---- a CUDA gate ----------------------------------------------------------------------------------------------------------------------
@@ -220,8 +222,10 @@ class AllThree(NumbaExperts, CudaGate):
         y, saved = super().expert_ffn(rows, weights, np.asarray(offsets), activation, limit)
         return far(y), saved
 
-    def expert_ffn_backward(self, dy: Array, saved: Any, activation: str, limit: float = 0.0) -> tuple[Array, ExpertWeights]:
-        drows, gradients = super().expert_ffn_backward(dy, saved, activation, limit)
+    def expert_ffn_backward(
+        self, dy: Array, saved: Any, activation: str, limit: float = 0.0, out: ExpertWeights | None = None, accumulate: bool = False
+    ) -> tuple[Array, ExpertWeights]:
+        drows, gradients = super().expert_ffn_backward(dy, saved, activation, limit, out, accumulate)
         return far(drows), ExpertWeights(*far(tuple(gradients)))
 
 

@@ -64,7 +64,7 @@ class TrainingStep:
 @contextmanager
 def as_in_training(config: Config, backend: Backend) -> Iterator[None]:
     """The trainer's surroundings: backend, threads, no warnings about overflow."""
-    with use_backend(backend), limited_threads(config.train.threads), np.errstate(all="ignore"):
+    with use_backend(backend), limited_threads(config.train.threads, backend), np.errstate(all="ignore"):
         yield
 
 

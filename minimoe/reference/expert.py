@@ -107,14 +107,20 @@ class ExpertKernels(RoutingKernels, ActivationKernels):
             y += self.grouped_bias(weights.down_bias, offsets, rows.shape[0])
         return y, ExpertSaved(rows, weights, offsets, before, hidden)
 
-    def expert_ffn_backward(self, dy: Array, saved: Any, activation: str, limit: float = 0.0) -> tuple[Array, ExpertWeights]:
-        """-> drows [R,D], the weights' gradients"""
+    def expert_ffn_backward(
+        self, dy: Array, saved: Any, activation: str, limit: float = 0.0, out: ExpertWeights | None = None, accumulate: bool = False
+    ) -> tuple[Array, ExpertWeights]:
+        """-> drows [R,D], the weights' gradients (in `out` where given, added to it if `accumulate`)"""
         weights, offsets = saved.weights, saved.offsets
-        ddown = self.grouped_matmul_dw(dy, saved.hidden, offsets)
+        to = out or ExpertWeights(None, None)
+        ddown = self.grouped_matmul_dw(dy, saved.hidden, offsets, to.down, accumulate)
         dbefore = self.activate_backward(self.grouped_matmul(dy, weights.down, offsets, transpose=True), saved.before, activation, limit)
-        dup = self.grouped_matmul_dw(dbefore, saved.rows, offsets)
-        dup_bias = None if weights.up_bias is None else self.grouped_bias_backward(dbefore, offsets)
-        ddown_bias = None if weights.down_bias is None else self.grouped_bias_backward(dy, offsets)
+        dup = self.grouped_matmul_dw(dbefore, saved.rows, offsets, to.up, accumulate)
+        dup_bias = ddown_bias = None
+        if weights.up_bias is not None:
+            dup_bias = self.store(self.grouped_bias_backward(dbefore, offsets), to.up_bias, accumulate)
+        if weights.down_bias is not None:
+            ddown_bias = self.store(self.grouped_bias_backward(dy, offsets), to.down_bias, accumulate)
         drows = self.grouped_matmul(dbefore, weights.up, offsets, transpose=True)
         return drows, ExpertWeights(dup, ddown, dup_bias, ddown_bias)
 
@@ -125,8 +131,10 @@ class ExpertKernels(RoutingKernels, ActivationKernels):
         y_rows, expert = self.expert_ffn(self.dispatch(x, plan), weights, plan.offsets, activation, limit)
         return self.combine(y_rows, gate_weights, plan), MoESaved(y_rows, gate_weights, plan, expert)
 
-    def moe_ffn_backward(self, dy: Array, saved: Any, activation: str, limit: float = 0.0) -> tuple[Array, Array, ExpertWeights]:
-        """-> dx [N,D], dgate_weights [N,W], the weights' gradients"""
+    def moe_ffn_backward(
+        self, dy: Array, saved: Any, activation: str, limit: float = 0.0, out: ExpertWeights | None = None, accumulate: bool = False
+    ) -> tuple[Array, Array, ExpertWeights]:
+        """-> dx [N,D], dgate_weights [N,W], the weights' gradients (as expert_ffn_backward's)"""
         dy_rows, dgate_weights = self.combine_backward(dy, saved.y_rows, saved.gate_weights, saved.plan)
-        drows, dweights = self.expert_ffn_backward(dy_rows, saved.expert, activation, limit)
+        drows, dweights = self.expert_ffn_backward(dy_rows, saved.expert, activation, limit, out, accumulate)
         return self.dispatch_backward(drows, saved.plan), dgate_weights, dweights

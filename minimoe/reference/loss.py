@@ -50,7 +50,9 @@ class LossKernels(LinearKernels, ArrayLayer):
         total, count, lse = self.cross_entropy(logits, targets, ignore)
         return (total, count), HeadSaved(x, weight, logits, targets, lse)
 
-    def linear_cross_entropy_backward(self, dloss: Array, saved: Any, ignore: int = IGNORE) -> tuple[Array, Array]:
-        """-> dx [N,D], dweight [V,D]"""
+    def linear_cross_entropy_backward(
+        self, dloss: Array, saved: Any, ignore: int = IGNORE, out: Array | None = None, accumulate: bool = False
+    ) -> tuple[Array, Array]:
+        """-> dx [N,D]; dweight [V,D], in `out` where given, added to it if `accumulate`"""
         dlogits = self.cross_entropy_backward(dloss, saved.logits, saved.targets, saved.logsumexp, ignore)
-        return self.linear_dx(dlogits, saved.weight), self.linear_dw(dlogits, saved.x)
+        return self.linear_dx(dlogits, saved.weight), self.linear_dw(dlogits, saved.x, out, accumulate)

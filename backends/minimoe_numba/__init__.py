@@ -1,0 +1,38 @@
+"""The CPU, fast: kernels compiled by Numba around the products of a BLAS library, their rows shared out over threads.
+
+`kernel.py` compiles and calls them, `pool.py` has the threads, `blas.py` the products; each topic of the contract has its file. Arrays are
+NumPy's. Overrides compute in float32; what comes in another dtype goes to the reference.
+"""
+
+from collections.abc import Callable
+
+from minimoe.backend import Backend
+from minimoe_numba.activation import FastActivation
+from minimoe_numba.attention import FastAttention
+from minimoe_numba.expert import FastExpert
+from minimoe_numba.linear import FastLinear
+from minimoe_numba.loss import FastLoss
+from minimoe_numba.machine import machine, to_stderr
+from minimoe_numba.norm import FastNorm
+from minimoe_numba.optimizer import FastOptimizer
+from minimoe_numpy.memory import keep_freed_memory
+
+__all__ = ["NumbaBackend", "backend"]
+
+
+class NumbaBackend(FastNorm, FastActivation, FastLinear, FastAttention, FastExpert, FastLoss, FastOptimizer):
+    """NumPy's arrays, Numba's kernels."""
+
+    name = "numba"
+
+    def tell(self, listener: Callable[[str], None] | None) -> None:
+        machine().say = listener or to_stderr
+
+    def use_threads(self, count: int) -> None:
+        machine().use_threads(count)
+
+
+def backend() -> Backend:
+    """The Numba backend."""
+    keep_freed_memory()
+    return NumbaBackend()

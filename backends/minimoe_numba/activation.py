@@ -1,0 +1,124 @@
+"""Activations in one pass, forward and backward, with a vectorised exp. Formulas: minimoe/reference/activation.py.
+
+`activate_rows` and `activate_rows_backward` are what the experts' kernels call on rows that are still in the cache.
+"""
+
+import math
+
+import numpy as np
+
+from minimoe.backend import Array
+from minimoe.reference.activation import CLIPPED_ALPHA, TANH_CUBE, TANH_SCALE
+from minimoe_numba.arrays import as_rows, by_width, result, singles
+from minimoe_numba.kernel import F2, compiled, kernel
+from minimoe_numba.maths import HALF, ONE, ZERO, erf, exp, sigmoid, tanh
+from minimoe_numpy import NumpyBackend
+
+SWIGLU, GELU, GELU_TANH, RELU = range(4)
+KINDS = {"swiglu": SWIGLU, "gelu": GELU, "gelu_tanh": GELU_TANH, "relu": RELU}
+ALPHA, SCALE, CUBE = np.float32(CLIPPED_ALPHA), np.float32(TANH_SCALE), np.float32(TANH_CUBE)
+ROOT_HALF, PHI_0 = np.float32(math.sqrt(0.5)), np.float32(1.0 / math.sqrt(2.0 * math.pi))
+THREE = np.float32(3.0)
+
+
+@compiled
+def activate_rows(x, y, kind, limit):  # type: ignore[no-untyped-def]
+    """x [m,O] -> y [m,H]; O is 2H for swiglu, else H"""
+    m, width = y.shape
+    for r in range(m):
+        if kind == SWIGLU and limit == ZERO:
+            for d in range(width):
+                gate = x[r, d]
+                y[r, d] = gate * sigmoid(gate) * x[r, width + d]
+        elif kind == SWIGLU:
+            for d in range(width):
+                gate, up = min(x[r, d], limit), min(max(x[r, width + d], -limit), limit) + ONE
+                y[r, d] = gate * sigmoid(ALPHA * gate) * up
+        elif kind == GELU:
+            for d in range(width):
+                y[r, d] = HALF * x[r, d] * (ONE + erf(x[r, d] * ROOT_HALF))
+        elif kind == GELU_TANH:
+            for d in range(width):
+                v = x[r, d]
+                y[r, d] = HALF * v * (ONE + tanh(SCALE * v * (ONE + CUBE * v * v)))
+        else:
+            for d in range(width):
+                y[r, d] = max(x[r, d], ZERO)
+
+
+@compiled
+def activate_rows_backward(dy, x, dx, kind, limit):  # type: ignore[no-untyped-def]
+    """dy [m,H], x [m,O] -> dx [m,O]"""
+    m, width = dy.shape
+    for r in range(m):
+        if kind == SWIGLU and limit == ZERO:
+            for d in range(width):
+                gate, g = x[r, d], dy[r, d]
+                s = sigmoid(gate)
+                silu = gate * s
+                dx[r, d] = g * x[r, width + d] * (s + silu * (ONE - s))
+                dx[r, width + d] = g * silu
+        elif kind == SWIGLU:
+            for d in range(width):
+                gate, up, g = min(x[r, d], limit), min(max(x[r, width + d], -limit), limit) + ONE, dy[r, d]
+                s = sigmoid(ALPHA * gate)
+                silu = gate * s
+                dx[r, d] = g * up * (s + ALPHA * silu * (ONE - s)) if x[r, d] <= limit else ZERO
+                dx[r, width + d] = g * silu if abs(x[r, width + d]) <= limit else ZERO
+        elif kind == GELU:
+            for d in range(width):
+                v = x[r, d]
+                dx[r, d] = dy[r, d] * (HALF * (ONE + erf(v * ROOT_HALF)) + v * PHI_0 * exp(-HALF * v * v))
+        elif kind == GELU_TANH:
+            for d in range(width):
+                v = x[r, d]
+                t = tanh(SCALE * v * (ONE + CUBE * v * v))
+                dx[r, d] = dy[r, d] * HALF * (ONE + t + v * (ONE - t * t) * SCALE * (ONE + THREE * CUBE * v * v))
+        else:
+            for d in range(width):
+                dx[r, d] = dy[r, d] if x[r, d] > ZERO else ZERO
+
+
+@kernel
+def activation(start: int, stop: int, x: F2, kind: int, limit: float, y: F2) -> None:
+    activate_rows(x[start:stop], y[start:stop], kind, limit)
+
+
+@kernel
+def activation_backward(start: int, stop: int, dy: F2, x: F2, kind: int, limit: float, dx: F2) -> None:
+    activate_rows_backward(dy[start:stop], x[start:stop], dx[start:stop], kind, limit)
+
+
+class FastActivation(NumpyBackend):
+    def swiglu(self, gate_up: Array, limit: float = 0.0, out: Array | None = None) -> Array:
+        if not singles(gate_up):
+            return super().swiglu(gate_up, limit, out)
+        return self._activation(gate_up, (*gate_up.shape[:-1], gate_up.shape[-1] // 2), SWIGLU, limit, out)
+
+    def swiglu_backward(self, dy: Array, gate_up: Array, limit: float = 0.0) -> Array:
+        if not singles(dy, gate_up):
+            return super().swiglu_backward(dy, gate_up, limit)
+        return self._activation_backward(dy, gate_up, SWIGLU, limit)
+
+    def gelu(self, x: Array, tanh: bool = False, out: Array | None = None) -> Array:
+        return self._activation(x, x.shape, GELU_TANH if tanh else GELU, 0.0, out) if singles(x) else super().gelu(x, tanh, out)
+
+    def gelu_backward(self, dy: Array, x: Array, tanh: bool = False) -> Array:
+        kind = GELU_TANH if tanh else GELU
+        return self._activation_backward(dy, x, kind, 0.0) if singles(dy, x) else super().gelu_backward(dy, x, tanh)
+
+    def relu(self, x: Array, out: Array | None = None) -> Array:
+        return self._activation(x, x.shape, RELU, 0.0, out) if singles(x) else super().relu(x, out)
+
+    def relu_backward(self, dy: Array, x: Array) -> Array:
+        return self._activation_backward(dy, x, RELU, 0.0) if singles(dy, x) else super().relu_backward(dy, x)
+
+    def _activation(self, x: Array, shape: tuple[int, ...], kind: int, limit: float, out: Array | None) -> Array:
+        rows, y = as_rows(x), result(out, shape)
+        activation(len(rows), by_width(rows.shape[1]), rows, kind, limit, as_rows(y))
+        return y if y is out else self.store(y, out)
+
+    def _activation_backward(self, dy: Array, x: Array, kind: int, limit: float) -> Array:
+        rows, dx = as_rows(x), np.empty(x.shape, np.float32)
+        activation_backward(len(rows), by_width(rows.shape[1]), as_rows(dy), rows, kind, limit, as_rows(dx))
+        return dx

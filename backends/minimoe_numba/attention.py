@@ -1,0 +1,285 @@
+"""Attention, a few query rows at a time: scores, softmax and the product with the values stay in a core's cache.
+
+A piece of work is one key/value head of one sequence with all the query heads that read it. Its queries are packed, scaled, in blocks of
+rows (head, token); a block meets the keys that any of its rows may see, so a causal model does about half the work. The scores of a block
+are all that is kept of P: memory grows with T, not with its square. Backward makes them again from logsumexp. Formulas:
+minimoe/reference/attention.py.
+
+Masks become two bounds: key j is seen where low <= position[j] <= high, and a key that does not count has a position above every bound.
+"""
+
+import numpy as np
+
+from minimoe.backend import Array
+from minimoe.reference.random import Draw
+from minimoe_numba.arrays import NO_BOOLS, NO_FLOATS, singles
+from minimoe_numba.kernel import B2, F1, F3, F4, I2, address, compiled, kernel
+from minimoe_numba.machine import machine
+from minimoe_numba.maths import INFINITY, ONE, ZERO, exp
+from minimoe_numba.native import call_sgemm, floats_at
+from minimoe_numpy import NumpyBackend
+
+SCORES = 2**15  # of a block, at most, where tokens allow: 128 KiB
+LEAST, MOST = 8, 64  # tokens of a block
+PLAIN, TRANSPOSED = 111, 112  # cblas names them so
+NEVER = np.int32(2**31 - 1)
+
+
+@compiled
+def tokens_of_block(heads, tk):  # type: ignore[no-untyped-def]
+    return min(MOST, max(LEAST, SCORES // (heads * tk)))
+
+
+@compiled
+def key_positions(k_pos, k_valid, b):  # type: ignore[no-untyped-def]
+    """The positions of one sequence's keys, NEVER where a key does not count."""
+    positions = k_pos[b if k_pos.shape[0] > 1 else 0].copy()
+    if k_valid.size:
+        valid = k_valid[b if k_valid.shape[0] > 1 else 0]
+        for j in range(len(positions)):
+            positions[j] = positions[j] if valid[j] else NEVER
+    return positions
+
+
+@compiled
+def bounds(position, causal, window):  # type: ignore[no-untyped-def]
+    """The lowest and the highest key position that a query sees."""
+    low = position - np.int32(window) + np.int32(1) if window else -NEVER
+    if causal:
+        return low, position
+    return low, position + np.int32(window) - np.int32(1) if window else NEVER - np.int32(1)
+
+
+@compiled
+def keys_seen(positions, q_positions, causal, window):  # type: ignore[no-untyped-def]
+    """The range of keys outside which no query of a block sees any.   -> first, last"""
+    low, _ = bounds(q_positions.min(), causal, window)
+    _, high = bounds(q_positions.max(), causal, window)
+    first, last = 0, len(positions)
+    while first < last and not low <= positions[first] <= high:
+        first += 1
+    while last > first and not low <= positions[last - 1] <= high:
+        last -= 1
+    return first, last
+
+
+@compiled
+def pack(x, row_stride, first, tokens, heads, width, scale, packed):  # type: ignore[no-untyped-def]
+    """Rows (head, token) of a block, scaled.   x: address of the block's sequence and first head -> packed [heads*tokens,C]"""
+    for s in range(heads):
+        for t in range(tokens):
+            row = floats_at(x + 4 * ((first + t) * row_stride + s * width), width)
+            for d in range(width):
+                packed[s * tokens + t, d] = row[d] * scale
+
+
+@compiled
+def unpack(packed, x, row_stride, first, tokens, heads, width, scale):  # type: ignore[no-untyped-def]
+    """The other way."""
+    for s in range(heads):
+        for t in range(tokens):
+            row = floats_at(x + 4 * ((first + t) * row_stride + s * width), width)
+            for d in range(width):
+                row[d] = packed[s * tokens + t, d] * scale
+
+
+@compiled
+def softmax_row(scores, positions, low, high, sink, lse):  # type: ignore[no-untyped-def]
+    """exp(scores - logsumexp) in place where seen, else 0. `lse` gets the logsumexp at its first place; -inf where nothing is seen."""
+    top = sink
+    for j in range(len(scores)):
+        seen = low <= positions[j] <= high
+        scores[j] = scores[j] if seen else -INFINITY
+        top = max(top, scores[j])
+    top = ZERO if top == -INFINITY else top
+    total = exp(sink - top)
+    for j in range(len(scores)):
+        p = exp(scores[j] - top)
+        scores[j] = p
+        total += p
+    share = ONE / total if total != ZERO else ZERO
+    for j in range(len(scores)):
+        scores[j] *= share
+    lse[0] = top + np.log(total) if total != ZERO else -INFINITY
+
+
+@kernel
+def attention_heads(
+    start: int, stop: int, sgemm: int, q: int, k: int, v: int, q_row: int, k_row: int, v_row: int, width: int, scale: float, causal: int,
+    window: int, q_pos: I2, k_pos: I2, k_valid: B2, sinks: F1, groups: int, y: F4, logsumexp: F3,
+) -> None:  # fmt: skip
+    """Key/value heads start .. stop of all B*G. q, k, v are addresses, q_row the floats from one token to the next.
+
+    y [B,Tq,Q,Cv], logsumexp [B,Q,Tq]
+    """
+    tq, queries, v_width = y.shape[1], y.shape[2], y.shape[3]
+    tk, heads = k_pos.shape[1], queries // groups
+    tokens = tokens_of_block(heads, tk)
+    packed = np.empty((heads * tokens, width), np.float32)
+    scores = np.empty(heads * tokens * tk, np.float32)
+    values = np.empty((heads * tokens, v_width), np.float32)
+    for unit in range(start, stop):
+        b, g = unit // groups, unit % groups
+        positions = key_positions(k_pos, k_valid, b)
+        q_positions = q_pos[b if q_pos.shape[0] > 1 else 0]
+        q_here = q + 4 * (b * tq * q_row + g * heads * width)
+        k_here, v_here = k + 4 * (b * tk * k_row + g * width), v + 4 * (b * tk * v_row + g * v_width)
+        y_here = y.ctypes.data + 4 * (b * tq * queries + g * heads) * v_width
+        for first in range(0, tq, tokens):
+            count = min(tokens, tq - first)
+            m = heads * count
+            from_key, to_key = keys_seen(positions, q_positions[first : first + count], causal, window)
+            keys = to_key - from_key
+            if keys:
+                pack(q_here, q_row, first, count, heads, width, scale, packed)
+                call_sgemm(
+                    sgemm, PLAIN, TRANSPOSED, m, keys, width, packed.ctypes.data, width, k_here + 4 * from_key * k_row, k_row, ZERO,
+                    scores.ctypes.data, keys,
+                )  # fmt: skip
+            for r in range(m):
+                head, t = g * heads + r // count, first + r % count
+                low, high = bounds(q_positions[t], causal, window)
+                sink = sinks[head] if sinks.size else -INFINITY
+                softmax_row(scores[r * keys : (r + 1) * keys], positions[from_key:to_key], low, high, sink, logsumexp[b, head, t : t + 1])
+            if keys:
+                call_sgemm(
+                    sgemm, PLAIN, PLAIN, m, v_width, keys, scores.ctypes.data, keys, v_here + 4 * from_key * v_row, v_row, ZERO,
+                    values.ctypes.data, v_width,
+                )  # fmt: skip
+            else:
+                values[:m] = ZERO
+            unpack(values, y_here, queries * v_width, first, count, heads, v_width, ONE)
+
+
+@kernel
+def attention_heads_backward(
+    start: int, stop: int, sgemm: int, q: int, k: int, v: int, q_row: int, k_row: int, v_row: int, width: int, scale: float, causal: int,
+    window: int, q_pos: I2, k_pos: I2, k_valid: B2, groups: int, dy: F4, y: F4, logsumexp: F3, dq: F4, dk: F4, dv: F4, delta: F3,
+) -> None:  # fmt: skip
+    """dq, dk, dv as q, k, v; delta [B,Q,Tq] = sum(dy * y)"""
+    tq, queries, v_width = y.shape[1], y.shape[2], y.shape[3]
+    tk, heads = k_pos.shape[1], queries // groups
+    tokens = tokens_of_block(heads, tk)
+    packed = np.empty((heads * tokens, width), np.float32)
+    dy_packed = np.empty((heads * tokens, v_width), np.float32)
+    p, dp = np.empty(heads * tokens * tk, np.float32), np.empty(heads * tokens * tk, np.float32)
+    for unit in range(start, stop):
+        b, g = unit // groups, unit % groups
+        positions = key_positions(k_pos, k_valid, b)
+        q_positions = q_pos[b if q_pos.shape[0] > 1 else 0]
+        q_here = q + 4 * (b * tq * q_row + g * heads * width)
+        k_here, v_here = k + 4 * (b * tk * k_row + g * width), v + 4 * (b * tk * v_row + g * v_width)
+        dk_row, dv_row = groups * width, groups * v_width
+        dk_here, dv_here = dk.ctypes.data + 4 * (b * tk * dk_row + g * width), dv.ctypes.data + 4 * (b * tk * dv_row + g * v_width)
+        dy_here = dy.ctypes.data + 4 * (b * tq * queries + g * heads) * v_width
+        dq_here = dq.ctypes.data + 4 * (b * tq * queries + g * heads) * width
+        dk[b, :, g] = ZERO
+        dv[b, :, g] = ZERO
+        for first in range(0, tq, tokens):
+            count = min(tokens, tq - first)
+            m = heads * count
+            from_key, to_key = keys_seen(positions, q_positions[first : first + count], causal, window)
+            keys = to_key - from_key
+            if not keys:
+                dq[b, first : first + count, g * heads : (g + 1) * heads] = ZERO
+                delta[b, g * heads : (g + 1) * heads, first : first + count] = ZERO
+                continue
+            pack(q_here, q_row, first, count, heads, width, scale, packed)
+            pack(dy_here, queries * v_width, first, count, heads, v_width, ONE, dy_packed)
+            k_seen, v_seen = k_here + 4 * from_key * k_row, v_here + 4 * from_key * v_row
+            call_sgemm(sgemm, PLAIN, TRANSPOSED, m, keys, width, packed.ctypes.data, width, k_seen, k_row, ZERO, p.ctypes.data, keys)
+            call_sgemm(
+                sgemm, PLAIN, TRANSPOSED, m, keys, v_width, dy_packed.ctypes.data, v_width, v_seen, v_row, ZERO, dp.ctypes.data, keys
+            )
+            for r in range(m):
+                head, t = g * heads + r // count, first + r % count
+                low, high = bounds(q_positions[t], causal, window)
+                d = ZERO
+                for c in range(v_width):
+                    d += dy_packed[r, c] * y[b, t, head, c]
+                delta[b, head, t] = d
+                lse = logsumexp[b, head, t]
+                softmax_backward(p[r * keys : (r + 1) * keys], dp[r * keys : (r + 1) * keys], positions[from_key:to_key], low, high, lse, d)
+            call_sgemm(
+                sgemm, TRANSPOSED, PLAIN, keys, v_width, m, p.ctypes.data, keys, dy_packed.ctypes.data, v_width, ONE,
+                dv_here + 4 * from_key * dv_row, dv_row,
+            )  # fmt: skip
+            call_sgemm(
+                sgemm, TRANSPOSED, PLAIN, keys, width, m, dp.ctypes.data, keys, packed.ctypes.data, width, ONE,
+                dk_here + 4 * from_key * dk_row, dk_row,
+            )  # fmt: skip
+            call_sgemm(sgemm, PLAIN, PLAIN, m, width, keys, dp.ctypes.data, keys, k_seen, k_row, ZERO, packed.ctypes.data, width)
+            unpack(packed, dq_here, queries * width, first, count, heads, width, scale)
+
+
+@compiled
+def softmax_backward(p, dp, positions, low, high, lse, delta):  # type: ignore[no-untyped-def]
+    """p: scores -> P = exp(scores - lse) where seen; dp -> P (dp - delta)"""
+    lse = ZERO if lse == -INFINITY else lse
+    for j in range(len(p)):
+        seen = low <= positions[j] <= high
+        share = exp((p[j] if seen else -INFINITY) - lse)
+        p[j] = share
+        dp[j] = share * (dp[j] - delta)
+
+
+class FastAttention(NumpyBackend):
+    def attention(
+        self, q: Array, k: Array, v: Array, *, scale: float, causal: bool, window: int = 0, q_pos: Array, k_pos: Array,
+        k_valid: Array | None = None, sinks: Array | None = None, dropout: float = 0.0, rng: Draw | None = None, out: Array | None = None,
+    ) -> tuple[Array, Array]:  # fmt: skip
+        blas = machine().blas
+        if blas is None or dropout or not singles(q, k, v, sinks) or not (q.size and k.size and v.size):
+            return super().attention(
+                q, k, v, scale=scale, causal=causal, window=window, q_pos=q_pos, k_pos=k_pos, k_valid=k_valid, sinks=sinks, dropout=dropout,
+                rng=rng, out=out,
+            )  # fmt: skip
+        (b, tq, queries, width), groups = q.shape, k.shape[2]
+        y = np.empty((b, tq, queries, v.shape[3]), np.float32)
+        logsumexp = np.empty((b, queries, tq), np.float32)
+        (q, q_row), (k, k_row), (v, v_row) = by_tokens(q), by_tokens(k), by_tokens(v)
+        attention_heads(
+            b * groups, 1, blas.sgemm, address(q), address(k), address(v), q_row, k_row, v_row, width, scale, causal, window,
+            *masks(q_pos, k_pos, k_valid), NO_FLOATS if sinks is None else np.ascontiguousarray(sinks), groups, y, logsumexp,
+        )  # fmt: skip
+        return self.store(y, out), logsumexp
+
+    def attention_backward(
+        self, dy: Array, q: Array, k: Array, v: Array, y: Array, logsumexp: Array, *, scale: float, causal: bool, window: int = 0,
+        q_pos: Array, k_pos: Array, k_valid: Array | None = None, sinks: Array | None = None, dropout: float = 0.0, rng: Draw | None = None,
+    ) -> tuple[Array, Array, Array, Array | None]:  # fmt: skip
+        blas = machine().blas
+        if blas is None or dropout or not singles(dy, q, k, v, y, logsumexp, sinks) or not (q.size and k.size and v.size):
+            return super().attention_backward(
+                dy, q, k, v, y, logsumexp, scale=scale, causal=causal, window=window, q_pos=q_pos, k_pos=k_pos, k_valid=k_valid,
+                sinks=sinks, dropout=dropout, rng=rng,
+            )  # fmt: skip
+        (b, tq, queries, width), groups = q.shape, k.shape[2]
+        dq, dk, dv = (np.empty(a.shape, np.float32) for a in (q, k, v))
+        delta = np.empty((b, queries, tq), np.float32)
+        (q, q_row), (k, k_row), (v, v_row) = by_tokens(q), by_tokens(k), by_tokens(v)
+        logsumexp = np.ascontiguousarray(logsumexp)
+        attention_heads_backward(
+            b * groups, 1, blas.sgemm, address(q), address(k), address(v), q_row, k_row, v_row, width, scale, causal, window,
+            *masks(q_pos, k_pos, k_valid), groups, np.ascontiguousarray(dy), np.ascontiguousarray(y), logsumexp, dq, dk, dv, delta,
+        )  # fmt: skip
+        dsinks = None
+        if sinks is not None:
+            share = np.exp(sinks[:, None] - logsumexp)
+            dsinks = -np.sum(share * delta, axis=(0, 2))
+        return dq, dk, dv, dsinks
+
+
+def by_tokens(x: Array) -> tuple[Array, int]:
+    """x [B,T,heads,C] with the heads of a token side by side, copied only where they are not; the floats from one token to the next"""
+    _, t, heads, width = x.shape
+    row = x.strides[1] // 4
+    if x.strides != (t * row * 4, row * 4, width * 4, 4) or row < heads * width:
+        x, row = np.ascontiguousarray(x), heads * width
+    return x, row
+
+
+def masks(q_pos: Array, k_pos: Array, k_valid: Array | None) -> tuple[Array, Array, Array]:
+    """Positions and validity as the kernels want them."""
+    valid = NO_BOOLS.reshape(0, 0) if k_valid is None else np.ascontiguousarray(k_valid)
+    return np.ascontiguousarray(q_pos, np.int32), np.ascontiguousarray(k_pos, np.int32), valid

@@ -1,0 +1,312 @@
+"""The experts: rows in blocks of one expert, each taken by a thread from the gathered input to the last product while it is in the cache.
+
+forward, a block:    x rows gathered -> up product (kept: `before`) -> activation -> down product
+backward, a block:   dy rows gathered -> dy W_down = dh -> hidden again from `before`, d weight = <hidden, dh> -> dbefore -> dbefore W_up
+backward, an expert: dW_up = dbefore^T x, dW_down = dy^T (weight * hidden)
+
+The gradient of a combine weight is <y_row, dy> = <W_down h, dy> = <h, W_down^T dy>, so the experts' outputs need not be kept, nor `hidden`:
+it is cheaper to compute again than to fetch. Formulas: minimoe/reference/expert.py.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minimoe.backend import Array
+from minimoe.reference.expert import ExpertWeights
+from minimoe.reference.routing import Plan
+from minimoe_numba.activation import KINDS, activate_rows, activate_rows_backward
+from minimoe_numba.arrays import as_rows, optional, result, singles
+from minimoe_numba.kernel import F1, F2, F3, I1, compiled, kernel
+from minimoe_numba.machine import machine
+from minimoe_numba.maths import ONE, ZERO
+from minimoe_numba.native import call_sgemm
+from minimoe_numpy import NumpyBackend as FastRouting
+
+BLOCK = 256  # rows: what a block's numbers take still fits in a core's own cache
+UNITS = 16  # pieces of weight gradients, at least: whole experts, or slices of them where experts are few
+PLAIN, TRANSPOSED = 111, 112  # cblas names them so
+NO_BIAS = np.zeros((0, 0), np.float32)
+
+
+class Saved(NamedTuple):
+    """What the forward keeps."""
+
+    x: Array  # [N,D]
+    before: Array  # [R,O]
+    gate_weights: Array  # [N,W]
+    plan: Plan
+    weights: ExpertWeights
+
+
+@compiled
+def block_of(index, offsets):  # type: ignore[no-untyped-def]
+    """The expert and the rows of a block; past the last block no rows.   -> e, first, last"""
+    for e in range(len(offsets) - 1):
+        first, last = np.int64(offsets[e]), np.int64(offsets[e + 1])
+        blocks = (last - first + BLOCK - 1) // BLOCK
+        if index < blocks:
+            # even blocks: a product of few rows is slow
+            size = (last - first + blocks - 1) // blocks
+            return e, min(last, first + index * size), min(last, first + (index + 1) * size)
+        index -= blocks
+    return 0, 0, 0
+
+
+@compiled
+def at(x, row):  # type: ignore[no-untyped-def]
+    """The address of a row."""
+    return x.ctypes.data + row * x.shape[1] * 4
+
+
+@compiled
+def matrix_at(x, index):  # type: ignore[no-untyped-def]
+    """The address of one matrix of a stack."""
+    return x.ctypes.data + index * x.shape[1] * x.shape[2] * 4
+
+
+@compiled
+def gather(x, order, slots, first, y):  # type: ignore[no-untyped-def]
+    """y[r] = x[order[first + r] // slots]"""
+    for r in range(len(y)):
+        source = order[first + r] // slots
+        for d in range(y.shape[1]):
+            y[r, d] = x[source, d]
+
+
+@compiled
+def add_bias(y, bias):  # type: ignore[no-untyped-def]
+    for r in range(len(y)):
+        for d in range(len(bias)):
+            y[r, d] += bias[d]
+
+
+@kernel
+def expert_blocks(
+    start: int, stop: int, sgemm: int, x: F2, order: I1, slots: int, offsets: I1, up: F3, down: F3, up_bias: F2, down_bias: F2, kind: int,
+    limit: float, before: F2, y_rows: F2,
+) -> None:  # fmt: skip
+    width, both, hidden_width = x.shape[1], up.shape[1], down.shape[2]
+    for block in range(start, stop):
+        e, first, last = block_of(block, offsets)
+        m = last - first
+        if m == 0:
+            continue
+        rows, hidden = np.empty((m, width), np.float32), np.empty((m, hidden_width), np.float32)
+        gather(x, order, slots, first, rows)
+        to = at(before, first)
+        call_sgemm(sgemm, PLAIN, TRANSPOSED, m, both, width, rows.ctypes.data, width, matrix_at(up, e), width, ZERO, to, both)
+        if up_bias.size:
+            add_bias(before[first:last], up_bias[e])
+        activate_rows(before[first:last], hidden, kind, limit)
+        call_sgemm(
+            sgemm, PLAIN, TRANSPOSED, m, width, hidden_width, hidden.ctypes.data, hidden_width, matrix_at(down, e), hidden_width, ZERO,
+            at(y_rows, first), width,
+        )  # fmt: skip
+        if down_bias.size:
+            add_bias(y_rows[first:last], down_bias[e])
+
+
+@kernel
+def expert_blocks_backward(
+    start: int, stop: int, sgemm: int, dy: F2, x: F2, gate_weights: F1, order: I1, slots: int, offsets: I1, up: F3, down: F3, down_bias: F2,
+    kind: int, limit: float, before: F2, x_rows: F2, dy_rows: F2, weighted: F2, dbefore: F2, drows: F2, dgate: F1,
+) -> None:  # fmt: skip
+    """Fills x_rows, dy_rows, weighted (hidden times the combine weight), dbefore, drows [R,...] and dgate [N*W]."""
+    width, both, hidden_width = x.shape[1], up.shape[1], down.shape[2]
+    for block in range(start, stop):
+        e, first, last = block_of(block, offsets)
+        m = last - first
+        if m == 0:
+            continue
+        gather(x, order, slots, first, x_rows[first:last])
+        gather(dy, order, slots, first, dy_rows[first:last])
+        dhidden = np.empty((m, hidden_width), np.float32)
+        call_sgemm(
+            sgemm, PLAIN, PLAIN, m, hidden_width, width, at(dy_rows, first), width, matrix_at(down, e), hidden_width, ZERO,
+            dhidden.ctypes.data, hidden_width,
+        )  # fmt: skip
+        hidden = weighted[first:last]
+        activate_rows(before[first:last], hidden, kind, limit)
+        for r in range(m):
+            slot = order[first + r]
+            weight = gate_weights[slot]
+            total = ZERO
+            for d in range(hidden_width):
+                total += hidden[r, d] * dhidden[r, d]
+            if down_bias.size:
+                for d in range(width):
+                    total += down_bias[e, d] * dy_rows[first + r, d]
+            dgate[slot] = total
+            for d in range(hidden_width):
+                hidden[r, d] *= weight
+                dhidden[r, d] *= weight
+        activate_rows_backward(dhidden, before[first:last], dbefore[first:last], kind, limit)
+        call_sgemm(sgemm, PLAIN, PLAIN, m, width, both, at(dbefore, first), both, matrix_at(up, e), width, ZERO, at(drows, first), width)
+
+
+@kernel
+def weight_gradients(
+    start: int, stop: int, sgemm: int, slices: int, dy_rows: F2, x_rows: F2, offsets: I1, beta: float, dw: F3
+) -> None:
+    """dW_e = dy_e^T x_e + beta dW_e, in units of a slice of the rows of one dW_e.   dy_rows [R,O], x_rows [R,I] -> [E,O,I]"""
+    outputs, inputs = dw.shape[1], dw.shape[2]
+    for unit in range(start, stop):
+        e, part = unit // slices, unit % slices
+        first, last = np.int64(offsets[e]), np.int64(offsets[e + 1])
+        low, high = outputs * part // slices, outputs * (part + 1) // slices
+        if last > first:
+            call_sgemm(
+                sgemm, TRANSPOSED, PLAIN, high - low, inputs, last - first, at(dy_rows, first) + 4 * low, outputs, at(x_rows, first),
+                inputs, beta, matrix_at(dw, e) + 4 * low * inputs, inputs,
+            )  # fmt: skip
+        elif beta == ZERO:
+            dw[e, low:high] = ZERO
+
+
+@kernel
+def bias_gradients(start: int, stop: int, dy_rows: F2, row_weights: F1, offsets: I1, accumulate: int, db: F2) -> None:
+    """db_e = sum(weight dy_e), added to db_e if asked; no row_weights: 1.   dy_rows [R,O], row_weights [R] -> [E,O]"""
+    for e in range(start, stop):
+        if not accumulate:
+            db[e] = ZERO
+        for r in range(offsets[e], offsets[e + 1]):
+            weight = row_weights[r] if row_weights.size else ONE
+            for d in range(db.shape[1]):
+                db[e, d] += weight * dy_rows[r, d]
+
+
+@kernel
+def grouped_product(start: int, stop: int, sgemm: int, x: F2, weight: F3, offsets: I1, transpose: int, y: F2) -> None:
+    """y[r] = W_e x[r], or W_e^T x[r], in blocks of rows."""
+    inputs = weight.shape[2]
+    for block in range(start, stop):
+        e, first, last = block_of(block, offsets)
+        if last > first:
+            call_sgemm(
+                sgemm, PLAIN, PLAIN if transpose else TRANSPOSED, last - first, y.shape[1], x.shape[1], at(x, first), x.shape[1],
+                matrix_at(weight, e), inputs, ZERO, at(y, first), y.shape[1],
+            )  # fmt: skip
+
+
+class FastExpert(FastRouting):
+    def grouped_matmul(self, x: Array, weight: Array, offsets: Array, transpose: bool = False, out: Array | None = None) -> Array:
+        blas = machine().blas
+        if blas is None or not singles(x, weight) or not weight.size:
+            return super().grouped_matmul(x, weight, offsets, transpose, out)
+        shape = (x.shape[0], weight.shape[2] if transpose else weight.shape[1])
+        y = result(out, shape)
+        y[:] = 0.0  # rows that no expert has
+        grouped_product(blocks(shape[0], weight.shape[0]), 1, blas.sgemm, as_rows(x), whole(weight), offsets, transpose, y)
+        return y if y is out else self.store(y, out)
+
+    def grouped_matmul_dw(self, dy: Array, x: Array, offsets: Array, out: Array | None = None, accumulate: bool = False) -> Array:
+        if machine().blas is None or not singles(dy, x) or not dy.shape[1] or not x.shape[1]:
+            return super().grouped_matmul_dw(dy, x, offsets, out, accumulate)
+        return self._dw(as_rows(dy), as_rows(x), offsets, out, accumulate)
+
+    def _dw(self, dy: Array, x: Array, offsets: Array, out: Array | None, accumulate: bool) -> Array:
+        blas = machine().blas
+        assert blas is not None
+        e = len(offsets) - 1
+        slices = max(1, -(-UNITS // e))
+        dw = result(out, (e, dy.shape[1], x.shape[1]))
+        weight_gradients(e * slices, 1, blas.sgemm, slices, dy, x, offsets, float(accumulate and dw is out), dw)
+        return dw if dw is out else self.store(dw, out, accumulate)
+
+    def _db(self, dy: Array, row_weights: Array | None, offsets: Array, out: Array | None, accumulate: bool) -> Array:
+        db = result(out, (len(offsets) - 1, dy.shape[1]))
+        bias_gradients(len(db), 1, dy, optional(row_weights), offsets, accumulate and db is out, db)
+        return db if db is out else self.store(db, out, accumulate)
+
+    # ---- composites ------------------------------------------------------------------------------------------------------------
+
+    def expert_ffn(self, rows: Array, weights: ExpertWeights, offsets: Array, activation: str, limit: float = 0.0) -> tuple[Array, Any]:
+        r = len(rows)
+        order = np.arange(r, dtype=np.int32)
+        plan = Plan(order, order.reshape(r, 1), offsets)  # each row is its own token
+        if not self._fuses(rows, weights, plan):
+            y, theirs = super().expert_ffn(rows, weights, offsets, activation, limit)
+            return y, theirs
+        y, before = self._forward(rows, plan, weights, activation, limit)
+        return y, Saved(rows, before, np.ones((r, 1), np.float32), plan, weights)
+
+    def expert_ffn_backward(
+        self, dy: Array, saved: Any, activation: str, limit: float = 0.0, out: ExpertWeights | None = None, accumulate: bool = False
+    ) -> tuple[Array, ExpertWeights]:
+        if not isinstance(saved, Saved):
+            return super().expert_ffn_backward(dy, saved, activation, limit, out, accumulate)
+        drows, _, dweights = self._backward(dy, saved, activation, limit, out, accumulate)
+        return drows, dweights
+
+    def moe_ffn(
+        self, x: Array, gate_weights: Array, plan: Plan, weights: ExpertWeights, activation: str, limit: float = 0.0
+    ) -> tuple[Array, Any]:
+        if not self._fuses(x, weights, plan) or not singles(gate_weights):
+            return super().moe_ffn(x, gate_weights, plan, weights, activation, limit)
+        y_rows, before = self._forward(x, plan, weights, activation, limit)
+        return self.combine(y_rows, gate_weights, plan), Saved(x, before, gate_weights, plan, weights)
+
+    def moe_ffn_backward(
+        self, dy: Array, saved: Any, activation: str, limit: float = 0.0, out: ExpertWeights | None = None, accumulate: bool = False
+    ) -> tuple[Array, Array, ExpertWeights]:
+        if not isinstance(saved, Saved):
+            return super().moe_ffn_backward(dy, saved, activation, limit, out, accumulate)
+        drows, dgate, dweights = self._backward(dy, saved, activation, limit, out, accumulate)
+        return self.dispatch_backward(drows, saved.plan), dgate, dweights
+
+    # ---- parts -----------------------------------------------------------------------------------------------------------------
+
+    def _fuses(self, x: Array, weights: ExpertWeights, plan: Plan) -> bool:
+        """float32, a BLAS at hand, and no size of zero."""
+        sizes = (x.size, weights.up.size, weights.down.size, plan.order.size)
+        return singles(x, *weights) and machine().blas is not None and all(sizes)
+
+    def _forward(self, x: Array, plan: Plan, weights: ExpertWeights, activation: str, limit: float) -> tuple[Array, Array]:
+        """-> y_rows [R,D], before [R,O]; rows that no expert has hold anything"""
+        blas = machine().blas
+        assert blas is not None
+        r, (e, both, width) = len(plan.order), weights.up.shape
+        before, y_rows = np.empty((r, both), np.float32), np.empty((r, width), np.float32)
+        expert_blocks(
+            blocks(r, e), 1, blas.sgemm, as_rows(x), plan.order, plan.inverse.shape[1], plan.offsets, whole(weights.up),
+            whole(weights.down), optional(weights.up_bias, NO_BIAS), optional(weights.down_bias, NO_BIAS), KINDS[activation], limit, before, y_rows,
+        )  # fmt: skip
+        return y_rows, before
+
+    def _backward(
+        self, dy: Array, saved: Saved, activation: str, limit: float, out: ExpertWeights | None, accumulate: bool
+    ) -> tuple[Array, Array, ExpertWeights]:
+        """-> drows [R,D], rows that no expert has zero; dgate_weights [N,W]; the weights' gradients"""
+        blas = machine().blas
+        assert blas is not None
+        plan, weights, offsets = saved.plan, saved.weights, saved.plan.offsets
+        r, (e, both, width), hidden = len(plan.order), weights.up.shape, weights.down.shape[2]
+        x_rows, dy_rows, drows = (np.empty((r, width), np.float32) for _ in range(3))
+        weighted, dbefore = np.empty((r, hidden), np.float32), np.empty((r, both), np.float32)
+        dgate = np.zeros(saved.gate_weights.shape, np.float32)
+        expert_blocks_backward(
+            blocks(r, e), 1, blas.sgemm, as_rows(dy), as_rows(saved.x), as_rows(saved.gate_weights).reshape(-1), plan.order,
+            plan.inverse.shape[1], offsets, whole(weights.up), whole(weights.down), optional(weights.down_bias, NO_BIAS), KINDS[activation],
+            limit, saved.before, x_rows, dy_rows, weighted, dbefore, drows, dgate.reshape(-1),
+        )  # fmt: skip
+        to = out or ExpertWeights(None, None)
+        dup = self._dw(dbefore, x_rows, offsets, to.up, accumulate)
+        ddown = self._dw(dy_rows, weighted, offsets, to.down, accumulate)
+        dup_bias = ddown_bias = None
+        if weights.up_bias is not None:
+            dup_bias = self._db(dbefore, None, offsets, to.up_bias, accumulate)
+        if weights.down_bias is not None:
+            row_weights = saved.gate_weights.reshape(-1)[plan.order]
+            ddown_bias = self._db(dy_rows, row_weights, offsets, to.down_bias, accumulate)
+        return drows, dgate, ExpertWeights(dup, ddown, dup_bias, ddown_bias)
+
+
+def blocks(rows: int, experts: int) -> int:
+    """At least as many as there are blocks, however the rows are spread."""
+    return rows // BLOCK + experts
+
+
+def whole(stack: Array) -> Array:
+    """A stack of matrices with contiguous memory."""
+    return np.ascontiguousarray(stack)

@@ -1,0 +1,201 @@
+"""`@kernel`: a plain function over rows `start .. stop`, compiled by Numba, kept on disk, its rows shared out over the pool's threads.
+
+    @kernel
+    def scaled(start: int, stop: int, x: F2, factor: float, y: F2) -> None:
+        for n in range(start, stop):
+            for d in range(x.shape[1]):
+                y[n, d] = x[n, d] * factor
+
+    scaled(len(x), 64, x, 2.0, y)             # len(x) rows, 64 to a piece
+
+Annotations say what comes: F1 to F4 are C-contiguous float32 arrays of so many axes, D1 is float64, I1 and I2 int32, L1 int64, B1 and B2
+bool; an int is an int64, a float a float32. What does not fit raises TypeError before anything runs. A kernel is compiled when it is first
+called.
+
+For each kernel a C function is generated that builds the arrays from addresses and shapes, which the pool's threads call without Python.
+The machine code lies in Numba's cache: beside this file, or in the user's own folder where this one cannot be written.
+"""
+
+import ctypes
+import hashlib
+import inspect
+import struct
+import threading
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias, get_type_hints
+
+import numpy as np
+import numpy.typing as npt
+from numba import carray, cfunc, njit
+from numba.core import types
+from numba.core.event import Listener, register
+
+from minimoe_numba import native
+from minimoe_numba.machine import machine
+
+Floats: TypeAlias = npt.NDArray[np.float32]
+F1: TypeAlias = Annotated[Floats, "float32", 1]
+F2: TypeAlias = Annotated[Floats, "float32", 2]
+F3: TypeAlias = Annotated[Floats, "float32", 3]
+F4: TypeAlias = Annotated[Floats, "float32", 4]
+I1: TypeAlias = Annotated[npt.NDArray[np.int32], "int32", 1]
+I2: TypeAlias = Annotated[npt.NDArray[np.int32], "int32", 2]
+D1: TypeAlias = Annotated[npt.NDArray[np.float64], "float64", 1]
+L1: TypeAlias = Annotated[npt.NDArray[np.int64], "int64", 1]
+B1: TypeAlias = Annotated[npt.NDArray[np.bool_], "bool", 1]
+B2: TypeAlias = Annotated[npt.NDArray[np.bool_], "bool", 2]
+
+FAST = {"reassoc", "contract", "nsz"}  # sums may be split over a vector's lanes; NaN and infinity stay what they are
+compiled = njit(error_model="numpy", fastmath=FAST, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+"""For functions that kernels call."""
+
+MAX_WORDS = 128  # of 8 bytes: what the arguments of one call take
+DATA = ctypes.sizeof(ctypes.c_void_p) * 2  # where CPython keeps the address of an array's numbers, behind count and type
+read = ctypes.c_void_p.from_address
+if read(id(probe := np.zeros(1)) + DATA).value != probe.ctypes.data:  # another Python: ask each array, which takes a microsecond more
+
+    def address(x: Any) -> int:
+        return int(x.ctypes.data)
+else:
+
+    def address(x: Any) -> int:
+        """Where the numbers of an array begin."""
+        return read(id(x) + DATA).value or 0
+
+
+class _Arguments(threading.local):
+    """Memory for the arguments of a call, for each thread its own."""
+
+    def __init__(self) -> None:
+        self.memory = ctypes.create_string_buffer(8 * MAX_WORDS)
+        self.address = ctypes.addressof(self.memory)
+
+
+arguments = _Arguments()
+
+
+class Kernel:
+    """A function that runs on the pool's threads."""
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self.function, self.name = function, function.__name__
+        hints = get_type_hints(function, include_extras=True)
+        self.parameters = {name: hints[name] for name in list(inspect.signature(function).parameters)[2:]}
+        self.multiplies = "sgemm" in self.parameters
+        self.job = 0
+        self.held: Any = None  # the compiled code lives as long as this does
+        self.pack = self._packer()
+
+    def __call__(self, n: int, grain: int, *args: Any) -> None:
+        """Run over n rows, `grain` of them to a piece."""
+        if not self.job:
+            self._compile()
+        here = machine()
+        self.pack(arguments.memory, *args)
+        if not self.multiplies:
+            here.pool.run(self.job, n, grain, arguments.address)
+            return
+        assert here.blas is not None
+        before = here.blas.limit(1)
+        here.pool.run(self.job, n, grain, arguments.address)
+        here.blas.limit(before)
+
+    # ---- from Python: the arguments as words of 8 bytes ---------------------------------------------------------------------------
+
+    def _packer(self) -> Callable[..., None]:
+        """A function that checks the arguments of a call and writes them down."""
+        checks, words, layout = [], [], "="
+        for name, kind in self.parameters.items():
+            if kind is int:
+                words.append(name)
+                layout += "q"
+            elif kind is float:
+                words.append(name)
+                layout += "d"
+            else:
+                dtype, ndim = kind.__metadata__
+                checks.append(f"{name}.dtype == {dtype} and {name}.ndim == {ndim} and {name}.flags.c_contiguous")
+                words += [f"address({name})", f"*{name}.shape"]
+                layout += "q" * (1 + ndim)
+        assert len(layout) <= MAX_WORDS
+        source = (
+            f"def pack(memory, {', '.join(self.parameters)}):\n"
+            f"    if not ({' and '.join(checks) or 'True'}):\n        misfit({', '.join(self.parameters)})\n"
+            f"    write(memory, 0, {', '.join(words)})\n"
+        )
+        names: dict[str, Any] = {"address": address, "write": struct.Struct(layout).pack_into, "misfit": self._misfit}
+        names |= {dtype: np.dtype(dtype) for dtype in ("float32", "float64", "int32", "int64", "bool")}
+        exec(source, names)
+        return names["pack"]
+
+    def _misfit(self, *args: Any) -> None:
+        for (name, kind), given in zip(self.parameters.items(), args, strict=True):
+            if kind in (int, float):
+                continue
+            dtype, ndim = kind.__metadata__
+            if given.dtype != dtype or given.ndim != ndim or not given.flags.c_contiguous:
+                order = "" if given.flags.c_contiguous else ", not contiguous"
+                raise TypeError(f"{self.name}: {name} is {given.dtype}{list(given.shape)}{order}: wanted contiguous {dtype} of {ndim} axes")
+
+    # ---- from machine code: the arguments back from the words -----------------------------------------------------------------------
+
+    def _compile(self) -> None:
+        words, place = [], 0
+        for kind in self.parameters.values():
+            if kind is int:
+                words.append(f"a[{place}]")
+                place += 1
+            elif kind is float:
+                words.append(f"np.float32(int_as_double(a[{place}]))")
+                place += 1
+            else:
+                dtype, ndim = kind.__metadata__
+                shape = "".join(f"a[{place + 1 + i}], " for i in range(ndim))
+                words.append(f"carray(pointer(a[{place}], np.{'bool_' if dtype == 'bool' else dtype}), ({shape}))")
+                place += 1 + ndim
+        name = f"{self.name}_{stamp()}"
+        source = (
+            f"def {name}(start, stop, words):\n"
+            f"    a = carray(pointer(words, np.int64), ({max(place, 1)},))\n"
+            f"    inner(start, stop, {', '.join(words)})\n"
+        )
+        names: dict[str, Any] = {
+            "np": np, "carray": carray, "pointer": native.pointer, "int_as_double": native.int_as_double, "inner": compiled(self.function),
+            "__name__": self.function.__module__,
+        }  # fmt: skip
+        exec(compile(source, self.function.__code__.co_filename, "exec"), names)
+        signature = types.void(types.int64, types.int64, types.int64)
+        options: dict[str, Any] = {"nopython": True, "error_model": "numpy", "fastmath": FAST}
+        try:
+            self.held = cfunc(signature, cache=True, **options)(names[name])
+        except RuntimeError as error:
+            if "cannot cache" not in str(error):
+                raise
+            machine().say_once("no folder for compiled kernels can be written: each run compiles them anew (NUMBA_CACHE_DIR can name one)")
+            self.held = cfunc(signature, **options)(names[name])
+        self.job = self.held.address
+
+
+kernel = Kernel
+
+
+class _Watch(Listener):  # type: ignore[misc]
+    """Numba tells when it compiles rather than loads."""
+
+    def on_start(self, event: Any) -> None:
+        machine().say_once("compiling kernels for this processor: once, for less than a minute")
+
+    def on_end(self, event: Any) -> None:
+        """Nothing to say."""
+
+
+register("numba:compile", _Watch())
+
+
+@cache
+def stamp() -> str:
+    """Short for the text of what every kernel is compiled with: Numba's cache looks at the kernel's own file alone."""
+    here = Path(__file__).parent
+    return hashlib.sha256(b"".join((here / f"{name}.py").read_bytes() for name in ("kernel", "native", "maths"))).hexdigest()[:12]

@@ -1,0 +1,129 @@
+"""Cross-entropy in one pass over a row; with the head's product, in pieces of rows whose logits are still in the cache.
+
+The fused form keeps softmax - onehot where the logits stood: its backward is two products. Formulas: minimoe/reference/loss.py.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minimoe.backend import Array
+from minimoe.reference.loss import IGNORE
+from minimoe_numba.arrays import as_rows, by_width, singles
+from minimoe_numba.kernel import F1, F2, I1, compiled, kernel
+from minimoe_numba.linear import multiply, shared_out
+from minimoe_numba.machine import machine
+from minimoe_numba.maths import ONE, ZERO, exp
+from minimoe_numba.native import call_sgemm
+from minimoe_numpy import NumpyBackend
+
+PLAIN, TRANSPOSED = 111, 112  # cblas names them so
+HEAD_ROWS = 128  # at least, to a piece of the fused form: the head's weight is read anew for each
+
+
+class Saved(NamedTuple):
+    """What the fused form keeps."""
+
+    x: Array  # [N,D]
+    weight: Array  # [V,D]
+    dlogits: Array  # [N,V]
+
+
+@compiled
+def logsumexp_of(z):  # type: ignore[no-untyped-def]
+    top = z[0]
+    for j in range(len(z)):
+        top = max(top, z[j])
+    total = ZERO
+    for j in range(len(z)):
+        total += exp(z[j] - top)
+    return top + np.log(total)
+
+
+@compiled
+def gradient_row(z, lse, target, factor, dz):  # type: ignore[no-untyped-def]
+    """factor * (softmax(z) - onehot(target))"""
+    for j in range(len(z)):
+        dz[j] = factor * exp(z[j] - lse)
+    dz[target] -= factor
+
+
+@kernel
+def losses(start: int, stop: int, logits: F2, targets: I1, ignore: int, loss: F1, logsumexp: F1) -> None:
+    for n in range(start, stop):
+        lse = logsumexp_of(logits[n])
+        logsumexp[n] = lse
+        loss[n] = lse - logits[n, targets[n]] if targets[n] != ignore else ZERO
+
+
+@kernel
+def loss_gradients(start: int, stop: int, logits: F2, targets: I1, ignore: int, logsumexp: F1, factor: float, dlogits: F2) -> None:
+    for n in range(start, stop):
+        if targets[n] == ignore:
+            dlogits[n] = ZERO * factor
+        else:
+            gradient_row(logits[n], logsumexp[n], targets[n], factor, dlogits[n])
+
+
+@kernel
+def head_losses(start: int, stop: int, sgemm: int, x: F2, weight: F2, targets: I1, ignore: int, loss: F1, dlogits: F2) -> None:
+    width, vocabulary = x.shape[1], weight.shape[0]
+    address = dlogits.ctypes.data + 4 * start * vocabulary
+    x_address = x.ctypes.data + 4 * start * width
+    call_sgemm(
+        sgemm, PLAIN, TRANSPOSED, stop - start, vocabulary, width, x_address, width, weight.ctypes.data, width, ZERO, address, vocabulary
+    )
+    for n in range(start, stop):
+        z = dlogits[n]
+        if targets[n] == ignore:
+            loss[n] = ZERO
+            z[:] = ZERO
+        else:
+            lse = logsumexp_of(z)
+            loss[n] = lse - z[targets[n]]
+            gradient_row(z, lse, targets[n], ONE, z)
+
+
+class FastLoss(NumpyBackend):
+    def cross_entropy(self, logits: Array, targets: Array, ignore: int = IGNORE) -> tuple[Array, Array, Array]:
+        if not singles(logits) or not logits.size:
+            return super().cross_entropy(logits, targets, ignore)
+        n, vocabulary = logits.shape
+        loss, logsumexp = np.empty(n, np.float32), np.empty(n, np.float32)
+        losses(n, by_width(vocabulary), as_rows(logits), np.ascontiguousarray(targets), ignore, loss, logsumexp)
+        return np.sum(loss), counted(targets, ignore), logsumexp
+
+    def cross_entropy_backward(self, dloss: Array, logits: Array, targets: Array, logsumexp: Array, ignore: int = IGNORE) -> Array:
+        if not singles(logits, logsumexp) or not logits.size:
+            return super().cross_entropy_backward(dloss, logits, targets, logsumexp, ignore)
+        n, vocabulary = logits.shape
+        dlogits = np.empty((n, vocabulary), np.float32)
+        lse = np.ascontiguousarray(logsumexp)
+        loss_gradients(n, by_width(vocabulary), as_rows(logits), np.ascontiguousarray(targets), ignore, lse, float(dloss), dlogits)
+        return dlogits
+
+    def linear_cross_entropy(self, x: Array, weight: Array, targets: Array, ignore: int = IGNORE) -> tuple[tuple[Array, Array], Any]:
+        blas = machine().blas
+        if blas is None or not singles(x, weight) or not (x.size and weight.size):
+            return super().linear_cross_entropy(x, weight, targets, ignore)
+        x, weight = as_rows(x), as_rows(weight)
+        loss, dlogits = np.empty(len(x), np.float32), np.empty((len(x), len(weight)), np.float32)
+        grain = max(HEAD_ROWS, shared_out(len(x)))
+        head_losses(len(x), grain, blas.sgemm, x, weight, np.ascontiguousarray(targets), ignore, loss, dlogits)
+        return (np.sum(loss), counted(targets, ignore)), Saved(x, weight, dlogits)
+
+    def linear_cross_entropy_backward(
+        self, dloss: Array, saved: Any, ignore: int = IGNORE, out: Array | None = None, accumulate: bool = False
+    ) -> tuple[Array, Array]:
+        if not isinstance(saved, Saved):
+            return super().linear_cross_entropy_backward(dloss, saved, ignore, out, accumulate)
+        x, weight, dlogits = saved
+        dx = np.empty(x.shape, np.float32)
+        multiply(dlogits, weight, dx)
+        dx *= dloss
+        return dx, self.linear_dw(dlogits, x * dloss, out, accumulate)
+
+
+def counted(targets: Array, ignore: int) -> Array:
+    """How many targets count, as a 0-d float32."""
+    return np.asarray(np.count_nonzero(targets != ignore), np.float32)

@@ -1,0 +1,127 @@
+"""Threads that share out the rows of a kernel: a worker beside the caller for each further core, all of it machine code.
+
+A job is a C function `job(start, stop, arguments)`, compiled by Numba. `Pool.run` cuts 0 .. n into pieces of `grain`, and every thread
+takes the next piece until none is left. A piece writes only what is its own, so it does not matter to a result who takes it.
+
+A worker is a Python thread inside a compiled function, where it holds no GIL. It watches a counter, so that handing it a job costs under a
+microsecond (`benchmarks/dispatch.py`; Python's locks take tens), and goes to sleep after some milliseconds without work.
+"""
+
+import ctypes
+import threading
+
+import numpy as np
+from numba import njit
+
+from minimoe_numba.native import call_job, fetch_add, load, pause, store, yield_core
+
+PIECES, SIZE, GRAIN, JOB, ARGUMENTS, DONE, QUIT = range(0, 7 * 64, 64)  # where a word lies: a cache line each, in bytes
+BITS = 32
+NEXT = (1 << BITS) - 1  # PIECES holds the next piece in its lower bits, and how many there are above them
+WATCH = 100_000  # looks at the counter before a worker sleeps: a few milliseconds
+PATIENCE = 2_000  # looks before it offers the core to others
+
+
+@njit("void(int64, int64)", nogil=True, cache=True)
+def work(control, word):  # type: ignore[no-untyped-def]
+    """Take pieces until none is left. The caller of `run` waits for every piece that was taken, so what describes the job stays."""
+    while word & NEXT < word >> BITS:
+        word = fetch_add(control + PIECES, 1)
+        piece = word & NEXT
+        if piece < word >> BITS:
+            grain = load(control + GRAIN)
+            start = piece * grain
+            call_job(load(control + JOB), start, min(start + grain, load(control + SIZE)), load(control + ARGUMENTS))
+            fetch_add(control + DONE, 1)
+
+
+@njit("void(int64, int64, int64, int64, int64)", nogil=True, cache=True)
+def run(control, job, n, grain, arguments):  # type: ignore[no-untyped-def]
+    """Offer a job to the workers, join in, and wait until the last piece is done."""
+    pieces = (n + grain - 1) // grain
+    if pieces == 1:
+        call_job(job, 0, n, arguments)
+        return
+    store(control + SIZE, n)
+    store(control + GRAIN, grain)
+    store(control + JOB, job)
+    store(control + ARGUMENTS, arguments)
+    store(control + DONE, 0)
+    store(control + PIECES, pieces << BITS)
+    work(control, pieces << BITS)
+    looks = 0
+    while load(control + DONE) < pieces:
+        pause()
+        looks += 1
+        if looks > PATIENCE:
+            yield_core()
+
+
+@njit("boolean(int64, int64)", nogil=True, cache=True)
+def watch(control, looks):  # type: ignore[no-untyped-def]
+    """Work as it is offered, until so many looks in a row were in vain.   -> False: the pool closes"""
+    idle = 0
+    while idle < looks:
+        word = load(control + PIECES)
+        if word & NEXT < word >> BITS:
+            work(control, word)
+            idle = 0
+        if load(control + QUIT):
+            return False
+        pause()
+        idle += 1
+        if idle > PATIENCE:
+            yield_core()
+    return True
+
+
+class Worker(threading.Thread):
+    """A thread that watches a pool's counter or sleeps."""
+
+    def __init__(self, control: int) -> None:
+        super().__init__(daemon=True, name="minimoe_numba worker")
+        self.control, self.asleep, self.bell = control, False, threading.Lock()
+        self.bell.acquire()
+        self.start()
+
+    def run(self) -> None:
+        while watch(self.control, WATCH):
+            self.asleep = True
+            self.bell.acquire()
+
+    def wake(self) -> None:
+        self.asleep = False
+        self.bell.release()
+
+
+class Pool:
+    """The threads of one process. `threads` counts the caller's."""
+
+    def __init__(self, threads: int) -> None:
+        self.memory = np.zeros(8 * 64, dtype=np.int64)
+        self.control = -(-self.memory.ctypes.data // 64) * 64
+        self.busy = threading.Lock()  # one job at a time: another Python thread that has one meanwhile does it alone
+        self.threads, self.workers = threads, [Worker(self.control) for _ in range(threads - 1)]
+
+    def run(self, job: int, n: int, grain: int, arguments: int) -> None:
+        """job(start, stop, arguments) for all pieces of 0 .. n."""
+        if n <= 0:
+            return
+        if grain >= n or not self.workers or not self.busy.acquire(blocking=False):
+            run(self.control, job, n, n, arguments)
+            return
+        try:
+            for worker in self.workers:
+                if worker.asleep:
+                    worker.wake()
+            run(self.control, job, n, grain, arguments)
+        finally:
+            self.busy.release()
+
+    def close(self) -> None:
+        """End the workers, after their last job."""
+        ctypes.c_int64.from_address(self.control + QUIT).value = 1
+        for worker in self.workers:
+            if worker.asleep:
+                worker.wake()
+            worker.join()
