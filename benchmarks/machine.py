@@ -14,7 +14,7 @@ def machine() -> dict[str, Any]:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     processor = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     facts = {"date": time.strftime("%Y-%m-%d"), "processor": processor, "cores": os.cpu_count(), "python": platform.python_version()}
-    for package in ("numpy", "torch", "transformers"):
+    for package in ("numpy", "numba", "mkl", "torch", "transformers"):
         try:
             facts[package] = version(package)
         except PackageNotFoundError:

@@ -1,11 +1,13 @@
 """The decoder of minimoe's Transformer as PyTorch people write it: the peer of the benchmarks and of the live parity tests.
 
-Parameters have minimoe's names, shapes and orientation, so `load_arrays(model, minimoe_model.state_dict())` is strict. Attention goes
-through `scaled_dot_product_attention`; the routed layer comes in the two styles that people write by hand: a loop over experts that
-gathers each expert's tokens ("loop"), and tokens sorted by expert once, then one contiguous slice an expert ("sorted").
+Parameters have minimoe's names, shapes and orientation, so `load_arrays(model, minimoe_model.state_dict())` is strict; with
+`separate_experts` the experts' stacks are lists of one parameter an expert. Attention goes through `scaled_dot_product_attention`. The
+routed layer comes in the three styles that people write: a loop over experts that gathers each expert's tokens ("loop"), tokens sorted
+by expert once, then one contiguous slice an expert ("sorted"), or all slices in one `grouped_mm` ("grouped"; needs the stacks).
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from minimoe.config import ModelConfig, MoEConfig
 from minimoe.errors import ConfigError
 
-MoEStyle = Literal["sorted", "loop"]
+MoEStyle = Literal["sorted", "loop", "grouped"]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -115,108 +117,128 @@ class FeedForward(nn.Module):
 
 
 class Router(nn.Module):
-    """softmax over all experts, the k largest, over their sum if `norm_topk_prob` (Jiang et al. 2024); logits in at least float32."""
+    """softmax over all experts, the k largest, over their sum if `norm_topk_prob` (Jiang et al. 2024); logits in at least float32.
 
-    def __init__(self, d_model: int, moe: MoEConfig) -> None:
+    Its loss is the layer's share of the model's: the balance loss E * sum_i f_i P_i summed over layers, mean logsumexp(z)^2 averaged.
+    """
+
+    def __init__(self, config: ModelConfig, moe: MoEConfig) -> None:
         super().__init__()
+        assert moe.aux_loss_coef is not None
         self.n_experts, self.k = moe.n_experts, moe.k
         self.norm = moe.norm_topk_prob and moe.router == "softmax_topk"
-        self.weight = nn.Parameter(torch.empty(moe.n_experts, d_model))
+        self.balance_coef, self.z_coef = moe.aux_loss_coef, moe.z_loss_coef / len(config.moe_layers())
+        self.weight = nn.Parameter(torch.empty(moe.n_experts, config.d_model))
         self.bias = nn.Parameter(torch.zeros(moe.n_experts)) if moe.router_bias else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """x [N, D] -> weights [N, K], ids [N, K], balance loss E * sum_i f_i P_i, z-loss mean logsumexp(z)^2"""
+        """x [N, D] -> weights [N, K], ids [N, K], tokens of each expert [E] (floats), loss"""
         dtype = torch.promote_types(x.dtype, torch.float32)
         logits = F.linear(x.to(dtype), self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
         p = logits.softmax(dim=-1)
         weights, ids = p.topk(self.k, dim=-1)
         if self.norm:
             weights = weights / weights.sum(dim=-1, keepdim=True)
-        fraction = torch.bincount(ids.flatten(), minlength=self.n_experts).to(dtype) / ids.numel()
-        return weights, ids, self.n_experts * (fraction * p.mean(dim=0)).sum(), logits.logsumexp(dim=-1).square().mean()
+        counts = torch.histc(ids.to(dtype), bins=self.n_experts, min=0, max=self.n_experts - 1)  # bincount, which cannot be compiled
+        loss = (self.balance_coef * self.n_experts / ids.numel()) * (counts * p.mean(dim=0)).sum()
+        if self.z_coef:
+            loss = loss + self.z_coef * logits.logsumexp(dim=-1).square().mean()
+        return weights, ids, counts, loss
 
 
 class Experts(nn.Module):
-    """E FFNs with stacked weights. `unbind` splits a stack once a forward, so that its gradient is stacked once, not padded E times."""
+    """E FFNs, their weights stacked, or `separate`: a parameter an expert, so that no gradient has to be stacked."""
 
-    def __init__(self, config: ModelConfig, n_experts: int) -> None:
+    def __init__(self, config: ModelConfig, n_experts: int, separate: bool) -> None:
         super().__init__()
         self.activation = config.activation
         d, h = config.d_model, config.expert_hidden
-        up_rows = 2 * h if self.activation == "swiglu" else h
-        up_name = "gate_up" if self.activation == "swiglu" else "up"
-        self.names = [f"{up_name}_proj", "down_proj"] + ([f"{up_name}_bias", "down_bias"] if config.bias else [])
-        self.register_parameter(f"{up_name}_proj", nn.Parameter(torch.empty(n_experts, up_rows, d)))
-        self.register_parameter("down_proj", nn.Parameter(torch.empty(n_experts, d, h)))
+        up, rows = ("gate_up", 2 * h) if self.activation == "swiglu" else ("up", h)
+        shapes: dict[str, tuple[int, ...]] = {f"{up}_proj": (rows, d), "down_proj": (d, h)}
         if config.bias:
-            self.register_parameter(f"{up_name}_bias", nn.Parameter(torch.zeros(n_experts, up_rows)))
-            self.register_parameter("down_bias", nn.Parameter(torch.zeros(n_experts, d)))
+            shapes |= {f"{up}_bias": (rows,), "down_bias": (d,)}
+        self.names = list(shapes)
+        for name, shape in shapes.items():
+            if separate:
+                self.add_module(name, nn.ParameterList(nn.Parameter(torch.empty(shape)) for _ in range(n_experts)))
+            else:
+                self.register_parameter(name, nn.Parameter(torch.empty(n_experts, *shape)))
 
-    def unbind(self) -> list[tuple[Tensor, ...]]:
-        """For each expert its up weight, down weight and, with biases, their biases."""
-        return list(zip(*(self.get_parameter(name).unbind(0) for name in self.names), strict=True))
+    def each(self) -> list[tuple[Tensor, ...]]:
+        """For each expert its up weight, down weight and, with biases, their biases. A stack is split once a forward."""
+        parts = (getattr(self, name) for name in self.names)
+        return list(zip(*(part if isinstance(part, nn.ParameterList) else part.unbind(0) for part in parts), strict=True))
 
     def one(self, x: Tensor, up: Tensor, down: Tensor, up_bias: Tensor | None = None, down_bias: Tensor | None = None) -> Tensor:
         return F.linear(activate(self.activation, F.linear(x, up, up_bias)), down, down_bias)
+
+    def grouped(self, rows: Tensor, counts: Tensor) -> Tensor:
+        """All experts in two grouped products.   rows [R, D] in expert order, tokens of each expert [E] -> [R, D]"""
+        up, down = (getattr(self, name).transpose(-2, -1) for name in self.names)
+        ends = counts.cumsum(0).to(torch.int32)
+        return F.grouped_mm(activate(self.activation, F.grouped_mm(rows, up, offs=ends)), down, offs=ends)
 
 
 class MoE(nn.Module):
     """The routed layer, dropless: y = sum over a token's experts of weight * expert(x), plus the shared experts."""
 
-    def __init__(self, config: ModelConfig, style: MoEStyle) -> None:
+    def __init__(self, config: ModelConfig, style: MoEStyle, separate: bool) -> None:
         super().__init__()
         assert config.moe is not None
-        self.style, self.k, self.n_experts = style, config.moe.k, config.moe.n_experts
-        self.router = Router(config.d_model, config.moe)
-        self.experts = Experts(config, config.moe.n_experts)
+        self.style, self.k = style, config.moe.k
+        self.router = Router(config, config.moe)
+        self.experts = Experts(config, config.moe.n_experts, separate)
         shared = config.moe.n_shared_experts
         self.shared = FeedForward(config, shared * config.expert_hidden) if shared else None
+        self.mix = self.loop if style == "loop" else self.sorted
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x [B, T, D] -> y [B, T, D], balance loss, z-loss"""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x [B, T, D] -> y [B, T, D], the router's loss"""
         flat = x.reshape(-1, x.shape[-1])  # (N, D)
-        weights, ids, balance, z = self.router(flat)
-        mix = self.sorted if self.style == "sorted" else self.loop
-        y = mix(flat, weights.to(flat.dtype), ids).view_as(x)
-        return (y if self.shared is None else y + self.shared(x)), balance, z
+        weights, ids, counts, loss = self.router(flat)
+        y = self.mix(flat, weights.to(flat.dtype), ids, counts).view_as(x)
+        return (y if self.shared is None else y + self.shared(x)), loss
 
-    def sorted(self, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+    def sorted(self, x: Tensor, weights: Tensor, ids: Tensor, counts: Tensor) -> Tensor:
         order = ids.flatten().argsort(stable=True)  # (R,) slots n*K + j in expert order
         token = order // self.k
-        counts = torch.bincount(ids.flatten(), minlength=self.n_experts).tolist()
-        slices = torch.split(x.index_select(0, token), counts)
-        rows = torch.cat([self.experts.one(part, *w) for part, w in zip(slices, self.experts.unbind(), strict=True)])
+        rows = x.index_select(0, token)
+        if self.style == "grouped":
+            rows = self.experts.grouped(rows, counts)
+        else:
+            slices = torch.split(rows, counts.long().tolist())
+            rows = torch.cat([self.experts.one(part, *w) for part, w in zip(slices, self.experts.each(), strict=True)])
         rows = rows * weights.flatten().index_select(0, order)[:, None]
-        return torch.zeros_like(x).index_add(0, token, rows)
+        return torch.zeros_like(x).index_add_(0, token, rows)
 
-    def loop(self, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+    def loop(self, x: Tensor, weights: Tensor, ids: Tensor, counts: Tensor) -> Tensor:
         y = torch.zeros_like(x)
-        for expert, parameters in enumerate(self.experts.unbind()):
+        for expert, parameters in enumerate(self.experts.each()):
             token, slot = torch.where(ids == expert)
-            y = y.index_add(0, token, self.experts.one(x[token], *parameters) * weights[token, slot, None])
+            y.index_add_(0, token, self.experts.one(x[token], *parameters) * weights[token, slot, None])
         return y
 
 
 class Block(nn.Module):
     """x + attention(norm(x)), then x + ffn(norm(x))."""
 
-    def __init__(self, config: ModelConfig, layer: int, rotary: Rotary | None, style: MoEStyle) -> None:
+    def __init__(self, config: ModelConfig, layer: int, rotary: Rotary | None, style: MoEStyle, separate: bool) -> None:
         super().__init__()
         self.attention_norm = make_norm(config)
         self.attention = Attention(config, layer, rotary)
         self.ffn_norm = make_norm(config)
         self.routed = layer in config.moe_layers()
         if self.routed:
-            self.moe = MoE(config, style)
+            self.moe = MoE(config, style, separate)
         else:
             self.ffn = FeedForward(config, config.d_hidden)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         x = x + self.attention(self.attention_norm(x))
         if not self.routed:
-            return x + self.ffn(self.ffn_norm(x)), None, None
-        y, balance, z = self.moe(self.ffn_norm(x))
-        return x + y, balance, z
+            return x + self.ffn(self.ffn_norm(x)), None
+        y, loss = self.moe(self.ffn_norm(x))
+        return x + y, loss
 
 
 class TorchTransformer(nn.Module):
@@ -225,15 +247,17 @@ class TorchTransformer(nn.Module):
     Raises `ConfigError` for what this peer does not have (encoders, dropout, capacity, the other routers).
     """
 
-    def __init__(self, config: ModelConfig, moe_style: MoEStyle = "sorted") -> None:
+    def __init__(self, config: ModelConfig, moe_style: MoEStyle = "sorted", separate_experts: bool = False) -> None:
         super().__init__()
         check_supported(config)
+        if moe_style == "grouped" and (separate_experts or config.bias):
+            raise ConfigError("moe_style = 'grouped' multiplies stacked experts without biases")
         assert config.vocab_size is not None
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.d_model)
         self.positions = nn.Embedding(config.max_seq_len, config.d_model) if config.position == "learned" else None
         rotary = Rotary(config.head_width, config.max_seq_len, config.rope_theta) if config.position == "rope" else None
-        self.blocks = nn.ModuleList(Block(config, layer, rotary, moe_style) for layer in range(config.n_layers))
+        self.blocks = nn.ModuleList(Block(config, layer, rotary, moe_style, separate_experts) for layer in range(config.n_layers))
         self.norm = make_norm(config)
         self.head = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.init_weights()
@@ -243,6 +267,7 @@ class TorchTransformer(nn.Module):
         """Normal of `init_std`, the projections into the residual stream over sqrt(2L); norms one, biases zero   (Radford et al. 2019)"""
         residual_std = self.config.init_std / math.sqrt(2 * self.config.n_layers)
         for name, parameter in self.named_parameters():
+            name = stacked_name(name)
             if name.endswith("router.bias"):
                 assert self.config.moe is not None
                 parameter.normal_(0.0, self.config.moe.router_bias_std)
@@ -253,19 +278,18 @@ class TorchTransformer(nn.Module):
             else:
                 parameter.normal_(0.0, residual_std if "o_proj" in name or "down_proj" in name else self.config.init_std)
 
-    def run_blocks(self, tokens: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """tokens [B, T] -> logits [B, T, V], and of each routed layer the balance loss and the z-loss"""
+    def run_blocks(self, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """tokens [B, T] -> logits [B, T, V], and of each routed layer its loss"""
         x = self.embed(tokens)
         if self.positions is not None:
             x = x + self.positions.weight[: tokens.shape[1]]
-        balance_losses, z_losses = [], []
+        losses = []
         for block in self.blocks:
-            x, balance, z = block(x)
-            if balance is not None:
-                balance_losses.append(balance)
-                z_losses.append(z)
+            x, loss = block(x)
+            if loss is not None:
+                losses.append(loss)
         head = self.embed.weight if self.head is None else self.head.weight
-        return F.linear(self.norm(x), head), balance_losses, z_losses
+        return F.linear(self.norm(x), head), losses
 
     def logits(self, tokens: Tensor) -> Tensor:
         """tokens [B, T] -> [B, T, V]"""
@@ -273,15 +297,10 @@ class TorchTransformer(nn.Module):
 
     def forward(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """tokens, targets [B, T] -> mean cross-entropy in nats (targets of -100 left out), weighted router loss (0 without experts)"""
-        logits, balance_losses, z_losses = self.run_blocks(tokens)
+        logits, losses = self.run_blocks(tokens)
         dtype = torch.promote_types(logits.dtype, torch.float32)
         cross_entropy = F.cross_entropy(logits.flatten(0, 1).to(dtype), targets.flatten())
-        if not balance_losses:
-            return cross_entropy, cross_entropy.new_zeros(())
-        moe = self.config.moe
-        assert moe is not None and moe.aux_loss_coef is not None
-        aux, z = torch.stack(balance_losses).sum(), torch.stack(z_losses).mean()  # "switch": summed over layers
-        return cross_entropy, moe.aux_loss_coef * aux + moe.z_loss_coef * z
+        return cross_entropy, torch.stack(losses).sum() if losses else cross_entropy.new_zeros(())
 
 
 def check_supported(config: ModelConfig) -> None:
@@ -305,6 +324,18 @@ def check_supported(config: ModelConfig) -> None:
         raise ConfigError(f"the PyTorch peer is a dropless pre-norm decoder without dropout; it has no {', no '.join(wrong)}")
 
 
+def stacked_name(name: str) -> str:
+    """The name of the stack that one expert's parameter belongs to; any other name as it is."""
+    return re.sub(r"(\.experts\.\w+)\.\d+$", r"\1", name)
+
+
 def load_arrays(model: nn.Module, arrays: Mapping[str, Any]) -> None:
     """Strictly load minimoe's arrays by name; PyTorch's error names what is missing, unexpected or of the wrong shape."""
-    model.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()}, strict=True)
+    state: dict[str, Tensor] = {}
+    separate = {stacked_name(name) for name in model.state_dict() if stacked_name(name) != name}
+    for name, array in arrays.items():
+        if name in separate:
+            state |= {f"{name}.{expert}": torch.tensor(part) for expert, part in enumerate(array)}
+        else:
+            state[name] = torch.tensor(array)
+    model.load_state_dict(state, strict=True)
