@@ -7,6 +7,7 @@ reference, run on its own arrays. `load("numpy")` finds the built-in ones by a t
 
 import inspect
 import os
+import sys
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
@@ -159,7 +160,10 @@ def load(name: str = "auto") -> Backend:
     if name == "auto":
         return _first_that_runs()
     if name in BUILT_IN and find_spec(BUILT_IN[name]):
-        backend = import_module(BUILT_IN[name]).backend()
+        try:
+            backend = import_module(BUILT_IN[name]).backend()
+        except ImportError as error:
+            raise BackendUnavailable(f"backend {name} does not run here: {error}") from error
     else:
         found = [entry for entry in entry_points(group="minimoe.backends") if entry.name == name]
         if not found:
@@ -182,8 +186,9 @@ def _first_that_runs() -> Backend:
         if name in available():
             try:
                 return load(name)
-            except BackendUnavailable:
-                continue
+            except BackendUnavailable as error:
+                if name == "numba":  # it runs everywhere but where an installation is broken; a GPU is absent more often than not
+                    print(f"minimoe: {error}; numpy, the slower one, is used", file=sys.stderr)
     raise UserError("no backend runs here")
 
 

@@ -61,7 +61,11 @@ class Cache:
 
 
 class Block(Module):
-    """Attention, then a feed-forward layer; in between the residual stream.   x [B,T,D] -> [B,T,D], stats of a routed layer or None"""
+    """Attention, then a feed-forward layer, around the residual stream x [B,T,D].
+
+    What a layer gives is added where the next norm reads the stream, in one pass: so a block takes the stream and what is still to be added
+    to it (`delta`, or None), and gives both, and the stats of a routed layer or None.
+    """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         c = config
@@ -82,18 +86,21 @@ class Block(Module):
         self.attention_dropout = Dropout(c.dropout, "attention")
         self.ffn_dropout = Dropout(c.dropout, "ffn")
 
-    def __call__(self, x: Tensor, call: Call, layer: int) -> tuple[Tensor, MoEStats | None]:
-        h = self.attention_norm(x) if self.pre else x
+    def __call__(self, x: Tensor, delta: Tensor | None, call: Call, layer: int) -> tuple[Tensor, Tensor | None, MoEStats | None]:
+        if self.pre:
+            x, h = (x, self.attention_norm(x)) if delta is None else self.attention_norm.after_add(x, delta)
+        else:
+            h = x
         cache = None if call.cache is None else call.cache.layers[layer]
         a = self.attention(h, call.positions, call.valid, call.rng, cache, call.k_positions)
         a = self.attention_dropout(a, call.rng)
         if self.pre:
             x, h = self.ffn_norm.after_add(x, a)
             y, stats = self._feed_forward(h, call)
-            return x + y, stats
+            return x, y, stats
         _, x = self.attention_norm.after_add(x, a)
         y, stats = self._feed_forward(x, call)
-        return self.ffn_norm.after_add(x, y)[1], stats
+        return self.ffn_norm.after_add(x, y)[1], None, stats
 
     def _feed_forward(self, h: Tensor, call: Call) -> tuple[Tensor, MoEStats | None]:
         stats = None
@@ -210,15 +217,17 @@ class Transformer(Module):
     ) -> tuple[Tensor, list[MoEStats]]:  # fmt: skip
         """The last hidden states, normalised, and the stats of each routed layer.   -> [B,T,D], stats"""
         x, call = self._embed(tokens, attention_mask, positions, token_types, cache, rng)
-        stats = []
+        stats, delta = [], None
         for layer, block in enumerate(self.blocks):
             if recompute_blocks:
-                x, layer_stats = _recomputed(block, x, call, layer)
+                x, delta, layer_stats = _recomputed(block, x if delta is None else x + delta, call, layer)
             else:
-                x, layer_stats = block(x, call, layer)
+                x, delta, layer_stats = block(x, delta, call, layer)
             if layer_stats is not None:
                 stats.append(layer_stats)
-        return (self.norm(x) if self.config.norm_position == "pre" else x), stats
+        if self.config.norm_position == "pre":
+            x = self.norm(x) if delta is None else self.norm.after_add(x, delta)[1]
+        return x, stats
 
     def loss(
         self, tokens: Any, targets: Any, attention_mask: Any = None, positions: Any = None, token_types: Any = None,
@@ -336,16 +345,16 @@ class Transformer(Module):
             layer.update_balance(count, ok)
 
 
-def _recomputed(block: Block, x: Tensor, call: Call, layer: int) -> tuple[Tensor, MoEStats | None]:
+def _recomputed(block: Block, x: Tensor, call: Call, layer: int) -> tuple[Tensor, Tensor | None, MoEStats | None]:
     """A block whose inner activations are not kept; its differentiable statistics stay differentiable."""
 
     def run(x: Tensor) -> tuple[Any, ...]:
-        y, stats = block(x, call, layer)
+        y, delta, stats = block(x, None, call, layer)
         if stats is None:
-            return y, None
-        return y, stats, stats.loss, stats.aux_loss, stats.z_loss, stats.prob_sum
+            return y, delta, None
+        return y, delta, stats, stats.loss, stats.aux_loss, stats.z_loss, stats.prob_sum
 
-    y, stats, *tensors = recompute(run, x)
+    y, delta, stats, *tensors = recompute(run, x)
     if stats is None:
-        return y, None
-    return y, replace(stats, **dict(zip(("loss", "aux_loss", "z_loss", "prob_sum"), tensors, strict=True)))
+        return y, delta, None
+    return y, delta, replace(stats, **dict(zip(("loss", "aux_loss", "z_loss", "prob_sum"), tensors, strict=True)))
