@@ -9,24 +9,30 @@ from collections.abc import Callable
 from minimoe.backend import Backend
 from minimoe_numba.activation import FastActivation
 from minimoe_numba.attention import FastAttention
+from minimoe_numba.compiling import news, to_stderr
+from minimoe_numba.embedding import FastEmbedding
 from minimoe_numba.expert import FastExpert
 from minimoe_numba.linear import FastLinear
 from minimoe_numba.loss import FastLoss
-from minimoe_numba.machine import machine, to_stderr
+from minimoe_numba.machine import machine
 from minimoe_numba.norm import FastNorm
 from minimoe_numba.optimizer import FastOptimizer
+from minimoe_numba.random import FastRandom
+from minimoe_numba.rope import FastRope
 from minimoe_numpy.memory import keep_freed_memory
 
 __all__ = ["NumbaBackend", "backend"]
 
 
-class NumbaBackend(FastNorm, FastActivation, FastLinear, FastAttention, FastExpert, FastLoss, FastOptimizer):
+class NumbaBackend(
+    FastNorm, FastActivation, FastRope, FastLinear, FastAttention, FastExpert, FastLoss, FastEmbedding, FastRandom, FastOptimizer
+):  # fmt: skip
     """NumPy's arrays, Numba's kernels."""
 
     name = "numba"
 
     def tell(self, listener: Callable[[str], None] | None) -> None:
-        machine().say = listener or to_stderr
+        news.listener = listener or to_stderr
 
     def use_threads(self, count: int) -> None:
         machine().use_threads(count)

@@ -27,8 +27,8 @@ def as_rows(x: Array) -> Array:
 
 
 def result(out: Array | None, shape: tuple[int, ...]) -> Array:
-    """Where a kernel writes: `out` where it can write there, else fresh memory (for `store` to copy)."""
-    if out is not None and out.flags.c_contiguous and out.dtype == FLOAT32:
+    """Where a kernel writes: `out` where it can write there, else fresh memory (for `store` to copy, or to refuse)."""
+    if out is not None and out.shape == shape and out.flags.c_contiguous and out.dtype == FLOAT32:
         return out
     return np.empty(shape, np.float32)
 

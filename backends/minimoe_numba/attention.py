@@ -13,7 +13,8 @@ import numpy as np
 from minimoe.backend import Array
 from minimoe.reference.random import Draw
 from minimoe_numba.arrays import NO_BOOLS, NO_FLOATS, singles
-from minimoe_numba.kernel import B2, F1, F3, F4, I2, address, compiled, kernel
+from minimoe_numba.compiling import compiled
+from minimoe_numba.kernel import B2, F1, F3, F4, I2, address, kernel
 from minimoe_numba.machine import machine
 from minimoe_numba.maths import INFINITY, ONE, ZERO, exp
 from minimoe_numba.native import call_sgemm, floats_at

@@ -15,11 +15,12 @@ import numpy as np
 from minimoe.backend import Array
 from minimoe.reference.expert import ExpertWeights
 from minimoe.reference.routing import Plan
-from minimoe_numba.activation import KINDS, activate_rows, activate_rows_backward
+from minimoe_numba.activation import KINDS, SWIGLU, activate_rows, activate_rows_backward
 from minimoe_numba.arrays import as_rows, optional, result, singles
-from minimoe_numba.kernel import F1, F2, F3, I1, compiled, kernel
+from minimoe_numba.compiling import compiled
+from minimoe_numba.kernel import F1, F2, F3, I1, kernel
 from minimoe_numba.machine import machine
-from minimoe_numba.maths import ONE, ZERO
+from minimoe_numba.maths import ONE, ZERO, sigmoid
 from minimoe_numba.native import call_sgemm
 from minimoe_numpy import NumpyBackend as FastRouting
 
@@ -81,6 +82,35 @@ def add_bias(y, bias):  # type: ignore[no-untyped-def]
             y[r, d] += bias[d]
 
 
+@compiled
+def swiglu_row_backward(dhidden, x, weight, weighted, dx):  # type: ignore[no-untyped-def]
+    """All that the backward needs of a row, in one pass: weighted = weight * hidden, dx.   -> <hidden, dhidden>"""
+    width = len(dhidden)
+    total = ZERO
+    for d in range(width):
+        gate, up, dh = x[d], x[width + d], dhidden[d]
+        s = sigmoid(gate)
+        silu = gate * s
+        hidden = silu * up
+        total += hidden * dh
+        weighted[d] = weight * hidden
+        dh *= weight
+        dx[d] = dh * up * (s + silu * (ONE - s))
+        dx[width + d] = dh * silu
+    return total
+
+
+@compiled
+def weigh_row(dhidden, weight, hidden):  # type: ignore[no-untyped-def]
+    """Both times the weight, in place.   -> <hidden, dhidden> before"""
+    total = ZERO
+    for d in range(len(hidden)):
+        total += hidden[d] * dhidden[d]
+        hidden[d] *= weight
+        dhidden[d] *= weight
+    return total
+
+
 @kernel
 def expert_blocks(
     start: int, stop: int, sgemm: int, x: F2, order: I1, slots: int, offsets: I1, up: F3, down: F3, up_bias: F2, down_bias: F2, kind: int,
@@ -126,22 +156,20 @@ def expert_blocks_backward(
             sgemm, PLAIN, PLAIN, m, hidden_width, width, at(dy_rows, first), width, matrix_at(down, e), hidden_width, ZERO,
             dhidden.ctypes.data, hidden_width,
         )  # fmt: skip
-        hidden = weighted[first:last]
-        activate_rows(before[first:last], hidden, kind, limit)
-        for r in range(m):
-            slot = order[first + r]
-            weight = gate_weights[slot]
-            total = ZERO
-            for d in range(hidden_width):
-                total += hidden[r, d] * dhidden[r, d]
+        if kind != SWIGLU or limit != ZERO:
+            activate_rows(before[first:last], weighted[first:last], kind, limit)
+        for r in range(first, last):
+            slot = order[r]
+            if kind == SWIGLU and limit == ZERO:
+                total = swiglu_row_backward(dhidden[r - first], before[r], gate_weights[slot], weighted[r], dbefore[r])
+            else:
+                total = weigh_row(dhidden[r - first], gate_weights[slot], weighted[r])
             if down_bias.size:
                 for d in range(width):
-                    total += down_bias[e, d] * dy_rows[first + r, d]
+                    total += down_bias[e, d] * dy_rows[r, d]
             dgate[slot] = total
-            for d in range(hidden_width):
-                hidden[r, d] *= weight
-                dhidden[r, d] *= weight
-        activate_rows_backward(dhidden, before[first:last], dbefore[first:last], kind, limit)
+        if kind != SWIGLU or limit != ZERO:
+            activate_rows_backward(dhidden, before[first:last], dbefore[first:last], kind, limit)
         call_sgemm(sgemm, PLAIN, PLAIN, m, width, both, at(dbefore, first), both, matrix_at(up, e), width, ZERO, at(drows, first), width)
 
 

@@ -28,11 +28,11 @@ from typing import Annotated, Any, TypeAlias, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
-from numba import carray, cfunc, njit
+from numba import carray, cfunc
 from numba.core import types
-from numba.core.event import Listener, register
 
 from minimoe_numba import native
+from minimoe_numba.compiling import FAST, compiled, kept
 from minimoe_numba.machine import machine
 
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -46,10 +46,6 @@ D1: TypeAlias = Annotated[npt.NDArray[np.float64], "float64", 1]
 L1: TypeAlias = Annotated[npt.NDArray[np.int64], "int64", 1]
 B1: TypeAlias = Annotated[npt.NDArray[np.bool_], "bool", 1]
 B2: TypeAlias = Annotated[npt.NDArray[np.bool_], "bool", 2]
-
-FAST = {"reassoc", "contract", "nsz"}  # sums may be split over a vector's lanes; NaN and infinity stay what they are
-compiled = njit(error_model="numpy", fastmath=FAST, no_cpython_wrapper=True, no_cfunc_wrapper=True)
-"""For functions that kernels call."""
 
 MAX_WORDS = 128  # of 8 bytes: what the arguments of one call take
 DATA = ctypes.sizeof(ctypes.c_void_p) * 2  # where CPython keeps the address of an array's numbers, behind count and type
@@ -168,34 +164,15 @@ class Kernel:
         exec(compile(source, self.function.__code__.co_filename, "exec"), names)
         signature = types.void(types.int64, types.int64, types.int64)
         options: dict[str, Any] = {"nopython": True, "error_model": "numpy", "fastmath": FAST}
-        try:
-            self.held = cfunc(signature, cache=True, **options)(names[name])
-        except RuntimeError as error:
-            if "cannot cache" not in str(error):
-                raise
-            machine().say_once("no folder for compiled kernels can be written: each run compiles them anew (NUMBA_CACHE_DIR can name one)")
-            self.held = cfunc(signature, **options)(names[name])
+        self.held = kept(lambda cache: cfunc(signature, cache=cache, **options)(names[name]))
         self.job = self.held.address
 
 
 kernel = Kernel
 
 
-class _Watch(Listener):  # type: ignore[misc]
-    """Numba tells when it compiles rather than loads."""
-
-    def on_start(self, event: Any) -> None:
-        machine().say_once("compiling kernels for this processor: once, for less than a minute")
-
-    def on_end(self, event: Any) -> None:
-        """Nothing to say."""
-
-
-register("numba:compile", _Watch())
-
-
 @cache
 def stamp() -> str:
     """Short for the text of what every kernel is compiled with: Numba's cache looks at the kernel's own file alone."""
     here = Path(__file__).parent
-    return hashlib.sha256(b"".join((here / f"{name}.py").read_bytes() for name in ("kernel", "native", "maths"))).hexdigest()[:12]
+    return hashlib.sha256(b"".join((here / f"{name}.py").read_bytes() for name in ("compiling", "kernel", "native", "maths"))).hexdigest()[:12]

@@ -6,7 +6,7 @@ import numpy as np
 from numba import carray
 
 from minimoe.backend import Array
-from minimoe_numba.arrays import optional, singles
+from minimoe_numba.arrays import optional, result, singles
 from minimoe_numba.kernel import F1, address, kernel
 from minimoe_numba.machine import machine
 from minimoe_numba.native import call_sgemm, pointer
@@ -68,17 +68,12 @@ def fit(x: Array) -> Array:
     return x if good else np.ascontiguousarray(x)
 
 
-def target(out: Array | None, shape: tuple[int, ...]) -> Array:
-    """`out`, where a product can be written into it, else fresh memory."""
-    return out if out is not None and out.flags.c_contiguous and singles(out) else np.empty(shape, np.float32)
-
-
 class FastLinear(NumpyBackend):
     def linear(self, x: Array, weight: Array, bias: Array | None = None, out: Array | None = None) -> Array:
         if not self._multiplies(x, weight, bias):
             return super().linear(x, weight, bias, out)
         shape = (*x.shape[:-1], weight.shape[0])
-        y = target(out, shape)
+        y = result(out, shape)
         multiply(fit(x), fit(weight), y.reshape(-1, shape[-1]), trans_b=1, bias=bias)
         return y if y is out else self.store(y, out)
 
@@ -86,14 +81,14 @@ class FastLinear(NumpyBackend):
         if not self._multiplies(dy, weight):
             return super().linear_dx(dy, weight, out)
         shape = (*dy.shape[:-1], weight.shape[1])
-        dx = target(out, shape)
+        dx = result(out, shape)
         multiply(fit(dy), fit(weight), dx.reshape(-1, shape[-1]))
         return dx if dx is out else self.store(dx, out)
 
     def linear_dw(self, dy: Array, x: Array, out: Array | None = None, accumulate: bool = False) -> Array:
         if not self._multiplies(dy, x):
             return super().linear_dw(dy, x, out, accumulate)
-        dw = target(out, (dy.shape[-1], x.shape[-1]))
+        dw = result(out, (dy.shape[-1], x.shape[-1]))
         multiply(fit(dy), fit(x), dw, trans_a=1, beta=float(accumulate and dw is out))
         return dw if dw is out else self.store(dw, out, accumulate)
 

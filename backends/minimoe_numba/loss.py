@@ -10,7 +10,8 @@ import numpy as np
 from minimoe.backend import Array
 from minimoe.reference.loss import IGNORE
 from minimoe_numba.arrays import as_rows, by_width, singles
-from minimoe_numba.kernel import F1, F2, I1, compiled, kernel
+from minimoe_numba.compiling import compiled
+from minimoe_numba.kernel import F1, F2, I1, kernel
 from minimoe_numba.linear import multiply, shared_out
 from minimoe_numba.machine import machine
 from minimoe_numba.maths import ONE, ZERO, exp

@@ -1,8 +1,6 @@
-"""What the kernels of one process share: the threads, the matrix product, and whom to tell what takes time."""
+"""What the kernels of one process share: the threads and the matrix product."""
 
 import os
-import sys
-from collections.abc import Callable
 
 from minimoe_numba.blas import Blas, find_blas
 from minimoe_numba.pool import Pool
@@ -12,17 +10,8 @@ class Machine:
     """Made on first use; after a fork anew, since threads do not survive one."""
 
     def __init__(self) -> None:
-        self.process = os.getpid()
         self.blas: Blas | None = find_blas()
         self.pool = Pool(default_threads())
-        self.said: set[str] = set()
-        self.say: Callable[[str], None] = to_stderr
-
-    def say_once(self, text: str) -> None:
-        """Tell the user, once a process."""
-        if text not in self.said:
-            self.said.add(text)
-            self.say(text)
 
     def use_threads(self, threads: int) -> None:
         """So many threads from now on; 0: all."""
@@ -30,11 +19,6 @@ class Machine:
         if threads != self.pool.threads:
             self.pool.close()
             self.pool = Pool(threads)
-
-
-def to_stderr(text: str) -> None:
-    """Where nobody else listens."""
-    print(f"minimoe: {text}", file=sys.stderr, flush=True)
 
 
 _machine: list[Machine] = []

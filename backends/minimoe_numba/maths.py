@@ -6,8 +6,8 @@ erf:   an odd rational function on |x| <= 3.92, within 5e-7, held constant beyon
 
 import numpy as np
 
-from minimoe_numba.kernel import compiled
-from minimoe_numba.native import int_as_float
+from minimoe_numba.compiling import compiled
+from minimoe_numba.native import float_as_int, int_as_float
 from minimoe_numpy.erf import SINGLE
 
 f32 = np.float32
@@ -28,8 +28,7 @@ def exp(x):  # type: ignore[no-untyped-def]
     r = x - n * LN2_HIGH - n * LN2_LOW
     p = ((((E0 * r + E1) * r + E2) * r + E3) * r + E4) * r + E5
     y = p * r * r + r + ONE
-    half = np.int32(n) >> np.int32(1)  # 2^n in two factors: 2^128 is no float32
-    y = y * int_as_float((half + np.int32(127)) << np.int32(23)) * int_as_float((np.int32(n) - half + np.int32(127)) << np.int32(23))
+    y = int_as_float(float_as_int(y) + (np.int32(n) << np.int32(23)))  # times 2^n, in the exponent's bits
     y = ZERO if x < LOWEST else y
     return INFINITY if x > HIGHEST else y
 

@@ -111,6 +111,16 @@ def int_as_float(typing: Any, bits: Any) -> Any:
 
 
 @intrinsic
+def float_as_int(typing: Any, value: Any) -> Any:
+    """The bits of a float32 as an int32."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], INT32)
+
+    return types.int32(types.float32), generate
+
+
+@intrinsic
 def int_as_double(typing: Any, bits: Any) -> Any:
     """The float64 whose bits an int64 holds."""
 

@@ -9,10 +9,13 @@ microsecond (`benchmarks/dispatch.py`; Python's locks take tens), and goes to sl
 
 import ctypes
 import threading
+from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 from numba import njit
 
+from minimoe_numba.compiling import compiled, kept
 from minimoe_numba.native import call_job, fetch_add, load, pause, store, yield_core
 
 PIECES, SIZE, GRAIN, JOB, ARGUMENTS, DONE, QUIT = range(0, 7 * 64, 64)  # where a word lies: a cache line each, in bytes
@@ -22,7 +25,7 @@ WATCH = 100_000  # looks at the counter before a worker sleeps: a few millisecon
 PATIENCE = 2_000  # looks before it offers the core to others
 
 
-@njit("void(int64, int64)", nogil=True, cache=True)
+@compiled
 def work(control, word):  # type: ignore[no-untyped-def]
     """Take pieces until none is left. The caller of `run` waits for every piece that was taken, so what describes the job stays."""
     while word & NEXT < word >> BITS:
@@ -35,8 +38,7 @@ def work(control, word):  # type: ignore[no-untyped-def]
             fetch_add(control + DONE, 1)
 
 
-@njit("void(int64, int64, int64, int64, int64)", nogil=True, cache=True)
-def run(control, job, n, grain, arguments):  # type: ignore[no-untyped-def]
+def run_job(control, job, n, grain, arguments):  # type: ignore[no-untyped-def]
     """Offer a job to the workers, join in, and wait until the last piece is done."""
     pieces = (n + grain - 1) // grain
     if pieces == 1:
@@ -57,8 +59,7 @@ def run(control, job, n, grain, arguments):  # type: ignore[no-untyped-def]
             yield_core()
 
 
-@njit("boolean(int64, int64)", nogil=True, cache=True)
-def watch(control, looks):  # type: ignore[no-untyped-def]
+def watch_for_work(control, looks):  # type: ignore[no-untyped-def]
     """Work as it is offered, until so many looks in a row were in vain.   -> False: the pool closes"""
     idle = 0
     while idle < looks:
@@ -75,6 +76,15 @@ def watch(control, looks):  # type: ignore[no-untyped-def]
     return True
 
 
+@cache
+def machine_code() -> tuple[Callable[..., None], Callable[..., bool]]:
+    """`run_job` and `watch_for_work`, compiled: they hold no GIL."""
+    return (
+        kept(lambda cache: njit("void(int64, int64, int64, int64, int64)", nogil=True, cache=cache)(run_job)),
+        kept(lambda cache: njit("boolean(int64, int64)", nogil=True, cache=cache)(watch_for_work)),
+    )
+
+
 class Worker(threading.Thread):
     """A thread that watches a pool's counter or sleeps."""
 
@@ -85,6 +95,7 @@ class Worker(threading.Thread):
         self.start()
 
     def run(self) -> None:
+        _, watch = machine_code()
         while watch(self.control, WATCH):
             self.asleep = True
             self.bell.acquire()
@@ -100,6 +111,7 @@ class Pool:
     def __init__(self, threads: int) -> None:
         self.memory = np.zeros(8 * 64, dtype=np.int64)
         self.control = -(-self.memory.ctypes.data // 64) * 64
+        self.share, _ = machine_code()
         self.busy = threading.Lock()  # one job at a time: another Python thread that has one meanwhile does it alone
         self.threads, self.workers = threads, [Worker(self.control) for _ in range(threads - 1)]
 
@@ -108,13 +120,13 @@ class Pool:
         if n <= 0:
             return
         if grain >= n or not self.workers or not self.busy.acquire(blocking=False):
-            run(self.control, job, n, n, arguments)
+            self.share(self.control, job, n, n, arguments)
             return
         try:
             for worker in self.workers:
                 if worker.asleep:
                     worker.wake()
-            run(self.control, job, n, grain, arguments)
+            self.share(self.control, job, n, grain, arguments)
         finally:
             self.busy.release()
 

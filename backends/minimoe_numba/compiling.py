@@ -1,0 +1,59 @@
+"""How functions are compiled and kept on disk, and the word that a user gets about it."""
+
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from numba import njit
+from numba.core.event import Listener, register
+
+T = TypeVar("T")
+
+FAST = {"reassoc", "contract", "nsz"}  # sums may be split over a vector's lanes; NaN and infinity stay what they are
+compiled = njit(error_model="numpy", fastmath=FAST, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+"""For functions that kernels call."""
+
+
+def to_stderr(text: str) -> None:
+    """Where nobody else listens."""
+    print(f"minimoe: {text}", file=sys.stderr, flush=True)
+
+
+class News:
+    """What a user should know, told once a process to whoever listens."""
+
+    def __init__(self) -> None:
+        self.listener: Callable[[str], None] = to_stderr
+        self.told: set[str] = set()
+
+    def tell(self, text: str) -> None:
+        if text not in self.told:
+            self.told.add(text)
+            self.listener(text)
+
+
+news = News()
+
+
+class _Watch(Listener):  # type: ignore[misc]
+    """Numba tells when it compiles rather than loads."""
+
+    def on_start(self, event: Any) -> None:
+        news.tell("compiling kernels for this processor: once, for less than a minute")
+
+    def on_end(self, event: Any) -> None:
+        """Nothing to say."""
+
+
+register("numba:compile", _Watch())
+
+
+def kept(compile_it: Callable[[bool], T]) -> T:
+    """compile_it(cache=True), or False where no folder can be written."""
+    try:
+        return compile_it(True)
+    except RuntimeError as error:
+        if "cannot cache" not in str(error):
+            raise
+    news.tell("no folder for compiled kernels can be written: each run compiles them anew (NUMBA_CACHE_DIR can name one)")
+    return compile_it(False)
