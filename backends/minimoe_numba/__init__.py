@@ -12,6 +12,7 @@ from minimoe_numba.attention import FastAttention
 from minimoe_numba.compiling import news, to_stderr
 from minimoe_numba.embedding import FastEmbedding
 from minimoe_numba.expert import FastExpert
+from minimoe_numba.gating import FastGating
 from minimoe_numba.linear import FastLinear
 from minimoe_numba.loss import FastLoss
 from minimoe_numba.machine import machine
@@ -25,7 +26,7 @@ __all__ = ["NumbaBackend", "backend"]
 
 
 class NumbaBackend(
-    FastNorm, FastActivation, FastRope, FastLinear, FastAttention, FastExpert, FastLoss, FastEmbedding, FastRandom, FastOptimizer
+    FastNorm, FastActivation, FastRope, FastLinear, FastAttention, FastGating, FastExpert, FastLoss, FastEmbedding, FastRandom, FastOptimizer
 ):  # fmt: skip
     """NumPy's arrays, Numba's kernels."""
 

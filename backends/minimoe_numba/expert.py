@@ -22,7 +22,7 @@ from minimoe_numba.kernel import F1, F2, F3, I1, kernel
 from minimoe_numba.machine import machine
 from minimoe_numba.maths import ONE, ZERO, sigmoid
 from minimoe_numba.native import call_sgemm
-from minimoe_numpy import NumpyBackend as FastRouting
+from minimoe_numba.routing import FastRouting
 
 BLOCK = 256  # rows: what a block's numbers take still fits in a core's own cache
 UNITS = 16  # pieces of weight gradients, at least: whole experts, or slices of them where experts are few
