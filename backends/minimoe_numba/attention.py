@@ -16,7 +16,7 @@ from minimoe_numba.arrays import NO_BOOLS, NO_FLOATS, singles
 from minimoe_numba.compiling import compiled
 from minimoe_numba.kernel import B2, F1, F3, F4, I2, address, kernel
 from minimoe_numba.machine import machine
-from minimoe_numba.maths import INFINITY, ONE, ZERO, exp
+from minimoe_numba.maths import INFINITY, ONE, ZERO, exp, largest
 from minimoe_numba.native import call_sgemm, floats_at
 from minimoe_numpy import NumpyBackend
 
@@ -87,11 +87,10 @@ def unpack(packed, x, row_stride, first, tokens, heads, width, scale):  # type: 
 @compiled
 def softmax_row(scores, positions, low, high, sink, lse):  # type: ignore[no-untyped-def]
     """exp(scores - logsumexp) in place where seen, else 0. `lse` gets the logsumexp at its first place; -inf where nothing is seen."""
-    top = sink
     for j in range(len(scores)):
-        seen = low <= positions[j] <= high
+        seen = (positions[j] >= low) & (positions[j] <= high)
         scores[j] = scores[j] if seen else -INFINITY
-        top = max(top, scores[j])
+    top = max(largest(scores), sink) if len(scores) else sink
     top = ZERO if top == -INFINITY else top
     total = exp(sink - top)
     for j in range(len(scores)):
@@ -218,7 +217,7 @@ def softmax_backward(p, dp, positions, low, high, lse, delta):  # type: ignore[n
     """p: scores -> P = exp(scores - lse) where seen; dp -> P (dp - delta)"""
     lse = ZERO if lse == -INFINITY else lse
     for j in range(len(p)):
-        seen = low <= positions[j] <= high
+        seen = (positions[j] >= low) & (positions[j] <= high)
         share = exp((p[j] if seen else -INFINITY) - lse)
         p[j] = share
         dp[j] = share * (dp[j] - delta)

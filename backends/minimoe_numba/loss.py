@@ -14,7 +14,7 @@ from minimoe_numba.compiling import compiled
 from minimoe_numba.kernel import F1, F2, I1, kernel
 from minimoe_numba.linear import multiply, shared_out
 from minimoe_numba.machine import machine
-from minimoe_numba.maths import ONE, ZERO, exp
+from minimoe_numba.maths import ONE, ZERO, exp, largest
 from minimoe_numba.native import call_sgemm
 from minimoe_numpy import NumpyBackend
 
@@ -32,9 +32,7 @@ class Saved(NamedTuple):
 
 @compiled
 def logsumexp_of(z):  # type: ignore[no-untyped-def]
-    top = z[0]
-    for j in range(len(z)):
-        top = max(top, z[j])
+    top = largest(z)
     total = ZERO
     for j in range(len(z)):
         total += exp(z[j] - top)

@@ -1,6 +1,7 @@
 """Optimizers that read and write each buffer once, and the sum of squares. Formulas: minimoe/reference/optimizer.py.
 
 A sum over millions of numbers is taken in blocks, float32 within one and float64 over them, in an order that the size alone fixes.
+Loops count from 0 over slices: an index that might be negative, as far as LLVM knows, keeps a loop from becoming vector code.
 """
 
 import math
@@ -22,7 +23,8 @@ def adamw_elements(
     start: int, stop: int, w: F1, m: F1, v: F1, grad: F1, scale: float, beta1: float, new1: float, beta2: float, new2: float, rate: float,
     correct2: float, eps: float, shrink: float,
 ) -> None:  # fmt: skip
-    for i in range(start, stop):
+    w, m, v, grad = w[start:stop], m[start:stop], v[start:stop], grad[start:stop]
+    for i in range(stop - start):
         g = grad[i] * scale
         m[i] = m[i] * beta1 + g * new1
         v[i] = v[i] * beta2 + g * g * new2
@@ -31,7 +33,8 @@ def adamw_elements(
 
 @kernel
 def sgd_elements(start: int, stop: int, w: F1, m: F1, grad: F1, scale: float, momentum: float, rate: float, shrink: float) -> None:
-    for i in range(start, stop):
+    w, m, grad = w[start:stop], m[start:stop], grad[start:stop]
+    for i in range(stop - start):
         m[i] = m[i] * momentum + grad[i] * scale
         w[i] = w[i] * shrink - rate * m[i]
 
@@ -40,7 +43,8 @@ def sgd_elements(start: int, stop: int, w: F1, m: F1, grad: F1, scale: float, mo
 def lion_elements(
     start: int, stop: int, w: F1, m: F1, grad: F1, scale: float, beta1: float, beta2: float, rate: float, shrink: float
 ) -> None:
-    for i in range(start, stop):
+    w, m, grad = w[start:stop], m[start:stop], grad[start:stop]
+    for i in range(stop - start):
         g = grad[i] * scale
         u = m[i] * beta1 + g * (ONE - beta1)
         sign = ONE if u > ZERO else (-ONE if u < ZERO else u)  # NaN stays
@@ -53,9 +57,10 @@ def squares(start: int, stop: int, x: F1, sums: D1) -> None:
     """A sum for each piece of ELEMENTS."""
     total = np.float64(0.0)
     for low in range(start, stop, BLOCK):
+        block = x[low : min(low + BLOCK, stop)]
         part = ZERO
-        for i in range(low, min(low + BLOCK, stop)):
-            part += x[i] * x[i]
+        for i in range(len(block)):
+            part += block[i] * block[i]
         total += np.float64(part)
     sums[start // ELEMENTS] = total
 
