@@ -40,7 +40,7 @@ BUILT_IN = {"cupy": "minimoe_cupy", "numba-cuda": "minimoe_numba_cuda", "numba":
 TOPICS: dict[str, tuple[type[ArrayLayer], tuple[str, ...]]] = {
     "norm": (NormKernels, ("rms_norm", "layer_norm", "add_rms_norm", "add_layer_norm")),
     "activation": (ActivationKernels, ("swiglu", "gelu", "relu")),
-    "rope": (RopeKernels, ("rope",)),
+    "rope": (RopeKernels, ("rope", "split_heads")),
     "linear": (LinearKernels, ("linear", "linear_dx", "linear_dw", "linear_db")),
     "attention": (AttentionKernels, ("attention",)),
     "gating": (GatingKernels, ("gate",)),

@@ -260,9 +260,7 @@ class Attention(Module):
     ) -> Tensor:  # fmt: skip
         """x [B,T,D], positions [B or 1,T] int32, valid [B,Tk] bool: keys that count; with a cache, k_positions [B or 1,Tk] of all keys"""
         b, t, _ = x.shape
-        q, k, v = self._project(x, b, t)
-        if self.theta:
-            q, k = ops.rope(q, positions, self.inv_freq), ops.rope(k, positions, self.inv_freq)
+        q, k, v = self._project(x, b, t, positions)
         if cache is not None:
             k, v = (Tensor(array, x.backend) for array in cache.append(k.data, v.data))
         dropout = self.dropout if rng is not None else 0.0
@@ -273,8 +271,11 @@ class Attention(Module):
         )  # fmt: skip
         return self.o_proj(y.reshape(b, t, self.heads * self.width))
 
-    def _project(self, x: Tensor, b: int, t: int) -> tuple[Tensor, Tensor, Tensor]:
-        """-> q [B,T,Q,C], k, v [B,T,G,C], q and k normalised where asked"""
+    def _project(self, x: Tensor, b: int, t: int, positions: Array) -> tuple[Tensor, Tensor, Tensor]:
+        """-> q [B,T,Q,C], k, v [B,T,G,C], q and k normalised where asked, and turned"""
+        inv_freq = self.inv_freq if self.theta else None
+        if self.norm_over == "none":
+            return ops.split_heads(self.qkv_proj(x), positions, inv_freq, self.heads, self.groups)
         rows, groups, c = self.heads * self.width, self.groups * self.width, self.width
         q, k, v = ops.split(self.qkv_proj(x), (rows, groups, groups))
         if self.norm_over == "full":
@@ -282,4 +283,6 @@ class Attention(Module):
         q, k, v = q.reshape(b, t, self.heads, c), k.reshape(b, t, self.groups, c), v.reshape(b, t, self.groups, c)
         if self.norm_over == "head":
             q, k = self.q_norm(q), self.k_norm(k)
+        if inv_freq is not None:
+            q, k = ops.rope(q, positions, inv_freq), ops.rope(k, positions, inv_freq)
         return q, k, v

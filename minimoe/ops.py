@@ -419,6 +419,21 @@ def rope(x: Tensor, positions: Array, inv_freq: Array, scale: float = 1.0, inter
     return Tensor.from_op(y, (x,), lambda dy: b.rope_backward(dy, positions, inv_freq, scale, interleaved))
 
 
+def split_heads(
+    qkv: Tensor, positions: Array, inv_freq: Array | None, heads: int, groups: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The heads of q, k and v from one projection, q and k turned.   qkv [B,T,(Q+2G)*C] -> q [B,T,Q,C], k, v [B,T,G,C]"""
+    b, qkv_data = qkv.backend, qkv.data
+    outputs = b.split_heads(qkv_data, positions, inv_freq, heads=heads, groups=groups)
+    shapes, dtype = [array.shape for array in outputs], qkv.dtype
+
+    def backward(*gradients: Array | None) -> Array:
+        dq, dk, dv = (b.xp.zeros(shape, dtype=dtype) if d is None else d for d, shape in zip(gradients, shapes, strict=True))
+        return b.split_heads_backward(dq, dk, dv, positions, inv_freq)
+
+    return Tensor.from_op(outputs, (qkv,), backward)
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None = None, **options: Any) -> Tensor:
     """Scaled dot-product attention.   q [B,Tq,Q,C], k [B,Tk,G,C], v [B,Tk,G,Cv] -> [B,Tq,Q,Cv]; options as the kernel's"""
     b, arrays = q.backend, (q.data, k.data, v.data)

@@ -34,6 +34,19 @@ def turn_neighbours(x, p, cos, sin, y):  # type: ignore[no-untyped-def]
             y[h, 2 * i + 1] = b * c + a * s
 
 
+@compiled
+def turn_row(x, p, cos, sin, interleaved, y):  # type: ignore[no-untyped-def]
+    """x [heads,C] -> y; coordinates past the pairs as they are"""
+    turned = 2 * cos.shape[1]
+    if interleaved:
+        turn_neighbours(x, p, cos, sin, y)
+    else:
+        turn_halves(x, p, cos, sin, y)
+    for h in range(len(x)):
+        for d in range(turned, x.shape[1]):
+            y[h, d] = x[h, d]
+
+
 @kernel
 def turn_tokens(
     start: int, stop: int, source: int, step_b: int, step_t: int, length: int, cos: F2, sin: F2, interleaved: int, y: F3
@@ -43,26 +56,55 @@ def turn_tokens(
     for n in range(start, stop):
         b = n // length
         t = n - b * length
-        p = n if len(cos) > length else t
         x = carray(pointer(source + b * step_b + t * step_t, np.float32), (heads, width))
-        if interleaved:
-            turn_neighbours(x, p, cos, sin, y[n])
-        else:
-            turn_halves(x, p, cos, sin, y[n])
-        if 2 * cos.shape[1] < width:
-            y[n, :, 2 * cos.shape[1] :] = x[:, 2 * cos.shape[1] :]
+        turn_row(x, n if len(cos) > length else t, cos, sin, interleaved, y[n])
+
+
+@kernel
+def split_tokens(start: int, stop: int, qkv: F3, length: int, cos: F2, sin: F2, q: F3, k: F3) -> None:
+    """qkv [B*T,Q+2G,C] -> q [B*T,Q,C], k [B*T,G,C], turned"""
+    heads, groups = q.shape[1], k.shape[1]
+    for n in range(start, stop):
+        p = n if len(cos) > length else n % length
+        turn_row(qkv[n, :heads], p, cos, sin, False, q[n])
+        turn_row(qkv[n, heads : heads + groups], p, cos, sin, False, k[n])
+
+
+@kernel
+def join_tokens(start: int, stop: int, dq: F3, dk: F3, dv: F3, length: int, cos: F2, sin: F2, dqkv: F3) -> None:
+    """The other way, turned back"""
+    heads, groups = dq.shape[1], dk.shape[1]
+    for n in range(start, stop):
+        p = n if len(cos) > length else n % length
+        turn_row(dq[n], p, cos, sin, False, dqkv[n, :heads])
+        turn_row(dk[n], p, cos, sin, False, dqkv[n, heads : heads + groups])
+        for h in range(groups):
+            for d in range(dv.shape[2]):
+                dqkv[n, heads + groups + h, d] = dv[n, h, d]
+
+
+NO_TABLE = np.zeros((1, 0), np.float32)
+
+
+def tables(positions: Array, inv_freq: Array | None, scale: float, turn: float) -> tuple[Array, Array]:
+    """cos and sin of each angle.   -> [T or B*T,pairs] each"""
+    if inv_freq is None:
+        return NO_TABLE, NO_TABLE
+    angle = positions.astype(inv_freq.dtype)[:, :, None] * inv_freq  # [B or 1,T,pairs]
+    cos, sin = np.cos(angle) * scale, np.sin(angle) * (scale * turn)
+    cos, sin = (table.astype(np.float32, copy=False).reshape(-1, len(inv_freq)) for table in (cos, sin))
+    return cos, sin
 
 
 def rotate(x: Array, positions: Array, inv_freq: Array, scale: float, interleaved: bool, turn: float, y: Array) -> None:
     """x [B,T,heads,C], turned forward (1.0) or back (-1.0), into y"""
     b, t, heads, width = x.shape
-    pairs = len(inv_freq)
-    angle = positions.astype(inv_freq.dtype)[:, :, None] * inv_freq  # [B or 1,T,pairs]
-    cos, sin = np.cos(angle) * scale, np.sin(angle) * (scale * turn)
-    cos, sin = (table.astype(np.float32, copy=False).reshape(-1, pairs) for table in (cos, sin))
     if x.strides[2:] != (BYTES * width, BYTES):
         x = np.ascontiguousarray(x)
-    turn_tokens(b * t, by_width(heads * width), address(x), *x.strides[:2], t, cos, sin, interleaved, y.reshape(b * t, heads, width))
+    turned = y.reshape(b * t, heads, width)
+    turn_tokens(
+        b * t, by_width(heads * width), address(x), *x.strides[:2], t, *tables(positions, inv_freq, scale, turn), interleaved, turned
+    )
 
 
 def fits(x: Array, positions: Array, inv_freq: Array) -> bool:
@@ -86,3 +128,26 @@ class FastRope(NumpyBackend):
         dx = np.empty(dy.shape, np.float32)
         rotate(dy, positions, inv_freq, scale, interleaved, -1.0, dx)
         return dx
+
+    def split_heads(
+        self, qkv: Array, positions: Array, inv_freq: Array | None, *, heads: int, groups: int
+    ) -> tuple[Array, Array, Array]:
+        if inv_freq is None or not singles(qkv) or not qkv.size:
+            return super().split_heads(qkv, positions, inv_freq, heads=heads, groups=groups)
+        b, t, width = qkv.shape
+        c = width // (heads + 2 * groups)
+        whole = np.ascontiguousarray(qkv).reshape(b * t, heads + 2 * groups, c)
+        q, k = np.empty((b, t, heads, c), np.float32), np.empty((b, t, groups, c), np.float32)
+        cos_sin = tables(positions, inv_freq, 1.0, 1.0)
+        split_tokens(b * t, by_width(width), whole, t, *cos_sin, q.reshape(b * t, heads, c), k.reshape(b * t, groups, c))
+        return q, k, whole[:, heads + groups :].reshape(b, t, groups, c)
+
+    def split_heads_backward(self, dq: Array, dk: Array, dv: Array, positions: Array, inv_freq: Array | None) -> Array:
+        if not singles(dq, dk, dv) or not dq.size:
+            return super().split_heads_backward(dq, dk, dv, positions, inv_freq)
+        (b, t, heads, c), groups = dq.shape, dk.shape[2]
+        dqkv = np.empty((b, t, (heads + 2 * groups) * c), np.float32)
+        parts = (np.ascontiguousarray(d).reshape(b * t, d.shape[2], c) for d in (dq, dk, dv))
+        cos_sin = tables(positions, inv_freq, 1.0, -1.0)
+        join_tokens(b * t, by_width(dqkv.shape[2]), *parts, t, *cos_sin, dqkv.reshape(b * t, heads + 2 * groups, c))
+        return dqkv

@@ -3,6 +3,8 @@
 angle[t, i] = positions[t] * inv_freq[i];   (a, b) -> (a cos - b sin, b cos + a sin) * scale.
 Pairs are (i, i + C/2), the convention of Llama and Mixtral, or, interleaved, (2i, 2i + 1). Coordinates past 2 * len(inv_freq) pass through
 unchanged. The gradient turns the other way.
+
+`split_heads` cuts the rows of one projection into the heads of queries, keys and values, and turns the first two.
 """
 
 from minimoe.reference.arrays import Array, ArrayLayer
@@ -18,6 +20,25 @@ class RopeKernels(ArrayLayer):
     def rope_backward(self, dy: Array, positions: Array, inv_freq: Array, scale: float = 1.0, interleaved: bool = False) -> Array:
         """-> dx [B,T,heads,C]"""
         return self._rotate(dy, positions, inv_freq, scale, interleaved, -1.0)
+
+    def split_heads(
+        self, qkv: Array, positions: Array, inv_freq: Array | None, *, heads: int, groups: int
+    ) -> tuple[Array, Array, Array]:
+        """qkv [B,T,(Q+2G)*C], positions as rope's, inv_freq None: no turn -> q [B,T,Q,C], k, v [B,T,G,C], which may be views of qkv"""
+        b, t, width = qkv.shape
+        c = width // (heads + 2 * groups)
+        ends = (0, heads * c, (heads + groups) * c, width)
+        q, k, v = (self.xp.reshape(qkv[..., i:j], (b, t, (j - i) // c, c)) for i, j in zip(ends, ends[1:], strict=False))
+        if inv_freq is not None:
+            q, k = self.rope(q, positions, inv_freq), self.rope(k, positions, inv_freq)
+        return q, k, v
+
+    def split_heads_backward(self, dq: Array, dk: Array, dv: Array, positions: Array, inv_freq: Array | None) -> Array:
+        """-> dqkv [B,T,(Q+2G)*C]"""
+        b, t = dq.shape[:2]
+        if inv_freq is not None:
+            dq, dk = self.rope_backward(dq, positions, inv_freq), self.rope_backward(dk, positions, inv_freq)
+        return self.xp.concat([self.xp.reshape(d, (b, t, d.shape[2] * d.shape[3])) for d in (dq, dk, dv)], axis=-1)
 
     def _rotate(self, x: Array, positions: Array, inv_freq: Array, scale: float, interleaved: bool, turn: float) -> Array:
         xp = self.xp

@@ -173,6 +173,26 @@ def rope() -> Iterator[Example]:
                 yield Example(label, (floats(1, b, t, heads, c), positions, inv_freq, scale, interleaved))
 
 
+def heads_inputs() -> Iterator[tuple[str, tuple[int, ...], Any, Any]]:
+    for b, t, heads, groups, c in [(1, 1, 1, 1, 2), (2, 31, 4, 2, 8), (2, 33, 3, 1, 6)]:
+        positions = np.stack([np.arange(t) + 3 * i for i in range(b)]).astype(np.int32)
+        for inv_freq in (None, Wide(10.0 ** -np.linspace(0.0, 2.0, c // 2))):
+            label = f"qkv [{b},{t},({heads}+2*{groups})*{c}], {'no turn' if inv_freq is None else 'turned'}"
+            yield label, (b, t, heads, groups, c), positions, inv_freq
+
+
+def split_heads() -> Iterator[Example]:
+    for label, (b, t, heads, groups, c), positions, inv_freq in heads_inputs():
+        qkv = floats(1, b, t, (heads + 2 * groups) * c)
+        yield Example(label, (qkv, positions, inv_freq), {"heads": heads, "groups": groups})
+
+
+def split_heads_backward() -> Iterator[Example]:
+    for label, (b, t, heads, groups, c), positions, inv_freq in heads_inputs():
+        gradients = (floats(i, b, t, n, c) for i, n in enumerate((heads, groups, groups)))
+        yield Example(label, (*gradients, positions, inv_freq))
+
+
 LINEAR = [((1,), 1, 1), ((31,), 33, 32), ((33,), 31, 1), ((2, 3), 32, 33), ((0,), 4, 3)]
 
 
@@ -237,7 +257,8 @@ DENSE: dict[str, Examples] = {
     "rms_norm": rms_norm, "rms_norm_backward": rms_norm_backward, "layer_norm": layer_norm, "layer_norm_backward": layer_norm_backward,
     "add_rms_norm": add_rms_norm, "add_rms_norm_backward": add_rms_norm_backward, "add_layer_norm": add_layer_norm,
     "add_layer_norm_backward": add_layer_norm_backward, "swiglu": swiglu, "swiglu_backward": swiglu_backward, "gelu": gelu,
-    "gelu_backward": gelu_backward, "relu": relu, "relu_backward": relu_backward, "rope": rope, "rope_backward": rope, "linear": linear,
+    "gelu_backward": gelu_backward, "relu": relu, "relu_backward": relu_backward, "rope": rope, "rope_backward": rope,
+    "split_heads": split_heads, "split_heads_backward": split_heads_backward, "linear": linear,
     "linear_dx": linear_dx, "linear_dw": linear_dw, "linear_db": linear_db, "attention": attention,
     "attention_backward": attention_backward,
 }  # fmt: skip
