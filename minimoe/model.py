@@ -17,7 +17,7 @@ from minimoe.autograd import Tensor, recompute
 from minimoe.backend import Array, Backend
 from minimoe.config import ModelConfig
 from minimoe.errors import ConfigError
-from minimoe.moe import MoE, MoEStats, joined_aux_loss, joined_z_loss
+from minimoe.moe import MoE, MoEStats, joined_aux_loss, joined_z_loss, weighted_losses
 from minimoe.nn import Attention, Dropout, Embedding, FeedForward, KeyValueCache, Linear, Module, Norm, Parameter
 from minimoe.random import Rng
 from minimoe.reference.loss import IGNORE
@@ -248,7 +248,7 @@ class Transformer(Module):
         if not stats or self.config.moe is None:
             return LossParts(cross_entropy, cross_entropy, None, None, None, stats)
         aux, z = joined_aux_loss(stats, self.config.moe), joined_z_loss(stats)
-        router_loss = aux * self.config.moe.aux_loss_coef + z * self.config.moe.z_loss_coef
+        router_loss = weighted_losses(aux, z, stats[0].coefs)
         return LossParts(cross_entropy + router_loss, cross_entropy, router_loss, aux, z, stats)
 
     # ---- input -------------------------------------------------------------------------------------------------------------------
@@ -352,9 +352,9 @@ def _recomputed(block: Block, x: Tensor, call: Call, layer: int) -> tuple[Tensor
         y, delta, stats = block(x, None, call, layer)
         if stats is None:
             return y, delta, None
-        return y, delta, stats, stats.loss, stats.aux_loss, stats.z_loss, stats.prob_sum
+        return y, delta, stats, stats.aux_loss, stats.z_loss, stats.prob_sum
 
     y, delta, stats, *tensors = recompute(run, x)
     if stats is None:
         return y, delta, None
-    return y, delta, replace(stats, **dict(zip(("loss", "aux_loss", "z_loss", "prob_sum"), tensors, strict=True)))
+    return y, delta, replace(stats, **dict(zip(("aux_loss", "z_loss", "prob_sum"), tensors, strict=True)))

@@ -23,7 +23,6 @@ from minimoe.reference.gating import Gate, Rule
 class MoEStats:
     """What one routed layer did in one call. Counts are taken before capacity, over valid tokens."""
 
-    loss: Tensor  # 0-d: aux_loss_coef * aux_loss + z_loss_coef * z_loss, to be added to the task's loss
     aux_loss: Tensor  # 0-d, raw: the balance loss; 1 when uniform (`mixtral`: k; noisy_topk's own: 0)
     z_loss: Tensor  # 0-d, raw: mean squared logsumexp of the logits
     prob_sum: Tensor  # [E]: sum over tokens of the router's probabilities
@@ -32,6 +31,12 @@ class MoEStats:
     tokens: Array | int  # valid tokens
     dropped: Array  # 0-d: fraction of the chosen slots that capacity dropped
     ids: Array  # [N,W] int32: the experts of each token (expert choice: -1 where not chosen)
+    coefs: tuple[float, float]  # of the two losses
+
+    @property
+    def loss(self) -> Tensor:
+        """aux_loss_coef * aux_loss + z_loss_coef * z_loss, to be added to the task's loss.   0-d"""
+        return weighted_losses(self.aux_loss, self.z_loss, self.coefs)
 
     @property
     def load(self) -> Array:
@@ -186,12 +191,11 @@ class MoE(Module):
         b, moe = logits.backend, self.moe
         tokens = b.n_valid(logits.shape[0], valid)
         processed = offsets[1:] - offsets[:-1]
-        z_loss = mean_over_valid(ops.power(ops.logsumexp(logits), 2.0), valid)
+        z_loss = mean_over_valid(ops.power(ops.logsumexp(logits if moe.z_loss_coef else logits.detach()), 2.0), valid)
         dropped = self._dropped(gate, offsets, b, prob_sum.dtype)
-        stats = MoEStats(z_loss, z_loss, z_loss, prob_sum, gate.counts, processed, tokens, dropped, gate.ids)
-        aux = balance_loss(stats, moe.k, moe.aux_convention) if own_loss is None else own_loss
-        loss = aux * moe.aux_loss_coef + z_loss * moe.z_loss_coef
-        return replace(stats, loss=loss, aux_loss=aux)
+        coefs = (moe.aux_loss_coef or 0.0, moe.z_loss_coef)
+        stats = MoEStats(z_loss, z_loss, prob_sum, gate.counts, processed, tokens, dropped, gate.ids, coefs)
+        return replace(stats, aux_loss=balance_loss(stats, moe.k, moe.aux_convention) if own_loss is None else own_loss)
 
     def _dropped(self, gate: Gate, offsets: Array, b: Backend, dtype: Any) -> Array:
         xp = b.xp
@@ -228,6 +232,12 @@ def mean_over_valid(x: Tensor, valid: Array | None) -> Tensor:
     xp = x.backend.xp
     count = xp.clip(xp.sum(xp.astype(valid, x.dtype)), min=1.0)
     return ops.where(valid, x, 0.0).sum() * Tensor(1.0 / count, x.backend)
+
+
+def weighted_losses(aux: Tensor, z: Tensor, coefs: tuple[float, float]) -> Tensor:
+    """aux * coefs[0] + z * coefs[1]; a term whose coefficient is 0 costs no gradient.   0-d"""
+    loss = aux * coefs[0]
+    return loss + z * coefs[1] if coefs[1] else loss
 
 
 # ---- balance losses: E sum_i f_i P_i, and how layers are joined -----------------------------------------------------------------------

@@ -10,7 +10,7 @@ from minimoe.reference.gating import TINY, Gate, Rule
 from minimoe_numba.arrays import NO_BOOLS, NO_FLOATS, as_rows, optional, parts_of, singles
 from minimoe_numba.compiling import compiled
 from minimoe_numba.kernel import B1, F1, F2, I2, kernel
-from minimoe_numba.maths import ONE, ZERO, exp, largest, sigmoid
+from minimoe_numba.maths import ONE, ZERO, sigmoid, softmax_into
 from minimoe_numpy import NumpyBackend
 
 SOFTMAX_TOPK, TOPK_SOFTMAX, SIGMOID_BIAS = range(3)
@@ -19,17 +19,6 @@ KINDS = {
     "sigmoid_bias": SIGMOID_BIAS,
 }  # fmt: skip
 SMALLEST = np.float32(TINY)
-
-
-@compiled
-def softmax_into(z, p):  # type: ignore[no-untyped-def]
-    top, total = largest(z), ZERO
-    for i in range(len(z)):
-        p[i] = exp(z[i] - top)
-        total += p[i]
-    share = ONE / total
-    for i in range(len(z)):
-        p[i] *= share
 
 
 @compiled

@@ -14,7 +14,7 @@ from minimoe_numba.compiling import compiled
 from minimoe_numba.kernel import F1, F2, I1, kernel
 from minimoe_numba.linear import multiply, shared_out
 from minimoe_numba.machine import machine
-from minimoe_numba.maths import ONE, ZERO, exp, largest
+from minimoe_numba.maths import ONE, ZERO, exp, largest, softmax_into
 from minimoe_numba.native import call_sgemm
 from minimoe_numpy import NumpyBackend
 
@@ -83,7 +83,33 @@ def head_losses(start: int, stop: int, sgemm: int, x: F2, weight: F2, targets: I
             gradient_row(z, lse, targets[n], ONE, z)
 
 
+@kernel
+def logsumexp_rows(start: int, stop: int, z: F2, y: F1) -> None:
+    for n in range(start, stop):
+        y[n] = logsumexp_of(z[n])
+
+
+@kernel
+def softmax_rows(start: int, stop: int, z: F2, p: F2) -> None:
+    for n in range(start, stop):
+        softmax_into(z[n], p[n])
+
+
 class FastLoss(NumpyBackend):
+    def logsumexp(self, x: Array) -> Array:
+        if not singles(x) or not x.size:
+            return super().logsumexp(x)
+        rows, y = as_rows(x), np.empty(x.shape[:-1], np.float32)
+        logsumexp_rows(len(rows), by_width(rows.shape[1]), rows, y.reshape(-1))
+        return y
+
+    def softmax(self, x: Array) -> Array:
+        if not singles(x) or not x.size:
+            return super().softmax(x)
+        rows, p = as_rows(x), np.empty(x.shape, np.float32)
+        softmax_rows(len(rows), by_width(rows.shape[1]), rows, as_rows(p))
+        return p
+
     def cross_entropy(self, logits: Array, targets: Array, ignore: int = IGNORE) -> tuple[Array, Array, Array]:
         if not singles(logits) or not logits.size:
             return super().cross_entropy(logits, targets, ignore)

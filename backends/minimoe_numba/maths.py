@@ -69,3 +69,15 @@ def largest(x):  # type: ignore[no-untyped-def]
         key = as_ordered(float_as_int(x[i]))
         best = key if key > best else best
     return int_as_float(as_ordered(best))
+
+
+@compiled
+def softmax_into(z, p):  # type: ignore[no-untyped-def]
+    """The softmax of a row z, written to p."""
+    top, total = largest(z), ZERO
+    for i in range(len(z)):
+        p[i] = exp(z[i] - top)
+        total += p[i]
+    share = ONE / total
+    for i in range(len(z)):
+        p[i] *= share
