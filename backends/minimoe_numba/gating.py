@@ -1,16 +1,19 @@
-"""Gating: from a token's logits to its experts, their weights, and what the balance loss needs, in one pass. Formulas: minimoe/reference/gating.py.
+"""Gating: from a token's logits to its experts, their weights, and what the balance loss needs, in one pass.
 
-The k best are found one after the other: ties go to the lowest expert, NaN comes last. Expert choice and groups are the reference's.
+The k best are found one after the other, by integers that order as the floats do: ties go to the lowest expert, NaN comes last. What is
+done to each number alone is done for a tile of tokens at once: the rows of few experts are shorter than a vector. Expert choice is the
+reference's. Formulas: minimoe/reference/gating.py.
 """
 
 import numpy as np
 
 from minimoe.backend import Array
 from minimoe.reference.gating import TINY, Gate, Rule
-from minimoe_numba.arrays import NO_BOOLS, NO_FLOATS, as_rows, optional, parts_of, singles
+from minimoe_numba.arrays import NO_BOOLS, NO_FLOATS, as_rows, by_width, optional, parts_of, singles
 from minimoe_numba.compiling import compiled
 from minimoe_numba.kernel import B1, F1, F2, I2, kernel
-from minimoe_numba.maths import ONE, ZERO, sigmoid, softmax_into
+from minimoe_numba.maths import INFINITY, LOWEST_INT, ONE, ZERO, as_ordered, exp, largest, sigmoid
+from minimoe_numba.native import float_as_int, int_as_float
 from minimoe_numpy import NumpyBackend
 
 SOFTMAX_TOPK, TOPK_SOFTMAX, SIGMOID_BIAS = range(3)
@@ -18,62 +21,165 @@ KINDS = {
     "softmax_topk": SOFTMAX_TOPK, "switch": SOFTMAX_TOPK, "topk_softmax": TOPK_SOFTMAX, "noisy_topk": TOPK_SOFTMAX,
     "sigmoid_bias": SIGMOID_BIAS,
 }  # fmt: skip
+TILE = 2048  # numbers that are worked on at once: they stay in the nearest cache
+MOST = 64  # of k: to sort is quicker than to look through a row more often
 SMALLEST = np.float32(TINY)
+NAN, NAN_KEY, ZERO_KEY = np.float32(np.nan), np.int32(LOWEST_INT + 1), np.int32(0)
+NO_ROWS = np.zeros((0, 0), np.float32)
+
+
+# ---- the largest of a row, as often as wanted ------------------------------------------------------------------------------------------
 
 
 @compiled
-def best_of(values, taken):  # type: ignore[no-untyped-def]
-    """The index of the largest value that is not taken."""
-    best = -1
+def key_of(x):  # type: ignore[no-untyped-def]
+    """An int32 that orders as x does: both zeros alike, NaN below all else but LOWEST_INT, which marks what was taken."""
+    key = as_ordered(float_as_int(x))
+    key = ZERO_KEY if x == ZERO else key
+    return key if x == x else NAN_KEY
+
+
+@compiled
+def value_of(key):  # type: ignore[no-untyped-def]
+    value = int_as_float(as_ordered(key))
+    return NAN if key == NAN_KEY else value
+
+
+@compiled
+def write_keys(values, keys):  # type: ignore[no-untyped-def]
     for i in range(len(values)):
-        if not taken[i] and (best < 0 or values[i] > values[best] or (np.isnan(values[best]) and not np.isnan(values[i]))):
-            best = i
+        keys[i] = key_of(values[i])
+
+
+@compiled
+def take_best(keys):  # type: ignore[no-untyped-def]
+    """Where the largest key stands, the first of equal ones, which is then marked as taken."""
+    top = LOWEST_INT
+    for i in range(len(keys)):
+        top = keys[i] if keys[i] > top else top
+    best = len(keys)
+    for i in range(len(keys)):
+        here = i if keys[i] == top else len(keys)
+        best = here if here < best else best
+    keys[best] = LOWEST_INT
     return best
+
+
+@compiled
+def drop_groups(keys, groups, top_groups, group_keys, inside):  # type: ignore[no-untyped-def]
+    """The keys of -infinity for the experts outside the best groups; a group is worth its two best."""
+    size = len(keys) // groups
+    for g in range(groups):
+        first, second = LOWEST_INT, LOWEST_INT
+        for i in range(g * size, (g + 1) * size):
+            lower = min(first, keys[i])
+            first = max(first, keys[i])
+            second = max(second, lower)
+        group_keys[g] = key_of(value_of(first) + value_of(second) if size > 1 else value_of(first))
+        inside[g] = False
+    for _ in range(top_groups):
+        inside[take_best(group_keys)] = True
+    for g in range(groups):
+        if not inside[g]:
+            keys[g * size : (g + 1) * size] = key_of(-INFINITY)
+
+
+# ---- rows ------------------------------------------------------------------------------------------------------------------------------
+
+
+@compiled
+def softmax_rows(z, p):  # type: ignore[no-untyped-def]
+    """z may be p."""
+    for n in range(len(z)):
+        top = largest(z[n])
+        for i in range(z.shape[1]):
+            p[n, i] = z[n, i] - top
+    flat = p.reshape(-1)
+    for i in range(len(flat)):
+        flat[i] = exp(flat[i])
+    for n in range(len(z)):
+        total = ZERO
+        for i in range(z.shape[1]):
+            total += p[n, i]
+        share = ONE / total
+        for i in range(z.shape[1]):
+            p[n, i] *= share
+
+
+@compiled
+def sigmoid_rows(z, p):  # type: ignore[no-untyped-def]
+    flat_z, flat_p = z.reshape(-1), p.reshape(-1)
+    for i in range(len(flat_z)):
+        flat_p[i] = sigmoid(flat_z[i])
+
+
+@compiled
+def weigh(p, ids, start, norm, scale, weights):  # type: ignore[no-untyped-def]
+    """The chosen scores times `scale`, over their sum plus `start` if `norm`."""
+    total = start
+    for j in range(len(ids)):
+        total += p[ids[j]]
+    share = scale / total if norm else scale
+    for j in range(len(ids)):
+        weights[j] = p[ids[j]] * share
 
 
 @kernel
 def gate_tokens(
-    start: int, stop: int, logits: F2, bias: F1, valid: B1, kind: int, norm: int, scale: float, grain: int, weights: F2, ids: I2, scores: F2,
-    counts: I2, sums: F2,
+    start: int, stop: int, logits: F2, bias: F1, valid: B1, kind: int, norm: int, scale: float, groups: int, top_groups: int, grain: int,
+    weights: F2, ids: I2, scores: F2, counts: I2, sums: F2,
 ) -> None:  # fmt: skip
     """counts and sums have a row for each piece."""
     experts, k = logits.shape[1], ids.shape[1]
-    part = start // grain
-    taken, choice, chosen = np.empty(experts, np.bool_), np.empty(experts, np.float32), np.empty(k, np.float32)
-    for n in range(start, stop):
-        counted = not valid.size or valid[n]
-        z, p = logits[n], scores[n]
-        row_sum = ONE
+    keys, group_keys, inside = np.empty(experts, np.int32), np.empty(groups, np.int32), np.empty(groups, np.bool_)
+    count, prob_sum = np.zeros(experts, np.int32), np.zeros(experts, np.float32)
+    tile = max(1, TILE // experts)
+    for first in range(start, stop, tile):
+        last = min(stop, first + tile)
         if kind == SIGMOID_BIAS:
-            row_sum = SMALLEST
-            for i in range(experts):
-                p[i] = sigmoid(z[i])
-                row_sum += p[i]
-                choice[i] = p[i] + bias[i] if bias.size else p[i]
+            sigmoid_rows(logits[first:last], scores[first:last])
         else:
-            softmax_into(z, p)
-            for i in range(experts):
-                choice[i] = z[i] if kind == TOPK_SOFTMAX else p[i]
-        for i in range(experts):
-            taken[i] = False
+            softmax_rows(logits[first:last], scores[first:last])
+        for n in range(first, last):
+            z, p = logits[n], scores[n]
+            counted = not valid.size or valid[n]
             if counted:
-                sums[part, i] += p[i] / row_sum
-        for j in range(k):
-            best = best_of(choice, taken)
-            taken[best] = True
-            ids[n, j] = best
-            chosen[j] = z[best] if kind == TOPK_SOFTMAX else p[best]
-            if counted:
-                counts[part, best] += 1
+                total = SMALLEST
+                if kind == SIGMOID_BIAS:
+                    for i in range(experts):
+                        total += p[i]
+                share = ONE / total if kind == SIGMOID_BIAS else ONE
+                for i in range(experts):
+                    prob_sum[i] += p[i] * share
+            if kind == SIGMOID_BIAS and bias.size:
+                for i in range(experts):
+                    keys[i] = key_of(p[i] + bias[i])
+            else:
+                write_keys(z if kind == TOPK_SOFTMAX else p, keys)
+            if groups > 1:
+                drop_groups(keys, groups, top_groups, group_keys, inside)
+            for j in range(k):
+                best = take_best(keys)
+                ids[n, j] = best
+                count[best] += counted
+            if kind == TOPK_SOFTMAX:
+                for j in range(k):
+                    weights[n, j] = z[ids[n, j]]
+            else:
+                weigh(p, ids[n], SMALLEST if kind == SIGMOID_BIAS else ZERO, norm, scale, weights[n])
         if kind == TOPK_SOFTMAX:
-            softmax_into(chosen, weights[n])
-            continue
-        total = SMALLEST if kind == SIGMOID_BIAS else ZERO
-        for j in range(k):
-            total += chosen[j]
-        share = scale / total if norm else scale
-        for j in range(k):
-            weights[n, j] = chosen[j] * share
+            softmax_rows(weights[first:last], weights[first:last])
+    counts[start // grain], sums[start // grain] = count, prob_sum
+
+
+@kernel
+def best_columns(start: int, stop: int, x: F2, values: F2, ids: I2) -> None:
+    keys = np.empty(x.shape[1], np.int32)
+    for n in range(start, stop):
+        write_keys(x[n], keys)
+        for j in range(ids.shape[1]):
+            best = take_best(keys)
+            ids[n, j], values[n, j] = best, x[n, best]
 
 
 @kernel
@@ -120,39 +226,55 @@ def gate_tokens_backward(
                 dlogits[n, ids[n, j]] += weights[n, j] * (dweights[n, j] - inner)
 
 
+# ---- the contract's kernels ------------------------------------------------------------------------------------------------------------
+
+
 class FastGating(NumpyBackend):
     def gate(self, logits: Array, bias: Array | None, valid: Array | None, *, rule: Rule) -> Gate:
-        if not handled(rule, logits, bias) or not logits.size:
+        if not handled(rule, logits, bias) or not logits.size or not 0 < rule.top_k <= min(MOST, logits.shape[1]):
             return super().gate(logits, bias, valid, rule=rule)
         (n, experts), k = logits.shape, rule.top_k
         grain, parts = parts_of(n)
         weights, ids, scores = np.empty((n, k), np.float32), np.empty((n, k), np.int32), np.empty((n, experts), np.float32)
-        counts, sums = np.zeros((parts, experts), np.int32), np.zeros((parts, experts), np.float32)
+        counts, sums = np.empty((parts, experts), np.int32), np.empty((parts, experts), np.float32)
+        groups = rule.n_groups if rule.router == "sigmoid_bias" else 1
         gate_tokens(
-            n, grain, as_rows(logits), optional(bias), optional(valid, NO_BOOLS), KINDS[rule.router], rule.normalised, scale_of(rule), grain,
-            weights, ids, scores, counts, sums,
+            n, grain, as_rows(logits), vector(bias), vector(valid, NO_BOOLS), KINDS[rule.router], rule.normalised, scale_of(rule), groups,
+            rule.top_groups, grain, weights, ids, scores, counts, sums,
         )  # fmt: skip
-        return Gate(weights, ids, scores, counts.sum(axis=0, dtype=np.int32), sums.sum(axis=0))
+        if parts == 1:
+            return Gate(weights, ids, scores, counts[0], sums[0])
+        return Gate(weights, ids, scores, np.add.reduce(counts, axis=0, dtype=np.int32), np.add.reduce(sums, axis=0))
 
     def gate_backward(self, dweights: Array | None, dprob_sum: Array | None, gate: Gate, valid: Array | None, *, rule: Rule) -> Array:
-        if not handled(rule, gate.scores, dweights, dprob_sum) or not gate.scores.size:
+        if not handled(rule, gate.scores, gate.weights, dweights, dprob_sum) or not gate.scores.size:
             return super().gate_backward(dweights, dprob_sum, gate, valid, rule=rule)
         dlogits = np.empty(gate.scores.shape, np.float32)
         gate_tokens_backward(
-            len(dlogits), parts_of(len(dlogits))[0], NO_ROWS if dweights is None else as_rows(dweights),
-            NO_FLOATS if dprob_sum is None else np.ascontiguousarray(dprob_sum), as_rows(gate.weights), gate.ids, as_rows(gate.scores),
-            optional(valid, NO_BOOLS), KINDS[rule.router], rule.normalised, scale_of(rule), dlogits,
+            len(dlogits), parts_of(len(dlogits))[0], NO_ROWS if dweights is None else as_rows(dweights), vector(dprob_sum),
+            as_rows(gate.weights), as_rows(gate.ids), as_rows(gate.scores), vector(valid, NO_BOOLS), KINDS[rule.router], rule.normalised,
+            scale_of(rule), dlogits,
         )  # fmt: skip
         return dlogits
 
-
-NO_ROWS = np.zeros((0, 0), np.float32)
+    def top_k(self, x: Array, k: int) -> tuple[Array, Array]:
+        if not singles(x) or x.ndim != 2 or not x.size or not 0 < k <= min(MOST, x.shape[1]):
+            return super().top_k(x, k)
+        n = len(x)
+        values, ids = np.empty((n, k), np.float32), np.empty((n, k), np.int32)
+        best_columns(n, by_width(4 * k * x.shape[1]), as_rows(x), values, ids)
+        return values, ids
 
 
 def handled(rule: Rule, *arrays: Array | None) -> bool:
     """Is there a kernel for this router, on these arrays?"""
-    return rule.router in KINDS and rule.n_groups == 1 and singles(*arrays)
+    return rule.router in KINDS and singles(*arrays)
 
 
 def scale_of(rule: Rule) -> float:
     return rule.route_scale if rule.router == "sigmoid_bias" else 1.0
+
+
+def vector(x: Array | None, like: Array = NO_FLOATS) -> Array:
+    """x with contiguous memory; an empty array in place of none"""
+    return np.ascontiguousarray(optional(x, like))

@@ -1,4 +1,7 @@
-"""Routing: the plan by a counting sort in two passes over the choices, and the moves of rows that it describes. Formulas: minimoe/reference/routing.py."""
+"""Routing: the plan by a counting sort in two passes over the choices, and the moves of rows that it describes.
+
+Formulas: minimoe/reference/routing.py.
+"""
 
 import numpy as np
 
@@ -20,7 +23,7 @@ def sort_by_expert(start: int, stop: int, ids: I2, valid: B1, capacity: int, ord
     counts = np.zeros(experts, np.int64)
     for n in range(tokens):
         for j in range(slots):
-            if ids[n, j] >= 0 and (not valid.size or valid[n]):
+            if 0 <= ids[n, j] < experts and (not valid.size or valid[n]):
                 counts[ids[n, j]] += 1
     offsets[0] = 0
     for e in range(experts):
@@ -30,10 +33,10 @@ def sort_by_expert(start: int, stop: int, ids: I2, valid: B1, capacity: int, ord
         for j in range(slots):
             e = ids[n, j]
             inverse[n, j] = -1
-            if e >= 0 and (not valid.size or valid[n]):
+            if 0 <= e < experts and (not valid.size or valid[n]):
                 place = offsets[e] + counts[e]
                 counts[e] += 1
-                if place < offsets[e + 1]:
+                if place < min(offsets[e + 1], len(order)):
                     order[place] = n * slots + j
                     inverse[n, j] = place
 
@@ -94,7 +97,7 @@ class FastRouting(NumpyBackend):
         n, limit = len(ids), NO_LIMIT if capacity is None else int(capacity)
         if n == 0:
             offsets[:] = 0
-        sort_by_expert(n, n, np.ascontiguousarray(ids), optional(valid, NO_BOOLS), limit, order, inverse, offsets)
+        sort_by_expert(n, n, np.ascontiguousarray(ids), np.ascontiguousarray(optional(valid, NO_BOOLS)), limit, order, inverse, offsets)
         return Plan(order, inverse, offsets)
 
     def dispatch(self, x: Array, plan: Plan, out: Array | None = None) -> Array:
@@ -121,7 +124,7 @@ class FastRouting(NumpyBackend):
     def combine_backward(self, dy: Array, rows: Array, weights: Array, plan: Plan) -> tuple[Array, Array]:
         if not singles(dy, rows, weights):
             return super().combine_backward(dy, rows, weights, plan)
-        drows, dweights = np.zeros(rows.shape, np.float32), np.empty(weights.shape, np.float32)
+        drows, dweights = np.empty(rows.shape, np.float32), np.empty(weights.shape, np.float32)  # rows that nobody has hold anything
         grain = by_width(4 * rows.shape[1])
         spread_rows(len(dy), grain, as_rows(dy), as_rows(rows), as_rows(weights), plan.inverse, drows, dweights)
         return drows, dweights
