@@ -45,7 +45,7 @@ TOPICS: dict[str, tuple[type[ArrayLayer], tuple[str, ...]]] = {
     "attention": (AttentionKernels, ("attention",)),
     "gating": (GatingKernels, ("gate",)),
     "routing": (RoutingKernels, ("route", "dispatch", "combine", "noisy_load")),
-    "expert": (ExpertKernels, ("grouped_matmul", "grouped_matmul_dw", "grouped_bias", "expert_ffn", "moe_ffn")),
+    "expert": (ExpertKernels, ("grouped_matmul", "grouped_matmul_dw", "grouped_bias", "ffn", "expert_ffn", "moe_ffn")),
     "loss": (LossKernels, ("cross_entropy", "linear_cross_entropy")),
     "embedding": (EmbeddingKernels, ("embedding",)),
     "random": (RandomKernels, ("random_bits", "uniform", "normal", "dropout")),
@@ -54,7 +54,7 @@ TOPICS: dict[str, tuple[type[ArrayLayer], tuple[str, ...]]] = {
 """Every kernel, by topic. A differentiable kernel `x` has its gradient in `x_backward`."""
 
 
-COMPOSITES = ("expert_ffn", "moe_ffn", "add_rms_norm", "add_layer_norm", "linear_cross_entropy")
+COMPOSITES = ("ffn", "expert_ffn", "moe_ffn", "add_rms_norm", "add_layer_norm", "linear_cross_entropy")
 """The kernels that return (outputs, saved): what is saved is their own affair, so both halves are overridden or none."""
 
 

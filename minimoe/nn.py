@@ -202,7 +202,7 @@ class FeedForward(Module):
 
     def __call__(self, x: Tensor) -> Tensor:
         up = self.gate_up_proj if self.activation == "swiglu" else self.up_proj
-        return self.down_proj(ops.activate(up(x), self.activation))
+        return ops.ffn(x, up.weight, self.down_proj.weight, up.bias, self.down_proj.bias, self.activation)
 
 
 class KeyValueCache:

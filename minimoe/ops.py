@@ -505,6 +505,20 @@ def expert_sum(weights: Tensor, ids: Array, valid: Array | None, n_experts: int)
     return Tensor.from_op(y, (weights,), lambda dy: xp.sum(mask * dy, axis=-1))
 
 
+def ffn(x: Tensor, up: Tensor, down: Tensor, up_bias: Tensor | None, down_bias: Tensor | None, activation: str) -> Tensor:
+    """down(activation(up(x))), fused.   x [...,D], up [O,D], down [D,H], biases [O], [D] -> [...,D]"""
+    b = x.backend
+    optional = [t for t in (up_bias, down_bias) if t is not None]
+    weights = ExpertWeights(up.data, down.data, *(None if t is None else t.data for t in (up_bias, down_bias)))
+    y, saved = b.ffn(x.data, weights, activation)
+
+    def backward(dy: Array, into: Places) -> tuple[Array, ...]:
+        dx, dweights = b.ffn_backward(dy, saved, activation, **_expert_places(into[1:], weights))
+        return (dx, *(d for d in dweights if d is not None))
+
+    return Tensor.from_op(y, (x, up, down, *optional), backward, into=True)
+
+
 def moe_ffn(
     x: Tensor, gate_weights: Tensor, plan: Plan, up: Tensor, down: Tensor, up_bias: Tensor | None, down_bias: Tensor | None,
     activation: str, limit: float = 0.0,

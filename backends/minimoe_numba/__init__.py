@@ -26,7 +26,8 @@ __all__ = ["NumbaBackend", "backend"]
 
 
 class NumbaBackend(
-    FastNorm, FastActivation, FastRope, FastLinear, FastAttention, FastGating, FastExpert, FastLoss, FastEmbedding, FastRandom, FastOptimizer
+    FastNorm, FastActivation, FastRope, FastLinear, FastAttention, FastGating, FastExpert, FastLoss, FastEmbedding, FastRandom,
+    FastOptimizer,
 ):  # fmt: skip
     """NumPy's arrays, Numba's kernels."""
 

@@ -48,17 +48,22 @@ def activate_rows(x, y, kind, limit):  # type: ignore[no-untyped-def]
 
 
 @compiled
+def swiglu_gradient(dy, gate, up, dgate, dup):  # type: ignore[no-untyped-def]
+    """Rows of H each: as arrays of their own they are vector code, as halves of one they are not."""
+    for d in range(len(dy)):
+        s = sigmoid(gate[d])
+        silu = gate[d] * s
+        dgate[d] = dy[d] * up[d] * (s + silu * (ONE - s))
+        dup[d] = dy[d] * silu
+
+
+@compiled
 def activate_rows_backward(dy, x, dx, kind, limit):  # type: ignore[no-untyped-def]
     """dy [m,H], x [m,O] -> dx [m,O]"""
     m, width = dy.shape
     for r in range(m):
         if kind == SWIGLU and limit == ZERO:
-            for d in range(width):
-                gate, g = x[r, d], dy[r, d]
-                s = sigmoid(gate)
-                silu = gate * s
-                dx[r, d] = g * x[r, width + d] * (s + silu * (ONE - s))
-                dx[r, width + d] = g * silu
+            swiglu_gradient(dy[r], x[r, :width], x[r, width:], dx[r, :width], dx[r, width:])
         elif kind == SWIGLU:
             for d in range(width):
                 gate, up, g = min(x[r, d], limit), min(max(x[r, width + d], -limit), limit) + ONE, dy[r, d]

@@ -8,6 +8,8 @@ The gradient of a combine weight is <y_row, dy> = <W_down h, dy> = <h, W_down^T 
 it is cheaper to compute again than to fetch. Formulas: minimoe/reference/expert.py.
 """
 
+import math
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,8 +26,7 @@ from minimoe_numba.maths import ONE, ZERO, sigmoid
 from minimoe_numba.native import call_sgemm
 from minimoe_numba.routing import FastRouting
 
-BLOCK = 256  # rows: what a block's numbers take still fits in a core's own cache
-UNITS = 16  # pieces of weight gradients, at least: whole experts, or slices of them where experts are few
+BLOCK = 256  # rows at most: what a block's numbers take still fits in a core's own cache
 PLAIN, TRANSPOSED = 111, 112  # cblas names them so
 NO_BIAS = np.zeros((0, 0), np.float32)
 
@@ -41,15 +42,15 @@ class Saved(NamedTuple):
 
 
 @compiled
-def block_of(index, offsets):  # type: ignore[no-untyped-def]
-    """The expert and the rows of a block; past the last block no rows.   -> e, first, last"""
+def block_of(index, offsets, size):  # type: ignore[no-untyped-def]
+    """The expert and the rows of a block of at most `size`; past the last block no rows.   -> e, first, last"""
     for e in range(len(offsets) - 1):
         first, last = np.int64(offsets[e]), np.int64(offsets[e + 1])
-        blocks = (last - first + BLOCK - 1) // BLOCK
+        blocks = (last - first + size - 1) // size
         if index < blocks:
             # even blocks: a product of few rows is slow
-            size = (last - first + blocks - 1) // blocks
-            return e, min(last, first + index * size), min(last, first + (index + 1) * size)
+            even = (last - first + blocks - 1) // blocks
+            return e, min(last, first + index * even), min(last, first + (index + 1) * even)
         index -= blocks
     return 0, 0, 0
 
@@ -113,12 +114,12 @@ def weigh_row(dhidden, weight, hidden):  # type: ignore[no-untyped-def]
 
 @kernel
 def expert_blocks(
-    start: int, stop: int, sgemm: int, x: F2, order: I1, slots: int, offsets: I1, up: F3, down: F3, up_bias: F2, down_bias: F2, kind: int,
-    limit: float, before: F2, y_rows: F2,
+    start: int, stop: int, sgemm: int, size: int, x: F2, order: I1, slots: int, offsets: I1, up: F3, down: F3, up_bias: F2, down_bias: F2,
+    kind: int, limit: float, before: F2, y_rows: F2,
 ) -> None:  # fmt: skip
     width, both, hidden_width = x.shape[1], up.shape[1], down.shape[2]
     for block in range(start, stop):
-        e, first, last = block_of(block, offsets)
+        e, first, last = block_of(block, offsets, size)
         m = last - first
         if m == 0:
             continue
@@ -139,13 +140,13 @@ def expert_blocks(
 
 @kernel
 def expert_blocks_backward(
-    start: int, stop: int, sgemm: int, dy: F2, x: F2, gate_weights: F1, order: I1, slots: int, offsets: I1, up: F3, down: F3, down_bias: F2,
-    kind: int, limit: float, before: F2, x_rows: F2, dy_rows: F2, weighted: F2, dbefore: F2, drows: F2, dgate: F1,
+    start: int, stop: int, sgemm: int, size: int, dy: F2, x: F2, gate_weights: F1, order: I1, slots: int, offsets: I1, up: F3, down: F3,
+    down_bias: F2, kind: int, limit: float, before: F2, x_rows: F2, dy_rows: F2, weighted: F2, dbefore: F2, drows: F2, dgate: F1,
 ) -> None:  # fmt: skip
     """Fills x_rows, dy_rows, weighted (hidden times the combine weight), dbefore, drows [R,...] and dgate [N*W]."""
     width, both, hidden_width = x.shape[1], up.shape[1], down.shape[2]
     for block in range(start, stop):
-        e, first, last = block_of(block, offsets)
+        e, first, last = block_of(block, offsets, size)
         m = last - first
         if m == 0:
             continue
@@ -205,11 +206,11 @@ def bias_gradients(start: int, stop: int, dy_rows: F2, row_weights: F1, offsets:
 
 
 @kernel
-def grouped_product(start: int, stop: int, sgemm: int, x: F2, weight: F3, offsets: I1, transpose: int, y: F2) -> None:
+def grouped_product(start: int, stop: int, sgemm: int, size: int, x: F2, weight: F3, offsets: I1, transpose: int, y: F2) -> None:
     """y[r] = W_e x[r], or W_e^T x[r], in blocks of rows."""
     inputs = weight.shape[2]
     for block in range(start, stop):
-        e, first, last = block_of(block, offsets)
+        e, first, last = block_of(block, offsets, size)
         if last > first:
             call_sgemm(
                 sgemm, PLAIN, PLAIN if transpose else TRANSPOSED, last - first, y.shape[1], x.shape[1], at(x, first), x.shape[1],
@@ -225,7 +226,8 @@ class FastExpert(FastRouting):
         shape = (x.shape[0], weight.shape[2] if transpose else weight.shape[1])
         y = result(out, shape)
         y[:] = 0.0  # rows that no expert has
-        grouped_product(blocks(shape[0], weight.shape[0]), 1, blas.sgemm, as_rows(x), whole(weight), offsets, transpose, y)
+        count, size = blocks(shape[0], weight.shape[0])
+        grouped_product(count, 1, blas.sgemm, size, as_rows(x), whole(weight), offsets, transpose, y)
         return y if y is out else self.store(y, out)
 
     def grouped_matmul_dw(self, dy: Array, x: Array, offsets: Array, out: Array | None = None, accumulate: bool = False) -> Array:
@@ -237,7 +239,7 @@ class FastExpert(FastRouting):
         blas = machine().blas
         assert blas is not None
         e = len(offsets) - 1
-        slices = max(1, -(-UNITS // e))
+        slices = 4 if e < 4 else 2 if e < 16 else 1
         dw = result(out, (e, dy.shape[1], x.shape[1]))
         weight_gradients(e * slices, 1, blas.sgemm, slices, dy, x, offsets, float(accumulate and dw is out), dw)
         return dw if dw is out else self.store(dw, out, accumulate)
@@ -251,13 +253,12 @@ class FastExpert(FastRouting):
 
     def expert_ffn(self, rows: Array, weights: ExpertWeights, offsets: Array, activation: str, limit: float = 0.0) -> tuple[Array, Any]:
         r = len(rows)
-        order = np.arange(r, dtype=np.int32)
-        plan = Plan(order, order.reshape(r, 1), offsets)  # each row is its own token
-        if not self._fuses(rows, weights, plan):
+        plan = Plan(order_of(r), order_of(r).reshape(r, 1), offsets)  # each row is its own token
+        if not self._fuses(rows, weights, plan.order):
             y, theirs = super().expert_ffn(rows, weights, offsets, activation, limit)
             return y, theirs
         y, before = self._forward(rows, plan, weights, activation, limit)
-        return y, Saved(rows, before, np.ones((r, 1), np.float32), plan, weights)
+        return y, Saved(rows, before, ones_of(r), plan, weights)
 
     def expert_ffn_backward(
         self, dy: Array, saved: Any, activation: str, limit: float = 0.0, out: ExpertWeights | None = None, accumulate: bool = False
@@ -267,10 +268,31 @@ class FastExpert(FastRouting):
         drows, _, dweights = self._backward(dy, saved, activation, limit, out, accumulate)
         return drows, dweights
 
+    def ffn(self, x: Array, weights: ExpertWeights, activation: str, limit: float = 0.0) -> tuple[Array, Any]:
+        if not self._fuses(x, weights, x):
+            return super().ffn(x, weights, activation, limit)
+        n = math.prod(x.shape[:-1])
+        one = ExpertWeights(*(None if w is None else w[None] for w in weights))
+        offsets = np.array([0, n], np.int32)
+        plan = Plan(order_of(n), order_of(n).reshape(n, 1), offsets)
+        y, before = self._forward(as_rows(x), plan, one, activation, limit)
+        return y.reshape(x.shape), Saved(as_rows(x), before, ones_of(n), plan, one)
+
+    def ffn_backward(
+        self, dy: Array, saved: Any, activation: str, limit: float = 0.0, out: ExpertWeights | None = None, accumulate: bool = False
+    ) -> tuple[Array, ExpertWeights]:
+        if not isinstance(saved, Saved):
+            return super().ffn_backward(dy, saved, activation, limit, out, accumulate)
+        to = None if out is None else ExpertWeights(*(None if w is None else w[None] for w in out))
+        drows, _, dweights = self._backward(as_rows(dy), saved, activation, limit, to, accumulate)
+        if out is None:
+            return drows.reshape(dy.shape), ExpertWeights(*(None if d is None else d[0] for d in dweights))
+        return drows.reshape(dy.shape), out
+
     def moe_ffn(
         self, x: Array, gate_weights: Array, plan: Plan, weights: ExpertWeights, activation: str, limit: float = 0.0
     ) -> tuple[Array, Any]:
-        if not self._fuses(x, weights, plan) or not singles(gate_weights):
+        if not self._fuses(x, weights, plan.order) or not singles(gate_weights):
             return super().moe_ffn(x, gate_weights, plan, weights, activation, limit)
         y_rows, before = self._forward(x, plan, weights, activation, limit)
         return self.combine(y_rows, gate_weights, plan), Saved(x, before, gate_weights, plan, weights)
@@ -285,9 +307,9 @@ class FastExpert(FastRouting):
 
     # ---- parts -----------------------------------------------------------------------------------------------------------------
 
-    def _fuses(self, x: Array, weights: ExpertWeights, plan: Plan) -> bool:
+    def _fuses(self, x: Array, weights: ExpertWeights, rows: Array) -> bool:
         """float32, a BLAS at hand, and no size of zero."""
-        sizes = (x.size, weights.up.size, weights.down.size, plan.order.size)
+        sizes = (x.size, weights.up.size, weights.down.size, rows.size)
         return singles(x, *weights) and machine().blas is not None and all(sizes)
 
     def _forward(self, x: Array, plan: Plan, weights: ExpertWeights, activation: str, limit: float) -> tuple[Array, Array]:
@@ -296,9 +318,11 @@ class FastExpert(FastRouting):
         assert blas is not None
         r, (e, both, width) = len(plan.order), weights.up.shape
         before, y_rows = np.empty((r, both), np.float32), np.empty((r, width), np.float32)
+        count, size = blocks(r, e)
         expert_blocks(
-            blocks(r, e), 1, blas.sgemm, as_rows(x), plan.order, plan.inverse.shape[1], plan.offsets, whole(weights.up),
-            whole(weights.down), optional(weights.up_bias, NO_BIAS), optional(weights.down_bias, NO_BIAS), KINDS[activation], limit, before, y_rows,
+            count, 1, blas.sgemm, size, as_rows(x), plan.order, plan.inverse.shape[1], plan.offsets, whole(weights.up),
+            whole(weights.down), optional(weights.up_bias, NO_BIAS), optional(weights.down_bias, NO_BIAS), KINDS[activation], limit,
+            before, y_rows,
         )  # fmt: skip
         return y_rows, before
 
@@ -313,8 +337,9 @@ class FastExpert(FastRouting):
         x_rows, dy_rows, drows = (np.empty((r, width), np.float32) for _ in range(3))
         weighted, dbefore = np.empty((r, hidden), np.float32), np.empty((r, both), np.float32)
         dgate = np.zeros(saved.gate_weights.shape, np.float32)
+        count, size = blocks(r, e)
         expert_blocks_backward(
-            blocks(r, e), 1, blas.sgemm, as_rows(dy), as_rows(saved.x), as_rows(saved.gate_weights).reshape(-1), plan.order,
+            count, 1, blas.sgemm, size, as_rows(dy), as_rows(saved.x), as_rows(saved.gate_weights).reshape(-1), plan.order,
             plan.inverse.shape[1], offsets, whole(weights.up), whole(weights.down), optional(weights.down_bias, NO_BIAS), KINDS[activation],
             limit, saved.before, x_rows, dy_rows, weighted, dbefore, drows, dgate.reshape(-1),
         )  # fmt: skip
@@ -330,9 +355,24 @@ class FastExpert(FastRouting):
         return drows, dgate, ExpertWeights(dup, ddown, dup_bias, ddown_bias)
 
 
-def blocks(rows: int, experts: int) -> int:
-    """At least as many as there are blocks, however the rows are spread."""
-    return rows // BLOCK + experts
+@lru_cache(maxsize=8)
+def order_of(n: int) -> Array:
+    """0 .. n - 1"""
+    return np.arange(n, dtype=np.int32)
+
+
+@lru_cache(maxsize=8)
+def ones_of(n: int) -> Array:
+    """A weight of 1 for each row.   -> [n,1]"""
+    return np.ones((n, 1), np.float32)
+
+
+def blocks(rows: int, experts: int) -> tuple[int, int]:
+    """At least as many as there are blocks, however the rows are spread, and their size: where experts are few, threads get equal shares."""
+    threads = machine().pool.threads
+    rounds = -(-rows // (threads * BLOCK))
+    size = min(BLOCK, -(-rows // (threads * rounds))) if experts < threads else BLOCK
+    return -(-rows // size) + experts, size
 
 
 def whole(stack: Array) -> Array:

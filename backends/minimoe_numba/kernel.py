@@ -175,4 +175,5 @@ kernel = Kernel
 def stamp() -> str:
     """Short for the text of what every kernel is compiled with: Numba's cache looks at the kernel's own file alone."""
     here = Path(__file__).parent
-    return hashlib.sha256(b"".join((here / f"{name}.py").read_bytes() for name in ("compiling", "kernel", "native", "maths"))).hexdigest()[:12]
+    shared = [(here / f"{name}.py").read_bytes() for name in ("activation", "compiling", "kernel", "maths", "native")]
+    return hashlib.sha256(b"".join(shared)).hexdigest()[:12]

@@ -14,6 +14,7 @@ from minimoe_numpy import NumpyBackend
 
 WORD = 4  # bytes of a float32
 SMALL = 2**18  # multiply-adds below which a product is one piece: some microseconds
+PIECES = 1  # a thread: more would balance better, but each packs the other side anew
 ROUND = 32  # pieces end at a multiple of this, which BLAS kernels like
 
 
@@ -54,9 +55,9 @@ def multiply(a: Array, b: Array, c: Array, trans_a: int = 0, trans_b: int = 0, b
 
 
 def shared_out(rows: int, pieces: int = 2**30) -> int:
-    """Rows to a piece for a product of so many rows: two pieces a thread, at most `pieces`, so that one who is held up delays less."""
+    """Rows to a piece for a product of so many rows: PIECES a thread, at most `pieces`."""
     threads = machine().pool.threads
-    pieces = max(1, min(2 * threads, pieces)) if threads > 1 else 1
+    pieces = max(1, min(PIECES * threads, pieces)) if threads > 1 else 1
     return -(-rows // (pieces * ROUND)) * ROUND
 
 

@@ -35,6 +35,12 @@ def turn_neighbours(x, p, cos, sin, y):  # type: ignore[no-untyped-def]
 
 
 @compiled
+def copy_row(x, y):  # type: ignore[no-untyped-def]
+    for d in range(len(x)):
+        y[d] = x[d]
+
+
+@compiled
 def turn_row(x, p, cos, sin, interleaved, y):  # type: ignore[no-untyped-def]
     """x [heads,C] -> y; coordinates past the pairs as they are"""
     turned = 2 * cos.shape[1]
@@ -42,9 +48,9 @@ def turn_row(x, p, cos, sin, interleaved, y):  # type: ignore[no-untyped-def]
         turn_neighbours(x, p, cos, sin, y)
     else:
         turn_halves(x, p, cos, sin, y)
-    for h in range(len(x)):
-        for d in range(turned, x.shape[1]):
-            y[h, d] = x[h, d]
+    if turned < x.shape[1]:
+        for h in range(len(x)):
+            copy_row(x[h, turned:], y[h, turned:])
 
 
 @kernel
@@ -79,17 +85,21 @@ def join_tokens(start: int, stop: int, dq: F3, dk: F3, dv: F3, length: int, cos:
         turn_row(dq[n], p, cos, sin, False, dqkv[n, :heads])
         turn_row(dk[n], p, cos, sin, False, dqkv[n, heads : heads + groups])
         for h in range(groups):
-            for d in range(dv.shape[2]):
-                dqkv[n, heads + groups + h, d] = dv[n, h, d]
+            copy_row(dv[n, h], dqkv[n, heads + groups + h])
 
 
-NO_TABLE = np.zeros((1, 0), np.float32)
+@kernel
+def join_rows(start: int, stop: int, dq: F2, dk: F2, dv: F2, dqkv: F2) -> None:
+    """Side by side, nothing turned"""
+    q, k = dq.shape[1], dk.shape[1]
+    for n in range(start, stop):
+        copy_row(dq[n], dqkv[n, :q])
+        copy_row(dk[n], dqkv[n, q : q + k])
+        copy_row(dv[n], dqkv[n, q + k :])
 
 
-def tables(positions: Array, inv_freq: Array | None, scale: float, turn: float) -> tuple[Array, Array]:
+def tables(positions: Array, inv_freq: Array, scale: float, turn: float) -> tuple[Array, Array]:
     """cos and sin of each angle.   -> [T or B*T,pairs] each"""
-    if inv_freq is None:
-        return NO_TABLE, NO_TABLE
     angle = positions.astype(inv_freq.dtype)[:, :, None] * inv_freq  # [B or 1,T,pairs]
     cos, sin = np.cos(angle) * scale, np.sin(angle) * (scale * turn)
     cos, sin = (table.astype(np.float32, copy=False).reshape(-1, len(inv_freq)) for table in (cos, sin))
@@ -147,7 +157,10 @@ class FastRope(NumpyBackend):
             return super().split_heads_backward(dq, dk, dv, positions, inv_freq)
         (b, t, heads, c), groups = dq.shape, dk.shape[2]
         dqkv = np.empty((b, t, (heads + 2 * groups) * c), np.float32)
-        parts = (np.ascontiguousarray(d).reshape(b * t, d.shape[2], c) for d in (dq, dk, dv))
-        cos_sin = tables(positions, inv_freq, 1.0, -1.0)
-        join_tokens(b * t, by_width(dqkv.shape[2]), *parts, t, *cos_sin, dqkv.reshape(b * t, heads + 2 * groups, c))
+        parts, grain = [np.ascontiguousarray(d).reshape(b * t, -1) for d in (dq, dk, dv)], by_width(dqkv.shape[2])
+        if inv_freq is None:
+            join_rows(b * t, grain, *parts, dqkv.reshape(b * t, -1))
+        else:
+            dq, dk, dv, whole = (d.reshape(b * t, -1, c) for d in (*parts, dqkv))
+            join_tokens(b * t, grain, dq, dk, dv, t, *tables(positions, inv_freq, 1.0, -1.0), whole)
         return dqkv

@@ -108,6 +108,8 @@ FLOPS: dict[str, Callable[[dict[str, Any], Any, int], int]] = {
     "linear_dw": lambda a, r, k: 2 * size(a["dy"]) * a["x"].shape[-1],
     "grouped_matmul": lambda a, r, k: 2 * size(a["x"]) * a["weight"].shape[2 if a["transpose"] else 1],
     "grouped_matmul_dw": lambda a, r, k: 2 * size(a["dy"]) * a["x"].shape[1],
+    "ffn": lambda a, r, k: 2 * size(a["x"]) // a["x"].shape[-1] * (size(a["weights"].up) + size(a["weights"].down)),
+    "ffn_backward": lambda a, r, k: 4 * size(a["dy"]) // a["dy"].shape[-1] * (size(r[1].up) + size(r[1].down)),
     "expert_ffn": lambda a, r, k: of_experts(a["rows"].shape[0], a["weights"]),
     "expert_ffn_backward": lambda a, r, k: 2 * of_experts(a["dy"].shape[0], r[1]),
     "moe_ffn": lambda a, r, k: of_experts(a["plan"].order.shape[0], a["weights"]),

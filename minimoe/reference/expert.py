@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 from minimoe.reference.activation import ActivationKernels
 from minimoe.reference.arrays import Array
+from minimoe.reference.linear import LinearKernels
 from minimoe.reference.routing import Plan, RoutingKernels
 
 
 class ExpertWeights(NamedTuple):
-    """All experts of a layer. O is 2H for swiglu (gate rows first), else H."""
+    """All experts of a layer, or without the axis E a dense layer. O is 2H for swiglu (gate rows first), else H."""
 
     up: Array  # [E,O,D]
     down: Array  # [E,D,H]
@@ -32,6 +33,15 @@ class ExpertSaved(NamedTuple):
     hidden: Array
 
 
+class FFNSaved(NamedTuple):
+    """What the reference keeps from ffn for its backward."""
+
+    x: Array
+    weights: ExpertWeights
+    before: Array
+    hidden: Array
+
+
 class MoESaved(NamedTuple):
     """What the reference keeps from moe_ffn for its backward."""
 
@@ -41,7 +51,7 @@ class MoESaved(NamedTuple):
     expert: Any
 
 
-class ExpertKernels(RoutingKernels, ActivationKernels):
+class ExpertKernels(RoutingKernels, ActivationKernels, LinearKernels):
     def grouped_matmul(self, x: Array, weight: Array, offsets: Array, transpose: bool = False, out: Array | None = None) -> Array:
         """y[r] = W_e x[r], or W_e^T x[r] if `transpose`.   x [R,I], weight [E,O,I], offsets [E+1] -> [R,O]  (transpose: [R,O] -> [R,I])"""
         xp = self.xp
@@ -95,6 +105,24 @@ class ExpertKernels(RoutingKernels, ActivationKernels):
         return self.gelu_backward(dy, x, tanh=activation == "gelu_tanh")
 
     # ---- composites ------------------------------------------------------------------------------------------------------------
+
+    def ffn(self, x: Array, weights: ExpertWeights, activation: str, limit: float = 0.0) -> tuple[Array, Any]:
+        """One expert that every row visits: down(activation(up(x))), its weights without the axis E.   x [...,D] -> [...,D], saved"""
+        before = self.linear(x, weights.up, weights.up_bias)
+        hidden = self.activate(before, activation, limit)
+        return self.linear(hidden, weights.down, weights.down_bias), FFNSaved(x, weights, before, hidden)
+
+    def ffn_backward(
+        self, dy: Array, saved: Any, activation: str, limit: float = 0.0, out: ExpertWeights | None = None, accumulate: bool = False
+    ) -> tuple[Array, ExpertWeights]:
+        """-> dx [...,D], the weights' gradients (in `out` where given, added to it if `accumulate`)"""
+        weights, to = saved.weights, out or ExpertWeights(None, None)
+        ddown = self.linear_dw(dy, saved.hidden, to.down, accumulate)
+        ddown_bias = None if weights.down_bias is None else self.linear_db(dy, to.down_bias, accumulate)
+        dbefore = self.activate_backward(self.linear_dx(dy, weights.down), saved.before, activation, limit)
+        dup = self.linear_dw(dbefore, saved.x, to.up, accumulate)
+        dup_bias = None if weights.up_bias is None else self.linear_db(dbefore, to.up_bias, accumulate)
+        return self.linear_dx(dbefore, weights.up), ExpertWeights(dup, ddown, dup_bias, ddown_bias)
 
     def expert_ffn(self, rows: Array, weights: ExpertWeights, offsets: Array, activation: str, limit: float = 0.0) -> tuple[Array, Any]:
         """down_e(activation(up_e(rows))).   rows [R,D] -> [R,D], saved"""

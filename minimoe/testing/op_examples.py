@@ -127,6 +127,14 @@ def layers() -> Iterator[OpExample]:
                 yield OpExample("add_norm", f"{label}, {norm}, bias {bias}, {use}", add_norm, inputs)
     for activation, width in (("swiglu", 6), ("gelu", 3), ("gelu_tanh", 3), ("relu", 3)):
         yield OpExample("activate", activation, lambda b, x, a=activation: ops.activate(x, a), (away(1, 5, width),))
+    for activation, rows in (("swiglu", 10), ("gelu", 5), ("gelu_tanh", 5)):
+
+        def ffn(b: Backend, x: Tensor, up: Tensor, down: Tensor, *biases: Tensor, a: str = activation) -> Tensor:
+            return ops.ffn(x, up, down, *(biases or (None, None)), a)
+
+        weights = (floats(1, 2, 3, 4), 0.5 * floats(2, rows, 4), 0.5 * floats(3, 4, 5))
+        yield OpExample("ffn", activation, ffn, weights)
+        yield OpExample("ffn", f"{activation}, biases", ffn, (*weights, floats(4, rows), floats(5, 4)))
     yield OpExample("swiglu", "[5,8]", lambda b, x: ops.swiglu(x), (floats(1, 5, 8),))
     yield OpExample("swiglu", "[4,8], clipped at 0.8", lambda b, x: ops.swiglu(x, 0.8), (distinct(1, 4, 8),))
     yield OpExample("astype", "float32 and back", lambda b, x: ops.astype(x, x.dtype) * 2.0, (floats(1, 3, 4),))

@@ -285,6 +285,23 @@ def expert_ffn_backward() -> Iterator[Example]:
         yield Example(label, (rows, weights, offsets, dy), call=gradients_of("expert_ffn", 3, *options), trim=trim)
 
 
+def ffn_inputs() -> Iterator[tuple[str, Floats, ExpertWeights, str, float]]:
+    for lead in ((1,), (2, 31), (300,), (0,)):
+        for activation, limit, bias in expert_kinds():
+            weights = ExpertWeights(*(None if w is None else w[0] for w in expert_weights(1, 9, 11, activation, bias)))
+            yield f"x {[*lead, 9]}, H 11, {activation}, limit {limit}, bias {bias}", floats(1, *lead, 9), weights, activation, limit
+
+
+def ffn() -> Iterator[Example]:
+    for label, x, weights, *options in ffn_inputs():
+        yield Example(label, (x, weights), call=outputs_of("ffn", *options))
+
+
+def ffn_backward() -> Iterator[Example]:
+    for label, x, weights, *options in ffn_inputs():
+        yield Example(label, (x, weights, floats(5, *x.shape)), call=gradients_of("ffn", 2, *options))
+
+
 def moe_inputs() -> Iterator[tuple[str, tuple[Any, ...], tuple[str, float], int]]:
     for label, n, e, w, plan in plans():
         for activation, limit, bias in expert_kinds():
@@ -308,6 +325,6 @@ ROUTED: dict[str, Examples] = {
     "gate": gate, "gate_backward": gate_backward, "route": route, "dispatch": dispatch, "dispatch_backward": dispatch_backward,
     "combine": combine, "combine_backward": combine_backward, "noisy_load": noisy_load, "noisy_load_backward": noisy_load_backward,
     "grouped_matmul": grouped_matmul, "grouped_matmul_dw": grouped_matmul_dw, "grouped_bias": grouped_bias,
-    "grouped_bias_backward": grouped_bias_backward, "expert_ffn": expert_ffn, "expert_ffn_backward": expert_ffn_backward,
+    "grouped_bias_backward": grouped_bias_backward, "ffn": ffn, "ffn_backward": ffn_backward, "expert_ffn": expert_ffn, "expert_ffn_backward": expert_ffn_backward,
     "moe_ffn": moe_ffn, "moe_ffn_backward": moe_ffn_backward,
 }  # fmt: skip
