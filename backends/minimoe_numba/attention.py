@@ -65,6 +65,23 @@ def keys_seen(positions, q_positions, causal, window):  # type: ignore[no-untype
 
 
 @compiled
+def count_seen(positions, q_positions, causal, window, seen):  # type: ignore[no-untyped-def]
+    """For each query of a block, how many of the block's keys there are up to the last that it sees."""
+    for t in range(len(q_positions)):
+        low, high = bounds(q_positions[t], causal, window)
+        count = len(positions)
+        while count > 0 and not low <= positions[count - 1] <= high:
+            count -= 1
+        seen[t] = count
+
+
+@compiled
+def clear(x):  # type: ignore[no-untyped-def]
+    for i in range(len(x)):
+        x[i] = ZERO
+
+
+@compiled
 def pack(x, row_stride, first, tokens, heads, width, scale, packed):  # type: ignore[no-untyped-def]
     """Rows (head, token) of a block, scaled.   x: address of the block's sequence and first head -> packed [heads*tokens,C]"""
     for s in range(heads):
@@ -118,6 +135,7 @@ def attention_heads(
     packed = np.empty((heads * tokens, width), np.float32)
     scores = np.empty(heads * tokens * tk, np.float32)
     values = np.empty((heads * tokens, v_width), np.float32)
+    seen = np.empty(tokens, np.int64)
     for unit in range(start, stop):
         b, g = unit // groups, unit % groups
         positions = key_positions(k_pos, k_valid, b)
@@ -130,6 +148,7 @@ def attention_heads(
             m = heads * count
             from_key, to_key = keys_seen(positions, q_positions[first : first + count], causal, window)
             keys = to_key - from_key
+            count_seen(positions[from_key:to_key], q_positions[first : first + count], causal, window, seen)
             if keys:
                 pack(q_here, q_row, first, count, heads, width, scale, packed)
                 call_sgemm(
@@ -140,7 +159,9 @@ def attention_heads(
                 head, t = g * heads + r // count, first + r % count
                 low, high = bounds(q_positions[t], causal, window)
                 sink = sinks[head] if sinks.size else -INFINITY
-                softmax_row(scores[r * keys : (r + 1) * keys], positions[from_key:to_key], low, high, sink, logsumexp[b, head, t : t + 1])
+                row, some = scores[r * keys : (r + 1) * keys], seen[r % count]
+                softmax_row(row[:some], positions[from_key:to_key], low, high, sink, logsumexp[b, head, t : t + 1])
+                clear(row[some:])
             if keys:
                 call_sgemm(
                     sgemm, PLAIN, PLAIN, m, v_width, keys, scores.ctypes.data, keys, v_here + 4 * from_key * v_row, v_row, ZERO,
@@ -163,6 +184,7 @@ def attention_heads_backward(
     packed = np.empty((heads * tokens, width), np.float32)
     dy_packed = np.empty((heads * tokens, v_width), np.float32)
     p, dp = np.empty(heads * tokens * tk, np.float32), np.empty(heads * tokens * tk, np.float32)
+    seen = np.empty(tokens, np.int64)
     for unit in range(start, stop):
         b, g = unit // groups, unit % groups
         positions = key_positions(k_pos, k_valid, b)
@@ -184,6 +206,7 @@ def attention_heads_backward(
                 dq[b, first : first + count, g * heads : (g + 1) * heads] = ZERO
                 delta[b, g * heads : (g + 1) * heads, first : first + count] = ZERO
                 continue
+            count_seen(positions[from_key:to_key], q_positions[first : first + count], causal, window, seen)
             pack(q_here, q_row, first, count, heads, width, scale, packed)
             pack(dy_here, queries * v_width, first, count, heads, v_width, ONE, dy_packed)
             k_seen, v_seen = k_here + 4 * from_key * k_row, v_here + 4 * from_key * v_row
@@ -199,7 +222,10 @@ def attention_heads_backward(
                     d += dy_packed[r, c] * y[b, t, head, c]
                 delta[b, head, t] = d
                 lse = logsumexp[b, head, t]
-                softmax_backward(p[r * keys : (r + 1) * keys], dp[r * keys : (r + 1) * keys], positions[from_key:to_key], low, high, lse, d)
+                p_row, dp_row, some = p[r * keys : (r + 1) * keys], dp[r * keys : (r + 1) * keys], seen[r % count]
+                softmax_backward(p_row[:some], dp_row[:some], positions[from_key:to_key], low, high, lse, d)
+                clear(p_row[some:])
+                clear(dp_row[some:])
             call_sgemm(
                 sgemm, TRANSPOSED, PLAIN, keys, v_width, m, p.ctypes.data, keys, dy_packed.ctypes.data, v_width, ONE,
                 dv_here + 4 * from_key * dv_row, dv_row,
