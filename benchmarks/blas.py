@@ -1,7 +1,7 @@
 """Matrix products of the BLAS libraries that pip can install, at the shapes of minimoe's benchmark models: which one suits this machine?
 
-`python -m benchmarks.blas [--rounds 9]`. A product runs on one thread, and two at once side by side, as minimoe's kernels call it. OpenBLAS is
-NumPy's own; MKL (`pip install mkl`) and BLIS (`pip install blis`) are measured where they are installed. Libraries take turns; medians.
+`python -m benchmarks.blas [--rounds 9]`. A product runs on one thread, and two at once side by side, as minimoe's kernels call it. OpenBLAS
+is NumPy's own; MKL (`pip install mkl`) and BLIS (`pip install blis`) are measured where they are installed. Libraries take turns; medians.
 """
 
 import argparse
@@ -9,6 +9,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,11 @@ from benchmarks.machine import machine
 
 Product = Callable[[Any, Any, Any, bool, bool], None]  # c = op(a) op(b)
 SHAPES = (  # name, a transposed, b transposed, rows, columns, depth
-    ("square", False, False, 1024, 1024, 1024), ("tiny, experts up", False, True, 256, 512, 128), ("tiny, experts down", False, True, 256, 128, 256),
-    ("tiny, dW", True, False, 256, 128, 512), ("small, experts up", False, True, 256, 1024, 256), ("small, dW", True, False, 512, 256, 512),
-    ("many, experts up", False, True, 128, 512, 256), ("dense, FFN up", False, True, 512, 2048, 256), ("dense, dW", True, False, 512, 256, 2048),
+    ("square", False, False, 1024, 1024, 1024), ("tiny, experts up", False, True, 256, 512, 128),
+    ("tiny, experts down", False, True, 256, 128, 256), ("tiny, dW", True, False, 256, 128, 512),
+    ("small, experts up", False, True, 256, 1024, 256), ("small, dW", True, False, 512, 256, 512),
+    ("many, experts up", False, True, 128, 512, 256), ("dense, FFN up", False, True, 512, 2048, 256),
+    ("dense, dW", True, False, 512, 256, 2048),
 )  # fmt: skip
 
 
@@ -51,7 +54,7 @@ def libraries() -> dict[str, Product]:
             library.limit(1)
             found[library.name] = by_address(library.sgemm)
     try:
-        from blis.py import gemm  # type: ignore[import-not-found, unused-ignore]
+        from blis.py import gemm  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError:
         return found
     found["BLIS"] = lambda a, b, c, trans_a, trans_b: gemm(a, b, out=c, trans1=trans_a, trans2=trans_b)
@@ -67,7 +70,7 @@ def seconds(call: Callable[[], None], repeats: int) -> float:
 
 def side_by_side(calls: list[Callable[[], None]], repeats: int) -> float:
     """Seconds of one call of each, all at once."""
-    threads = [threading.Thread(target=lambda call=call: seconds(call, repeats)) for call in calls]  # type: ignore[misc]
+    threads = [threading.Thread(target=seconds, args=(call, repeats)) for call in calls]
     began = time.perf_counter()
     for thread in threads:
         thread.start()
@@ -82,7 +85,8 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     console, found = Console(), libraries()
     console.print(machine(), list(found))
-    table = Table("product", *(f"{name.split()[0]}{how}" for name in found for how in ("", " x 2")), title="GFLOP/s, float32; x 2: two at once")
+    columns = [f"{name.split()[0]}{how}" for name in found for how in ("", " x 2")]
+    table = Table("product", *columns, title="GFLOP/s, float32; x 2: two at once")
     for name, trans_a, trans_b, m, n, k in SHAPES:
         sets = []
         for seed in range(2):
@@ -94,7 +98,7 @@ def main() -> None:
         repeats = max(3, int(5e8 / flops))
         for _ in range(rounds):
             for library, product in found.items():
-                calls = [lambda s=s, p=product: p(*s, trans_a, trans_b) for s in sets]  # type: ignore[misc]
+                calls: list[Callable[[], None]] = [partial(product, *one, trans_a, trans_b) for one in sets]
                 times[library][0].append(seconds(calls[0], repeats))
                 times[library][1].append(side_by_side(calls, repeats))
         cells = [f"{(i + 1) * flops / statistics.median(times[lib][i]) / 1e9:.0f}" for lib in found for i in range(2)]

@@ -1,7 +1,7 @@
 """What it costs to hand a kernel to a second thread: minimoe_numba's pool beside Python's locks.
 
-`python -m benchmarks.dispatch`. The same work, halved over two threads; microseconds a call, medians. A lock wakes a sleeping thread and passes the
-GIL to it; the pool's worker watches a counter without the GIL.
+`python -m benchmarks.dispatch`. The same work, halved over two threads; microseconds a call, medians. A lock wakes a sleeping thread and
+passes the GIL to it; the pool's worker watches a counter without the GIL.
 """
 
 import statistics
@@ -41,7 +41,7 @@ class Handed:
         self.go, self.done = threading.Lock(), threading.Lock()
         self.go.acquire()
         self.done.acquire()
-        self.half: tuple[int, int, np.ndarray] = (0, 0, np.zeros(1, np.float32))  # type: ignore[type-arg]
+        self.half: tuple[int, int, np.ndarray] = (0, 0, np.zeros(1, np.float32))
         threading.Thread(target=self.serve, daemon=True).start()
 
     def serve(self) -> None:
@@ -50,7 +50,7 @@ class Handed:
             plain(*self.half)
             self.done.release()
 
-    def __call__(self, n: int, x: np.ndarray) -> None:  # type: ignore[type-arg]
+    def __call__(self, n: int, x: np.ndarray) -> None:
         self.half = (n // 2, n, x)
         self.go.release()
         plain(0, n // 2, x)

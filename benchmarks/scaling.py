@@ -1,8 +1,9 @@
 """Two things that must not grow: a routed layer's time with its number of experts, a model's memory with the square of its sequences.
 
-`python -m benchmarks.scaling [--backend numba] [--rounds 9] [--out FILE]`. The layer: forward and backward of 8,192 tokens, D = H = 256, 2 experts a
-token, for 8 to 64 experts, beside the bytes of weights and their gradients. The model: a training step of 4,096 tokens in sequences of 256 to
-2,048, each length in a process of its own; memory is the most that the process held, less what it held before the model was made.
+`python -m benchmarks.scaling [--backend numba] [--rounds 9] [--out FILE]`. The layer: forward and backward of 8,192 tokens, D = H = 256, 2
+experts a token, for 8 to 64 experts, beside the bytes of weights and their gradients. The model: a training step of 4,096 tokens in
+sequences of 256 to 2,048, each length in a process of its own; memory is the most that the process held, less what it held before the model
+was made.
 """
 
 import argparse
@@ -97,15 +98,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     console = Console()
-    results = {"machine": machine(), "backend": options.backend, "layer": time_layers(options.backend, options.rounds)}
+    results: dict[str, Any] = {"machine": machine(), "backend": options.backend, "layer": time_layers(options.backend, options.rounds)}
     console.print(results["machine"])
     table = Table("experts", "ms", "times the first", "weights and gradients, MB", title="a routed layer, forward and backward")
-    for row in results["layer"]:  # type: ignore[attr-defined]
+    for row in results["layer"]:
         table.add_row(f"{row['experts']}", f"{row['ms']:.1f}", f"{row['times_first']:.2f}", f"{row['weights_mb']:.0f}")
     console.print(table)
     results["memory"] = measure_memory(options.backend)
     table = Table("tokens of a sequence", "peak, MB", "times the first", title=f"a training step of {STEP_TOKENS:,} tokens")
-    for row in results["memory"]:  # type: ignore[attr-defined]
+    for row in results["memory"]:
         table.add_row(f"{row['seq_len']}", f"{row['peak_mb']:.0f}", f"{row['times_first']:.2f}")
     console.print(table)
     if options.out:

@@ -219,10 +219,8 @@ class Transformer(Module):
         x, call = self._embed(tokens, attention_mask, positions, token_types, cache, rng)
         stats, delta = [], None
         for layer, block in enumerate(self.blocks):
-            if recompute_blocks:
-                x, delta, layer_stats = _recomputed(block, x if delta is None else x + delta, call, layer)
-            else:
-                x, delta, layer_stats = block(x, delta, call, layer)
+            run = _recomputed if recompute_blocks else Block.__call__
+            x, delta, layer_stats = run(block, x, delta, call, layer)
             if layer_stats is not None:
                 stats.append(layer_stats)
         if self.config.norm_position == "pre":
@@ -345,16 +343,18 @@ class Transformer(Module):
             layer.update_balance(count, ok)
 
 
-def _recomputed(block: Block, x: Tensor, call: Call, layer: int) -> tuple[Tensor, Tensor | None, MoEStats | None]:
+def _recomputed(
+    block: Block, x: Tensor, delta: Tensor | None, call: Call, layer: int
+) -> tuple[Tensor, Tensor | None, MoEStats | None]:
     """A block whose inner activations are not kept; its differentiable statistics stay differentiable."""
 
-    def run(x: Tensor) -> tuple[Any, ...]:
-        y, delta, stats = block(x, None, call, layer)
+    def run(x: Tensor, delta: Tensor | None = None) -> tuple[Any, ...]:
+        y, dy, stats = block(x, delta, call, layer)
         if stats is None:
-            return y, delta, None
-        return y, delta, stats, stats.aux_loss, stats.z_loss, stats.prob_sum
+            return y, dy, None
+        return y, dy, stats, stats.aux_loss, stats.z_loss, stats.prob_sum
 
-    y, delta, stats, *tensors = recompute(run, x)
+    y, dy, stats, *tensors = recompute(run, x) if delta is None else recompute(run, x, delta)
     if stats is None:
-        return y, delta, None
-    return y, delta, replace(stats, **dict(zip(("aux_loss", "z_loss", "prob_sum"), tensors, strict=True)))
+        return y, dy, None
+    return y, dy, replace(stats, **dict(zip(("aux_loss", "z_loss", "prob_sum"), tensors, strict=True)))

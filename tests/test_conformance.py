@@ -16,7 +16,7 @@ from minimoe.testing.array_layer import XP_CONSTANTS, XP_FUNCTIONS
 from minimoe.testing.kernels import EXAMPLES
 from minimoe_numpy import NumpyBackend
 
-BACKENDS = {"numpy": load("numpy"), "strict": StrictBackend()}
+BACKENDS = {"numpy": load("numpy"), "numba": load("numba"), "strict": StrictBackend()}
 ALL = [pytest.param(case, id=f"{name}: {case}") for name, backend in BACKENDS.items() for case in cases(backend)]
 
 

@@ -1,4 +1,4 @@
-"""What the Numba backend has beyond the contract: threads, the kernel decorator, BLAS by address, compiled code on disk, and doing without."""
+"""What the Numba backend has beyond the contract: threads, the kernel decorator, BLAS by address, code kept on disk, and doing without."""
 
 import os
 import subprocess
@@ -13,6 +13,7 @@ from tiny_runs import tiny, weights_of, write_text
 import minimoe as mm
 from minimoe.backend import load
 from minimoe.reference.expert import ExpertWeights
+from minimoe.reference.gating import Rule
 from minimoe.testing.conformance import relative_errors
 from minimoe_numba import blas as blas_module
 from minimoe_numba import maths
@@ -62,6 +63,19 @@ def test_every_row_is_visited_once(three_threads, grain):
     assert np.array_equal(visits, np.full(3001, 10.0, np.float32))
 
 
+def test_results_do_not_depend_on_how_many_threads_share_the_pieces():
+    x, dy, *_ = routed(np.random.default_rng(2), n=700)
+    results = []
+    for threads in (1, 2, 3):
+        NUMBA.use_threads(threads)
+        gate = NUMBA.gate(x[:, :8].copy(), None, None, rule=Rule("softmax_topk", 2))
+        norm = NUMBA.rms_norm_backward(dy, x, np.ones(12, np.float32), np.ones((700, 1), np.float32))
+        results.append([*gate, *norm])
+    NUMBA.use_threads(0)
+    for others in results[1:]:
+        assert all(np.array_equal(a, b) for a, b in zip(results[0], others, strict=True))
+
+
 def test_kernels_may_be_called_from_several_python_threads(three_threads):
     visits = np.zeros((4, 999), np.float32)
 
@@ -109,7 +123,7 @@ def test_a_forked_process_gets_threads_of_its_own():
         "if child == 0: os._exit(0 if ok else 1)\n"
         "assert ok and os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/backends"})
+    first_words(code=code)
 
 
 def test_a_hundred_steps_twice_give_equal_bytes(tmp_path):
@@ -147,12 +161,19 @@ def test_exp_is_good_to_a_few_ulp_everywhere():
     assert np.array_equal(y, np.array([0.0, 0.0, np.inf, np.inf, np.nan], np.float32), equal_nan=True)
 
 
-def test_the_activations_exp_is_vector_code():
-    from minimoe_numba.activation import activation
-
-    NUMBA.swiglu(np.zeros((2, 8), np.float32))
-    assembly = activation.held.inspect_asm() if hasattr(activation.held, "inspect_asm") else activation.held.inspect_llvm()
-    assert "<8 x float>" in activation.held.inspect_llvm() or "<4 x float>" in activation.held.inspect_llvm() or "ymm" in assembly
+@pytest.mark.parametrize(
+    "name", ["activation.activation_backward", "loss.softmax_rows", "optimizer.squares", "optimizer.adamw_elements", "norm.rms_rows"]
+)
+def test_hot_loops_are_vector_code(name, tmp_path):
+    """Numba shows the code of what it compiles, not of what it loads: so in a process with an empty cache."""
+    module, function = name.split(".")
+    code = (
+        f"from minimoe_numba.{module} import {function} as k\n"
+        "k._compile()\n"
+        "print('VECTORS', len(__import__('re').findall('<(?:4|8|16) x float>', k.held.inspect_llvm())))\n"
+    )
+    words = first_words(code=code, NUMBA_CACHE_DIR=str(tmp_path))
+    assert int(words.split("VECTORS")[1].split()[0]) > 10
 
 
 # ---- gradients into their places -------------------------------------------------------------------------------------------------------

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_runs import tiny, train, untimed, weights_of, with_train, write_text
+from tiny_runs import BACKEND, tiny, train, untimed, weights_of, with_train, write_text
 
 import minimoe as mm
-from minimoe.autograd import Tensor
+from minimoe.autograd import Tensor, use_backend
 from minimoe.data import batch, load_corpus, sample_windows, windows
 from minimoe.errors import ConfigError, Diverged, UserError
 from minimoe.evaluation import evaluate
@@ -27,6 +27,13 @@ KEYS = {
     "step", "loss", "aux_loss", "z_loss", "router_loss", "lr", "grad_norm", "step_ms", "tokens_per_s", "elapsed_s", "expert_load",
     "dropped", "router_entropy", "skipped", "aux_loss_layers",
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True, params=["numpy", "numba"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """All of this holds on both backends of the CPU."""
+    monkeypatch.setitem(BACKEND, "name", request.param)
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -180,11 +187,12 @@ def test_the_load_is_told_apart_by_domain() -> None:
     assert not np.allclose(seen.domain_load[0], seen.domain_load[1])
 
 
-def test_what_was_trained_opens_as_a_model(text: Path, tmp_path: Path) -> None:
+def test_what_was_trained_opens_as_a_model(text: Path, tmp_path: Path, backend: str) -> None:
     run = train(tiny(text, steps=2), tmp_path)
     tokens = np.arange(16, dtype=np.int32)[None]
     for path in (run.path, run.path / "checkpoints" / "step-000002", run.path / "checkpoints" / "best", tmp_path / "last"):
-        model = mm.load(path)
+        with use_backend(backend):
+            model = mm.load(path)
         assert np.array_equal(model(tokens).numpy(), run.model(tokens).numpy())
         assert model.tokenizer.decode(model.tokenizer.encode("a token")) == "a token"
     assert open_model(root=tmp_path).step == 2

@@ -4,6 +4,7 @@
 NumPy's. Overrides compute in float32; what comes in another dtype goes to the reference.
 """
 
+import gc
 from collections.abc import Callable
 
 from minimoe.backend import Backend
@@ -43,4 +44,5 @@ class NumbaBackend(
 def backend() -> Backend:
     """The Numba backend."""
     keep_freed_memory()
+    gc.freeze()  # Numba's hundred thousand objects stay to the end: no later collection need look at them
     return NumbaBackend()

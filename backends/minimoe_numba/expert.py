@@ -118,18 +118,20 @@ def expert_blocks(
     kind: int, limit: float, before: F2, y_rows: F2,
 ) -> None:  # fmt: skip
     width, both, hidden_width = x.shape[1], up.shape[1], down.shape[2]
+    # made before the loop, to live through it: Numba frees an array after its last use, and does not know that BLAS has its address
+    scratch, hidden = np.empty((size, width), np.float32), np.empty((size, hidden_width), np.float32)
     for block in range(start, stop):
         e, first, last = block_of(block, offsets, size)
         m = last - first
         if m == 0:
             continue
-        rows, hidden = np.empty((m, width), np.float32), np.empty((m, hidden_width), np.float32)
+        rows = scratch[:m]
         gather(x, order, slots, first, rows)
         to = at(before, first)
-        call_sgemm(sgemm, PLAIN, TRANSPOSED, m, both, width, rows.ctypes.data, width, matrix_at(up, e), width, ZERO, to, both)
+        call_sgemm(sgemm, PLAIN, TRANSPOSED, m, both, width, scratch.ctypes.data, width, matrix_at(up, e), width, ZERO, to, both)
         if up_bias.size:
             add_bias(before[first:last], up_bias[e])
-        activate_rows(before[first:last], hidden, kind, limit)
+        activate_rows(before[first:last], hidden[:m], kind, limit)
         call_sgemm(
             sgemm, PLAIN, TRANSPOSED, m, width, hidden_width, hidden.ctypes.data, hidden_width, matrix_at(down, e), hidden_width, ZERO,
             at(y_rows, first), width,
@@ -145,6 +147,7 @@ def expert_blocks_backward(
 ) -> None:  # fmt: skip
     """Fills x_rows, dy_rows, weighted (hidden times the combine weight), dbefore, drows [R,...] and dgate [N*W]."""
     width, both, hidden_width = x.shape[1], up.shape[1], down.shape[2]
+    scratch = np.empty((size, hidden_width), np.float32)  # before the loop, as above
     for block in range(start, stop):
         e, first, last = block_of(block, offsets, size)
         m = last - first
@@ -152,10 +155,10 @@ def expert_blocks_backward(
             continue
         gather(x, order, slots, first, x_rows[first:last])
         gather(dy, order, slots, first, dy_rows[first:last])
-        dhidden = np.empty((m, hidden_width), np.float32)
+        dhidden = scratch[:m]
         call_sgemm(
             sgemm, PLAIN, PLAIN, m, hidden_width, width, at(dy_rows, first), width, matrix_at(down, e), hidden_width, ZERO,
-            dhidden.ctypes.data, hidden_width,
+            scratch.ctypes.data, hidden_width,
         )  # fmt: skip
         if kind != SWIGLU or limit != ZERO:
             activate_rows(before[first:last], weighted[first:last], kind, limit)
@@ -368,7 +371,7 @@ def ones_of(n: int) -> Array:
 
 
 def blocks(rows: int, experts: int) -> tuple[int, int]:
-    """At least as many as there are blocks, however the rows are spread, and their size: where experts are few, threads get equal shares."""
+    """At least as many as there are blocks, however the rows are spread; their size: where experts are few, threads get equal shares."""
     threads = machine().pool.threads
     rounds = -(-rows // (threads * BLOCK))
     size = min(BLOCK, -(-rows // (threads * rounds))) if experts < threads else BLOCK

@@ -39,10 +39,11 @@ def work(control, word):  # type: ignore[no-untyped-def]
 
 
 def run_job(control, job, n, grain, arguments):  # type: ignore[no-untyped-def]
-    """Offer a job to the workers, join in, and wait until the last piece is done."""
+    """Offer a job to the workers, join in, and wait until the last piece is done. Without a control: alone, the same pieces."""
     pieces = (n + grain - 1) // grain
-    if pieces == 1:
-        call_job(job, 0, n, arguments)
+    if not control or pieces == 1:
+        for start in range(0, n, grain):
+            call_job(job, start, min(start + grain, n), arguments)
         return
     store(control + SIZE, n)
     store(control + GRAIN, grain)
@@ -120,7 +121,7 @@ class Pool:
         if n <= 0:
             return
         if grain >= n or not self.workers or not self.busy.acquire(blocking=False):
-            self.share(self.control, job, n, n, arguments)
+            self.share(0, job, n, grain, arguments)
             return
         try:
             for worker in self.workers:

@@ -130,7 +130,8 @@ def layers() -> Iterator[OpExample]:
     for activation, rows in (("swiglu", 10), ("gelu", 5), ("gelu_tanh", 5)):
 
         def ffn(b: Backend, x: Tensor, up: Tensor, down: Tensor, *biases: Tensor, a: str = activation) -> Tensor:
-            return ops.ffn(x, up, down, *(biases or (None, None)), a)
+            up_bias, down_bias = biases or (None, None)
+            return ops.ffn(x, up, down, up_bias, down_bias, a)
 
         weights = (floats(1, 2, 3, 4), 0.5 * floats(2, rows, 4), 0.5 * floats(3, 4, 5))
         yield OpExample("ffn", activation, ffn, weights)

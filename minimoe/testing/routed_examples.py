@@ -325,6 +325,7 @@ ROUTED: dict[str, Examples] = {
     "gate": gate, "gate_backward": gate_backward, "route": route, "dispatch": dispatch, "dispatch_backward": dispatch_backward,
     "combine": combine, "combine_backward": combine_backward, "noisy_load": noisy_load, "noisy_load_backward": noisy_load_backward,
     "grouped_matmul": grouped_matmul, "grouped_matmul_dw": grouped_matmul_dw, "grouped_bias": grouped_bias,
-    "grouped_bias_backward": grouped_bias_backward, "ffn": ffn, "ffn_backward": ffn_backward, "expert_ffn": expert_ffn, "expert_ffn_backward": expert_ffn_backward,
+    "grouped_bias_backward": grouped_bias_backward, "ffn": ffn, "ffn_backward": ffn_backward,
+    "expert_ffn": expert_ffn, "expert_ffn_backward": expert_ffn_backward,
     "moe_ffn": moe_ffn, "moe_ffn_backward": moe_ffn_backward,
 }  # fmt: skip
