@@ -7,8 +7,8 @@ measures the models of `benchmarks/models.py`, or presets by name. What a step i
 - The first step stands apart: it contains what is compiled; "ready" is the time from the process's start to its end, with imports, and
   what they compile, and the model's making. Some untimed steps follow, then rounds in which every side takes its turn, so
   that a machine that slows down slows all of them. Before each turn all is quiet for 50 ms: the threads of most libraries spin for some
-  milliseconds after their last work, and would take the next side's cores. Where steps are short a turn is several of them, the first one
-  not counted: in training a step follows a step, not a pause.
+  milliseconds after their last work, and would take the next side's cores. The first step of a turn is not counted: in training a step
+  follows a step, not a pause. Where steps are short a turn has several.
 - Ratios are of medians: a peer's over the row's, so 2.00 is twice as fast as the best peer.
 - Matrix products alone: the products with weights of one step, forward, dx and dw, by NumPy into arrays that exist; an expert has its
   even share of rows. Attention's own products are left out of the time and of the count. The column of that name is their time over the

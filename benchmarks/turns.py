@@ -153,7 +153,7 @@ def measure(case: Case, chosen: dict[str, Side], rounds: int, threads: int, pati
             worker.times = []
         for done in range(1, rounds + 1):
             for worker in workers.values():
-                worker.times += worker.take(count)[:1] if count == 1 else worker.take(count + 1)[1:]
+                worker.times += worker.take(count + 1)[1:]
             medians = [f"{statistics.median(w.times) * 1e3:.1f}" for w in workers.values() if w.times]
             console.print(f"  round {done} of {rounds}: {' | '.join(medians)} ms", markup=False)
     finally:
