@@ -1,5 +1,8 @@
 """Rotary positions in one pass, the heads read where they lie in the qkv projection. Formulas: minimoe/reference/rope.py."""
 
+from functools import lru_cache
+from typing import Any
+
 import numpy as np
 from numba import carray
 
@@ -100,10 +103,16 @@ def join_rows(start: int, stop: int, dq: F2, dk: F2, dv: F2, dqkv: F2) -> None:
 
 def tables(positions: Array, inv_freq: Array, scale: float, turn: float) -> tuple[Array, Array]:
     """cos and sin of each angle.   -> [T or B*T,pairs] each"""
-    angle = positions.astype(inv_freq.dtype)[:, :, None] * inv_freq  # [B or 1,T,pairs]
+    return tables_of(positions.tobytes(), positions.dtype, inv_freq.tobytes(), inv_freq.dtype, scale, turn)
+
+
+@lru_cache(maxsize=16)
+def tables_of(positions: bytes, int_type: Any, inv_freq: bytes, float_type: Any, scale: float, turn: float) -> tuple[Array, Array]:
+    """By what the arrays hold: every layer of a model turns by the same angles, forward and back."""
+    frequencies = np.frombuffer(inv_freq, float_type)
+    angle = np.frombuffer(positions, int_type).astype(float_type)[:, None] * frequencies
     cos, sin = np.cos(angle) * scale, np.sin(angle) * (scale * turn)
-    cos, sin = (table.astype(np.float32, copy=False).reshape(-1, len(inv_freq)) for table in (cos, sin))
-    return cos, sin
+    return cos.astype(np.float32, copy=False), sin.astype(np.float32, copy=False)
 
 
 def rotate(x: Array, positions: Array, inv_freq: Array, scale: float, interleaved: bool, turn: float, y: Array) -> None:
