@@ -199,6 +199,8 @@ class MoE(Module):
 
     def _dropped(self, gate: Gate, offsets: Array, b: Backend, dtype: Any) -> Array:
         xp = b.xp
+        if not self.moe.capacity_factor:
+            return xp.zeros((), dtype=dtype)
         chosen = xp.astype(xp.sum(gate.counts), dtype)
         return (chosen - xp.astype(offsets[-1], dtype)) / xp.clip(chosen, min=1.0)
 
@@ -245,16 +247,19 @@ def weighted_losses(aux: Tensor, z: Tensor, coefs: tuple[float, float]) -> Tenso
 
 def balance_loss(stats: MoEStats, k: int, convention: str) -> Tensor:
     """E * sum_i f_i P_i of one layer, f_i = count_i / (N k), P_i = mean p_i: 1 when uniform (Fedus et al. 2021). `mixtral`: times k."""
-    scale = k if convention == "mixtral" else 1
-    return _f_times_p(stats.prob_sum, stats.counts, stats.tokens, k) * float(scale)
+    loss = _f_times_p(stats.prob_sum, stats.counts, stats.tokens, k)
+    return loss * float(k) if convention == "mixtral" else loss
 
 
 def _f_times_p(prob_sum: Tensor, counts: Array, tokens: Array | int, k: int) -> Tensor:
     """E * sum_i count_i / (N k) * prob_sum_i / N"""
     b = prob_sum.backend
     xp, dtype = b.xp, prob_sum.dtype
-    n = xp.clip(xp.astype(tokens, dtype), min=1.0) if hasattr(tokens, "dtype") else float(max(tokens, 1))
-    f = xp.astype(counts, dtype) * (counts.shape[0] / k) / n / n
+    if hasattr(tokens, "dtype"):
+        n = xp.clip(xp.astype(tokens, dtype), min=1.0)
+        f = xp.astype(counts, dtype) * (counts.shape[0] / k) / n / n
+    else:
+        f = xp.astype(counts, dtype) * (counts.shape[0] / k / max(tokens, 1) ** 2)
     return (prob_sum * Tensor(f, b)).sum()
 
 
