@@ -249,6 +249,24 @@ def test_a_first_compilation_says_so_and_a_second_process_loads(tmp_path):
     assert first_words(code=STEP, NUMBA_CACHE_DIR=str(tmp_path)) == ""
 
 
+ROUNDED = """
+import hashlib
+import numpy as np
+from minimoe.backend import load
+b = load("numba")
+draw = np.random.default_rng(0)
+q, k, v = (draw.standard_normal((2, 64, 2, 16)).astype(np.float32) for _ in range(3))
+positions = np.arange(64, dtype=np.int32)[None]
+y, logsumexp = b.attention(q, k, v, scale=0.25, causal=True, q_pos=positions, k_pos=positions)
+print("SUM", hashlib.sha256(y.tobytes() + logsumexp.tobytes()).hexdigest())
+"""
+
+
+def test_what_was_just_compiled_rounds_as_what_is_loaded(tmp_path):
+    sums = [first_words(code=ROUNDED, NUMBA_CACHE_DIR=str(tmp_path)).split("SUM")[1].split()[0] for _ in range(2)]
+    assert sums[0] == sums[1]
+
+
 def test_any_processor_will_do(tmp_path):
     first_words(code=STEP, NUMBA_CACHE_DIR=str(tmp_path), NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="", OMP_NUM_THREADS="1")
 

@@ -10,8 +10,9 @@ from numba.core.event import Listener, register
 T = TypeVar("T")
 
 FAST = {"reassoc", "contract", "nsz"}  # sums may be split over a vector's lanes; NaN and infinity stay what they are
-compiled = njit(error_model="numpy", fastmath=FAST, no_cpython_wrapper=True, no_cfunc_wrapper=True)
-"""For functions that kernels call."""
+compiled = njit(error_model="numpy", fastmath=FAST, no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True)
+"""For functions that kernels call. Always inlined: a function of its own would be taken from the process that compiled it, optimised apart,
+and from the kernel's file in later ones, optimised with the kernel; and the two round differently."""
 
 
 def to_stderr(text: str) -> None:

@@ -152,7 +152,7 @@ def call_sgemm(
     return types.void(*[whole] * 10, types.float32, whole, whole), generate
 
 
-@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True)
 def floats_at(address, count):  # type: ignore[no-untyped-def]
     """So many float32 at an address, as an array."""
     return carray(pointer(address, np.float32), (count,))
