@@ -33,6 +33,7 @@ class NumbaBackend(
     """NumPy's arrays, Numba's kernels."""
 
     name = "numba"
+    library = frozenset({"linear", "linear_dx", "linear_dw", "grouped_matmul", "grouped_matmul_dw"})  # BLAS, cut into pieces
 
     def tell(self, listener: Callable[[str], None] | None) -> None:
         news.listener = listener or to_stderr

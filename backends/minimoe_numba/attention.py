@@ -17,12 +17,11 @@ from minimoe_numba.compiling import compiled
 from minimoe_numba.kernel import B2, F1, F3, F4, I2, address, kernel
 from minimoe_numba.machine import machine
 from minimoe_numba.maths import INFINITY, ONE, ZERO, exp, largest
-from minimoe_numba.native import call_sgemm, floats_at
+from minimoe_numba.native import PLAIN, TRANSPOSED, call_sgemm, floats_at
 from minimoe_numpy import NumpyBackend
 
 SCORES = 2**15  # of a block, at most, where tokens allow: 128 KiB
 LEAST, MOST = 8, 64  # tokens of a block
-PLAIN, TRANSPOSED = 111, 112  # cblas names them so
 NEVER = np.int32(2**31 - 1)
 
 

@@ -23,11 +23,10 @@ from minimoe_numba.compiling import compiled
 from minimoe_numba.kernel import F1, F2, F3, I1, kernel
 from minimoe_numba.machine import machine
 from minimoe_numba.maths import ONE, ZERO, sigmoid
-from minimoe_numba.native import call_sgemm
+from minimoe_numba.native import PLAIN, TRANSPOSED, call_sgemm
 from minimoe_numba.routing import FastRouting
 
 BLOCK = 256  # rows at most: what a block's numbers take still fits in a core's own cache
-PLAIN, TRANSPOSED = 111, 112  # cblas names them so
 NO_BIAS = np.zeros((0, 0), np.float32)
 
 

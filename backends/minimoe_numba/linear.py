@@ -9,7 +9,7 @@ from minimoe.backend import Array
 from minimoe_numba.arrays import optional, result, singles
 from minimoe_numba.kernel import F1, address, kernel
 from minimoe_numba.machine import machine
-from minimoe_numba.native import call_sgemm, pointer
+from minimoe_numba.native import PLAIN, call_sgemm, pointer
 from minimoe_numpy import NumpyBackend
 
 WORD = 4  # bytes of a float32
@@ -30,7 +30,7 @@ def product(
     a_piece = a + 4 * (row if trans_a else row * lda)
     b_piece = b + 4 * (column * ldb if trans_b else column)
     c_piece = c + 4 * (row * ldc + column)
-    call_sgemm(sgemm, 111 + trans_a, 111 + trans_b, rows, columns, k, a_piece, lda, b_piece, ldb, beta, c_piece, ldc)
+    call_sgemm(sgemm, PLAIN + trans_a, PLAIN + trans_b, rows, columns, k, a_piece, lda, b_piece, ldb, beta, c_piece, ldc)
     if bias.size:
         for r in range(rows):
             y = carray(pointer(c_piece + 4 * r * ldc, np.float32), (columns,))

@@ -15,10 +15,9 @@ from minimoe_numba.kernel import F1, F2, I1, kernel
 from minimoe_numba.linear import multiply, shared_out
 from minimoe_numba.machine import machine
 from minimoe_numba.maths import ONE, ZERO, exp, largest, softmax_into
-from minimoe_numba.native import call_sgemm
+from minimoe_numba.native import PLAIN, TRANSPOSED, call_sgemm
 from minimoe_numpy import NumpyBackend
 
-PLAIN, TRANSPOSED = 111, 112  # cblas names them so
 HEAD_ROWS = 128  # at least, to a piece of the fused form: the head's weight is read anew for each
 
 

@@ -13,6 +13,7 @@ from numba import carray, njit, types
 from numba.extending import intrinsic
 
 INT32, INT64, FLOAT, DOUBLE = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.DoubleType()
+PLAIN, TRANSPOSED = 111, 112  # cblas names them so
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 
