@@ -1,7 +1,7 @@
-"""Matrix products of the BLAS libraries that pip can install, at the shapes of minimoe's benchmark models: which one suits this machine?
+"""minimoe's matrix product and those of the BLAS libraries that pip can install, at the shapes of the benchmark models.
 
 `python -m benchmarks.blas [--rounds 9]`. A product runs on one thread, and two at once side by side, as minimoe's kernels call it. OpenBLAS
-is NumPy's own; MKL (`pip install mkl`) and BLIS (`pip install blis`) are measured where they are installed. Libraries take turns; medians.
+is NumPy's own; MKL (`pip install mkl`) and BLIS (`pip install blis`) are measured where they are installed. All take turns; medians.
 """
 
 import argparse
@@ -46,12 +46,13 @@ def by_address(sgemm: int) -> Product:
 
 def libraries() -> dict[str, Product]:
     """Those that are installed."""
-    from minimoe_numba.blas import mkl, openblas
+    from minimoe_numba.blas import mkl, openblas, ours
 
     found: dict[str, Product] = {}
-    for library in (openblas(), mkl()):
+    for library in (ours(), openblas(), mkl()):
         if library is not None:
-            library.limit(1)
+            if library.limit is not None:
+                library.limit(1)
             found[library.name] = by_address(library.sgemm)
     try:
         from blis.py import gemm  # type: ignore[import-not-found, import-untyped, unused-ignore]

@@ -343,9 +343,7 @@ class Transformer(Module):
             layer.update_balance(count, ok)
 
 
-def _recomputed(
-    block: Block, x: Tensor, delta: Tensor | None, call: Call, layer: int
-) -> tuple[Tensor, Tensor | None, MoEStats | None]:
+def _recomputed(block: Block, x: Tensor, delta: Tensor | None, call: Call, layer: int) -> tuple[Tensor, Tensor | None, MoEStats | None]:
     """A block whose inner activations are not kept; its differentiable statistics stay differentiable."""
 
     def run(x: Tensor, delta: Tensor | None = None) -> tuple[Any, ...]:

@@ -419,9 +419,7 @@ def rope(x: Tensor, positions: Array, inv_freq: Array, scale: float = 1.0, inter
     return Tensor.from_op(y, (x,), lambda dy: b.rope_backward(dy, positions, inv_freq, scale, interleaved))
 
 
-def split_heads(
-    qkv: Tensor, positions: Array, inv_freq: Array | None, heads: int, groups: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def split_heads(qkv: Tensor, positions: Array, inv_freq: Array | None, heads: int, groups: int) -> tuple[Tensor, Tensor, Tensor]:
     """The heads of q, k and v from one projection, q and k turned.   qkv [B,T,(Q+2G)*C] -> q [B,T,Q,C], k, v [B,T,G,C]"""
     b, qkv_data = qkv.backend, qkv.data
     outputs = b.split_heads(qkv_data, positions, inv_freq, heads=heads, groups=groups)

@@ -127,9 +127,7 @@ class ForgetsItsReturn(NumpyBackend):
 
 
 class MaskedRowsAreNaN(NumpyBackend):
-    def attention(
-        self, q, k, v, *, scale, causal, window=0, q_pos, k_pos, k_valid=None, sinks=None, dropout=0.0, rng=None, out=None
-    ):
+    def attention(self, q, k, v, *, scale, causal, window=0, q_pos, k_pos, k_valid=None, sinks=None, dropout=0.0, rng=None, out=None):
         masks = {"causal": causal, "window": window, "q_pos": q_pos, "k_pos": k_pos, "k_valid": k_valid}
         y, lse = super().attention(q, k, v, scale=scale, **masks, sinks=sinks, dropout=dropout, rng=rng, out=out)
         dead = np.isinf(np.transpose(lse, (0, 2, 1)))[..., None]

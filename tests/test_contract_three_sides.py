@@ -113,9 +113,7 @@ class NumbaExperts(NumpyBackend):
 
     name = "numba-experts"
 
-    def expert_ffn(
-        self, rows: Array, weights: ExpertWeights, offsets: Array, activation: str, limit: float = 0.0
-    ) -> tuple[Array, Any]:
+    def expert_ffn(self, rows: Array, weights: ExpertWeights, offsets: Array, activation: str, limit: float = 0.0) -> tuple[Array, Any]:
         up, down = self.contiguous(weights.up), self.contiguous(weights.down)
         none = np.empty((len(up), 0), dtype=rows.dtype)
         up_bias, down_bias = (none if bias is None else self.contiguous(bias) for bias in (weights.up_bias, weights.down_bias))
@@ -216,9 +214,7 @@ class AllThree(NumbaExperts, CudaGate):
     def gate(self, logits: Array, bias: Array | None, valid: Array | None, *, rule: Rule) -> Gate:
         return Gate(*far(tuple(super().gate(logits, bias, valid, rule=rule))))
 
-    def expert_ffn(
-        self, rows: Array, weights: ExpertWeights, offsets: Array, activation: str, limit: float = 0.0
-    ) -> tuple[Array, Any]:
+    def expert_ffn(self, rows: Array, weights: ExpertWeights, offsets: Array, activation: str, limit: float = 0.0) -> tuple[Array, Any]:
         y, saved = super().expert_ffn(rows, weights, np.asarray(offsets), activation, limit)
         return far(y), saved
 

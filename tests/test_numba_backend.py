@@ -63,17 +63,30 @@ def test_every_row_is_visited_once(three_threads, grain):
     assert np.array_equal(visits, np.full(3001, 10.0, np.float32))
 
 
-def test_results_do_not_depend_on_how_many_threads_share_the_pieces():
-    x, dy, *_ = routed(np.random.default_rng(2), n=700)
+def test_results_do_not_depend_on_how_many_threads_share_the_pieces(monkeypatch):
+    monkeypatch.setattr(machine(), "blas", blas_module.ours())
+    draw = np.random.default_rng(2)
+    x, dy, gate_weights, plan, weights = routed(draw, n=700)
+    q, k, v = (draw.standard_normal((2, 90, heads, 16)).astype(np.float32) for heads in (4, 2, 2))
+    positions, targets = np.arange(90, dtype=np.int32)[None], draw.integers(0, 40, 700).astype(np.int32)
+    options = {"scale": 0.25, "causal": True, "q_pos": positions, "k_pos": positions}
     results = []
     for threads in (1, 2, 3):
         NUMBA.use_threads(threads)
         gate = NUMBA.gate(x[:, :8].copy(), None, None, rule=Rule("softmax_topk", 2))
         norm = NUMBA.rms_norm_backward(dy, x, np.ones(12, np.float32), np.ones((700, 1), np.float32))
-        results.append([*gate, *norm])
+        y, saved = NUMBA.moe_ffn(x, gate_weights, plan, weights, "swiglu")
+        dx, dgate, dweights = NUMBA.moe_ffn_backward(dy, saved, "swiglu")
+        z, logsumexp = NUMBA.attention(q, k, v, **options)
+        dq, dk, dv, _ = NUMBA.attention_backward(z, q, k, v, z, logsumexp, **options)
+        big = np.tile(x, (1, 20))  # large enough to be shared out
+        products = NUMBA.linear(big, big[:500]), NUMBA.linear_dx(big[:, :200], big[:200]), NUMBA.linear_dw(big, big)
+        (total, _), saved = NUMBA.linear_cross_entropy(big, big[:40], targets)
+        head = NUMBA.linear_cross_entropy_backward(np.ones((), np.float32), saved)
+        results.append([*gate, *norm, y, dx, dgate, *dweights, z, logsumexp, dq, dk, dv, *products, total, *head])
     NUMBA.use_threads(0)
     for others in results[1:]:
-        assert all(np.array_equal(a, b) for a, b in zip(results[0], others, strict=True))
+        assert [i for i, (a, b) in enumerate(zip(results[0], others, strict=True)) if not np.array_equal(a, b)] == []
 
 
 def test_kernels_may_be_called_from_several_python_threads(three_threads):
@@ -223,13 +236,13 @@ def test_the_blas_library_can_be_chosen(monkeypatch):
     found = blas_module.find_blas()
     assert found is None or found.name.startswith("OpenBLAS")
     monkeypatch.setenv("MINIMOE_BLAS", "best")
-    with pytest.raises(mm.errors.UserError, match="MINIMOE_BLAS='best': openblas or mkl"):
+    with pytest.raises(mm.errors.UserError, match="MINIMOE_BLAS='best': minimoe, openblas or mkl"):
         blas_module.find_blas()
 
 
 def first_words(*, code: str, **environment: str) -> str:
     """What a fresh process writes."""
-    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/backends", **environment}
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/backends:{ROOT}/tests", **environment}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=env, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr

@@ -1,6 +1,6 @@
 """Activations in one pass, forward and backward, with a vectorised exp. Formulas: minimoe/reference/activation.py.
 
-`activate_rows` and `activate_rows_backward` are what the experts' kernels call on rows that are still in the cache.
+`activate` and `activate_backward` are what the experts' kernels call on rows that are still in the cache.
 """
 
 import math
@@ -23,76 +23,69 @@ THREE = np.float32(3.0)
 
 
 @compiled
-def activate_rows(x, y, kind, limit):  # type: ignore[no-untyped-def]
-    """x [m,O] -> y [m,H]; O is 2H for swiglu, else H"""
-    m, width = y.shape
-    for r in range(m):
-        if kind == SWIGLU and limit == ZERO:
-            for d in range(width):
-                gate = x[r, d]
-                y[r, d] = gate * sigmoid(gate) * x[r, width + d]
-        elif kind == SWIGLU:
-            for d in range(width):
-                gate, up = min(x[r, d], limit), min(max(x[r, width + d], -limit), limit) + ONE
-                y[r, d] = gate * sigmoid(ALPHA * gate) * up
-        elif kind == GELU:
-            for d in range(width):
-                y[r, d] = HALF * x[r, d] * (ONE + erf(x[r, d] * ROOT_HALF))
-        elif kind == GELU_TANH:
-            for d in range(width):
-                v = x[r, d]
-                y[r, d] = HALF * v * (ONE + tanh(SCALE * v * (ONE + CUBE * v * v)))
-        else:
-            for d in range(width):
-                y[r, d] = max(x[r, d], ZERO)
+def activate(gate, up, y, kind, limit):  # type: ignore[no-untyped-def]
+    """A row of the hidden layer, of what its activation takes; only swiglu takes `up`.   gate, up, y [H]"""
+    if kind == SWIGLU and limit == ZERO:
+        for d in range(len(y)):
+            y[d] = gate[d] * sigmoid(gate[d]) * up[d]
+    elif kind == SWIGLU:
+        for d in range(len(y)):
+            low = min(gate[d], limit)
+            y[d] = low * sigmoid(ALPHA * low) * (min(max(up[d], -limit), limit) + ONE)
+    elif kind == GELU:
+        for d in range(len(y)):
+            y[d] = HALF * gate[d] * (ONE + erf(gate[d] * ROOT_HALF))
+    elif kind == GELU_TANH:
+        for d in range(len(y)):
+            v = gate[d]
+            y[d] = HALF * v * (ONE + tanh(SCALE * v * (ONE + CUBE * v * v)))
+    else:
+        for d in range(len(y)):
+            y[d] = max(gate[d], ZERO)
 
 
 @compiled
-def swiglu_gradient(dy, gate, up, dgate, dup):  # type: ignore[no-untyped-def]
-    """Rows of H each: as arrays of their own they are vector code, as halves of one they are not."""
-    for d in range(len(dy)):
-        s = sigmoid(gate[d])
-        silu = gate[d] * s
-        dgate[d] = dy[d] * up[d] * (s + silu * (ONE - s))
-        dup[d] = dy[d] * silu
-
-
-@compiled
-def activate_rows_backward(dy, x, dx, kind, limit):  # type: ignore[no-untyped-def]
-    """dy [m,H], x [m,O] -> dx [m,O]"""
-    m, width = dy.shape
-    for r in range(m):
-        if kind == SWIGLU and limit == ZERO:
-            swiglu_gradient(dy[r], x[r, :width], x[r, width:], dx[r, :width], dx[r, width:])
-        elif kind == SWIGLU:
-            for d in range(width):
-                gate, up, g = min(x[r, d], limit), min(max(x[r, width + d], -limit), limit) + ONE, dy[r, d]
-                s = sigmoid(ALPHA * gate)
-                silu = gate * s
-                dx[r, d] = g * up * (s + ALPHA * silu * (ONE - s)) if x[r, d] <= limit else ZERO
-                dx[r, width + d] = g * silu if abs(x[r, width + d]) <= limit else ZERO
-        elif kind == GELU:
-            for d in range(width):
-                v = x[r, d]
-                dx[r, d] = dy[r, d] * (HALF * (ONE + erf(v * ROOT_HALF)) + v * PHI_0 * exp(-HALF * v * v))
-        elif kind == GELU_TANH:
-            for d in range(width):
-                v = x[r, d]
-                t = tanh(SCALE * v * (ONE + CUBE * v * v))
-                dx[r, d] = dy[r, d] * HALF * (ONE + t + v * (ONE - t * t) * SCALE * (ONE + THREE * CUBE * v * v))
-        else:
-            for d in range(width):
-                dx[r, d] = dy[r, d] if x[r, d] > ZERO else ZERO
+def activate_backward(dy, gate, up, dgate, dup, kind, limit):  # type: ignore[no-untyped-def]
+    """The gradients of a row. Rows of H each: as arrays of their own they are vector code, as halves of one they are not."""
+    if kind == SWIGLU and limit == ZERO:
+        for d in range(len(dy)):
+            s = sigmoid(gate[d])
+            silu = gate[d] * s
+            dgate[d] = dy[d] * up[d] * (s + silu * (ONE - s))
+            dup[d] = dy[d] * silu
+    elif kind == SWIGLU:
+        for d in range(len(dy)):
+            low, high, g = min(gate[d], limit), min(max(up[d], -limit), limit) + ONE, dy[d]
+            s = sigmoid(ALPHA * low)
+            silu = low * s
+            dgate[d] = g * high * (s + ALPHA * silu * (ONE - s)) if gate[d] <= limit else ZERO
+            dup[d] = g * silu if abs(up[d]) <= limit else ZERO
+    elif kind == GELU:
+        for d in range(len(dy)):
+            v = gate[d]
+            dgate[d] = dy[d] * (HALF * (ONE + erf(v * ROOT_HALF)) + v * PHI_0 * exp(-HALF * v * v))
+    elif kind == GELU_TANH:
+        for d in range(len(dy)):
+            v = gate[d]
+            t = tanh(SCALE * v * (ONE + CUBE * v * v))
+            dgate[d] = dy[d] * HALF * (ONE + t + v * (ONE - t * t) * SCALE * (ONE + THREE * CUBE * v * v))
+    else:
+        for d in range(len(dy)):
+            dgate[d] = dy[d] if gate[d] > ZERO else ZERO
 
 
 @kernel
 def activation(start: int, stop: int, x: F2, kind: int, limit: float, y: F2) -> None:
-    activate_rows(x[start:stop], y[start:stop], kind, limit)
+    width = y.shape[1]
+    for r in range(start, stop):
+        activate(x[r, :width], x[r, x.shape[1] - width :], y[r], kind, limit)
 
 
 @kernel
 def activation_backward(start: int, stop: int, dy: F2, x: F2, kind: int, limit: float, dx: F2) -> None:
-    activate_rows_backward(dy[start:stop], x[start:stop], dx[start:stop], kind, limit)
+    width, other = dy.shape[1], x.shape[1] - dy.shape[1]
+    for r in range(start, stop):
+        activate_backward(dy[r], x[r, :width], x[r, other:], dx[r, :width], dx[r, other:], kind, limit)
 
 
 class FastActivation(NumpyBackend):

@@ -1,14 +1,15 @@
-"""The matrix product of a BLAS library by its address: compiled kernels call it without Python, one thread a call, many calls at once.
+"""The matrix product by its address, with the arguments of cblas_sgemm: kernels call it without Python, on one thread, many at once.
 
-OpenBLAS comes with NumPy's wheels. MKL (`pip install 'minimoe[mkl]'`) is taken where it is installed and the processor is Intel's; on AMD's
-it was the slower one (`benchmarks/blas.py` tells for a machine). `MINIMOE_BLAS=openblas` or `MINIMOE_BLAS=mkl` decides otherwise.
+minimoe's own (`gemm.py`) is taken where it was measured, on processors with AVX2 or AVX-512: there it was faster than OpenBLAS and MKL
+(`benchmarks/blas.py` tells for a machine). Elsewhere OpenBLAS, which comes with NumPy's wheels. MKL (`pip install 'minimoe[mkl]'`) is taken
+where it is installed and the processor is Intel's. `MINIMOE_BLAS`, one of minimoe, openblas and mkl, decides otherwise.
 """
 
 import ctypes
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import cached_property, partial
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import Any
@@ -17,34 +18,43 @@ import numpy as np
 from threadpoolctl import threadpool_info
 
 from minimoe.errors import UserError
+from minimoe_numba.gemm import machine_code
+from minimoe_numba.vector import FITS
 
 OPENBLAS_NAMES = [("scipy_cblas_sgemm64_", "openblas_set_num_threads_local"), ("cblas_sgemm64_", "openblas_set_num_threads_local64_"),
                   ("scipy_cblas_sgemm", "openblas_set_num_threads_local"), ("cblas_sgemm", "openblas_set_num_threads_local")]  # fmt: skip
 SEQUENTIAL, ANY_BRANCH = 1, 2  # MKL's threading layer without threads; results that do not depend on where an array lies
 
 
-@dataclass(frozen=True)
 class Blas:
-    """A library's product. `limit(n)` sets the threads of a call and gives what they were."""
+    """A product. `limit(n)` sets the threads of a library's calls and gives what they were; None where a call has one anyway."""
 
-    name: str
-    sgemm: int  # the address of cblas_sgemm
-    limit: Callable[[int], int]
-    library: ctypes.CDLL
+    def __init__(self, name: str, address: Callable[[], int], limit: Callable[[int], int] | None = None) -> None:
+        self.name, self.address, self.limit = name, address, limit
+
+    @cached_property
+    def sgemm(self) -> int:
+        """The address of the function; our own is compiled when it is first asked for."""
+        return self.address()
 
 
 def find_blas() -> Blas | None:
-    """The library to use here; None where there is none that can be called by address (NumPy then multiplies). Raises UserError."""
+    """The product to use here; None where there is none that can be called by address (NumPy then multiplies). Raises UserError."""
     wanted = os.environ.get("MINIMOE_BLAS", "")
-    if wanted not in ("", "mkl", "openblas"):
-        raise UserError(f"MINIMOE_BLAS={wanted!r}: openblas or mkl")
+    if wanted not in ("", "minimoe", "mkl", "openblas"):
+        raise UserError(f"MINIMOE_BLAS={wanted!r}: minimoe, openblas or mkl")
     if wanted == "mkl" or (not wanted and made_by_intel()):
         found = mkl()
         if found is not None:
             return found
         if wanted:
             raise UserError("MINIMOE_BLAS=mkl: MKL is not installed here: pip install 'minimoe[mkl]'")
-    return openblas()
+    return ours() if wanted == "minimoe" or (not wanted and FITS) else openblas()
+
+
+def ours() -> Blas:
+    """The one that is compiled for this processor."""
+    return Blas("minimoe", lambda: int(machine_code().address))
 
 
 def openblas() -> Blas | None:
@@ -56,7 +66,7 @@ def openblas() -> Blas | None:
         library = ctypes.CDLL(facts["filepath"])
         for product, limit in OPENBLAS_NAMES:
             if hasattr(library, product) and hasattr(library, limit) and integers_fit(product):
-                return Blas(f"OpenBLAS {facts['version']}", at(library[product]), library[limit], library)
+                return Blas(f"OpenBLAS {facts['version']}", partial(at, library[product]), library[limit])
     return None
 
 
@@ -72,7 +82,7 @@ def mkl() -> Blas | None:
             library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
             library.MKL_Set_Threading_Layer(SEQUENTIAL)
             library.MKL_CBWR_Set(ANY_BRANCH)
-            return Blas("MKL", at(library.cblas_sgemm), lambda threads: threads, library)
+            return Blas("MKL", partial(at, library.cblas_sgemm))
     return None
 
 

@@ -1,7 +1,10 @@
 """How functions are compiled and kept on disk, and the word that a user gets about it."""
 
+import hashlib
 import sys
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 from numba import njit
@@ -58,3 +61,9 @@ def kept(compile_it: Callable[[bool], T]) -> T:
             raise
     news.tell("no folder for compiled kernels can be written: each run compiles them anew (NUMBA_CACHE_DIR can name one)")
     return compile_it(False)
+
+
+@cache
+def stamp(*files: str) -> str:
+    """Short for the text of files of this folder that compiled code is made from: Numba's cache looks at a function's own file alone."""
+    return hashlib.sha256(b"".join((Path(__file__).parent / f"{name}.py").read_bytes() for name in files)).hexdigest()[:12]

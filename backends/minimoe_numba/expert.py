@@ -17,7 +17,7 @@ import numpy as np
 from minimoe.backend import Array
 from minimoe.reference.expert import ExpertWeights
 from minimoe.reference.routing import Plan
-from minimoe_numba.activation import KINDS, SWIGLU, activate_rows, activate_rows_backward
+from minimoe_numba.activation import KINDS, SWIGLU, activate, activate_backward
 from minimoe_numba.arrays import as_rows, optional, result, singles
 from minimoe_numba.compiling import compiled
 from minimoe_numba.kernel import F1, F2, F3, I1, kernel
@@ -27,6 +27,7 @@ from minimoe_numba.native import PLAIN, TRANSPOSED, call_sgemm
 from minimoe_numba.routing import FastRouting
 
 BLOCK = 256  # rows at most: what a block's numbers take still fits in a core's own cache
+PART = 128  # columns of the hidden layer that are computed, activated and multiplied again before the next
 NO_BIAS = np.zeros((0, 0), np.float32)
 
 
@@ -76,27 +77,26 @@ def gather(x, order, slots, first, y):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def add_bias(y, bias):  # type: ignore[no-untyped-def]
-    for r in range(len(y)):
-        for d in range(len(bias)):
-            y[r, d] += bias[d]
+def add_to(y, x):  # type: ignore[no-untyped-def]
+    """y += x, a row each"""
+    for d in range(len(x)):
+        y[d] += x[d]
 
 
 @compiled
-def swiglu_row_backward(dhidden, x, weight, weighted, dx):  # type: ignore[no-untyped-def]
-    """All that the backward needs of a row, in one pass: weighted = weight * hidden, dx.   -> <hidden, dhidden>"""
-    width = len(dhidden)
+def swiglu_row_backward(dhidden, gate, up, weight, weighted, dgate, dup):  # type: ignore[no-untyped-def]
+    """All that the backward needs of a row, in one pass: weighted = weight * hidden, dgate, dup.   -> <hidden, dhidden>"""
     total = ZERO
-    for d in range(width):
-        gate, up, dh = x[d], x[width + d], dhidden[d]
-        s = sigmoid(gate)
-        silu = gate * s
-        hidden = silu * up
+    for d in range(len(dhidden)):
+        dh = dhidden[d]
+        s = sigmoid(gate[d])
+        silu = gate[d] * s
+        hidden = silu * up[d]
         total += hidden * dh
         weighted[d] = weight * hidden
         dh *= weight
-        dx[d] = dh * up * (s + silu * (ONE - s))
-        dx[width + d] = dh * silu
+        dgate[d] = dh * up[d] * (s + silu * (ONE - s))
+        dup[d] = dh * silu
     return total
 
 
@@ -118,25 +118,35 @@ def expert_blocks(
 ) -> None:  # fmt: skip
     width, both, hidden_width = x.shape[1], up.shape[1], down.shape[2]
     # made before the loop, to live through it: Numba frees an array after its last use, and does not know that BLAS has its address
-    scratch, hidden = np.empty((size, width), np.float32), np.empty((size, hidden_width), np.float32)
+    rows, hidden = np.empty((size, width), np.float32), np.empty((size, PART), np.float32)
     for block in range(start, stop):
         e, first, last = block_of(block, offsets, size)
         m = last - first
         if m == 0:
             continue
-        rows = scratch[:m]
-        gather(x, order, slots, first, rows)
-        to = at(before, first)
-        call_sgemm(sgemm, PLAIN, TRANSPOSED, m, both, width, scratch.ctypes.data, width, matrix_at(up, e), width, ZERO, to, both)
-        if up_bias.size:
-            add_bias(before[first:last], up_bias[e])
-        activate_rows(before[first:last], hidden[:m], kind, limit)
-        call_sgemm(
-            sgemm, PLAIN, TRANSPOSED, m, width, hidden_width, hidden.ctypes.data, hidden_width, matrix_at(down, e), hidden_width, ZERO,
-            at(y_rows, first), width,
-        )  # fmt: skip
+        gather(x, order, slots, first, rows[:m])
+        for column in range(0, hidden_width, PART):
+            count, other = min(PART, hidden_width - column), both - hidden_width + column
+            for place in (column, other) if kind == SWIGLU else (column, both):
+                if place < both:
+                    call_sgemm(
+                        sgemm, PLAIN, TRANSPOSED, m, count, width, rows.ctypes.data, width, at(up[e], place), width, ZERO,
+                        at(before, first) + 4 * place, both,
+                    )  # fmt: skip
+            for r in range(m):
+                gate, other_half = before[first + r, column : column + count], before[first + r, other : other + count]
+                if up_bias.size:
+                    add_to(gate, up_bias[e, column : column + count])
+                    if kind == SWIGLU:
+                        add_to(other_half, up_bias[e, other : other + count])
+                activate(gate, other_half, hidden[r, :count], kind, limit)
+            call_sgemm(
+                sgemm, PLAIN, TRANSPOSED, m, width, count, hidden.ctypes.data, PART, matrix_at(down, e) + 4 * column, hidden_width,
+                ONE if column else ZERO, at(y_rows, first), width,
+            )  # fmt: skip
         if down_bias.size:
-            add_bias(y_rows[first:last], down_bias[e])
+            for r in range(first, last):
+                add_to(y_rows[r], down_bias[e])
 
 
 @kernel
@@ -146,7 +156,7 @@ def expert_blocks_backward(
 ) -> None:  # fmt: skip
     """Fills x_rows, dy_rows, weighted (hidden times the combine weight), dbefore, drows [R,...] and dgate [N*W]."""
     width, both, hidden_width = x.shape[1], up.shape[1], down.shape[2]
-    scratch = np.empty((size, hidden_width), np.float32)  # before the loop, as above
+    dhidden = np.empty((size, PART), np.float32)  # before the loop, as above
     for block in range(start, stop):
         e, first, last = block_of(block, offsets, size)
         m = last - first
@@ -154,32 +164,37 @@ def expert_blocks_backward(
             continue
         gather(x, order, slots, first, x_rows[first:last])
         gather(dy, order, slots, first, dy_rows[first:last])
-        dhidden = scratch[:m]
-        call_sgemm(
-            sgemm, PLAIN, PLAIN, m, hidden_width, width, at(dy_rows, first), width, matrix_at(down, e), hidden_width, ZERO,
-            scratch.ctypes.data, hidden_width,
-        )  # fmt: skip
-        if kind != SWIGLU or limit != ZERO:
-            activate_rows(before[first:last], weighted[first:last], kind, limit)
         for r in range(first, last):
-            slot = order[r]
-            if kind == SWIGLU and limit == ZERO:
-                total = swiglu_row_backward(dhidden[r - first], before[r], gate_weights[slot], weighted[r], dbefore[r])
-            else:
-                total = weigh_row(dhidden[r - first], gate_weights[slot], weighted[r])
-            if down_bias.size:
-                for d in range(width):
-                    total += down_bias[e, d] * dy_rows[r, d]
-            dgate[slot] = total
-        if kind != SWIGLU or limit != ZERO:
-            activate_rows_backward(dhidden, before[first:last], dbefore[first:last], kind, limit)
-        call_sgemm(sgemm, PLAIN, PLAIN, m, width, both, at(dbefore, first), both, matrix_at(up, e), width, ZERO, at(drows, first), width)
+            total = ZERO
+            for d in range(width if down_bias.size else 0):
+                total += down_bias[e, d] * dy_rows[r, d]
+            dgate[order[r]] = total
+        for column in range(0, hidden_width, PART):
+            count, other = min(PART, hidden_width - column), both - hidden_width + column
+            call_sgemm(
+                sgemm, PLAIN, PLAIN, m, count, width, at(dy_rows, first), width, matrix_at(down, e) + 4 * column, hidden_width, ZERO,
+                dhidden.ctypes.data, PART,
+            )  # fmt: skip
+            for r in range(first, last):
+                weight, dh, hidden = gate_weights[order[r]], dhidden[r - first, :count], weighted[r, column : column + count]
+                gate, dgate_half = before[r, column : column + count], dbefore[r, column : column + count]
+                up_half, dup_half = before[r, other : other + count], dbefore[r, other : other + count]
+                if kind == SWIGLU and limit == ZERO:
+                    dgate[order[r]] += swiglu_row_backward(dh, gate, up_half, weight, hidden, dgate_half, dup_half)
+                    continue
+                activate(gate, up_half, hidden, kind, limit)
+                dgate[order[r]] += weigh_row(dh, weight, hidden)
+                activate_backward(dh, gate, up_half, dgate_half, dup_half, kind, limit)
+            for place in (column, other) if kind == SWIGLU else (column, both):
+                if place < both:
+                    call_sgemm(
+                        sgemm, PLAIN, PLAIN, m, width, count, at(dbefore, first) + 4 * place, both, at(up[e], place), width,
+                        ONE if place else ZERO, at(drows, first), width,
+                    )  # fmt: skip
 
 
 @kernel
-def weight_gradients(
-    start: int, stop: int, sgemm: int, slices: int, dy_rows: F2, x_rows: F2, offsets: I1, beta: float, dw: F3
-) -> None:
+def weight_gradients(start: int, stop: int, sgemm: int, slices: int, dy_rows: F2, x_rows: F2, offsets: I1, beta: float, dw: F3) -> None:
     """dW_e = dy_e^T x_e + beta dW_e, in units of a slice of the rows of one dW_e.   dy_rows [R,O], x_rows [R,I] -> [E,O,I]"""
     outputs, inputs = dw.shape[1], dw.shape[2]
     for unit in range(start, stop):

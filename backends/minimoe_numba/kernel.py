@@ -17,13 +17,10 @@ The machine code lies in Numba's cache: beside this file, or in the user's own f
 """
 
 import ctypes
-import hashlib
 import inspect
 import struct
 import threading
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
 from typing import Annotated, Any, TypeAlias, get_type_hints
 
 import numpy as np
@@ -32,7 +29,7 @@ from numba import carray, cfunc
 from numba.core import types
 
 from minimoe_numba import native
-from minimoe_numba.compiling import FAST, compiled, kept
+from minimoe_numba.compiling import FAST, compiled, kept, stamp
 from minimoe_numba.machine import machine
 
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -47,6 +44,7 @@ L1: TypeAlias = Annotated[npt.NDArray[np.int64], "int64", 1]
 B1: TypeAlias = Annotated[npt.NDArray[np.bool_], "bool", 1]
 B2: TypeAlias = Annotated[npt.NDArray[np.bool_], "bool", 2]
 
+SHARED = ("activation", "compiling", "kernel", "maths", "native")  # the files that kernels of other files take functions from
 MAX_WORDS = 128  # of 8 bytes: what the arguments of one call take
 DATA = ctypes.sizeof(ctypes.c_void_p) * 2  # where CPython keeps the address of an array's numbers, behind count and type
 read = ctypes.c_void_p.from_address
@@ -90,10 +88,9 @@ class Kernel:
             self._compile()
         here = machine()
         self.pack(arguments.memory, *args)
-        if not self.multiplies:
+        if not self.multiplies or here.blas is None or here.blas.limit is None:
             here.pool.run(self.job, n, grain, arguments.address)
             return
-        assert here.blas is not None
         before = here.blas.limit(1)
         here.pool.run(self.job, n, grain, arguments.address)
         here.blas.limit(before)
@@ -151,7 +148,7 @@ class Kernel:
                 shape = "".join(f"a[{place + 1 + i}], " for i in range(ndim))
                 words.append(f"carray(pointer(a[{place}], np.{'bool_' if dtype == 'bool' else dtype}), ({shape}))")
                 place += 1 + ndim
-        name = f"{self.name}_{stamp()}"
+        name = f"{self.name}_{stamp(*SHARED)}"
         source = (
             f"def {name}(start, stop, words):\n"
             f"    a = carray(pointer(words, np.int64), ({max(place, 1)},))\n"
@@ -169,11 +166,3 @@ class Kernel:
 
 
 kernel = Kernel
-
-
-@cache
-def stamp() -> str:
-    """Short for the text of what every kernel is compiled with: Numba's cache looks at the kernel's own file alone."""
-    here = Path(__file__).parent
-    shared = [(here / f"{name}.py").read_bytes() for name in ("activation", "compiling", "kernel", "maths", "native")]
-    return hashlib.sha256(b"".join(shared)).hexdigest()[:12]

@@ -148,9 +148,7 @@ class FastRope(NumpyBackend):
         rotate(dy, positions, inv_freq, scale, interleaved, -1.0, dx)
         return dx
 
-    def split_heads(
-        self, qkv: Array, positions: Array, inv_freq: Array | None, *, heads: int, groups: int
-    ) -> tuple[Array, Array, Array]:
+    def split_heads(self, qkv: Array, positions: Array, inv_freq: Array | None, *, heads: int, groups: int) -> tuple[Array, Array, Array]:
         if inv_freq is None or not singles(qkv) or not qkv.size:
             return super().split_heads(qkv, positions, inv_freq, heads=heads, groups=groups)
         b, t, width = qkv.shape

@@ -21,9 +21,7 @@ class RopeKernels(ArrayLayer):
         """-> dx [B,T,heads,C]"""
         return self._rotate(dy, positions, inv_freq, scale, interleaved, -1.0)
 
-    def split_heads(
-        self, qkv: Array, positions: Array, inv_freq: Array | None, *, heads: int, groups: int
-    ) -> tuple[Array, Array, Array]:
+    def split_heads(self, qkv: Array, positions: Array, inv_freq: Array | None, *, heads: int, groups: int) -> tuple[Array, Array, Array]:
         """qkv [B,T,(Q+2G)*C], positions as rope's, inv_freq None: no turn -> q [B,T,Q,C], k, v [B,T,G,C], which may be views of qkv"""
         b, t, width = qkv.shape
         c = width // (heads + 2 * groups)

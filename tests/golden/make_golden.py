@@ -36,7 +36,12 @@ MOE_CASES: dict[str, dict[str, Any]] = {
     "moe-switch": {"router": "switch", "top_k": 1, "activation": "relu"},
     "moe-topk-softmax": {"router": "topk_softmax", "activation": "gelu_tanh", "bias": True, "router_bias": True},
     "moe-sigmoid-bias": {
-        "router": "sigmoid_bias", "n_experts": 6, "n_groups": 3, "top_groups": 2, "route_scale": 2.5, "n_shared_experts": 1,
+        "router": "sigmoid_bias",
+        "n_experts": 6,
+        "n_groups": 3,
+        "top_groups": 2,
+        "route_scale": 2.5,
+        "n_shared_experts": 1,
     },
 }
 ATTENTION_CASES: dict[str, dict[str, Any]] = {

@@ -1,0 +1,196 @@
+"""The matrix product of float32: C = op(A) op(B) + beta C, on one thread, called by its address with the arguments of cblas_sgemm.
+
+After Goto and van de Geijn 2008 and the BLIS project: op(B) is packed, DEPTH rows and WIDE_BLOCK columns at a time, into panels of COLUMNS,
+each of which stays in the first cache while tiles of C (`vector.py`) are summed in registers over all rows of op(A). op(A) is read where it
+lies; only a transposed A is packed too, where many columns repay it.
+
+    for columns j of C, WIDE_BLOCK at a time
+        for depth k, DEPTH at a time              pack op(B)[k, j] into panels
+            for rows i of C, TALL_BLOCK at a time   pack A^T[i, k], perhaps; it stays in the second cache
+                for each panel, for each tile        registers
+
+Every element is the same sum in the same order wherever it lies, so results do not depend on how rows or columns are shared out to threads.
+"""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import cfunc
+from numba.core import types
+
+from minimoe_numba.compiling import compiled, kept, stamp
+from minimoe_numba.native import PLAIN, floats_at
+from minimoe_numba.vector import COLUMNS, ROWS, WIDTH, copy_of, prefetch, tile_of, transpose_square
+
+DEPTH, WIDE_BLOCK, TALL_BLOCK = 256, 512, 256
+REPAYS = 128  # columns above which packing a transposed A repays its cost
+LINE = 16  # floats of a cache line: panels begin on one, and lie one apart from a power of two, so that they do not share a cache's ways
+TALL = ROWS[0]
+COPIED = 16 if TALL > 8 else 8  # floats that copy_column moves: no fewer than TALL
+copy_row, copy_column = copy_of(COLUMNS), copy_of(COPIED)
+
+
+def strip_of(sizes: tuple[int, ...], row_major: bool) -> Any:
+    """strip(a, stride, next_tile, panel, c, c_stride, rows, depth, add): tiles one below another, the tallest first.
+
+    `next_tile`: the bytes in A from one of the tallest tiles to the next. Smaller ones follow each other's rows.
+    """
+    rows_here, tile = sizes[0], tile_of(sizes[0], row_major)
+    rest: Any = strip_of(sizes[1:], row_major) if len(sizes) > 1 else None
+
+    @compiled
+    def last(a, stride, next_tile, panel, c, c_stride, rows, depth, add):  # type: ignore[no-untyped-def]
+        if rows:
+            tile(a, stride, panel, c, c_stride, depth, add)
+
+    @compiled
+    def strip(a, stride, next_tile, panel, c, c_stride, rows, depth, add):  # type: ignore[no-untyped-def]
+        while rows >= rows_here:
+            tile(a, stride, panel, c, c_stride, depth, add)
+            a += next_tile
+            c += 4 * rows_here * c_stride
+            rows -= rows_here
+        rest(a, stride, step_of_rest * (stride if row_major else 1), panel, c, c_stride, rows, depth, add)
+
+    step_of_rest = 4 * sizes[1] if len(sizes) > 1 else 0
+    return last if rest is None else strip
+
+
+strip_row_major, strip_column_major = strip_of(ROWS, True), strip_of(ROWS, False)
+
+
+@compiled
+def panel_bytes(depth, width):  # type: ignore[no-untyped-def]
+    """From one panel of `width` floats a row to the next."""
+    return 4 * (depth * width + LINE)
+
+
+@compiled
+def pack_rows(b, stride, depth, columns, panels):  # type: ignore[no-untyped-def]
+    """Panels of B [depth,columns], row by row as it lies in memory; the last one filled up with zeros."""
+    step, rest = panel_bytes(depth, COLUMNS), columns % COLUMNS
+    for k in range(depth):
+        source, to = b + 4 * k * stride, panels + 4 * k * COLUMNS
+        for _ in range(columns // COLUMNS):
+            copy_row(source, to)
+            source += 4 * COLUMNS
+            to += step
+        if rest:
+            row, few = floats_at(to, COLUMNS), floats_at(source, rest)
+            for j in range(rest):
+                row[j] = few[j]
+            for j in range(rest, COLUMNS):
+                row[j] = np.float32(0.0)
+
+
+@compiled
+def pack_transposed(b, stride, depth, columns, panels):  # type: ignore[no-untyped-def]
+    """Panels of B^T, B [columns,depth]: squares are turned in registers, the next ones asked for meanwhile."""
+    step = panel_bytes(depth, COLUMNS)
+    squares = depth // WIDTH * WIDTH
+    for first in range(0, columns, COLUMNS):
+        count = min(COLUMNS, columns - first)
+        whole = count // WIDTH * WIDTH
+        source = b + 4 * first * stride
+        for k in range(0, squares, WIDTH):
+            for j in range(0, whole, WIDTH):
+                square = source + 4 * (j * stride + k)
+                for i in range(WIDTH):
+                    prefetch(square + 4 * (i * stride + WIDTH))
+                transpose_square(square, stride, panels + 4 * (k * COLUMNS + j), COLUMNS)
+        for k in range(depth):
+            row = floats_at(panels + 4 * k * COLUMNS, COLUMNS)
+            for j in range(whole if k < squares else 0, count):
+                row[j] = floats_at(source + 4 * (j * stride + k), 1)[0]
+            for j in range(count, COLUMNS):
+                row[j] = np.float32(0.0)
+        panels += step
+
+
+@compiled
+def pack_columns(a, stride, depth, rows, panels):  # type: ignore[no-untyped-def]
+    """A [depth,rows] in panels of TALL rows, row by row as it lies in memory."""
+    step = panel_bytes(depth, TALL)
+    whole = max(0, (rows - (COPIED - TALL)) // TALL)  # a copy reaches beyond the panel: what it spoils is written next
+    for k in range(depth):
+        source, to = a + 4 * k * stride, panels + 4 * k * TALL
+        for _ in range(whole):
+            copy_column(source, to)
+            source += 4 * TALL
+            to += step
+        for first in range(whole * TALL, rows, TALL):
+            count = min(TALL, rows - first)
+            row, few = floats_at(to, count), floats_at(source, count)
+            for i in range(count):
+                row[i] = few[i]
+            source += 4 * TALL
+            to += step
+
+
+@compiled
+def finish_edge(edge, c, c_stride, rows, columns, add):  # type: ignore[no-untyped-def]
+    """The columns of a strip that C has, from where the whole strip was computed."""
+    for i in range(rows):
+        row, few = floats_at(c + 4 * i * c_stride, columns), floats_at(edge + 4 * i * COLUMNS, columns)
+        for j in range(columns):
+            row[j] = few[j] + (row[j] if add else np.float32(0.0))
+
+
+@compiled
+def scale(c, stride, rows, columns, beta):  # type: ignore[no-untyped-def]
+    for i in range(rows):
+        row = floats_at(c + 4 * i * stride, columns)
+        for j in range(columns):
+            row[j] = row[j] * beta if beta != np.float32(0.0) else np.float32(0.0)
+
+
+def sgemm(order, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):  # type: ignore[no-untyped-def]
+    """cblas_sgemm for row-major matrices and alpha = 1, without looking at either."""
+    turned_a, turned_b = trans_a != PLAIN, trans_b != PLAIN
+    if k == 0 or (beta != np.float32(0.0) and beta != np.float32(1.0)):
+        scale(c, ldc, m, n, beta)
+    deep, packs_a = min(k, DEPTH), turned_a and n > REPAYS
+    b_floats = (min(n, WIDE_BLOCK) + COLUMNS - 1) // COLUMNS * (deep * COLUMNS + LINE)
+    a_floats = (min(m, TALL_BLOCK) // TALL + 1) * (deep * TALL + LINE) if packs_a else 0
+    space = np.empty(LINE + b_floats + a_floats + (TALL_BLOCK * COLUMNS if n % COLUMNS else 0), np.float32)
+    b_panels = (space.ctypes.data + 63) // 64 * 64  # a cache line begins there
+    a_panels = b_panels + 4 * b_floats
+    edge = a_panels + 4 * a_floats
+    for j in range(0, n, WIDE_BLOCK):
+        columns = min(WIDE_BLOCK, n - j)
+        for first in range(0, k, DEPTH):
+            depth = min(DEPTH, k - first)
+            add = 1 if first or beta != np.float32(0.0) else 0
+            if turned_b:
+                pack_transposed(b + 4 * (j * ldb + first), ldb, depth, columns, b_panels)
+            else:
+                pack_rows(b + 4 * (first * ldb + j), ldb, depth, columns, b_panels)
+            for i in range(0, m, TALL_BLOCK):
+                rows = min(TALL_BLOCK, m - i)
+                a_here = a + 4 * (first * lda + i if turned_a else i * lda + first)
+                if packs_a:
+                    pack_columns(a_here, lda, depth, rows, a_panels)
+                for strip in range((columns + COLUMNS - 1) // COLUMNS):
+                    there = min(COLUMNS, columns - strip * COLUMNS)
+                    panel, to = b_panels + strip * panel_bytes(depth, COLUMNS), c + 4 * (i * ldc + j + strip * COLUMNS)
+                    whole = there == COLUMNS
+                    place, stride, sums = (to, ldc, add) if whole else (edge, COLUMNS, 0)
+                    if packs_a:
+                        strip_column_major(a_panels, TALL, panel_bytes(depth, TALL), panel, place, stride, rows, depth, sums)
+                    elif turned_a:
+                        strip_column_major(a_here, lda, 4 * TALL, panel, place, stride, rows, depth, sums)
+                    else:
+                        strip_row_major(a_here, lda, 4 * TALL * lda, panel, place, stride, rows, depth, sums)
+                    if not whole:
+                        finish_edge(edge, to, ldc, rows, there, add)
+    space[0] = np.float32(0.0)  # Numba frees an array after its last use, and does not see that its address is used
+
+
+@cache
+def machine_code() -> Any:
+    """`sgemm` as a C function, at its `address`."""
+    whole, flag, single = types.int64, types.int32, types.float32
+    signature = types.void(flag, flag, flag, whole, whole, whole, single, whole, whole, whole, whole, single, whole, whole)
+    sgemm.__qualname__ = sgemm.__name__ = f"sgemm_{stamp('compiling', 'native', 'vector')}"
+    return kept(lambda cache: cfunc(signature, cache=cache, nopython=True, error_model="numpy")(sgemm))

@@ -1,0 +1,157 @@
+"""Vectors of the processor's own width: what a matrix product needs of them and Numba has no words for.
+
+Each is a piece of LLVM's intermediate code, which the compiler turns into the instructions of whatever processor it is on. Addresses are
+int64 values, sizes and strides count floats.
+"""
+
+from typing import Any
+
+from llvmlite import binding, ir
+from numba import types
+from numba.core import config
+from numba.extending import intrinsic
+
+FLOAT, BYTE, INT32, INT64 = ir.FloatType(), ir.IntType(8), ir.IntType(32), ir.IntType(64)
+FUSED = ["contract"]  # x * y + z in one instruction, where there is one
+
+
+def has(feature: str) -> bool:
+    """Has the processor that Numba compiles for this feature, by LLVM's name?"""
+    if config.CPU_FEATURES is not None:
+        return f"+{feature}" in config.CPU_FEATURES.split(",")
+    return config.CPU_NAME is None and bool(binding.get_host_cpu_features().get(feature))
+
+
+WIDE = has("avx512f")
+FITS = WIDE or (has("avx2") and has("fma"))  # what the tiles below were measured on
+WIDTH = 16 if WIDE else 8 if FITS else 4  # floats of a vector
+VECTORS = 2  # of a row of a tile
+COLUMNS = VECTORS * WIDTH
+ROWS = (12, 8, 4, 2, 1) if WIDE else (6, 4, 2, 1)  # of a tile; the largest fills 24 of 32 registers with sums, or 12 of 16
+VECTOR = ir.VectorType(FLOAT, WIDTH)
+
+
+def number(value: int) -> Any:
+    return ir.Constant(INT64, value)
+
+
+def lanes(places: list[int]) -> Any:
+    """Which lanes of two vectors a shuffle takes."""
+    return ir.Constant(ir.VectorType(INT32, WIDTH), places)
+
+
+def vector_at(builder: Any, start: Any, offset: Any) -> Any:
+    """A pointer to a vector, so many floats behind another."""
+    return builder.bitcast(builder.gep(start, [offset]), VECTOR.as_pointer())
+
+
+def prefetch_at(builder: Any, place: Any, for_writing: int) -> None:
+    """Ask for the cache line of a pointer."""
+    kinds, name, near, data = [BYTE.as_pointer(), INT32, INT32, INT32], "llvm.prefetch.p0i8", 3, 1
+    known = builder.module.globals.get(name)
+    function = known if known is not None else ir.Function(builder.module, ir.FunctionType(ir.VoidType(), kinds), name)
+    builder.call(function, [builder.bitcast(place, kinds[0]), *(ir.Constant(INT32, x) for x in (for_writing, near, data))])
+
+
+def tile_of(rows: int, row_major: bool) -> Any:
+    """The innermost loop of a product: sums of `rows` x COLUMNS in registers.
+
+    tile(a, stride, panel, c, c_stride, depth, add):  c[i, j] = (c[i, j] if add) + sum over k < depth of a[i, k] panel[k, j]
+    a[i, k] is at a + i * stride + k (row major) or a + i + k * stride; panel [depth,COLUMNS] without gaps.
+    """
+
+    @intrinsic
+    def tile(typing: Any, a: Any, stride: Any, panel: Any, c: Any, c_stride: Any, depth: Any, add: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            a, stride, panel, c, c_stride, depth, add = args
+            a, panel, c = (builder.inttoptr(x, FLOAT.as_pointer()) for x in (a, panel, c))
+            rows_of_c = [builder.mul(c_stride, number(i)) for i in range(rows)]
+            to = [[vector_at(builder, c, builder.add(row, number(v * WIDTH))) for v in range(VECTORS)] for row in rows_of_c]
+            for place in (place for row in to for place in row):
+                prefetch_at(builder, place, for_writing=1)
+            before, loop, after = builder.basic_block, builder.append_basic_block("depth"), builder.append_basic_block("done")
+            builder.branch(loop)
+            builder.position_at_end(loop)
+            k, a_k, panel_k = builder.phi(INT64), builder.phi(a.type), builder.phi(panel.type)
+            sums = [[builder.phi(VECTOR) for _ in range(VECTORS)] for _ in range(rows)]
+            right = [builder.load(vector_at(builder, panel_k, number(v * WIDTH)), align=4) for v in range(VECTORS)]
+            nothing = ir.Constant(VECTOR, ir.Undefined)
+            for i in range(rows):
+                one = builder.load(builder.gep(a_k, [builder.mul(stride, number(i)) if row_major else number(i)]), align=4)
+                left = builder.shuffle_vector(builder.insert_element(nothing, one, ir.Constant(INT32, 0)), nothing, lanes([0] * WIDTH))
+                for v in range(VECTORS):
+                    total = builder.fadd(builder.fmul(left, right[v], flags=FUSED), sums[i][v], flags=FUSED)
+                    sums[i][v].add_incoming(ir.Constant(VECTOR, [0.0] * WIDTH), before)
+                    sums[i][v].add_incoming(total, loop)
+                    sums[i][v] = total
+            following = builder.add(k, number(1))
+            for value, first, then in (
+                (k, number(0), following), (a_k, a, builder.gep(a_k, [number(1) if row_major else stride])),
+                (panel_k, panel, builder.gep(panel_k, [number(COLUMNS)])),
+            ):  # fmt: skip
+                value.add_incoming(first, before)
+                value.add_incoming(then, loop)
+            builder.cbranch(builder.icmp_signed("<", following, depth), loop, after)
+            builder.position_at_end(after)
+            pairs = [(sums[i][v], to[i][v]) for i in range(rows) for v in range(VECTORS)]
+            with builder.if_else(builder.icmp_signed("!=", add, number(0))) as (adding, writing):
+                with adding:
+                    for total, place in pairs:
+                        builder.store(builder.fadd(total, builder.load(place, align=4)), place, align=4)
+                with writing:
+                    for total, place in pairs:
+                        builder.store(total, place, align=4)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 7), generate
+
+    return tile
+
+
+@intrinsic
+def transpose_square(typing: Any, source: Any, stride: Any, to: Any, to_stride: Any) -> Any:
+    """to[j, i] = source[i, j] for WIDTH rows and columns, by exchanging blocks of 1, 2, 4 .. lanes between rows."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, stride, to, to_stride = args
+        source, to = builder.inttoptr(source, FLOAT.as_pointer()), builder.inttoptr(to, FLOAT.as_pointer())
+        rows = [builder.load(vector_at(builder, source, builder.mul(stride, number(i))), align=4) for i in range(WIDTH)]
+        step = 1
+        while step < WIDTH:
+            low = lanes([WIDTH + (lane ^ step) if lane & step else lane for lane in range(WIDTH)])
+            high = lanes([WIDTH + lane if lane & step else lane ^ step for lane in range(WIDTH)])
+            for i in (i for i in range(WIDTH) if not i & step):
+                pair = rows[i], rows[i | step]
+                rows[i], rows[i | step] = builder.shuffle_vector(*pair, low), builder.shuffle_vector(*pair, high)
+            step *= 2
+        for i, row in enumerate(rows):
+            builder.store(row, vector_at(builder, to, builder.mul(to_stride, number(i))), align=4)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), generate
+
+
+def copy_of(count: int) -> Any:
+    """copy(source, to): so many floats at once."""
+
+    @intrinsic
+    def copy(typing: Any, source: Any, to: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            kind = ir.VectorType(FLOAT, count).as_pointer()
+            builder.store(builder.load(builder.inttoptr(args[0], kind), align=4), builder.inttoptr(args[1], kind), align=4)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64), generate
+
+    return copy
+
+
+@intrinsic
+def prefetch(typing: Any, address: Any) -> Any:
+    """Ask for the cache line at an address, which need not be ours."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        prefetch_at(builder, builder.inttoptr(args[0], FLOAT.as_pointer()), for_writing=0)
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
