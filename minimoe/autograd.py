@@ -304,10 +304,31 @@ class _Walk:
         _, sums, owned = self.waiting[node.number]
         if sums[index] is None:
             sums[index], owned[index] = gradient, ours
+        elif gradient is sums[index]:  # a kernel has added it there
+            return
         elif owned[index]:
             sums[index] += gradient
         else:
             sums[index], owned[index] = sums[index] + gradient, True
+
+    def places(self, edges: tuple[_Edge, ...]) -> list[dict[str, Any]]:
+        """Where the gradients of a node's inputs may be written: into a leaf's, or added to a sum that is already ours.
+
+        What stands there twice gets one place: the second is added to it.
+        """
+        places: list[dict[str, Any]] = []
+        for i, edge in enumerate(edges):
+            place: dict[str, Any] = {}
+            if edge is None or edge in edges[:i]:
+                pass
+            elif isinstance(edge, Tensor):
+                place = edge.place()
+            elif edge[0].number in self.waiting:
+                _, sums, owned = self.waiting[edge[0].number]
+                if owned[edge[1]]:
+                    place = {"out": sums[edge[1]], "accumulate": True}
+            places.append(place)
+        return places
 
     def run(self) -> None:
         while self.numbers:
@@ -316,7 +337,7 @@ class _Walk:
                 raise ValueError(
                     "backward: this graph was already walked and freed; run the forward pass again (there is no double backward)"
                 )
-            gradients = node.backward(*sums, _places(node.parents)) if node.into else node.backward(*sums)
+            gradients = node.backward(*sums, self.places(node.parents)) if node.into else node.backward(*sums)
             parents, fresh = node.parents, not node.aliases
             node.backward, node.parents = None, ()
             if len(parents) == 1 and not isinstance(gradients, tuple):
@@ -325,15 +346,6 @@ class _Walk:
                 if gradient is not None:
                     self.give(edge, gradient, fresh)
             del node, sums, gradients, gradient
-
-
-def _places(edges: tuple[_Edge, ...]) -> list[dict[str, Any]]:
-    """Where the gradients of a node's inputs may be written. A leaf that stands there twice gets one: the second is added to it."""
-    places: list[dict[str, Any]] = []
-    for i, edge in enumerate(edges):
-        leaf = isinstance(edge, Tensor) and all(edge is not before for before in edges[:i])
-        places.append(edge.place() if leaf else {})  # type: ignore[union-attr]
-    return places
 
 
 @contextmanager

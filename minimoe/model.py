@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from minimoe.autograd import Tensor, recompute
 from minimoe.backend import Array, Backend
 from minimoe.config import ModelConfig
 from minimoe.errors import ConfigError
-from minimoe.moe import MoE, MoEStats, joined_aux_loss, joined_z_loss, weighted_losses
+from minimoe.moe import MoE, MoEStats, joined_aux_loss, joined_z_loss
 from minimoe.nn import Attention, Dropout, Embedding, FeedForward, KeyValueCache, Linear, Module, Norm, Parameter
 from minimoe.random import Rng
 from minimoe.reference.loss import IGNORE
@@ -31,8 +32,12 @@ class LossParts:
     cross_entropy: Tensor  # mean over valid targets
     router_loss: Tensor | None  # weighted, as added; None without routed layers
     aux_loss: Tensor | None  # raw, layers joined by the convention
-    z_loss: Tensor | None  # raw, mean over layers
     stats: list[MoEStats]  # of each routed layer
+
+    @cached_property
+    def z_loss(self) -> Tensor | None:
+        """Raw, mean over layers; None without routed layers."""
+        return joined_z_loss(self.stats) if self.stats else None
 
 
 class Cache:
@@ -244,10 +249,12 @@ class Transformer(Module):
             total, count = ops.cross_entropy(logits.reshape(-1, logits.shape[-1]), flat, IGNORE)
         cross_entropy = total * Tensor(1.0 / self.backend.xp.clip(count, min=1.0), self.backend)
         if not stats or self.config.moe is None:
-            return LossParts(cross_entropy, cross_entropy, None, None, None, stats)
-        aux, z = joined_aux_loss(stats, self.config.moe), joined_z_loss(stats)
-        router_loss = weighted_losses(aux, z, stats[0].coefs)
-        return LossParts(cross_entropy + router_loss, cross_entropy, router_loss, aux, z, stats)
+            return LossParts(cross_entropy, cross_entropy, None, None, stats)
+        aux, (aux_coef, z_coef) = joined_aux_loss(stats, self.config.moe), stats[0].coefs
+        router_loss = aux * aux_coef
+        if z_coef:
+            router_loss = router_loss + joined_z_loss(stats) * z_coef
+        return LossParts(cross_entropy + router_loss, cross_entropy, router_loss, aux, stats)
 
     # ---- input -------------------------------------------------------------------------------------------------------------------
 
@@ -350,9 +357,9 @@ def _recomputed(block: Block, x: Tensor, delta: Tensor | None, call: Call, layer
         y, dy, stats = block(x, delta, call, layer)
         if stats is None:
             return y, dy, None
-        return y, dy, stats, stats.aux_loss, stats.z_loss, stats.prob_sum
+        return y, dy, stats, stats.logits, stats.prob_sum, stats.own_loss
 
     y, dy, stats, *tensors = recompute(run, x) if delta is None else recompute(run, x, delta)
     if stats is None:
         return y, dy, None
-    return y, dy, replace(stats, **dict(zip(("aux_loss", "z_loss", "prob_sum"), tensors, strict=True)))
+    return y, dy, replace(stats, **dict(zip(("logits", "prob_sum", "own_loss"), tensors, strict=True)))

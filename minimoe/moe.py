@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from minimoe import ops
@@ -21,22 +22,41 @@ from minimoe.reference.gating import Gate, Rule
 
 @dataclass(frozen=True)
 class MoEStats:
-    """What one routed layer did in one call. Counts are taken before capacity, over valid tokens."""
+    """What one routed layer did in one call; its losses are computed when they are first asked for. Counts are taken before capacity,
+    over valid tokens."""
 
-    aux_loss: Tensor  # 0-d, raw: the balance loss; 1 when uniform (`mixtral`: k; noisy_topk's own: 0)
-    z_loss: Tensor  # 0-d, raw: mean squared logsumexp of the logits
+    logits: Tensor  # [N,E], without noise
+    valid: Array | None  # [N] bool
     prob_sum: Tensor  # [E]: sum over tokens of the router's probabilities
     counts: Array  # [E] int32
     processed: Array  # [E] int32: rows that each expert worked on, after capacity
     tokens: Array | int  # valid tokens
     dropped: Array  # 0-d: fraction of the chosen slots that capacity dropped
     ids: Array  # [N,W] int32: the experts of each token (expert choice: -1 where not chosen)
-    coefs: tuple[float, float]  # of the two losses
+    moe: MoEConfig
+    own_loss: Tensor | None  # 0-d: noisy_topk's balance loss
+
+    @property
+    def coefs(self) -> tuple[float, float]:
+        """What the two losses are multiplied with."""
+        return self.moe.aux_loss_coef or 0.0, self.moe.z_loss_coef
+
+    @cached_property
+    def aux_loss(self) -> Tensor:
+        """The raw balance loss: 1 when uniform (`mixtral`: k; noisy_topk's own: 0).   0-d"""
+        return balance_loss(self, self.moe.k, self.moe.aux_convention) if self.own_loss is None else self.own_loss
+
+    @cached_property
+    def z_loss(self) -> Tensor:
+        """The raw mean squared logsumexp of the logits; differentiable where it is added to the loss.   0-d"""
+        logits = self.logits if self.moe.z_loss_coef else self.logits.detach()
+        return mean_over_valid(ops.power(ops.logsumexp(logits), 2.0), self.valid)
 
     @property
     def loss(self) -> Tensor:
         """aux_loss_coef * aux_loss + z_loss_coef * z_loss, to be added to the task's loss.   0-d"""
-        return weighted_losses(self.aux_loss, self.z_loss, self.coefs)
+        aux, z = self.coefs
+        return self.aux_loss * aux + self.z_loss * z if z else self.aux_loss * aux
 
     @property
     def load(self) -> Array:
@@ -189,13 +209,9 @@ class MoE(Module):
         self, gate: Gate, prob_sum: Tensor, logits: Tensor, own_loss: Tensor | None, offsets: Array, valid: Array | None
     ) -> MoEStats:
         b, moe = logits.backend, self.moe
-        tokens = b.n_valid(logits.shape[0], valid)
-        processed = offsets[1:] - offsets[:-1]
-        z_loss = mean_over_valid(ops.power(ops.logsumexp(logits if moe.z_loss_coef else logits.detach()), 2.0), valid)
+        tokens, processed = b.n_valid(logits.shape[0], valid), offsets[1:] - offsets[:-1]
         dropped = self._dropped(gate, offsets, b, prob_sum.dtype)
-        coefs = (moe.aux_loss_coef or 0.0, moe.z_loss_coef)
-        stats = MoEStats(z_loss, z_loss, prob_sum, gate.counts, processed, tokens, dropped, gate.ids, coefs)
-        return replace(stats, aux_loss=balance_loss(stats, moe.k, moe.aux_convention) if own_loss is None else own_loss)
+        return MoEStats(logits, valid, prob_sum, gate.counts, processed, tokens, dropped, gate.ids, moe, own_loss)
 
     def _dropped(self, gate: Gate, offsets: Array, b: Backend, dtype: Any) -> Array:
         xp = b.xp
@@ -234,12 +250,6 @@ def mean_over_valid(x: Tensor, valid: Array | None) -> Tensor:
     xp = x.backend.xp
     count = xp.clip(xp.sum(xp.astype(valid, x.dtype)), min=1.0)
     return ops.where(valid, x, 0.0).sum() * Tensor(1.0 / count, x.backend)
-
-
-def weighted_losses(aux: Tensor, z: Tensor, coefs: tuple[float, float]) -> Tensor:
-    """aux * coefs[0] + z * coefs[1]; a term whose coefficient is 0 costs no gradient.   0-d"""
-    loss = aux * coefs[0]
-    return loss + z * coefs[1] if coefs[1] else loss
 
 
 # ---- balance losses: E sum_i f_i P_i, and how layers are joined -----------------------------------------------------------------------

@@ -357,7 +357,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     need_x, need_w = x.requires_grad, weight.requires_grad
 
     def backward(dy: Array, into: Places) -> tuple[Array | None, ...]:
-        dx = b.linear_dx(dy, wa) if need_x else None
+        dx = b.linear_dx(dy, wa, **into[0]) if need_x else None
         dw = b.linear_dw(dy, xa, **into[1]) if need_w else None
         return (dx, dw) if bias_data is None else (dx, dw, b.linear_db(dy, **into[2]))
 

@@ -291,14 +291,33 @@ def test_gradients_that_nobody_needs_are_not_computed():
     class Counting(type(NUMPY)):
         calls = 0
 
-        def linear_dx(self, dy, weight, out=None):
+        def linear_dx(self, dy, weight, out=None, accumulate=False):
             self.calls += 1
-            return super().linear_dx(dy, weight, out)
+            return super().linear_dx(dy, weight, out, accumulate)
 
     counting = Counting()
     x, w = tensor(np.ones((2, 3)), backend=counting), tensor(np.ones((4, 3)), requires_grad=True, backend=counting)
     ops.linear(x, w).sum().backward()
     assert counting.calls == 0 and w.grad is not None
+
+
+def test_a_kernel_adds_into_a_sum_that_is_ours_and_never_into_what_another_holds():
+    class Noting(type(NUMPY)):
+        places = ()
+
+        def linear_dx(self, dy, weight, out=None, accumulate=False):
+            self.places += (out is not None and accumulate,)
+            return super().linear_dx(dy, weight, out, accumulate)
+
+    noting, draw = Noting(), np.random.default_rng(0)
+    x = tensor(draw.random((2, 3)), requires_grad=True, backend=noting)
+    weights = [tensor(draw.random((3, 3)), requires_grad=True, backend=noting) for _ in range(3)]
+    h = x * 1.0
+    total = sum((ops.linear(h, w).sum() for w in weights[1:]), ops.linear(h, weights[0]).sum())
+    aliased = h.reshape(2, 3)  # its backward hands the gradient on as it came
+    (total + aliased.sum()).backward()
+    assert noting.places == (False, True, True)
+    assert np.allclose(x.grad, sum(w.data.sum(axis=0) for w in weights) + 1.0)
 
 
 # ---- arrays in and out -----------------------------------------------------------------------------------------------------------------

@@ -64,14 +64,29 @@ def keys_seen(positions, q_positions, causal, window):  # type: ignore[no-untype
 
 
 @compiled
-def count_seen(positions, q_positions, causal, window, seen):  # type: ignore[no-untyped-def]
-    """For each query of a block, how many of the block's keys there are up to the last that it sees."""
-    for t in range(len(q_positions)):
-        low, high = bounds(q_positions[t], causal, window)
-        count = len(positions)
-        while count > 0 and not low <= positions[count - 1] <= high:
-            count -= 1
-        seen[t] = count
+def in_a_row(positions):  # type: ignore[no-untyped-def]
+    """Does each key stand one after the one before it, and do all count? Then what a query sees needs no look at each."""
+    for j in range(len(positions)):
+        if positions[j] != positions[0] + j:
+            return False
+    return len(positions) == 0 or positions[len(positions) - 1] != NEVER
+
+
+@compiled
+def seen_by(positions, row_of_keys, low, high):  # type: ignore[no-untyped-def]
+    """The range of keys outside which a query sees none; if they are in a row it sees all of the range.   -> first, last"""
+    if not row_of_keys or not len(positions):
+        return 0, len(positions)
+    first = min(max(np.int64(low) - positions[0], 0), len(positions))
+    return first, max(first, min(np.int64(high) - positions[0] + 1, len(positions)))
+
+
+@compiled
+def hide(scores, positions, low, high):  # type: ignore[no-untyped-def]
+    """-inf where a query does not see."""
+    for j in range(len(scores)):
+        seen = (positions[j] >= low) & (positions[j] <= high)
+        scores[j] = scores[j] if seen else -INFINITY
 
 
 @compiled
@@ -91,32 +106,29 @@ def pack(x, row_stride, first, tokens, heads, width, scale, packed):  # type: ig
 
 
 @compiled
-def unpack(packed, x, row_stride, first, tokens, heads, width, scale):  # type: ignore[no-untyped-def]
-    """The other way."""
+def unpack(packed, x, row_stride, first, tokens, heads, width, scales):  # type: ignore[no-untyped-def]
+    """The other way, each row times its scale."""
     for s in range(heads):
         for t in range(tokens):
             row = floats_at(x + 4 * ((first + t) * row_stride + s * width), width)
             for d in range(width):
-                row[d] = packed[s * tokens + t, d] * scale
+                row[d] = packed[s * tokens + t, d] * scales[s * tokens + t]
 
 
 @compiled
-def softmax_row(scores, positions, low, high, sink, lse):  # type: ignore[no-untyped-def]
-    """exp(scores - logsumexp) in place where seen, else 0. `lse` gets the logsumexp at its first place; -inf where nothing is seen."""
-    for j in range(len(scores)):
-        seen = (positions[j] >= low) & (positions[j] <= high)
-        scores[j] = scores[j] if seen else -INFINITY
-    top = max(largest(scores), sink) if len(scores) else sink
+def exp_row(scores, sink):  # type: ignore[no-untyped-def]
+    """exp(scores - their maximum) in place.   -> one over their sum, logsumexp; 0 and -inf where nothing is seen"""
+    top = max(largest(scores), sink)
     top = ZERO if top == -INFINITY else top
-    total = exp(sink - top)
+    total = ZERO
     for j in range(len(scores)):
         p = exp(scores[j] - top)
         scores[j] = p
         total += p
-    share = ONE / total if total != ZERO else ZERO
-    for j in range(len(scores)):
-        scores[j] *= share
-    lse[0] = top + np.log(total) if total != ZERO else -INFINITY
+    total += exp(sink - top)
+    if total == ZERO:
+        return ZERO, -INFINITY
+    return ONE / total, top + np.log(total)
 
 
 @kernel
@@ -133,11 +145,11 @@ def attention_heads(
     tokens = tokens_of_block(heads, tk)
     packed = np.empty((heads * tokens, width), np.float32)
     scores = np.empty(heads * tokens * tk, np.float32)
-    values = np.empty((heads * tokens, v_width), np.float32)
-    seen = np.empty(tokens, np.int64)
+    values, shares = np.empty((heads * tokens, v_width), np.float32), np.empty(heads * tokens, np.float32)
     for unit in range(start, stop):
         b, g = unit // groups, unit % groups
         positions = key_positions(k_pos, k_valid, b)
+        row_of_keys = in_a_row(positions)
         q_positions = q_pos[b if q_pos.shape[0] > 1 else 0]
         q_here = q + 4 * (b * tq * q_row + g * heads * width)
         k_here, v_here = k + 4 * (b * tk * k_row + g * width), v + 4 * (b * tk * v_row + g * v_width)
@@ -147,7 +159,7 @@ def attention_heads(
             m = heads * count
             from_key, to_key = keys_seen(positions, q_positions[first : first + count], causal, window)
             keys = to_key - from_key
-            count_seen(positions[from_key:to_key], q_positions[first : first + count], causal, window, seen)
+            here = positions[from_key:to_key]
             if keys:
                 pack(q_here, q_row, first, count, heads, width, scale, packed)
                 call_sgemm(
@@ -157,10 +169,13 @@ def attention_heads(
             for r in range(m):
                 head, t = g * heads + r // count, first + r % count
                 low, high = bounds(q_positions[t], causal, window)
-                sink = sinks[head] if sinks.size else -INFINITY
-                row, some = scores[r * keys : (r + 1) * keys], seen[r % count]
-                softmax_row(row[:some], positions[from_key:to_key], low, high, sink, logsumexp[b, head, t : t + 1])
-                clear(row[some:])
+                row = scores[r * keys : (r + 1) * keys]
+                a, z = seen_by(here, row_of_keys, low, high)
+                if not row_of_keys:
+                    hide(row, here, low, high)
+                shares[r], logsumexp[b, head, t] = exp_row(row[a:z], sinks[head] if sinks.size else -INFINITY)
+                clear(row[:a])
+                clear(row[z:])
             if keys:
                 call_sgemm(
                     sgemm, PLAIN, PLAIN, m, v_width, keys, scores.ctypes.data, keys, v_here + 4 * from_key * v_row, v_row, ZERO,
@@ -168,7 +183,7 @@ def attention_heads(
                 )  # fmt: skip
             else:
                 values[:m] = ZERO
-            unpack(values, y_here, queries * v_width, first, count, heads, v_width, ONE)
+            unpack(values, y_here, queries * v_width, first, count, heads, v_width, shares)
 
 
 @kernel
@@ -183,10 +198,11 @@ def attention_heads_backward(
     packed = np.empty((heads * tokens, width), np.float32)
     dy_packed = np.empty((heads * tokens, v_width), np.float32)
     p, dp = np.empty(heads * tokens * tk, np.float32), np.empty(heads * tokens * tk, np.float32)
-    seen = np.empty(tokens, np.int64)
+    scales = np.full(heads * tokens, scale)
     for unit in range(start, stop):
         b, g = unit // groups, unit % groups
         positions = key_positions(k_pos, k_valid, b)
+        row_of_keys = in_a_row(positions)
         q_positions = q_pos[b if q_pos.shape[0] > 1 else 0]
         q_here = q + 4 * (b * tq * q_row + g * heads * width)
         k_here, v_here = k + 4 * (b * tk * k_row + g * width), v + 4 * (b * tk * v_row + g * v_width)
@@ -205,7 +221,7 @@ def attention_heads_backward(
                 dq[b, first : first + count, g * heads : (g + 1) * heads] = ZERO
                 delta[b, g * heads : (g + 1) * heads, first : first + count] = ZERO
                 continue
-            count_seen(positions[from_key:to_key], q_positions[first : first + count], causal, window, seen)
+            here = positions[from_key:to_key]
             pack(q_here, q_row, first, count, heads, width, scale, packed)
             pack(dy_here, queries * v_width, first, count, heads, v_width, ONE, dy_packed)
             k_seen, v_seen = k_here + 4 * from_key * k_row, v_here + 4 * from_key * v_row
@@ -221,10 +237,14 @@ def attention_heads_backward(
                     d += dy_packed[r, c] * y[b, t, head, c]
                 delta[b, head, t] = d
                 lse = logsumexp[b, head, t]
-                p_row, dp_row, some = p[r * keys : (r + 1) * keys], dp[r * keys : (r + 1) * keys], seen[r % count]
-                softmax_backward(p_row[:some], dp_row[:some], positions[from_key:to_key], low, high, lse, d)
-                clear(p_row[some:])
-                clear(dp_row[some:])
+                p_row, dp_row = p[r * keys : (r + 1) * keys], dp[r * keys : (r + 1) * keys]
+                a, z = seen_by(here, row_of_keys, low, high)
+                if not row_of_keys:
+                    hide(p_row, here, low, high)
+                softmax_backward(p_row[a:z], dp_row[a:z], lse, d)
+                for row in (p_row, dp_row):
+                    clear(row[:a])
+                    clear(row[z:])
             call_sgemm(
                 sgemm, TRANSPOSED, PLAIN, keys, v_width, m, p.ctypes.data, keys, dy_packed.ctypes.data, v_width, ONE,
                 dv_here + 4 * from_key * dv_row, dv_row,
@@ -234,16 +254,15 @@ def attention_heads_backward(
                 dk_here + 4 * from_key * dk_row, dk_row,
             )  # fmt: skip
             call_sgemm(sgemm, PLAIN, PLAIN, m, width, keys, dp.ctypes.data, keys, k_seen, k_row, ZERO, packed.ctypes.data, width)
-            unpack(packed, dq_here, queries * width, first, count, heads, width, scale)
+            unpack(packed, dq_here, queries * width, first, count, heads, width, scales)
 
 
 @compiled
-def softmax_backward(p, dp, positions, low, high, lse, delta):  # type: ignore[no-untyped-def]
-    """p: scores -> P = exp(scores - lse) where seen; dp -> P (dp - delta)"""
+def softmax_backward(p, dp, lse, delta):  # type: ignore[no-untyped-def]
+    """p: scores -> P = exp(scores - lse), 0 where they are -inf; dp -> P (dp - delta)"""
     lse = ZERO if lse == -INFINITY else lse
     for j in range(len(p)):
-        seen = (positions[j] >= low) & (positions[j] <= high)
-        share = exp((p[j] if seen else -INFINITY) - lse)
+        share = exp(p[j] - lse)
         p[j] = share
         dp[j] = share * (dp[j] - delta)
 

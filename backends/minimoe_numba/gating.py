@@ -12,7 +12,7 @@ from minimoe.reference.gating import TINY, Gate, Rule
 from minimoe_numba.arrays import NO_BOOLS, NO_FLOATS, as_rows, by_width, optional, parts_of, singles
 from minimoe_numba.compiling import compiled
 from minimoe_numba.kernel import B1, F1, F2, I2, kernel
-from minimoe_numba.maths import INFINITY, LOWEST_INT, ONE, ZERO, as_ordered, exp, largest, sigmoid
+from minimoe_numba.maths import INFINITY, ONE, ZERO, exp, largest, sigmoid
 from minimoe_numba.native import float_as_int, int_as_float
 from minimoe_numpy import NumpyBackend
 
@@ -24,11 +24,18 @@ KINDS = {
 TILE = 2048  # numbers that are worked on at once: they stay in the nearest cache
 MOST = 64  # of k: to sort is quicker than to look through a row more often
 SMALLEST = np.float32(TINY)
+MAGNITUDE, LOWEST_INT = np.int32(2**31 - 1), np.int32(-(2**31))
 NAN, NAN_KEY, ZERO_KEY = np.float32(np.nan), np.int32(LOWEST_INT + 1), np.int32(0)
 NO_ROWS = np.zeros((0, 0), np.float32)
 
 
 # ---- the largest of a row, as often as wanted ------------------------------------------------------------------------------------------
+
+
+@compiled
+def as_ordered(bits):  # type: ignore[no-untyped-def]
+    """The bits of a float32 as an int32 that orders as the float does, NaN above infinity; and back."""
+    return np.int32(bits ^ ((bits >> np.int32(31)) & MAGNITUDE))
 
 
 @compiled

@@ -23,8 +23,8 @@ from minimoe_numba.compiling import compiled, kept, stamp
 from minimoe_numba.native import PLAIN, floats_at
 from minimoe_numba.vector import COLUMNS, ROWS, WIDTH, copy_of, prefetch, tile_of, transpose_square
 
-DEPTH, WIDE_BLOCK, TALL_BLOCK = 256, 512, 256
-REPAYS = 128  # columns above which packing a transposed A repays its cost
+DEPTH, WIDE_BLOCK, TALL_BLOCK = 256, 512, 128
+REPAYS = 48  # columns above which packing a transposed A repays its cost
 LINE = 16  # floats of a cache line: panels begin on one, and lie one apart from a power of two, so that they do not share a cache's ways
 TALL = ROWS[0]
 COPIED = 16 if TALL > 8 else 8  # floats that copy_column moves: no fewer than TALL

@@ -78,13 +78,13 @@ class FastLinear(NumpyBackend):
         multiply(fit(x), fit(weight), y.reshape(-1, shape[-1]), trans_b=1, bias=bias)
         return y if y is out else self.store(y, out)
 
-    def linear_dx(self, dy: Array, weight: Array, out: Array | None = None) -> Array:
+    def linear_dx(self, dy: Array, weight: Array, out: Array | None = None, accumulate: bool = False) -> Array:
         if not self._multiplies(dy, weight):
-            return super().linear_dx(dy, weight, out)
+            return super().linear_dx(dy, weight, out, accumulate)
         shape = (*dy.shape[:-1], weight.shape[1])
         dx = result(out, shape)
-        multiply(fit(dy), fit(weight), dx.reshape(-1, shape[-1]))
-        return dx if dx is out else self.store(dx, out)
+        multiply(fit(dy), fit(weight), dx.reshape(-1, shape[-1]), beta=float(accumulate and dx is out))
+        return dx if dx is out else self.store(dx, out, accumulate)
 
     def linear_dw(self, dy: Array, x: Array, out: Array | None = None, accumulate: bool = False) -> Array:
         if not self._multiplies(dy, x):

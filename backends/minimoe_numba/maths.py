@@ -8,6 +8,7 @@ import numpy as np
 
 from minimoe_numba.compiling import compiled
 from minimoe_numba.native import float_as_int, int_as_float
+from minimoe_numba.vector import WIDTH, largest_of_vectors
 from minimoe_numpy.erf import SINGLE
 
 f32 = np.float32
@@ -16,7 +17,6 @@ LN2_HIGH, LN2_LOW = f32(0.693359375), f32(-2.12194440e-4)  # their sum is ln 2; 
 E0, E1, E2, E3, E4, E5 = (f32(c) for c in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5))
 LOWEST, HIGHEST = f32(-87.33654), f32(88.72283)
 ZERO, HALF, ONE, TWO, INFINITY = f32(0.0), f32(0.5), f32(1.0), f32(2.0), f32(np.inf)
-MAGNITUDE, LOWEST_INT = np.int32(2**31 - 1), np.int32(-(2**31))
 ERF_LIMIT = f32(3.92)
 P0, P1, P2, P3, P4, P5, P6 = (f32(c) for c in SINGLE[0])
 Q0, Q1, Q2, Q3, Q4 = (f32(c) for c in SINGLE[1])
@@ -56,19 +56,14 @@ def erf(x):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def as_ordered(bits):  # type: ignore[no-untyped-def]
-    """The bits of a float32 as an int32 that orders as the float does, NaN above infinity; and back."""
-    return np.int32(bits ^ ((bits >> np.int32(31)) & MAGNITUDE))
-
-
-@compiled
 def largest(x):  # type: ignore[no-untyped-def]
-    """The largest of a row; NaN where there is one. By integers, whose maximum LLVM makes vector code without leave to ignore NaN."""
-    best = LOWEST_INT
+    """The largest of a row, -inf of none. May overlook NaN, which the sums that follow do not."""
+    if len(x) >= WIDTH:
+        return largest_of_vectors(x.ctypes.data, len(x))
+    best = -INFINITY
     for i in range(len(x)):
-        key = as_ordered(float_as_int(x[i]))
-        best = key if key > best else best
-    return int_as_float(as_ordered(best))
+        best = x[i] if x[i] > best else best
+    return best
 
 
 @compiled

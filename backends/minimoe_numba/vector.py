@@ -1,4 +1,4 @@
-"""Vectors of the processor's own width: what a matrix product needs of them and Numba has no words for.
+"""Vectors of the processor's own width: what a matrix product and a maximum need of them and Numba has no words for.
 
 Each is a piece of LLVM's intermediate code, which the compiler turns into the instructions of whatever processor it is on. Addresses are
 int64 values, sizes and strides count floats.
@@ -155,3 +155,34 @@ def prefetch(typing: Any, address: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.int64), generate
+
+
+@intrinsic
+def largest_of_vectors(typing: Any, address: Any, count: Any) -> Any:
+    """The largest of at least WIDTH floats; may overlook NaN. The last vector ends with the last float, so two may overlap."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        def larger(a: Any, b: Any) -> Any:
+            return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+        start, count = builder.inttoptr(args[0], FLOAT.as_pointer()), args[1]
+        before, loop, after = builder.basic_block, builder.append_basic_block("vectors"), builder.append_basic_block("last")
+        rest = builder.sub(count, number(WIDTH))
+        last = builder.load(vector_at(builder, start, rest), align=4)
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        i, best = builder.phi(INT64), builder.phi(VECTOR)
+        better = larger(builder.load(vector_at(builder, start, i), align=4), best)
+        following = builder.add(i, number(WIDTH))
+        for value, first, then in ((i, number(0), following), (best, last, better)):
+            value.add_incoming(first, before)
+            value.add_incoming(then, loop)
+        builder.cbranch(builder.icmp_signed("<", following, rest), loop, after)
+        builder.position_at_end(after)
+        step = WIDTH // 2
+        while step:
+            better = larger(better, builder.shuffle_vector(better, better, lanes([lane ^ step for lane in range(WIDTH)])))
+            step //= 2
+        return builder.extract_element(better, ir.Constant(INT32, 0))
+
+    return types.float32(types.int64, types.int64), generate

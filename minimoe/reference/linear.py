@@ -14,10 +14,10 @@ class LinearKernels(ArrayLayer):
             y += bias
         return self.store(self.xp.reshape(y, (*x.shape[:-1], weight.shape[0])), out)
 
-    def linear_dx(self, dy: Array, weight: Array, out: Array | None = None) -> Array:
+    def linear_dx(self, dy: Array, weight: Array, out: Array | None = None, accumulate: bool = False) -> Array:
         """dy [...,O], weight [O,I] -> dx [...,I]"""
         dx = self.xp.matmul(self.rows(dy), weight)
-        return self.store(self.xp.reshape(dx, (*dy.shape[:-1], weight.shape[1])), out)
+        return self.store(self.xp.reshape(dx, (*dy.shape[:-1], weight.shape[1])), out, accumulate)
 
     def linear_dw(self, dy: Array, x: Array, out: Array | None = None, accumulate: bool = False) -> Array:
         """dy [...,O], x [...,I] -> dweight [O,I]"""
