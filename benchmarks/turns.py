@@ -20,8 +20,8 @@ from benchmarks.models import Case
 from benchmarks.peers import Side
 
 QUIET = 0.05  # seconds before each turn
-TURN = 0.05  # seconds that short steps fill
-MOST = 10  # steps a turn
+TURN = 0.25  # seconds that short steps fill
+MOST = 20  # steps a turn
 WARM_UP, WARM_UP_COMPILED = 3, 10  # untimed steps after the first; a compiler meets new shapes for some steps
 
 

@@ -22,7 +22,7 @@ from minimoe_numba.arrays import as_rows, optional, result, singles
 from minimoe_numba.compiling import compiled
 from minimoe_numba.kernel import F1, F2, F3, I1, kernel
 from minimoe_numba.machine import machine
-from minimoe_numba.maths import ONE, ZERO, sigmoid
+from minimoe_numba.maths import ONE, ZERO
 from minimoe_numba.native import PLAIN, TRANSPOSED, call_sgemm
 from minimoe_numba.routing import FastRouting
 
@@ -81,34 +81,6 @@ def add_to(y, x):  # type: ignore[no-untyped-def]
     """y += x, a row each"""
     for d in range(len(x)):
         y[d] += x[d]
-
-
-@compiled
-def swiglu_row_backward(dhidden, gate, up, weight, weighted, dgate, dup):  # type: ignore[no-untyped-def]
-    """All that the backward needs of a row, in one pass: weighted = weight * hidden, dgate, dup.   -> <hidden, dhidden>"""
-    total = ZERO
-    for d in range(len(dhidden)):
-        dh = dhidden[d]
-        s = sigmoid(gate[d])
-        silu = gate[d] * s
-        hidden = silu * up[d]
-        total += hidden * dh
-        weighted[d] = weight * hidden
-        dh *= weight
-        dgate[d] = dh * up[d] * (s + silu * (ONE - s))
-        dup[d] = dh * silu
-    return total
-
-
-@compiled
-def weigh_row(dhidden, weight, hidden):  # type: ignore[no-untyped-def]
-    """Both times the weight, in place.   -> <hidden, dhidden> before"""
-    total = ZERO
-    for d in range(len(hidden)):
-        total += hidden[d] * dhidden[d]
-        hidden[d] *= weight
-        dhidden[d] *= weight
-    return total
 
 
 @kernel
@@ -179,12 +151,7 @@ def expert_blocks_backward(
                 weight, dh, hidden = gate_weights[order[r]], dhidden[r - first, :count], weighted[r, column : column + count]
                 gate, dgate_half = before[r, column : column + count], dbefore[r, column : column + count]
                 up_half, dup_half = before[r, other : other + count], dbefore[r, other : other + count]
-                if kind == SWIGLU and limit == ZERO:
-                    dgate[order[r]] += swiglu_row_backward(dh, gate, up_half, weight, hidden, dgate_half, dup_half)
-                    continue
-                activate(gate, up_half, hidden, kind, limit)
-                dgate[order[r]] += weigh_row(dh, weight, hidden)
-                activate_backward(dh, gate, up_half, dgate_half, dup_half, kind, limit)
+                dgate[order[r]] += activate_backward(dh, gate, up_half, weight, hidden, dgate_half, dup_half, kind, limit)
             for place in (column, other) if kind == SWIGLU else (column, both):
                 if place < both:
                     call_sgemm(
@@ -195,19 +162,25 @@ def expert_blocks_backward(
 
 @kernel
 def weight_gradients(start: int, stop: int, sgemm: int, slices: int, dy_rows: F2, x_rows: F2, offsets: I1, beta: float, dw: F3) -> None:
-    """dW_e = dy_e^T x_e + beta dW_e, in units of a slice of the rows of one dW_e.   dy_rows [R,O], x_rows [R,I] -> [E,O,I]"""
+    """dW_e = dy_e^T x_e + beta dW_e, in units of a slice of one dW_e along its longer side.   dy_rows [R,O], x_rows [R,I] -> [E,O,I]"""
     outputs, inputs = dw.shape[1], dw.shape[2]
     for unit in range(start, stop):
         e, part = unit // slices, unit % slices
         first, last = np.int64(offsets[e]), np.int64(offsets[e + 1])
-        low, high = outputs * part // slices, outputs * (part + 1) // slices
+        row, rows, column, columns = 0, outputs, 0, inputs
+        if outputs >= inputs:
+            row = outputs * part // slices
+            rows = outputs * (part + 1) // slices - row
+        else:
+            column = inputs * part // slices
+            columns = inputs * (part + 1) // slices - column
         if last > first:
             call_sgemm(
-                sgemm, TRANSPOSED, PLAIN, high - low, inputs, last - first, at(dy_rows, first) + 4 * low, outputs, at(x_rows, first),
-                inputs, beta, matrix_at(dw, e) + 4 * low * inputs, inputs,
+                sgemm, TRANSPOSED, PLAIN, rows, columns, last - first, at(dy_rows, first) + 4 * row, outputs,
+                at(x_rows, first) + 4 * column, inputs, beta, matrix_at(dw, e) + 4 * (row * inputs + column), inputs,
             )  # fmt: skip
         elif beta == ZERO:
-            dw[e, low:high] = ZERO
+            dw[e, row : row + rows, column : column + columns] = ZERO
 
 
 @kernel
