@@ -1,13 +1,16 @@
-"""CUDA C kernels on NumPy arrays, without a GPU: g++ compiles the `.cu` with `cuda_on_cpu.h` before it, ctypes calls it.
+"""CUDA C kernels on NumPy arrays, without a GPU: g++ compiles the `.cu` with the headers of `include/` before it, ctypes calls it.
 
-A kernel is launched as `cupy.RawKernel` is: `CudaOnCpu(path).kernel(name)(grid, block, args)`. The built library is kept in a folder of
-the system's temporary one, under a hash of everything that it was made from.
+    module = CudaOnCpu(path, ["gate<float>", "gate<__nv_bfloat16>"])
+    module.kernel("gate<float>")((blocks,), (threads,), (logits, weights, np.int32(n)), shared_mem=4 * experts)
+
+A kernel is launched as `cupy.RawKernel` is. Each array is copied between margins of NaN, as far from others as memory allows no kernel to
+notice, and back after the launch: a write beside an array is an error that names the argument, and what is read there is NaN. The built
+library is kept in a folder of the system's temporary one, under a hash of everything that it was made from.
 """
 
 import ctypes
 import hashlib
 import os
-import re
 import shutil
 import subprocess
 import tempfile
@@ -17,68 +20,100 @@ from typing import Any
 
 import numpy as np
 
-HEADER = Path(__file__).parent / "cuda_on_cpu.h"
-COMMAND = ("g++", "-x", "c++", "-std=c++17", "-O2", "-fPIC", "-shared", "-Wall", "-Wno-unknown-pragmas")
-KERNEL = re.compile(r'extern\s+"C"\s+__global__\s+void\s+(\w+)\s*\(')
+INCLUDE = Path(__file__).parent / "include"
+COMMAND = (
+    "g++", "-x", "c++", "-std=c++17", "-O2", "-fPIC", "-shared", "-fno-extern-tls-init", "-fno-strict-aliasing", "-Wall",
+    "-Wno-unknown-pragmas", "-Wno-unused-function", "-Wno-unused-variable",
+)  # fmt: skip
 ORDERS = ("forward", "reverse", "shuffled")
+MARGIN = 256  # bytes on either side of an array, which begins at a multiple of as many, as CUDA's allocations do
 
-Launch = Callable[[tuple[int], tuple[int], Sequence[Any]], None]
+Launch = Callable[..., None]
 
 
 class CudaOnCpu:
-    """The kernels of one `.cu` file. `order`, one of ORDERS, is that in which threads and blocks get their turns."""
+    """The kernels of one `.cu` file, by their C++ names. `order`, one of ORDERS, is that in which threads and blocks get their turns."""
 
-    def __init__(self, path: Path, order: str = "forward") -> None:
-        self.order = ORDERS.index(order)
-        self.library = ctypes.CDLL(str(build(path)))
+    def __init__(self, path: Path, names: Sequence[str], order: str = "forward", options: Sequence[str] = ()) -> None:
+        self.order, self.names = ORDERS.index(order), list(names)
+        self.library = ctypes.CDLL(str(build(path, self.names, options)))
 
     def kernel(self, name: str) -> Launch:
-        """The launcher of a kernel. Arguments: C-contiguous arrays, and NumPy scalars of the parameter's exact type.
+        """The launcher of a kernel: (grid, block, args, shared_mem=0), sizes as tuples of one to three numbers.
 
-        It raises RuntimeError where threads wait for one another for ever, and TypeError for any other argument.
+        Arguments are C-contiguous arrays and NumPy scalars of the parameters' exact types. Raises RuntimeError where threads wait for one
+        another for ever or a kernel writes beside an array, TypeError for any other argument.
         """
-        function = getattr(self.library, f"launch_{name}")
+        function = getattr(self.library, f"launch_kernel_{self.names.index(name)}")
 
-        def launch(grid: tuple[int], block: tuple[int], args: Sequence[Any]) -> None:
-            values = [_value(argument) for argument in args]  # kept alive until the launch is over
+        def launch(grid: tuple[int, ...], block: tuple[int, ...], args: Sequence[Any], shared_mem: int = 0) -> None:
+            guarded = [Guarded(argument) if isinstance(argument, np.ndarray) else None for argument in args]
+            values = [_scalar(argument) if guard is None else guard.address() for argument, guard in zip(args, guarded, strict=True)]
             pointers = (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values))
             message = ctypes.create_string_buffer(256)
-            sizes = ctypes.c_uint(grid[0]), ctypes.c_uint(block[0])
-            if function(*sizes, pointers, self.order, message, ctypes.c_size_t(len(message))):
+            sizes = [(ctypes.c_uint * 3)(*(*size, 1, 1)[:3]) for size in (grid, block)]
+            words = ctypes.c_size_t(shared_mem), pointers, self.order, message, ctypes.c_size_t(len(message))
+            if function(*sizes, *words):
                 raise RuntimeError(f"{name}: {message.value.decode()}")
+            for i, guard in enumerate(guarded):
+                if guard is not None:
+                    guard.copy_back(f"{name}: argument {i}")
 
         return launch
 
 
-def _value(argument: Any) -> np.ndarray[Any, Any]:
-    """What the kernel's parameter holds, in an array of its own: a scalar, or an array's address."""
+class Guarded:
+    """A copy of an array between margins of 0xff bytes, which are NaN in every float."""
+
+    def __init__(self, array: np.ndarray[Any, Any]) -> None:
+        if not array.flags.c_contiguous:
+            raise TypeError(f"a kernel takes C-contiguous arrays, not one of shape {array.shape} and strides {array.strides}")
+        self.array = array
+        memory = np.full(array.nbytes + 3 * MARGIN, 0xFF, np.uint8)
+        first = MARGIN + -memory.ctypes.data % MARGIN
+        self.before, self.copy = memory[first - MARGIN : first], memory[first : first + array.nbytes]
+        self.behind = memory[first + array.nbytes : first + array.nbytes + MARGIN]
+        self.copy[:] = array.reshape(-1).view(np.uint8)
+
+    def address(self) -> np.ndarray[Any, Any]:
+        """Where the copy lies, as a kernel's parameter holds it."""
+        return np.asarray(self.copy.ctypes.data, dtype=np.uintp)
+
+    def copy_back(self, name: str) -> None:
+        """Into the array, if the margins are as they were."""
+        for margin, where in ((self.before, "before"), (self.behind, "behind")):
+            if (margin != 0xFF).any():
+                raise RuntimeError(f"{name}, {self.array.dtype}{list(self.array.shape)}: the kernel wrote {where} its memory")
+        self.array.reshape(-1).view(np.uint8)[:] = self.copy
+
+
+def _scalar(argument: Any) -> np.ndarray[Any, Any]:
     if isinstance(argument, np.generic):
         return np.asarray(argument)
-    if isinstance(argument, np.ndarray) and argument.flags.c_contiguous:
-        return np.asarray(argument.ctypes.data, dtype=np.uintp)
     raise TypeError(f"a kernel takes C-contiguous arrays and NumPy scalars, not {type(argument).__name__}")
 
 
-def build(path: Path) -> Path:
+def build(path: Path, names: Sequence[str], options: Sequence[str] = ()) -> Path:
     """The shared library of a `.cu` file, compiled unless it is there already.
 
     Raises RuntimeError without g++, and with the compiler's words where it refuses the source.
     """
     if shutil.which("g++") is None:
         raise RuntimeError("g++ is needed to run CUDA kernels on the processor: install it (Debian: apt-get install g++)")
-    source = path.read_text()
-    exports = "\n".join(f"CUDA_ON_CPU_EXPORT({name})" for name in KERNEL.findall(source))
-    unit = f'{HEADER.read_text()}\n#line 1 "{path.name}"\n{source}\n{exports}\n'
-    key = hashlib.sha256(repr((COMMAND, unit)).encode()).hexdigest()[:20]
+    exports = "\n".join(f"CUDA_ON_CPU_EXPORT(kernel_{i}, {name})" for i, name in enumerate(names))
+    unit = f'#include "tensor_core.h"\n#line 1 "{path.name}"\n{path.read_text()}\n{exports}\n'
+    command = (*COMMAND, *options, f"-I{INCLUDE}", f"-I{path.parent}")
+    headers = [header.read_text() for folder in (INCLUDE, path.parent) for header in sorted(folder.glob("*.*h"))]
+    key = hashlib.sha256(repr((command, unit, headers)).encode()).hexdigest()[:20]
     library = _folder() / f"{path.stem}-{key}.so"
     if not library.exists():
-        _compile(unit, library)
+        _compile(command, unit, library)
     return library
 
 
-def _compile(unit: str, library: Path) -> None:
+def _compile(command: Sequence[str], unit: str, library: Path) -> None:
     partial = library.with_suffix(f".{os.getpid()}")
-    result = subprocess.run([*COMMAND, "-", "-o", str(partial)], input=unit, text=True, capture_output=True, check=False)
+    result = subprocess.run([*command, "-", "-o", str(partial)], input=unit, text=True, capture_output=True, check=False)
     if result.returncode:
         raise RuntimeError(f"g++ refused {library.stem}:\n{result.stderr}")
     os.replace(partial, library)  # whole or not at all, even where two test processes build at once

@@ -65,7 +65,7 @@ __device__ int take_largest(const float (&p)[PER_LANE], unsigned& taken, int lan
     return expert;
 }
 
-extern "C" __global__ void gate_softmax_topk(
+__global__ void gate_softmax_topk(
     const float* logits, float* weights, int* ids, float* scores, int* counts, float* prob_sum,
     int* partial_counts, float* partial_probs, int* ticket, int n_tokens, int n_experts, int k, int norm
 ) {

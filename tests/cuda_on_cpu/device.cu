@@ -1,0 +1,51 @@
+// What the processor's CUDA must do as a device does: votes, shuffles, barriers that count, bfloat16, the lane layouts of tensor cores.
+#include <cuda_bf16.h>
+
+// y [14,32]: one warp, a row for each operation.
+__global__ void warp_operations(const int* x, int* y) {
+    const int lane = threadIdx.x, value = x[lane];
+    const unsigned all = 0xffffffffu;
+    y[lane] = __shfl_sync(all, value, 5);
+    y[32 + lane] = __shfl_sync(all, value, lane + 1, 8);
+    y[64 + lane] = __shfl_up_sync(all, value, 3);
+    y[96 + lane] = __shfl_down_sync(all, value, 3, 16);
+    y[128 + lane] = __shfl_xor_sync(all, value, 21);
+    y[160 + lane] = int(__ballot_sync(all, value % 3 == 0));
+    y[192 + lane] = __any_sync(all, value == 7);
+    y[224 + lane] = __all_sync(all, value >= 0);
+    y[256 + lane] = int(__match_any_sync(all, unsigned(value % 4)));
+    y[288 + lane] = __popc(unsigned(value));
+    y[320 + lane] = __clz(value);
+    y[352 + lane] = __ffs(value);
+    y[384 + lane] = __syncthreads_count(value % 2);
+    y[416 + lane] = __syncthreads_or(value > 1000) + 2 * __syncthreads_and(value >= 0);
+}
+
+template <class T>
+__global__ void round_trip(const float* x, T* y) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    y[i] = T(x[i]);
+}
+
+// c [16,8] = a [16,16] b [16,8], through shared memory as a product does it.
+__global__ void tile_product(const __nv_bfloat16* a, const __nv_bfloat16* b, float* c) {
+    __shared__ __align__(16) __nv_bfloat16 left[16][16], right[16][8];
+    for (int i = threadIdx.x; i < 256; i += 32) left[i / 16][i % 16] = a[i];
+    for (int i = threadIdx.x; i < 128; i += 32) right[i / 8][i % 8] = b[i];
+    __syncthreads();
+    const int lane = threadIdx.x;
+    unsigned from_a[4], from_b[2];
+    float sums[4] = {};
+    cuda_on_cpu::ldmatrix(from_a, &left[lane % 16][lane / 16 * 8], false, __LINE__);
+    cuda_on_cpu::ldmatrix(from_b, &right[lane % 16][0], true, __LINE__);
+    cuda_on_cpu::Mma mine = {sums, from_a, from_b};
+    cuda_on_cpu::with_warp(0xffffffffu, mine, cuda_on_cpu::multiply_tile, __LINE__);
+    for (int i = 0; i < 4; i++) c[(lane / 4 + 8 * (i / 2)) * 8 + lane % 4 * 2 + i % 2] = sums[i];
+}
+
+// The three axes of a launch.   y [grid z, y, x, block z, y, x]
+__global__ void indices(int* y) {
+    const int block = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
+    const int thread = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
+    y[block * int(blockDim.x * blockDim.y * blockDim.z) + thread] = block * 1000 + thread;
+}
