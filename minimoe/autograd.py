@@ -67,17 +67,18 @@ class Tensor:
         with a single parent the array alone. Set `aliases` if what it returns is not fresh. With `into` it is also given, for each parent,
         where the gradient may be written: {} or the `out` and `accumulate` of a weight-gradient kernel; it returns what it wrote.
         """
-        backend = parents[0].backend
+        backend, needed = parents[0].backend, False
         for parent in parents:
+            needed = needed or parent.requires_grad
             if parent.backend is not backend:
                 raise ValueError(f"one operation on two backends, {backend.name} and {parent.backend.name}: convert one side first")
         many = isinstance(outputs, tuple)
-        tensors = tuple(Tensor(array, backend) for array in (outputs if many else (outputs,)))
-        if _grad_enabled.get() and any(parent.requires_grad for parent in parents):
-            node = Node(tuple(_edge(parent) for parent in parents), backward, len(tensors), aliases, into)
+        tensors = [Tensor(array, backend) for array in outputs] if many else [Tensor(outputs, backend)]
+        if needed and _grad_enabled.get():
+            node = Node(tuple([_edge(parent) for parent in parents]), backward, len(tensors), aliases, into)
             for index, tensor in enumerate(tensors):
                 tensor.requires_grad, tensor.node, tensor.index = True, node, index
-        return tensors if many else tensors[0]
+        return tuple(tensors) if many else tensors[0]
 
     # ---- the array ---------------------------------------------------------------------------------------------------------------
 

@@ -48,15 +48,14 @@ SHARED = ("activation", "compiling", "kernel", "maths", "native", "vector")  # t
 MAX_WORDS = 128  # of 8 bytes: what the arguments of one call take
 DATA = ctypes.sizeof(ctypes.c_void_p) * 2  # where CPython keeps the address of an array's numbers, behind count and type
 read = ctypes.c_void_p.from_address
-if read(id(probe := np.zeros(1)) + DATA).value != probe.ctypes.data:  # another Python: ask each array, which takes a microsecond more
+ADDRESS = "read(id({0}) + DATA).value"  # the fastest way to ask, as text for the packers
+if read(id(probe := np.zeros(1)) + DATA).value != probe.ctypes.data:  # another Python: a microsecond slower
+    ADDRESS = "{0}.ctypes.data"
 
-    def address(x: Any) -> int:
-        return int(x.ctypes.data)
-else:
 
-    def address(x: Any) -> int:
-        """Where the numbers of an array begin."""
-        return read(id(x) + DATA).value or 0
+def address(x: Any) -> int:
+    """Where the numbers of an array begin."""
+    return int(x.ctypes.data) if "ctypes" in ADDRESS else read(id(x) + DATA).value or 0
 
 
 class _Arguments(threading.local):
@@ -86,10 +85,10 @@ class Kernel:
         """Run over n rows, `grain` of them to a piece."""
         if not self.job:
             self._compile()
-        here = machine()
-        self.pack(arguments.memory, *args)
+        here, words = machine(), arguments
+        self.pack(words.memory, *args)
         if not self.multiplies or here.blas is None or here.blas.limit is None:
-            here.pool.run(self.job, n, grain, arguments.address)
+            here.pool.run(self.job, n, grain, words.address)
             return
         before = here.blas.limit(1)
         here.pool.run(self.job, n, grain, arguments.address)
@@ -110,7 +109,7 @@ class Kernel:
             else:
                 dtype, ndim = kind.__metadata__
                 checks.append(f"{name}.dtype == {dtype} and {name}.ndim == {ndim} and {name}.flags.c_contiguous")
-                words += [f"address({name})", f"*{name}.shape"]
+                words += [ADDRESS.format(name), f"*{name}.shape"]
                 layout += "q" * (1 + ndim)
         assert len(layout) <= MAX_WORDS
         source = (
@@ -118,7 +117,7 @@ class Kernel:
             f"    if not ({' and '.join(checks) or 'True'}):\n        misfit({', '.join(self.parameters)})\n"
             f"    write(memory, 0, {', '.join(words)})\n"
         )
-        names: dict[str, Any] = {"address": address, "write": struct.Struct(layout).pack_into, "misfit": self._misfit}
+        names: dict[str, Any] = {"read": read, "DATA": DATA, "write": struct.Struct(layout).pack_into, "misfit": self._misfit}
         names |= {dtype: np.dtype(dtype) for dtype in ("float32", "float64", "int32", "int64", "bool")}
         exec(source, names)
         return names["pack"]

@@ -95,4 +95,7 @@ class FastLinear(NumpyBackend):
 
     def _multiplies(self, *arrays: Array | None) -> bool:
         """Is this a product for BLAS: float32, nothing empty, and a library at hand?"""
-        return singles(*arrays) and machine().blas is not None and all(math.prod(a.shape) for a in arrays if a is not None)
+        for array in arrays:
+            if array is not None and not array.size:
+                return False
+        return singles(*arrays) and machine().blas is not None
