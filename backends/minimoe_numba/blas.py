@@ -1,8 +1,9 @@
 """The matrix product by its address, with the arguments of cblas_sgemm: kernels call it without Python, on one thread, many at once.
 
-minimoe's own (`gemm.py`) is taken where it was measured, on processors with AVX2 or AVX-512: there it was faster than OpenBLAS and MKL
-(`benchmarks/blas.py` tells for a machine). Elsewhere OpenBLAS, which comes with NumPy's wheels. MKL (`pip install 'minimoe[mkl]'`) is taken
-where it is installed and the processor is Intel's. `MINIMOE_BLAS`, one of minimoe, openblas and mkl, decides otherwise.
+minimoe's own (`gemm.py`) is taken on processors with AVX-512, where it was faster than OpenBLAS and MKL at the models' shapes, and with
+AVX2, where it was as fast (`benchmarks/blas.py` tells for a machine); its results do not depend on the number of threads. Elsewhere
+OpenBLAS, which comes with NumPy's wheels. MKL (`pip install 'minimoe[mkl]'`) is taken where it is installed and the processor is Intel's.
+`MINIMOE_BLAS`, one of minimoe, openblas and mkl, decides otherwise.
 """
 
 import ctypes
