@@ -21,7 +21,6 @@ from cuda_on_cpu.cpu_cuda import ORDERS, Guarded, build
 
 RUNTIME = Path(__file__).parent / "numba_runtime.cpp"
 COMPUTE_CAPABILITY = (9, 0)
-PREFIX = "device."  # LLVM keeps `llvm.nvvm.` for itself
 SIZES = {"float": 4, "double": 8, "i32": 4, "i64": 8, "i16": 2, "i8": 1, "half": 2}
 CODES = {"float32": "f", "float64": "d", "int32": "i", "uint32": "I", "int64": "q", "uint64": "Q", "bool": "b", "boolean": "b"}
 
@@ -139,7 +138,7 @@ class Code:
         self.engine.finalize_object()
         self.entry = self.engine.get_function_address("entry_of_kernel")
         self.dynamic_bytes = ctypes.c_int.from_address(self.engine.get_global_value_address("dynamic_bytes"))
-        self.parameters = texts[0].count("= load_parameter") or len(re.findall(r"%word\d+ = load", texts[0]))
+        self.parameters = len(re.findall(r"%word\d+ = load", texts[0]))
         static = re.findall(r'^@"(_cudapy_smem_\d+)" = addrspace\(3\) global \[(\d+) x (\w+)\]', whole, re.M)
         spans = [(self.engine.get_global_value_address(name), int(count) * SIZES[kind]) for name, count, kind in static]
         self.shared = (ctypes.c_void_p * len(spans))(*(address for address, _ in spans))
