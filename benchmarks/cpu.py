@@ -12,7 +12,7 @@ measures the models of `benchmarks/models.py`, or presets by name. What a step i
 - Ratios are of medians: a peer's over the row's, so 2.00 is twice as fast as the best peer.
 - Matrix products alone: the products with weights of one step, forward, dx and dw, by NumPy into arrays that exist; an expert has its
   even share of rows. Attention's own products are left out of the time and of the count. The column of that name is their time over the
-  row's: how near a step comes to the speed of its products (a faster BLAS library than NumPy's can pass 100%).
+  row's: how near a step comes to the speed of its products (minimoe's own product is faster than NumPy's, so it can pass 100%).
 - Memory is the process's peak, and the same less what it held before the model was made, that is without the libraries.
 """
 

@@ -65,7 +65,7 @@ class Tensor:
 
         `backward` takes a gradient for each output (None where nothing used it) and returns one for each parent, None where there is none;
         with a single parent the array alone. Set `aliases` if what it returns is not fresh. With `into` it is also given, for each parent,
-        where the gradient may be written: {} or the `out` and `accumulate` of a weight-gradient kernel; it returns what it wrote.
+        where the gradient may be written: {} or a kernel's `out` and `accumulate`; it returns what it wrote.
         """
         backend, needed = parents[0].backend, False
         for parent in parents:

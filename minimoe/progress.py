@@ -73,24 +73,32 @@ def percent(value: float | None) -> str:
 
 
 class Pace:
-    """The time left, from the steps of this sitting."""
+    """The time left, from the steps of this sitting but for its first, which may have compiled kernels."""
 
-    def __init__(self, step: int, steps: int) -> None:
-        self.first, self.steps, self.began = step, steps, time.monotonic()
+    def __init__(self, steps: int) -> None:
+        self.steps, self.first, self.began = steps, 0, 0.0
+
+    def stepped(self, step: int) -> None:
+        if not self.began:
+            self.first, self.began = step, time.monotonic()
 
     def left(self, step: int) -> float:
+        """Seconds; 0 where nothing is known yet."""
         done = step - self.first
-        return (time.monotonic() - self.began) / done * (self.steps - step) if done else 0.0
+        return (time.monotonic() - self.began) / done * (self.steps - step) if done and self.began else 0.0
 
 
 class PlainProgress(Listener):
     """A line every `log_every` steps."""
 
     def started(self, trainer: Trainer) -> None:
-        self.pace = Pace(trainer.step, trainer.config.train.steps)
+        self.pace = Pace(trainer.config.train.steps)
         print(describe(trainer), file=sys.stderr, flush=True)
         if trainer.step:
             print(f"going on at step {trainer.step}", file=sys.stderr, flush=True)
+
+    def stepped(self, step: int) -> None:
+        self.pace.stepped(step)
 
     def logged(self, rows: list[dict[str, Any]]) -> None:
         if not rows:
@@ -118,7 +126,7 @@ class LiveProgress(Listener):
         from rich.live import Live
 
         self.trainer, self.step = trainer, trainer.step
-        self.pace = Pace(trainer.step, trainer.config.train.steps)
+        self.pace = Pace(trainer.config.train.steps)
         self.row: dict[str, Any] = {}
         self.val: float | None = trainer.best
         self.skipped = 0
@@ -130,6 +138,7 @@ class LiveProgress(Listener):
 
     def stepped(self, step: int) -> None:
         self.step = step
+        self.pace.stepped(step)
 
     def logged(self, rows: list[dict[str, Any]]) -> None:
         for row in rows:

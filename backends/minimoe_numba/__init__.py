@@ -1,7 +1,7 @@
-"""The CPU, fast: kernels compiled by Numba around the products of a BLAS library, their rows shared out over threads.
+"""The CPU, fast: kernels and a matrix product compiled by Numba, their rows shared out over threads.
 
-`kernel.py` compiles and calls them, `pool.py` has the threads, `blas.py` the products; each topic of the contract has its file. Arrays are
-NumPy's. Overrides compute in float32; what comes in another dtype goes to the reference.
+`kernel.py` compiles and calls them, `pool.py` has the threads, `gemm.py` the product, `blas.py` those of libraries; each topic of the
+contract has its file. Arrays are NumPy's. Overrides compute in float32; what comes in another dtype goes to the reference.
 """
 
 import gc
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from minimoe.backend import Backend
 from minimoe_numba.activation import FastActivation
 from minimoe_numba.attention import FastAttention
+from minimoe_numba.blas import find_blas
 from minimoe_numba.compiling import news, to_stderr
 from minimoe_numba.embedding import FastEmbedding
 from minimoe_numba.expert import FastExpert
@@ -25,6 +26,8 @@ from minimoe_numpy.memory import keep_freed_memory
 
 __all__ = ["NumbaBackend", "backend"]
 
+PRODUCTS = frozenset({"linear", "linear_dx", "linear_dw", "grouped_matmul", "grouped_matmul_dw"})  # nothing but products, cut into pieces
+
 
 class NumbaBackend(
     FastNorm, FastActivation, FastRope, FastLinear, FastAttention, FastGating, FastExpert, FastLoss, FastEmbedding, FastRandom,
@@ -33,7 +36,11 @@ class NumbaBackend(
     """NumPy's arrays, Numba's kernels."""
 
     name = "numba"
-    library = frozenset({"linear", "linear_dx", "linear_dw", "grouped_matmul", "grouped_matmul_dw"})  # BLAS, cut into pieces
+
+    def __init__(self) -> None:
+        product = find_blas()
+        if product is not None and not product.ours:
+            self.library = PRODUCTS
 
     def tell(self, listener: Callable[[str], None] | None) -> None:
         news.listener = listener or to_stderr

@@ -30,8 +30,8 @@ SEQUENTIAL, ANY_BRANCH = 1, 2  # MKL's threading layer without threads; results 
 class Blas:
     """A product. `limit(n)` sets the threads of a library's calls and gives what they were; None where a call has one anyway."""
 
-    def __init__(self, name: str, address: Callable[[], int], limit: Callable[[int], int] | None = None) -> None:
-        self.name, self.address, self.limit = name, address, limit
+    def __init__(self, name: str, address: Callable[[], int], limit: Callable[[int], int] | None = None, ours: bool = False) -> None:
+        self.name, self.address, self.limit, self.ours = name, address, limit, ours
 
     @cached_property
     def sgemm(self) -> int:
@@ -55,7 +55,7 @@ def find_blas() -> Blas | None:
 
 def ours() -> Blas:
     """The one that is compiled for this processor."""
-    return Blas("minimoe", lambda: int(machine_code().address))
+    return Blas("minimoe", lambda: int(machine_code().address), ours=True)
 
 
 def openblas() -> Blas | None:

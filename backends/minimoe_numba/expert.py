@@ -17,7 +17,7 @@ import numpy as np
 from minimoe.backend import Array
 from minimoe.reference.expert import ExpertWeights
 from minimoe.reference.routing import Plan
-from minimoe_numba.activation import KINDS, SWIGLU, activate, activate_backward
+from minimoe_numba.activation import KINDS, activate, activate_backward
 from minimoe_numba.arrays import as_rows, optional, result, singles
 from minimoe_numba.compiling import compiled
 from minimoe_numba.kernel import F1, F2, F3, I1, kernel
@@ -89,7 +89,8 @@ def expert_blocks(
     kind: int, limit: float, before: F2, y_rows: F2,
 ) -> None:  # fmt: skip
     width, both, hidden_width = x.shape[1], up.shape[1], down.shape[2]
-    # made before the loop, to live through it: Numba frees an array after its last use, and does not know that BLAS has its address
+    halves = both // hidden_width  # gate and up for swiglu, else the one
+    # made before the loop, to live through it: Numba frees an array after its last use, and does not know that a product has its address
     rows, hidden = np.empty((size, width), np.float32), np.empty((size, PART), np.float32)
     for block in range(start, stop):
         e, first, last = block_of(block, offsets, size)
@@ -99,17 +100,17 @@ def expert_blocks(
         gather(x, order, slots, first, rows[:m])
         for column in range(0, hidden_width, PART):
             count, other = min(PART, hidden_width - column), both - hidden_width + column
-            for place in (column, other) if kind == SWIGLU else (column, both):
-                if place < both:
-                    call_sgemm(
-                        sgemm, PLAIN, TRANSPOSED, m, count, width, rows.ctypes.data, width, at(up[e], place), width, ZERO,
-                        at(before, first) + 4 * place, both,
-                    )  # fmt: skip
+            for half in range(halves):
+                place = half * hidden_width + column
+                call_sgemm(
+                    sgemm, PLAIN, TRANSPOSED, m, count, width, rows.ctypes.data, width, at(up[e], place), width, ZERO,
+                    at(before, first) + 4 * place, both,
+                )  # fmt: skip
             for r in range(m):
                 gate, other_half = before[first + r, column : column + count], before[first + r, other : other + count]
                 if up_bias.size:
                     add_to(gate, up_bias[e, column : column + count])
-                    if kind == SWIGLU:
+                    if halves > 1:
                         add_to(other_half, up_bias[e, other : other + count])
                 activate(gate, other_half, hidden[r, :count], kind, limit)
             call_sgemm(
@@ -128,6 +129,7 @@ def expert_blocks_backward(
 ) -> None:  # fmt: skip
     """Fills x_rows, dy_rows, weighted (hidden times the combine weight), dbefore, drows [R,...] and dgate [N*W]."""
     width, both, hidden_width = x.shape[1], up.shape[1], down.shape[2]
+    halves = both // hidden_width
     dhidden = np.empty((size, PART), np.float32)  # before the loop, as above
     for block in range(start, stop):
         e, first, last = block_of(block, offsets, size)
@@ -152,12 +154,12 @@ def expert_blocks_backward(
                 gate, dgate_half = before[r, column : column + count], dbefore[r, column : column + count]
                 up_half, dup_half = before[r, other : other + count], dbefore[r, other : other + count]
                 dgate[order[r]] += activate_backward(dh, gate, up_half, weight, hidden, dgate_half, dup_half, kind, limit)
-            for place in (column, other) if kind == SWIGLU else (column, both):
-                if place < both:
-                    call_sgemm(
-                        sgemm, PLAIN, PLAIN, m, width, count, at(dbefore, first) + 4 * place, both, at(up[e], place), width,
-                        ONE if place else ZERO, at(drows, first), width,
-                    )  # fmt: skip
+            for half in range(halves):
+                place = half * hidden_width + column
+                call_sgemm(
+                    sgemm, PLAIN, PLAIN, m, width, count, at(dbefore, first) + 4 * place, both, at(up[e], place), width,
+                    ONE if place else ZERO, at(drows, first), width,
+                )  # fmt: skip
 
 
 @kernel
@@ -298,7 +300,7 @@ class FastExpert(FastRouting):
     # ---- parts -----------------------------------------------------------------------------------------------------------------
 
     def _fuses(self, x: Array, weights: ExpertWeights, rows: Array) -> bool:
-        """float32, a BLAS at hand, and no size of zero."""
+        """float32, a product at hand, and no size of zero."""
         sizes = (x.size, weights.up.size, weights.down.size, rows.size)
         return singles(x, *weights) and machine().blas is not None and all(sizes)
 

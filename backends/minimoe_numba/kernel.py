@@ -48,14 +48,13 @@ SHARED = ("activation", "compiling", "kernel", "maths", "native", "vector")  # t
 MAX_WORDS = 128  # of 8 bytes: what the arguments of one call take
 DATA = ctypes.sizeof(ctypes.c_void_p) * 2  # where CPython keeps the address of an array's numbers, behind count and type
 read = ctypes.c_void_p.from_address
-ADDRESS = "read(id({0}) + DATA).value"  # the fastest way to ask, as text for the packers
-if read(id(probe := np.zeros(1)) + DATA).value != probe.ctypes.data:  # another Python: a microsecond slower
-    ADDRESS = "{0}.ctypes.data"
+DIRECT = read(id(probe := np.zeros(1)) + DATA).value == probe.ctypes.data  # another Python is asked the slow way, a microsecond more
+ADDRESS = "read(id({0}) + DATA).value" if DIRECT else "{0}.ctypes.data"  # as text for the packers
 
 
 def address(x: Any) -> int:
     """Where the numbers of an array begin."""
-    return int(x.ctypes.data) if "ctypes" in ADDRESS else read(id(x) + DATA).value or 0
+    return read(id(x) + DATA).value or 0 if DIRECT else int(x.ctypes.data)
 
 
 class _Arguments(threading.local):

@@ -1,4 +1,4 @@
-"""Dense products: BLAS calls of one thread, each for a piece of the rows (or, where rows are few, of the columns) of the result."""
+"""Dense products: calls of one thread, each for a piece of the rows (or, where rows are few, of the columns) of the result."""
 
 import math
 
@@ -15,7 +15,7 @@ from minimoe_numpy import NumpyBackend
 WORD = 4  # bytes of a float32
 SMALL = 2**18  # multiply-adds below which a product is one piece: some microseconds
 PIECES = 1  # a thread: more would balance better, but each packs the other side anew
-ROUND = 32  # pieces end at a multiple of this, which BLAS kernels like
+ROUND = 32  # pieces end at a multiple of this, as tiles do
 
 
 @kernel
@@ -94,7 +94,7 @@ class FastLinear(NumpyBackend):
         return dw if dw is out else self.store(dw, out, accumulate)
 
     def _multiplies(self, *arrays: Array | None) -> bool:
-        """Is this a product for BLAS: float32, nothing empty, and a library at hand?"""
+        """float32, nothing empty, and a product at hand?"""
         for array in arrays:
             if array is not None and not array.size:
                 return False

@@ -3,9 +3,9 @@
     module = CudaOnCpu(path, ["gate<float>", "gate<__nv_bfloat16>"])
     module.kernel("gate<float>")((blocks,), (threads,), (logits, weights, np.int32(n)), shared_mem=4 * experts)
 
-A kernel is launched as `cupy.RawKernel` is. Each array is copied between margins of NaN, as far from others as memory allows no kernel to
-notice, and back after the launch: a write beside an array is an error that names the argument, and what is read there is NaN. The built
-library is kept in a folder of the system's temporary one, under a hash of everything that it was made from.
+A kernel is launched as `cupy.RawKernel` is. Each array is copied between margins of NaN, and back after the launch: a write beside an array
+is an error that names the argument, and what is read there is NaN. The built library is kept in a folder of the system's temporary one,
+under a hash of everything that it was made from.
 """
 
 import ctypes

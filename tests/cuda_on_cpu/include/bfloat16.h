@@ -1,4 +1,4 @@
-// bfloat16 and half as CUDA has them: 16 bits to store, float to compute; rounded to the nearest, ties to even.
+// bfloat16 as CUDA has it: 16 bits to store, float to compute; rounded to the nearest, ties to even.
 #pragma once
 #include "device.h"
 

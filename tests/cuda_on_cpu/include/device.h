@@ -131,41 +131,30 @@ inline void __threadfence_block() {}
 
 // ---- atomics: nobody is interrupted, so a plain update is one --------------------------------------------------------------------------
 
+namespace cuda_on_cpu {
 template <class T>
-T atomicAdd(T* address, T value) {
-    const T old = *address;
-    *address = T(old + value);
-    return old;
-}
-template <class T>
-T atomicMax(T* address, T value) {
-    const T old = *address;
-    *address = value > old ? value : old;
-    return old;
-}
-template <class T>
-T atomicMin(T* address, T value) {
-    const T old = *address;
-    *address = value < old ? value : old;
-    return old;
-}
-template <class T>
-T atomicExch(T* address, T value) {
+T replace(T* address, T value) {
     const T old = *address;
     *address = value;
     return old;
 }
-template <class T>
-T atomicOr(T* address, T value) {
-    const T old = *address;
-    *address = old | value;
-    return old;
-}
+}  // namespace cuda_on_cpu
+
+#define CUDA_ON_CPU_ATOMIC(name, result)                  \
+    template <class T>                                    \
+    T name(T* address, T value) {                         \
+        const T old = *address;                           \
+        return cuda_on_cpu::replace(address, T(result));  \
+    }
+
+CUDA_ON_CPU_ATOMIC(atomicAdd, old + value)
+CUDA_ON_CPU_ATOMIC(atomicMax, value > old ? value : old)
+CUDA_ON_CPU_ATOMIC(atomicMin, value < old ? value : old)
+CUDA_ON_CPU_ATOMIC(atomicOr, old | value)
+CUDA_ON_CPU_ATOMIC(atomicExch, ((void)old, value))
 template <class T>
 T atomicCAS(T* address, T expected, T value) {
-    const T old = *address;
-    if (old == expected) *address = value;
-    return old;
+    return cuda_on_cpu::replace(address, *address == expected ? value : *address);
 }
 
 // ---- intrinsics ---------------------------------------------------------------------------------------------------------------------

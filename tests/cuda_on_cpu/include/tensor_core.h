@@ -1,4 +1,4 @@
-// The tensor-core and copy instructions that `ptx.cuh` wraps: the lane layouts of the PTX ISA (mma.m16n8k16, ldmatrix), sums in float.
+// The tensor-core instructions that CUDA C reaches through inline PTX: the lane layouts of the PTX ISA (mma.m16n8k16, ldmatrix), sums in float.
 #pragma once
 #include "bfloat16.h"
 
