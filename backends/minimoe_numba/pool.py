@@ -3,8 +3,8 @@
 A job is a C function `job(start, stop, arguments)`, compiled by Numba. `Pool.run` cuts 0 .. n into pieces of `grain`, and every thread
 takes the next piece until none is left. A piece writes only what is its own, so it does not matter to a result who takes it.
 
-A worker is a Python thread inside a compiled function, where it holds no GIL. It watches a counter, so that handing it a job costs under a
-microsecond (`benchmarks/dispatch.py`; Python's locks take tens), and goes to sleep after some milliseconds without work.
+A worker is a Python thread inside a compiled function, where it holds no GIL. It watches a counter, so that handing it a job costs one
+or two microseconds (`benchmarks/dispatch.py`; Python's locks take tens), and goes to sleep after some milliseconds without work.
 """
 
 import ctypes
