@@ -298,11 +298,11 @@ def backends(ctx: click.Context, as_json: bool) -> None:
 
 @backends.command(name="check")
 @click.argument("name")
-@option("--kernel", metavar="K", help="the cases of one kernel alone")
+@option("--kernel", metavar="K", help="the cases of one kernel alone, or of one part of the array layer")
 @json_option
 def check_backend(name: str, kernel: str | None, as_json: bool) -> None:
     """Run the conformance suite on a backend, and print what to do about what fails."""
-    from minimoe.inspection import check_backend as check
+    from minimoe.testing.report import check_backend as check
 
     sys.exit(check(name, kernel, as_json))
 

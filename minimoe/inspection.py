@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -229,40 +230,32 @@ def show_backends() -> None:
         table.add_column(column, justify="left" if column in ("backend", "here", "dtypes") else "right")
     for name, about in report.items():
         kinds = list(about["kernels"].values())
-        here = "yes" if about["available"] else about["why_not"]
+        here = "yes" if about["available"] else "no"
         table.add_row(name, here, ", ".join(about["dtypes"]), *(str(kinds.count(k)) for k in ("hand-written", "library", "reference")))
     show(table)
     for name, about in report.items():
-        own = {kernel: kind for kernel, kind in about["kernels"].items() if kind != "reference"}
-        for kernel, kind in own.items():
-            show(f"  {name}.{kernel}: {kind}, {'proven ' + about['proven'][kernel] if kernel in about['proven'] else 'unproven'}")
+        if not about["available"]:
+            show(_why_not(name, about))
+        for label, kernels in _own_kernels(about).items():
+            show(textwrap.fill(f"{name}, {label}: {', '.join(kernels)}", 120, subsequent_indent="  "))
     show(f"auto takes {load('auto').name}; `minimoe backends check NAME` runs the conformance suite; --json names every kernel")
 
 
-def check_backend(name: str, kernel: str | None, as_json: bool) -> int:
-    """Run the conformance cases; gives the exit code: 0 if all pass, else 1."""
-    import json
+def _why_not(name: str, about: dict[str, Any]) -> str:
+    """Why a backend does not run here, and how many kernels it would bring."""
+    why = about["why_not"].removeprefix("backend ")
+    own = [kernel for kernel, kind in about["kernels"].items() if kind == "hand-written"]
+    brings = f"it has {len(own)} kernels by hand, {sum(kernel not in about['proven'] for kernel in own)} of them unproven"
+    if not own:
+        brings = "it has no kernel by hand" if about["kernels"] else "its kernels are not known without it"
+    return f"{why if why.startswith(name) else f'{name}: {why}'}; {brings}"
 
-    from rich.console import Console
-    from rich.progress import track
 
-    from minimoe.backend import kernel_names, load
-    from minimoe.errors import nearest
-    from minimoe.testing import cases
-
-    if kernel is not None and kernel not in kernel_names():
-        raise ConfigError(f"no kernel {kernel!r}{nearest(kernel, kernel_names())}")
-    chosen = cases(load(name), kernel=kernel)
-    failures: dict[str, str] = {}
-    for case in track(chosen, description=f"{name}: {len(chosen)} cases", console=Console(stderr=True), disable=as_json):
-        try:
-            case.run()
-        except Exception as error:  # whatever a new backend raises is what its author wants to read
-            failures[case.name] = f"{type(error).__name__}: {error}"
-    if as_json:
-        print(json.dumps({"backend": name, "cases": len(chosen), "failed": failures}))
-    else:
-        for case_name, text in failures.items():
-            print(f"FAILED {case_name}\n  {text}\n")
-        print(f"{name}: {len(chosen) - len(failures)} passed, {len(failures)} failed{'' if failures else ': it conforms'}")
-    return 1 if failures else 0
+def _own_kernels(about: dict[str, Any]) -> dict[str, list[str]]:
+    """The kernels that are not the reference's, by whose they are and where they were proven."""
+    found: dict[str, list[str]] = {}
+    for kernel, kind in about["kernels"].items():
+        if kind != "reference":
+            proof = f"proven {about['proven'][kernel]}" if kernel in about["proven"] else "unproven"
+            found.setdefault(f"{kind}, {proof}", []).append(kernel)
+    return found

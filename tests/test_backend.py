@@ -4,6 +4,7 @@ import sys
 import types
 from importlib.metadata import EntryPoint
 
+import absent_backend
 import pytest
 from strict_backend import StrictBackend
 
@@ -107,6 +108,7 @@ def test_kinds_say_whose_each_kernel_is():
     kinds = kernel_kinds(Mixed())
     assert list(kinds) == kernel_names()
     assert (kinds["linear"], kinds["relu"], kinds["relu_backward"]) == ("library", "hand-written", "reference")
+    assert kernel_kinds(Mixed) == kinds
     assert set(kernel_kinds(load("numpy")).values()) == {"reference"}
 
 
@@ -151,6 +153,35 @@ def test_a_backend_that_cannot_run_here_says_why(entries):
         load("broken")
     described = describe("broken")
     assert not described.available and described.why_not == "broken: no such device"
+
+
+@pytest.fixture
+def absent(monkeypatch):
+    """A built-in backend "absent", whose package is here and whose device is not."""
+    monkeypatch.setitem(backends.BUILT_IN, "absent", absent_backend.__name__)
+    return absent_backend
+
+
+def test_the_kernels_of_a_backend_without_its_device_are_known(absent):
+    described = describe("absent")
+    assert (described.available, described.why_not, described.dtypes) == (False, "backend absent: no such device", ())
+    assert list(described.kernels) == kernel_names()
+    own = {kernel: kind for kernel, kind in described.kernels.items() if kind != "reference"}
+    assert own == {"linear": "library", "relu": "hand-written", "relu_backward": "hand-written"}
+    assert described.proven == {"relu": "on a card, 2026-11-24"}
+
+
+def test_so_are_those_of_a_foreign_one(entries):
+    entries.backend_class = absent_backend.backend_class
+    assert describe("broken").kernels["relu"] == "hand-written"
+
+
+def test_a_package_that_does_not_tell_its_class_has_no_kernels_without_its_device(absent, entries, monkeypatch):
+    assert describe("broken").kernels == {}
+    monkeypatch.setattr(absent, "backend_class", lambda: 1 / 0)
+    assert describe("absent").kernels == {}
+    monkeypatch.delattr(absent, "backend_class")
+    assert describe("absent").kernels == {}
 
 
 def test_an_entry_point_with_a_bad_override_is_refused(entries):

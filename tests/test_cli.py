@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import ROOT, TINY, call, contents, environment, minimoe, sets
+from command_line import ROOT, TINY, call, contents, environment, minimoe, one_line, sets
 from tiny_runs import write_text
 
 from minimoe.cli import VERBS
@@ -288,14 +288,32 @@ def test_backends_names_every_kernel(capsys: pytest.CaptureFixture[str]) -> None
     assert code == 0 and "numpy" in out and "contract 1" in out and "auto takes" in out
 
 
+def test_backends_tells_of_one_without_its_device(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import minimoe.backend
+
+    monkeypatch.setitem(minimoe.backend.BUILT_IN, "absent", "absent_backend")
+    absent = json.loads(call(capsys, "backends", "--json")[1])["absent"]
+    assert (absent["available"], absent["why_not"]) == (False, "backend absent: no such device")
+    assert (absent["kernels"]["relu"], absent["kernels"]["linear"], absent["kernels"]["gate"]) == ("hand-written", "library", "reference")
+    code, out, _ = call(capsys, "backends")
+    assert code == 0 and "absent: no such device; it has 2 kernels by hand, 1 of them unproven" in out
+    assert "absent, hand-written, proven on a card, 2026-11-24: relu\n" in out
+    assert "absent, hand-written, unproven: relu_backward\n" in out
+    code, out, err = call(capsys, "backends", "check", "absent")
+    assert (code, out) == (2, "") and one_line(err) == "backend absent: no such device"
+
+
 def test_a_conforming_backend_passes_its_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = minimoe(tmp_path, "backends", "check", "numpy", "--kernel", "rms_norm")
-    assert done.returncode == 0 and "0 failed: it conforms" in done.stdout
+    assert done.returncode == 0 and done.stdout == "numpy: 5 passed, 0 failed: it conforms in rms_norm\n"
+    assert "numpy: kernels" in done.stderr and "numpy: repeatability" in done.stderr and "curve" not in done.stderr
     code, out, err = call(capsys, "backends", "check", "numpy", "--kernel", "gate", "--json")
     assert (code, err) == (0, "") and json.loads(out)["failed"] == {} and json.loads(out)["cases"] > 0
 
 
-def test_a_check_that_fails_says_what_and_ends_with_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend "wrong": one kernel sums absolute values, another raises, and scatter_add, of the array layer, forgets equal indices."""
     import minimoe.backend
     from minimoe_numpy import NumpyBackend
 
@@ -303,11 +321,49 @@ def test_a_check_that_fails_says_what_and_ends_with_1(monkeypatch: pytest.Monkey
         def sum_of_squares(self, x: Any) -> Any:
             return self.xp.sum(self.xp.abs(x))
 
+        def swiglu(self, gate_up: Any, limit: float = 0.0, out: Any = None) -> Any:
+            raise RuntimeError("not\nwritten yet")
+
+        def scatter_add(self, inout_target: Any, index: Any, values: Any) -> None:
+            inout_target[index] += values
+
     plain = minimoe.backend.load
     monkeypatch.setattr(minimoe.backend, "load", lambda name="auto": Wrong() if name == "wrong" else plain(name))
+
+
+def test_a_check_that_fails_says_what_and_ends_with_1(wrong: None, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, "backends", "check", "wrong", "--kernel", "sum_of_squares")
-    assert code == 1 and "FAILED sum_of_squares" in out and "optimizer.py" in out and " failed" in out.splitlines()[-1]
+    assert code == 1 and "FAILED sum_of_squares [float32], level kernels\n  sum_of_squares at " in out and "optimizer.py" in out
+    assert out.splitlines()[-1] == "wrong: 1 passed, 2 failed"
     assert json.loads(call(capsys, "backends", "check", "wrong", "--kernel", "sum_of_squares", "--json")[1])["failed"]
+
+
+def test_a_check_shows_the_lowest_level_that_fails_and_names_the_others(wrong: None, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "backends", "check", "wrong")
+    assert code == 1 and out.startswith("FAILED scatter_add, level array layer\n") and out.count("FAILED") == 1
+    rest = out.split("Failed too, and may pass when this does: ")[1].split("\n\n")[0].split("; ")
+    assert [level.split(": ")[0] for level in rest] == ["kernels", "gradients", "curve", "repeatability"]
+    assert "swiglu, " in rest[0] and "sum_of_squares" in rest[0] and rest[2] == "curve: training"
+    assert "Mend scatter_add first, and look again: minimoe backends check wrong --kernel scatter_add\n" in out
+    code, out, _ = call(capsys, "backends", "check", "wrong", "--kernel", "scatter_add")
+    assert code == 1 and "FAILED scatter_add" in out
+    failed = json.loads(call(capsys, "backends", "check", "wrong", "--kernel", "swiglu", "--json")[1])["failed"]
+    assert {"kernels: swiglu [float32]", "gradients: swiglu [float32]"} <= set(failed)
+
+
+def test_a_check_shows_the_backends_own_kernels_and_names_those_that_call_them(
+    wrong: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from minimoe.backend import load
+
+    monkeypatch.setattr(type(load("wrong")), "scatter_add", type(load("numpy")).scatter_add)
+    monkeypatch.setenv("MINIMOE_DEBUG", "1")
+    _, out, err = call(capsys, "backends", "check", "wrong")
+    failed = [line.split()[1] for line in out.splitlines() if line.startswith("FAILED")]
+    assert failed == ["swiglu", "swiglu", "sum_of_squares", "sum_of_squares"]
+    assert "may pass when these do: kernels: ffn, ffn_backward, expert_ffn," in out and "Mend swiglu first" in out
+    assert "it raised RuntimeError: not written yet" in " ".join(out.split())
+    assert "in swiglu\n" in err and "RuntimeError: not\nwritten yet" in err
 
 
 @pytest.mark.parametrize("what", ["step", "kernels"])

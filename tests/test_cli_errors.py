@@ -197,7 +197,7 @@ COMMANDS = {
     "backends chek numpy": "Did you mean 'check'?",
     "backends check": "Missing argument 'NAME'",
     "backends check nmpy": "no backend 'nmpy' (did you mean 'numpy'?)",
-    "backends check numpy --kernel rmsnorm": "no kernel 'rmsnorm' (did you mean 'rms_norm'?)",
+    "backends check numpy --kernel rmsnorm": "no conformance case for 'rmsnorm' (did you mean 'rms_norm'?)",
     "bench stp": "Did you mean 'step'?",
     "bench step tiny-mo": "(did you mean 'tiny-moe'?)",
     "bench kernels vit-b16": "needs a causal language model",

@@ -13,7 +13,7 @@ from minimoe.errors import UserError
 from minimoe.reference.routing import Plan
 from minimoe.testing import LEVELS, ConformanceError, cases
 from minimoe.testing.array_layer import XP_CONSTANTS, XP_FUNCTIONS
-from minimoe.testing.kernels import EXAMPLES
+from minimoe.testing.kernels import EXAMPLES, advice
 from minimoe_numpy import NumpyBackend
 
 BACKENDS = {"numpy": load("numpy"), "numba": load("numba"), "strict": StrictBackend()}
@@ -211,6 +211,12 @@ def test_a_failure_says_shape_error_tolerance_and_what_to_do():
         cases(WrongFactor(), level="kernels", kernel="gelu_backward")[0].run()
     with pytest.raises(ConformanceError, match=r"What is right stands in minimoe/reference/activation\.py"):
         cases(WrongFactor(), level="kernels", kernel="gelu_backward")[0].run()
+
+
+def test_the_advice_knows_an_inherited_override_from_a_reference():
+    inherited = type("Inherits", (WrongFactor,), {})
+    assert "without the override" in advice(inherited(), "gelu_backward")
+    assert "is the reference of minimoe/reference/expert.py" in advice(inherited(), "ffn_backward")
 
 
 def test_a_wrong_gradient_fails_the_gradient_and_curve_levels_too():

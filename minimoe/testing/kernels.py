@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from minimoe.backend import CONTRACT, TOPICS, Backend, kernel_names
+from minimoe.backend import TOPICS, Backend, kernel_names, overridden
 from minimoe.testing.conformance import Case, ConformanceError, compare, is_array, leaves, require, rounded, to_device, to_host
 from minimoe.testing.dense_examples import DENSE, Example, Examples, reference
 from minimoe.testing.routed_examples import ROUTED
@@ -37,9 +37,9 @@ def advice(backend: Backend, kernel: str) -> str:
     """What to do about a kernel that differs."""
     topic = next((topic for topic, (_, kernels) in TOPICS.items() if kernel.removesuffix("_backward") in kernels), "arrays")
     place = f"minimoe/reference/{topic}.py"
-    if kernel in vars(type(backend)):
-        return f"What is right stands in {place}; without the override the reference would run (contract {CONTRACT})"
-    return f"This kernel is the reference of {place}: look at the array layer under it first (level 'array layer')"
+    if overridden(backend, kernel):
+        return f"What is right stands in {place}; without the override that would run"
+    return f"This kernel is the reference of {place}: look at the array layer, and at kernels of your own that it calls"
 
 
 class Run:

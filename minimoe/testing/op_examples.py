@@ -13,7 +13,7 @@ import numpy as np
 
 from minimoe import ops
 from minimoe.autograd import Tensor, recompute
-from minimoe.backend import Backend
+from minimoe.backend import Array, Backend
 from minimoe.reference.gating import Rule
 from minimoe.reference.random import Draw
 from minimoe.testing.conformance import to_device
@@ -143,20 +143,25 @@ def layers() -> Iterator[OpExample]:
         yield OpExample("dropout", f"[5,7], rate {rate}", lambda b, x, r=rate: ops.dropout(x, r, Draw(1, 2, 0, 3)), (floats(1, 5, 7),))
 
 
+def frequencies(inv_freq: Floats, like: Tensor) -> Array:
+    """In the precision of `like`, as a model holds them: the cosine of a float32 angle is each library's own in its last bit."""
+    return like.backend.xp.astype(like.backend.from_host(inv_freq.astype(np.float32)), like.dtype)
+
+
 def sequences() -> Iterator[OpExample]:
     for interleaved in (False, True):
         for c, pairs in ((8, 4), (7, 2)):
 
             def rope(b: Backend, x: Tensor, pairs: int = pairs, interleaved: bool = interleaved) -> Tensor:
-                positions, inv_freq = np.arange(5, dtype=np.int32)[None] * 2, 10.0 ** -np.arange(pairs).astype(np.float32)
-                return ops.rope(x, b.from_host(positions), b.from_host(inv_freq), 1.2, interleaved)
+                positions, inv_freq = np.arange(5, dtype=np.int32)[None] * 2, 10.0 ** -np.arange(pairs, dtype=np.float64)
+                return ops.rope(x, b.from_host(positions), frequencies(inv_freq, x), 1.2, interleaved)
 
             yield OpExample("rope", f"[2,5,3,{c}], {pairs} pairs, interleaved {interleaved}", rope, (floats(1, 2, 5, 3, c),))
     for turned in (False, True):
 
         def split_heads(b: Backend, qkv: Tensor, turned: bool = turned) -> tuple[Tensor, ...]:
-            positions, inv_freq = np.arange(5, dtype=np.int32)[None] * 2, np.array([1.0, 0.1], dtype=np.float32)
-            return ops.split_heads(qkv, b.from_host(positions), b.from_host(inv_freq) if turned else None, 4, 2)
+            positions, inv_freq = np.arange(5, dtype=np.int32)[None] * 2, np.array([1.0, 0.1])
+            return ops.split_heads(qkv, b.from_host(positions), frequencies(inv_freq, qkv) if turned else None, 4, 2)
 
         yield OpExample("split_heads", f"[2,5,(4+2*2)*4], {'turned' if turned else 'no turn'}", split_heads, (floats(1, 2, 5, 32),))
     for label, arrays, options in attention_inputs():

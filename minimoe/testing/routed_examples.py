@@ -263,12 +263,46 @@ def expert_kinds() -> Iterator[tuple[str, float, bool]]:
     yield from [("swiglu", 0.0, False), ("swiglu", 1.5, True), ("gelu", 0.0, True), ("gelu_tanh", 0.0, False), ("relu", 0.0, True)]
 
 
+SWITCH_GAP = 0.03  # more than bfloat16 rounds off inputs of order one, their sum and its bias
+
+
+def at_a_switch(before: Floats, activation: str, limit: float) -> npt.NDArray[np.bool_]:
+    """Where is a number so near to a jump of the activation's slope that rounding may carry it over?   [N,W,O] -> [N]"""
+    if activation == "relu":
+        near = np.abs(before) < SWITCH_GAP
+    elif activation == "swiglu" and limit:
+        gate, up = np.split(before, 2, axis=-1)
+        near = (np.abs(gate - limit) < SWITCH_GAP) | (np.abs(np.abs(up) - limit) < SWITCH_GAP)
+    else:
+        return np.zeros(len(before), dtype=bool)
+    return np.any(near, axis=(1, 2))
+
+
+def off_switches(x: Floats, weights: ExpertWeights, experts: Ints, activation: str, limit: float) -> Floats:
+    """x, its rows that come to a switch of the activation drawn anew: rounded, their gradients would be others.
+
+    x [N,D], experts [N,W] that its rows visit
+    """
+    for seed in range(1000):
+        before = np.einsum("nd,nwod->nwo", x, weights.up[experts])
+        near = at_a_switch(before if weights.up_bias is None else before + weights.up_bias[experts], activation, limit)
+        if not near.any():
+            return x
+        x = np.where(near[:, None], floats(100 + seed, *x.shape), x)
+    raise AssertionError("no rows were found whose activations keep off their switches")
+
+
 def expert_inputs() -> Iterator[tuple[str, Floats, ExpertWeights, Ints, str, float]]:
     for label, r, e, offsets in grouped_inputs():
         for activation, limit, bias in expert_kinds():
-            rows = unused_nan(floats(1, r, 9), offsets)
-            what = f"rows [{r},9], H 11, {activation}, limit {limit}, bias {bias}, {label}"
-            yield what, rows, expert_weights(e, 9, 11, activation, bias), offsets, activation, limit
+            weights, experts = expert_weights(e, 9, 11, activation, bias), experts_of(np.arange(r)[:, None], offsets)
+            rows = unused_nan(off_switches(floats(1, r, 9), weights, experts, activation, limit), offsets)
+            yield f"rows [{r},9], H 11, {activation}, limit {limit}, bias {bias}, {label}", rows, weights, offsets, activation, limit
+
+
+def experts_of(rows: npt.NDArray[np.integer[Any]], offsets: Ints) -> Ints:
+    """Whose rows these are; for a row that is none's, some expert."""
+    return np.clip(np.searchsorted(offsets, rows, side="right") - 1, 0, len(offsets) - 2).astype(np.int32)
 
 
 def expert_ffn() -> Iterator[Example]:
@@ -288,8 +322,11 @@ def expert_ffn_backward() -> Iterator[Example]:
 def ffn_inputs() -> Iterator[tuple[str, Floats, ExpertWeights, str, float]]:
     for lead in ((1,), (2, 31), (300,), (0,)):
         for activation, limit, bias in expert_kinds():
-            weights = ExpertWeights(*(None if w is None else w[0] for w in expert_weights(1, 9, 11, activation, bias)))
-            yield f"x {[*lead, 9]}, H 11, {activation}, limit {limit}, bias {bias}", floats(1, *lead, 9), weights, activation, limit
+            experts = expert_weights(1, 9, 11, activation, bias)
+            x = floats(1, *lead, 9)
+            x = off_switches(x.reshape(-1, 9), experts, np.zeros((x.size // 9, 1), dtype=np.int32), activation, limit).reshape(x.shape)
+            weights = ExpertWeights(*(None if w is None else w[0] for w in experts))
+            yield f"x {[*lead, 9]}, H 11, {activation}, limit {limit}, bias {bias}", x, weights, activation, limit
 
 
 def ffn() -> Iterator[Example]:
@@ -307,7 +344,9 @@ def moe_inputs() -> Iterator[tuple[str, tuple[Any, ...], tuple[str, float], int]
         for activation, limit, bias in expert_kinds():
             plain = activation == "swiglu" and not bias
             if (n == 31 and plain) or (n == 5 and (plain or label.endswith("spread"))):
-                args = floats(1, n, 6), Wide(floats(2, n, w)), plan, expert_weights(e, 6, 5, activation, bias)
+                weights = expert_weights(e, 6, 5, activation, bias)
+                x = off_switches(floats(1, n, 6), weights, experts_of(plan.inverse, plan.offsets), activation, limit)
+                args = x, Wide(floats(2, n, w)), plan, weights
                 yield f"x [{n},6], H 5, {activation}, limit {limit}, bias {bias}, {label}", args, (activation, limit), n
 
 
