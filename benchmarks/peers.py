@@ -61,22 +61,26 @@ def minimoe_step(case: Case, backend: str, threads: int) -> Step:
     from minimoe.model import Transformer
     from minimoe.optim import AdamW
     from minimoe.random import Rng
+    from minimoe.recording import Recorded
 
     chosen = load(backend)
     chosen.use_threads(threads)
     model = Transformer(case.model, seed=0, backend=chosen)
     optimizer = AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1)
-    tokens, targets = case.random_batch()
+    batch = [part.astype(np.int32) for part in case.random_batch()]
     count = iter(range(10**9))
 
-    def step() -> float:
-        parts = model.loss(tokens, targets, rng=Rng(0, next(count)))
-        parts.total.backward()
-        norm = optimizer.grad_norm()
-        optimizer.step(scale=optimizer.clip_scale(norm, 1.0))
+    def work(number: Any, tokens: Any, targets: Any) -> Any:
         optimizer.zero_grad()
-        chosen.synchronize()
-        return float(parts.cross_entropy.item())
+        parts = model.loss(tokens, targets, rng=Rng(0, number))
+        parts.total.backward()
+        optimizer.step(scale=optimizer.clip_scale(optimizer.grad_norm(), 1.0))
+        return parts.cross_entropy.data
+
+    recorded = Recorded(work, chosen, lambda why: print(f"minimoe, {backend}: {why}", flush=True))
+
+    def step() -> float:
+        return float(chosen.to_host(recorded(*map(chosen.from_host, (np.asarray(next(count), np.int32), *batch)))))
 
     return step
 

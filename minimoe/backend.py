@@ -2,7 +2,8 @@
 
 A backend subclasses `Backend`, fills in the array layer, and overrides the kernels that it has by hand; every other kernel is the
 reference, run on its own arrays. `load("numpy")` finds the built-in ones by a table and others by the entry-point group
-`minimoe.backends`, whose entries name a function without arguments that returns a backend.
+`minimoe.backends`, whose entries name a function without arguments that returns a backend. Where a device may be absent, the same module
+has a function `backend_class()`, which needs none: so the kernels of a backend that cannot run here are known too.
 """
 
 import inspect
@@ -11,7 +12,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -80,6 +81,20 @@ class Backend(
     def use_threads(self, count: int) -> None:
         """Compute with so many threads of the host from now on, 0: as many as it has. For backends that have any."""
 
+    warm_up = 2  # steps before one is recorded
+
+    def record(self, work: Callable[[], None], say: Callable[[str], None]) -> Callable[[], None] | None:
+        """What repeats the device work of `work`, on the same arrays, for less than calling it costs; None where nothing does.
+
+        When this returns `work` has been done once. Where something in it cannot be repeated `say` hears what.
+        """
+        work()
+        return None
+
+    def out_of_memory(self, error: BaseException) -> tuple[int, int] | None:
+        """Of an error that says that the device's memory is used up: bytes asked for, bytes free. None for any other."""
+        return None
+
     def __repr__(self) -> str:
         return f"<backend {self.name}>"
 
@@ -97,13 +112,13 @@ def kernel_names() -> list[str]:
     return names
 
 
-def overridden(backend: Backend, kernel: str) -> bool:
-    """Has the backend a kernel of its own here?"""
-    return getattr(type(backend), kernel) is not getattr(Backend, kernel)
+def overridden(backend: Backend | type[Backend], kernel: str) -> bool:
+    """Has the backend, or the class of one, a kernel of its own here?"""
+    return getattr(backend if isinstance(backend, type) else type(backend), kernel) is not getattr(Backend, kernel)
 
 
-def kernel_kinds(backend: Backend) -> dict[str, str]:
-    """`hand-written`, `library` or `reference` for each kernel."""
+def kernel_kinds(backend: Backend | type[Backend]) -> dict[str, str]:
+    """`hand-written`, `library` or `reference` for each kernel of a backend, or of the class of one."""
     kinds = {}
     for kernel in kernel_names():
         own = "library" if kernel in backend.library else "hand-written"
@@ -121,7 +136,8 @@ def check_overrides(backend: Backend) -> None:
         if name in kernel_names():
             compare_signatures(backend.name, name, member)
         elif callable(member) and not name.startswith("_") and name not in known:
-            raise UserError(f"backend {backend.name}: {name} is no kernel of the contract{nearest(name, kernel_names())}")
+            hint = f"{nearest(name, kernel_names())}; the name of a helper begins with an underscore"
+            raise UserError(f"backend {backend.name}: {name} is no kernel of the contract{hint}")
     for kernel in kernel_names():
         other = f"{kernel}_backward"
         if kernel in COMPOSITES and overridden(backend, kernel) != overridden(backend, other):
@@ -159,23 +175,26 @@ def load(name: str = "auto") -> Backend:
     """
     if name == "auto":
         return _first_that_runs()
-    if name in BUILT_IN and find_spec(BUILT_IN[name]):
-        try:
-            backend = import_module(BUILT_IN[name]).backend()
-        except ImportError as error:
-            raise BackendUnavailable(f"backend {name} does not run here: {error}") from error
-    else:
-        found = [entry for entry in entry_points(group="minimoe.backends") if entry.name == name]
-        if not found:
-            raise UserError(f"no backend {name!r}{nearest(name, [*available(), 'auto'])}")
-        try:
-            backend = found[0].load()()
-        except UserError:
-            raise
-        except Exception as error:  # whatever a foreign package raises, it is not here
-            raise BackendUnavailable(f"backend {name}: {type(error).__name__}: {error}") from error
+    entry = _entry(name)
+    absent = ImportError if entry.module == BUILT_IN.get(name) else Exception  # what is not here raises, and in a foreign package anything
+    try:
+        backend = entry.load()()
+    except UserError:
+        raise
+    except absent as error:
+        raise BackendUnavailable(f"backend {name} does not run here: {type(error).__name__}: {error}") from error
     check_overrides(backend)
     return backend
+
+
+def _entry(name: str) -> EntryPoint:
+    """Where the function stands that makes the backend of that name."""
+    if name in BUILT_IN and find_spec(BUILT_IN[name]):
+        return EntryPoint(name, f"{BUILT_IN[name]}:backend", "minimoe.backends")
+    for entry in entry_points(group="minimoe.backends"):
+        if entry.name == name:
+            return entry
+    raise UserError(f"no backend {name!r}{nearest(name, [*available(), 'auto'])}")
 
 
 def _first_that_runs() -> Backend:
@@ -203,9 +222,19 @@ class Described(NamedTuple):
 
 
 def describe(name: str) -> Described:
-    """What a backend offers, or why it does not run here."""
+    """What a backend offers, or why it does not run here and what it would offer."""
     try:
         backend = load(name)
     except UserError as error:
-        return Described(False, str(error), {}, {}, ())
+        kind = _class_without_device(name)
+        return Described(False, str(error), kernel_kinds(kind) if kind else {}, dict(kind.proven) if kind else {}, ())
     return Described(True, "", kernel_kinds(backend), dict(backend.proven), backend.dtypes)
+
+
+def _class_without_device(name: str) -> type[Backend] | None:
+    """The class of a backend that cannot be made here, None where its package does not tell it."""
+    try:
+        kind: type[Backend] = import_module(_entry(name).module).backend_class()
+    except Exception:  # whatever a package raises that does not run here: `load` has said why
+        return None
+    return kind

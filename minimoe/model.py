@@ -19,7 +19,7 @@ from minimoe.backend import Array, Backend
 from minimoe.config import ModelConfig
 from minimoe.errors import ConfigError
 from minimoe.moe import MoE, MoEStats, joined_aux_loss, joined_z_loss
-from minimoe.nn import Attention, Dropout, Embedding, FeedForward, KeyValueCache, Linear, Module, Norm, Parameter
+from minimoe.nn import Attention, Dropout, Embedding, FeedForward, KeyValueCache, Linear, Module, Norm, Parameter, lowered
 from minimoe.random import Rng
 from minimoe.reference.loss import IGNORE
 
@@ -48,7 +48,7 @@ class Cache:
         capacity = capacity or config.max_seq_len
         self.positions = embed.backend.xp.zeros((batch, capacity), dtype=embed.backend.xp.int32)
         shape = (batch, capacity, config.kv_heads, config.head_width)
-        self.layers = [KeyValueCache(*shape, embed.data.dtype, embed.backend) for _ in range(config.n_layers)]
+        self.layers = [KeyValueCache(*shape, model.dtype, embed.backend) for _ in range(config.n_layers)]
 
     @property
     def length(self) -> int:
@@ -140,7 +140,7 @@ class MaskedHead(Module):
 
     def __call__(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.norm(ops.gelu(self.dense(x)))
-        return ops.linear(h, getattr(self, "weight", embedding), self.bias)
+        return ops.linear(h, lowered(getattr(self, "weight", embedding), h), lowered(self.bias, h))
 
 
 class Transformer(Module):
@@ -162,6 +162,10 @@ class Transformer(Module):
         elif c.head == "lm" and not c.tie_embeddings:
             self.head = Linear(c.d_model, self.vocab_size, False, c.init_std, role="head")
         self.init(seed, dtype, backend)
+
+    def setup(self, backend: Backend, dtype: str) -> None:
+        self.dtype = backend.dtype(dtype)  # of what flows from block to block; the embeddings are added up in the parameters' own
+        self.array = type(backend.xp.zeros(()))  # of what is on the device already
 
     def _declare_input(self, c: ModelConfig) -> None:
         length = c.max_seq_len
@@ -211,10 +215,10 @@ class Transformer(Module):
             return self.head(x[:, 0, :])  # type: ignore[operator]
         if head == "mlm":
             return self.head(x, self.embed.weight)  # type: ignore[operator]
-        return ops.linear(x, self._output_weight())
+        return ops.linear(x, self._output_weight(x))
 
-    def _output_weight(self) -> Tensor:
-        return self.embed.weight if self.config.tie_embeddings else self.head.weight  # type: ignore[attr-defined]
+    def _output_weight(self, x: Tensor) -> Tensor:
+        return lowered(self.embed.weight if self.config.tie_embeddings else self.head.weight, x)  # type: ignore[attr-defined]
 
     def hidden(
         self, tokens: Any, attention_mask: Any = None, positions: Any = None, token_types: Any = None, cache: Cache | None = None,
@@ -243,7 +247,8 @@ class Transformer(Module):
         if flat.shape[0] != (x.shape[0] if self.config.head == "classifier" else x.shape[0] * x.shape[1]):
             raise ValueError(f"targets have {flat.shape[0]} values, the input {x.shape[:2]}")
         if self.config.head == "lm":
-            total, count = ops.linear_cross_entropy(x.reshape(-1, self.config.d_model), self._output_weight(), flat, IGNORE)
+            rows = x.reshape(-1, self.config.d_model)
+            total, count = ops.linear_cross_entropy(rows, self._output_weight(rows), flat, IGNORE)
         else:
             logits = self._logits(x)
             total, count = ops.cross_entropy(logits.reshape(-1, logits.shape[-1]), flat, IGNORE)
@@ -283,6 +288,7 @@ class Transformer(Module):
             x = self.embed_norm(x)
         valid, token_valid = self._masks(attention_mask, b, t, past)
         k_positions = None if cache is None else cache.place(pos, b, t)
+        x = ops.astype(x, self.dtype)
         return self.dropout(x, rng), Call(pos, k_positions, valid, token_valid, rng, cache)
 
     def _masks(self, attention_mask: Any, b: int, t: int, past: int) -> tuple[Array | None, Array | None]:
@@ -323,6 +329,8 @@ class Transformer(Module):
         """Integers of any library as the backend's int32; given a limit, those from the host must be `ignore` or 0 .. limit - 1."""
         if isinstance(values, Tensor):
             values = values.data
+        if self.array is not np.ndarray and isinstance(values, self.array):  # on the device: nobody looks at them
+            return self.backend.xp.astype(values, self.backend.xp.int32, copy=False)
         if isinstance(values, np.ndarray | list | tuple):
             values = np.asarray(values)
         elif hasattr(values, "__dlpack__") and not hasattr(values, "__array_namespace__"):

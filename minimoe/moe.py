@@ -15,7 +15,7 @@ from minimoe import ops
 from minimoe.autograd import Tensor, tensor
 from minimoe.backend import Array, Backend
 from minimoe.config import MoEConfig
-from minimoe.nn import FeedForward, Module, Parameter
+from minimoe.nn import FeedForward, Module, Parameter, lowered, lowered_or_none
 from minimoe.random import Rng
 from minimoe.reference.gating import Gate, Rule
 
@@ -150,7 +150,9 @@ class Experts(Module):
             up, up_bias = self.gate_up_proj, self.gate_up_bias
         else:
             up, up_bias = self.up_proj, self.up_bias
-        return ops.moe_ffn(x, weights, plan, up, self.down_proj, up_bias, self.down_bias, self.activation)
+        w_up, w_down = lowered(up, x), lowered(self.down_proj, x)
+        biases = lowered_or_none(up_bias, x), lowered_or_none(self.down_bias, x)
+        return ops.moe_ffn(x, weights, plan, w_up, w_down, *biases, self.activation)
 
 
 class MoE(Module):

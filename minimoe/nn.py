@@ -18,6 +18,8 @@ from minimoe.backend import Array, Backend
 from minimoe.errors import CheckpointError, ConfigError
 from minimoe.random import Rng, host_normal
 
+COMPUTED = ("float32", "float64", "bfloat16")  # float16 would want its loss scaled
+
 Role: TypeAlias = Literal["matrix", "embedding", "head", "vector"]
 
 
@@ -93,10 +95,13 @@ class Module:
         return [p for _, p in self.named_parameters()]
 
     def init(self, seed: int = 0, dtype: str = "float32", backend: Backend | None = None) -> Self:
-        """Fill every parameter below, each drawn by (seed, its path); gives the module itself."""
+        """Fill every parameter below, each drawn by (seed, its path); gives the module itself.
+
+        With bfloat16 parameters, gradients and moments are float32, and each layer rounds its weights to what it computes in.
+        """
         backend = backend or current_backend()
-        if dtype not in ("float32", "float64"):
-            raise ConfigError(f"dtype {dtype!r}: models compute in float32 or float64")
+        if dtype not in COMPUTED:
+            raise ConfigError(f"dtype {dtype!r}: models compute in {', '.join(COMPUTED)}")
         if dtype not in backend.dtypes:
             raise ConfigError(f"backend {backend.name} has no {dtype}: it has {', '.join(backend.dtypes)}")
         for path, module in self.named_modules():
@@ -131,6 +136,16 @@ class Module:
             parameter.data[...] = parameter.backend.xp.astype(value, parameter.data.dtype)
 
 
+def lowered(parameter: Tensor, x: Tensor) -> Tensor:
+    """A parameter in the dtype that x is computed in."""
+    return parameter if parameter.dtype == x.dtype else ops.astype(parameter, x.dtype)
+
+
+def lowered_or_none(parameter: Tensor | None, x: Tensor) -> Tensor | None:
+    """The same for one that a layer may lack."""
+    return None if parameter is None else lowered(parameter, x)
+
+
 # ---- layers ---------------------------------------------------------------------------------------------------------------------------
 
 
@@ -142,7 +157,7 @@ class Linear(Module):
         self.bias = Parameter(d_out, role="vector") if bias else None
 
     def __call__(self, x: Tensor) -> Tensor:
-        return ops.linear(x, self.weight, self.bias)
+        return ops.linear(x, lowered(self.weight, x), lowered_or_none(self.bias, x))
 
 
 class Embedding(Module):
@@ -165,13 +180,14 @@ class Norm(Module):
         self.bias = Parameter(width, role="vector") if bias and kind == "layer" else None
 
     def __call__(self, x: Tensor) -> Tensor:
+        weight = lowered(self.weight, x)
         if self.kind == "rms":
-            return ops.rms_norm(x, self.weight, self.eps)
-        return ops.layer_norm(x, self.weight, self.bias, self.eps)
+            return ops.rms_norm(x, weight, self.eps)
+        return ops.layer_norm(x, weight, lowered_or_none(self.bias, x), self.eps)
 
     def after_add(self, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
         """x + delta, and the norm of that."""
-        return ops.add_norm(x, delta, self.weight, self.bias, self.eps, self.kind)
+        return ops.add_norm(x, delta, lowered(self.weight, x), lowered_or_none(self.bias, x), self.eps, self.kind)
 
 
 class Dropout(Module):
@@ -202,7 +218,9 @@ class FeedForward(Module):
 
     def __call__(self, x: Tensor) -> Tensor:
         up = self.gate_up_proj if self.activation == "swiglu" else self.up_proj
-        return ops.ffn(x, up.weight, self.down_proj.weight, up.bias, self.down_proj.bias, self.activation)
+        w_up, w_down = lowered(up.weight, x), lowered(self.down_proj.weight, x)
+        up_bias, down_bias = lowered_or_none(up.bias, x), lowered_or_none(self.down_proj.bias, x)
+        return ops.ffn(x, w_up, w_down, up_bias, down_bias, self.activation)
 
 
 class KeyValueCache:

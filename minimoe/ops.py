@@ -181,7 +181,14 @@ def astype(x: Tensor, dtype: Any) -> Tensor:
     new = x.backend.dtype(dtype) if isinstance(dtype, str) else dtype
     if new == old:
         return x
-    return Tensor.from_op(xp.astype(x.data, new), (x,), lambda dy: xp.astype(dy, old))
+
+    def backward(dy: Array, into: Places) -> Array:
+        if not into[0] or into[0]["accumulate"]:
+            return xp.astype(dy, old)
+        into[0]["out"][...] = dy  # rounded where it is kept, without another array
+        return into[0]["out"]
+
+    return Tensor.from_op(xp.astype(x.data, new), (x,), backward, into=True)
 
 
 def where(condition: Array, a: Any, b: Any) -> Tensor:

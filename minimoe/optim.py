@@ -98,7 +98,7 @@ class Optimizer:
         """Update every parameter from its gradient, times `scale`; where `ok` (0-d bool) is false nothing changes."""
         xp = self.backend.xp
         ok = xp.asarray(True) if ok is None else ok
-        self.steps = self.steps + xp.astype(ok, xp.int32)
+        self.steps += xp.astype(ok, xp.int32)  # in place, as all that a recorded step keeps
         for group in self.groups:
             group.attach()
             dtype = group.param.dtype
@@ -143,10 +143,7 @@ class Optimizer:
         for name, array in state.items():
             value = arrays[name]
             value = self.backend.from_host(np.asarray(value)) if not isinstance(value, type(array)) else value
-            if name == "steps":
-                self.steps = value
-            else:
-                array[...] = value
+            array[...] = value
 
 
 class AdamW(Optimizer):

@@ -1,8 +1,9 @@
 """Training: the loop, its metrics, evaluations and checkpoints, and going on where a run stopped.
 
-A step reads nothing back from the device: the verdict on non-finite values, the counts and the losses stay there as 0-d arrays, and leave
-packed in one array every `log_every` steps. Data, noise and dropout are functions of (seed, step), so a checkpoint needs no generator's
-state, and a run that was stopped ends with the same bytes as one that never was.
+A step is one function of arrays (`_work`), which a GPU records once and repeats (`recording.py`). It reads nothing back from the device:
+the verdict on non-finite values, the counts and the losses stay there, and leave packed in one array every `log_every` steps. Data, noise
+and dropout are functions of (seed, step), so a checkpoint needs no generator's state, and a run that was stopped ends with the same bytes
+as one that never was.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ from minimoe.checkpoint import Checkpoint
 from minimoe.config import Config, config_from_tables, load_config
 from minimoe.cost import check_memory
 from minimoe.data import Corpus, batch, load_corpus, sample_windows, windows
-from minimoe.errors import CheckpointError, ConfigError, Diverged, Interrupted
+from minimoe.errors import CheckpointError, ConfigError, Diverged, Interrupted, UserError
 from minimoe.evaluation import evaluate
 from minimoe.model import LossParts, Transformer
 from minimoe.moe import uniform_aux_loss
 from minimoe.optim import learning_rate, make_optimizer
 from minimoe.random import Rng
+from minimoe.recording import Recorded
 from minimoe.run import Run
 
 SKIPS_ALLOWED = 10  # so many non-finite steps in a row stop a run
@@ -153,15 +155,17 @@ class Trainer:
         config = with_vocabulary(config, self.corpus.tokenizer.vocab_size)
         check_memory(config.model)
         self.config = config = replace(config, train=replace(config.train, backend=self.backend.name))
-        self.model = Transformer(config.model, seed=config.train.seed, dtype=config.train.dtype, backend=self.backend)
+        with told_of_memory(self.backend):
+            self.model = Transformer(config.model, seed=config.train.seed, dtype=config.train.dtype, backend=self.backend)
+            self.optimizer = make_optimizer(self.model.parameters(), config.train)
         self.model.tokenizer = self.corpus.tokenizer
-        self.optimizer = make_optimizer(self.model.parameters(), config.train)
         self.step = 0  # steps done
         self.elapsed = 0.0  # seconds of training, over all sittings
         self.best: float | None = None  # lowest validation loss of an evaluation
         self.best_step: int | None = None
         self.bad = self.backend.from_host(np.zeros((), dtype=np.int32))  # non-finite steps in a row, up to now
         self.pending = Pending()
+        self.work = Recorded(self._work, self.backend, self.listener.said)
         self.layers = len(config.model.moe_layers())
         self.resumed = False
 
@@ -193,7 +197,8 @@ class Trainer:
         """Steps up to the last, or to a signal, with what follows each."""
         settings = self.config.train
         threads = limited_threads(settings.threads, self.backend)
-        with use_backend(self.backend), threads, np.errstate(all="ignore"), stop_signals() as stopped:
+        memory = told_of_memory(self.backend)
+        with use_backend(self.backend), threads, np.errstate(all="ignore"), memory, stop_signals() as stopped:
             if run.newest_checkpoint() is None:
                 self._save()
             while self.step < settings.steps:
@@ -213,16 +218,31 @@ class Trainer:
 
     def _step(self) -> None:
         """One optimizer step over all micro-batches; nothing is read back from the device."""
-        settings, xp, began = self.config.train, self.backend.xp, time.perf_counter()
+        settings, began = self.config.train, time.perf_counter()
         rate = learning_rate(self.step, settings)
-        on_device = self.backend.from_host
-        step, lr = on_device(np.asarray(self.step, dtype=np.int32)), on_device(np.asarray(rate, dtype=settings.dtype))
+        wide = np.float64 if settings.dtype == "float64" else np.float32
+        micro = range(settings.accumulate)
+        drawn = [batch(self.corpus.train, settings.seed, self.step, i, settings.batch_size, settings.seq_len) for i in micro]
+        tokens, targets = (np.stack(part).astype(np.int32, copy=False) for part in zip(*drawn, strict=True))
+        inputs = np.asarray(self.step, dtype=np.int32), np.asarray(rate, dtype=wide), tokens, targets
+        self.pending.arrays.append(self.work(*map(self.backend.from_host, inputs)))
+        self.step += 1
+        took = time.perf_counter() - began
+        self.elapsed += took
+        tokens_done = settings.accumulate * settings.batch_size * settings.seq_len
+        self.pending.rows.append(
+            {"step": self.step, "lr": rate, "step_ms": took * 1e3, "tokens_per_s": tokens_done / took, "elapsed_s": self.elapsed}
+        )
+
+    def _work(self, step: Array, lr: Array, tokens: Array, targets: Array) -> Array:
+        """The step on the device, from arrays to the packed metrics; what it keeps it keeps in place.   tokens, targets [accumulate,B,T]"""
+        settings, xp = self.config.train, self.backend.xp
         gathered: list[Array] = []
         counts: list[Array] = []
+        self.optimizer.zero_grad()  # here, so that a step that was given up half way can be done again
         for micro in range(settings.accumulate):
-            tokens, targets = batch(self.corpus.train, settings.seed, self.step, micro, settings.batch_size, settings.seq_len)
             rng = Rng(settings.seed, step, micro)
-            parts = self.model.loss(tokens, targets, rng=rng, recompute_blocks=settings.recompute)
+            parts = self.model.loss(tokens[micro, :, :], targets[micro, :, :], rng=rng, recompute_blocks=settings.recompute)
             weight = xp.full((), 1.0 / settings.accumulate, dtype=parts.total.dtype)
             parts.total.backward(weight)
             gathered.append(self._measures(parts))
@@ -237,17 +257,9 @@ class Trainer:
         ok = xp.isfinite(measures[0]) & xp.isfinite(norm) & (self.bad < SKIPS_ALLOWED)
         self.optimizer.step(lr=lr, scale=self.optimizer.clip_scale(norm, settings.grad_clip), ok=ok)
         self.model.update_balance(counts, ok)
-        self.optimizer.zero_grad()
-        self.bad = xp.where(ok, xp.zeros_like(self.bad), self.bad + 1)
+        self.bad[...] = xp.where(ok, xp.zeros_like(self.bad), self.bad + 1)
         verdict = xp.stack([norm, xp.astype(ok, norm.dtype), xp.astype(self.bad, norm.dtype)])
-        self.pending.arrays.append(xp.concat([verdict, xp.astype(measures, norm.dtype), *layers]))
-        self.step += 1
-        took = time.perf_counter() - began
-        self.elapsed += took
-        tokens_done = settings.accumulate * settings.batch_size * settings.seq_len
-        self.pending.rows.append(
-            {"step": self.step, "lr": rate, "step_ms": took * 1e3, "tokens_per_s": tokens_done / took, "elapsed_s": self.elapsed}
-        )
+        return xp.concat([verdict, xp.astype(measures, norm.dtype), *layers])
 
     def _measures(self, parts: LossParts) -> Array:
         """Loss, auxiliary losses, dropped fraction and load entropy of a micro-batch, in one array.   -> [6]"""
@@ -391,6 +403,22 @@ class Trainer:
         """What the raw balance loss is when the load is even."""
         moe = self.config.model.moe
         return uniform_aux_loss(moe, self.layers) if moe is not None and self.layers else 0.0
+
+
+@contextmanager
+def told_of_memory(backend: Backend) -> Iterator[None]:
+    """Where the device's memory does not do: one line with what was asked for, what is free, and what needs less."""
+    try:
+        yield
+    except Exception as error:
+        found = backend.out_of_memory(error)
+        if found is None:
+            raise
+        asked, free = (f"{size / 1e6:,.0f} MB" for size in found)
+        raise UserError(
+            f"backend {backend.name}: out of memory: {asked} asked for, {free} free; less is needed with a smaller train.batch_size "
+            '(and train.accumulate), with train.recompute = true, or with train.dtype = "bfloat16" where the backend has it'
+        ) from error
 
 
 @contextmanager

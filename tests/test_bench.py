@@ -111,7 +111,7 @@ def test_accumulation_and_recomputation_are_part_of_the_step():
 def test_a_vocabulary_that_a_tokenizer_would_give_is_that_of_bytes():
     assert load_config("tiny-moe").model.vocab_size is None
     step = bench.TrainingStep(load_config("tiny-moe", ["train.batch_size=1", "model.n_layers=1"]), load("numpy"))
-    assert step.model.vocab_size == 256 and step.tokens.shape == (1, 1, 129) and step.tokens.max() < 256
+    assert step.model.vocab_size == 256 and step.batch[0].shape == (1, 1, 128) and step.batch[1].max() < 256
 
 
 def test_what_cannot_be_trained_is_refused():

@@ -22,6 +22,7 @@ from minimoe.optim import learning_rate, make_optimizer
 from minimoe.random import Rng
 from minimoe.run import Run
 from minimoe.trainer import Listener, Trainer
+from minimoe_numpy import NumpyBackend
 
 KEYS = {
     "step", "loss", "aux_loss", "z_loss", "router_loss", "lr", "grad_norm", "step_ms", "tokens_per_s", "elapsed_s", "expert_load",
@@ -409,3 +410,21 @@ def test_nine_bad_steps_in_a_row_do_not_end_a_run(text: Path, tmp_path: Path, po
     assert [row["step"] for row in run.metrics if row["skipped"]] == [*range(3, 12), 13]
     assert run.metrics[2]["loss"] is None
     assert run.metrics[-1]["loss"] < run.metrics[0]["loss"] - 0.3 and run.run.status()["state"] == "finished"
+
+
+@pytest.mark.parametrize("place", ["minimoe.trainer.Transformer", "minimoe.trainer.batch"])
+def test_a_device_whose_memory_does_not_do_is_one_line_with_what_needs_less(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    class Full(NumpyBackend):
+        def out_of_memory(self, error: BaseException) -> tuple[int, int] | None:
+            return (3_000_000_000, 500_000_000) if isinstance(error, MemoryError) else None
+
+    def refuse(*args: Any, **options: Any) -> None:
+        raise MemoryError("the pool is empty")
+
+    monkeypatch.setattr("minimoe.trainer.load", lambda name: Full())
+    monkeypatch.setattr(place, refuse)
+    words = r"out of memory: 3,000 MB asked for, 500 MB free; .* train.batch_size .* train.recompute = true, .* train.dtype = .bfloat16"
+    with pytest.raises(UserError, match=words):
+        train(tiny(text), tmp_path)

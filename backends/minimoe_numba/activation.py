@@ -13,6 +13,7 @@ from minimoe_numba.arrays import as_rows, by_width, result, singles
 from minimoe_numba.compiling import compiled
 from minimoe_numba.kernel import F2, kernel
 from minimoe_numba.maths import HALF, ONE, ZERO, erf, exp, sigmoid, tanh
+from minimoe_numba.tape import empty
 from minimoe_numpy import NumpyBackend
 
 SWIGLU, GELU, GELU_TANH, RELU = range(4)
@@ -141,6 +142,6 @@ class FastActivation(NumpyBackend):
         return y if y is out else self.store(y, out)
 
     def _activation_backward(self, dy: Array, x: Array, kind: int, limit: float) -> Array:
-        rows, dx = as_rows(x), np.empty(x.shape, np.float32)
+        rows, dx = as_rows(x), empty(x.shape)
         activation_backward(len(rows), by_width(rows.shape[1]), as_rows(dy), rows, kind, limit, as_rows(dx))
         return dx

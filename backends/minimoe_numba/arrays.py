@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from minimoe.backend import Array
+from minimoe_numba.tape import contiguous, empty
 
 FLOAT32 = np.dtype(np.float32)
 PIECE = 16384  # elements of a piece: some microseconds of work, 64 KiB
@@ -26,14 +27,14 @@ def as_rows(x: Array) -> Array:
     """x as contiguous rows.   [...,D] -> [N,D]"""
     if x.ndim != 2:
         x = x.reshape(math.prod(x.shape[:-1]), x.shape[-1] if x.ndim else 1)
-    return x if x.flags.c_contiguous else np.ascontiguousarray(x)
+    return contiguous(x)
 
 
 def result(out: Array | None, shape: tuple[int, ...]) -> Array:
     """Where a kernel writes: `out` where it can write there, else fresh memory (for `store` to copy, or to refuse)."""
     if out is not None and out.shape == shape and out.flags.c_contiguous and out.dtype == FLOAT32:
         return out
-    return np.empty(shape, np.float32)
+    return empty(shape)
 
 
 def by_width(width: int, elements: int = PIECE) -> int:

@@ -18,6 +18,7 @@ from minimoe_numba.kernel import B2, F1, F3, F4, I2, address, kernel
 from minimoe_numba.machine import machine
 from minimoe_numba.maths import INFINITY, ONE, ZERO, exp, largest
 from minimoe_numba.native import PLAIN, TRANSPOSED, call_sgemm, floats_at
+from minimoe_numba.tape import contiguous, empty
 from minimoe_numpy import NumpyBackend
 
 SCORES = 2**15  # of a block, at most, where tokens allow: 128 KiB
@@ -279,12 +280,12 @@ class FastAttention(NumpyBackend):
                 rng=rng, out=out,
             )  # fmt: skip
         (b, tq, queries, width), groups = q.shape, k.shape[2]
-        y = np.empty((b, tq, queries, v.shape[3]), np.float32)
-        logsumexp = np.empty((b, queries, tq), np.float32)
+        y = empty((b, tq, queries, v.shape[3]))
+        logsumexp = empty((b, queries, tq))
         (q, q_row), (k, k_row), (v, v_row) = by_tokens(q), by_tokens(k), by_tokens(v)
         attention_heads(
             b * groups, 1, blas.sgemm, address(q), address(k), address(v), q_row, k_row, v_row, width, scale, causal, window,
-            *masks(q_pos, k_pos, k_valid), NO_FLOATS if sinks is None else np.ascontiguousarray(sinks), groups, y, logsumexp,
+            *masks(q_pos, k_pos, k_valid), NO_FLOATS if sinks is None else contiguous(sinks), groups, y, logsumexp,
         )  # fmt: skip
         return self.store(y, out), logsumexp
 
@@ -299,13 +300,13 @@ class FastAttention(NumpyBackend):
                 sinks=sinks, dropout=dropout, rng=rng,
             )  # fmt: skip
         (b, tq, queries, width), groups = q.shape, k.shape[2]
-        dq, dk, dv = (np.empty(a.shape, np.float32) for a in (q, k, v))
-        delta = np.empty((b, queries, tq), np.float32)
+        dq, dk, dv = (empty(a.shape) for a in (q, k, v))
+        delta = empty((b, queries, tq))
         (q, q_row), (k, k_row), (v, v_row) = by_tokens(q), by_tokens(k), by_tokens(v)
-        logsumexp = np.ascontiguousarray(logsumexp)
+        logsumexp = contiguous(logsumexp)
         attention_heads_backward(
             b * groups, 1, blas.sgemm, address(q), address(k), address(v), q_row, k_row, v_row, width, scale, causal, window,
-            *masks(q_pos, k_pos, k_valid), groups, np.ascontiguousarray(dy), np.ascontiguousarray(y), logsumexp, dq, dk, dv, delta,
+            *masks(q_pos, k_pos, k_valid), groups, contiguous(dy), contiguous(y), logsumexp, dq, dk, dv, delta,
         )  # fmt: skip
         dsinks = None
         if sinks is not None:
@@ -319,11 +320,11 @@ def by_tokens(x: Array) -> tuple[Array, int]:
     _, t, heads, width = x.shape
     row = x.strides[1] // 4
     if x.strides != (t * row * 4, row * 4, width * 4, 4) or row < heads * width:
-        x, row = np.ascontiguousarray(x), heads * width
+        x, row = contiguous(x), heads * width
     return x, row
 
 
 def masks(q_pos: Array, k_pos: Array, k_valid: Array | None) -> tuple[Array, Array, Array]:
     """Positions and validity as the kernels want them."""
-    valid = NO_BOOLS.reshape(0, 0) if k_valid is None else np.ascontiguousarray(k_valid)
-    return np.ascontiguousarray(q_pos, np.int32), np.ascontiguousarray(k_pos, np.int32), valid
+    valid = NO_BOOLS.reshape(0, 0) if k_valid is None else contiguous(k_valid)
+    return contiguous(q_pos, np.int32), contiguous(k_pos, np.int32), valid

@@ -9,6 +9,7 @@ import numpy as np
 from minimoe.backend import Array
 from minimoe_numba.arrays import as_rows, by_width, result, singles
 from minimoe_numba.kernel import F2, I1, kernel
+from minimoe_numba.tape import recorder
 from minimoe_numpy import NumpyBackend
 
 COLUMNS = 64  # of a piece: some cache lines of each row
@@ -18,8 +19,11 @@ COLUMNS = 64  # of a piece: some cache lines of each row
 def take_rows(start: int, stop: int, ids: I1, weight: F2, y: F2) -> None:
     for n in range(start, stop):
         row = np.int64(ids[n])
-        for d in range(weight.shape[1]):
-            y[n, d] = weight[row, d]
+        if 0 <= row < len(weight):
+            for d in range(weight.shape[1]):
+                y[n, d] = weight[row, d]
+        else:
+            y[n] = np.float32(np.nan)
 
 
 @kernel
@@ -27,14 +31,17 @@ def add_columns(start: int, stop: int, dy: F2, ids: I1, padding: int, dweight: F
     """Columns start .. stop of dweight [V,D], for all rows of dy [N,D] but those of `padding`."""
     for n in range(len(ids)):
         row = np.int64(ids[n])
-        if row != padding:
+        if row != padding and 0 <= row < len(dweight):
             for d in range(start, stop):
                 dweight[row, d] += dy[n, d]
 
 
 def in_range(ids: Array, vocab: int) -> bool:
-    """Are all ids in 0 .. vocab-1? Below zero they are large without their sign."""
-    return not ids.size or int(ids.view(np.uint32).max()) < vocab
+    """Are all ids in 0 .. vocab-1? Below zero they are large without their sign.
+
+    While a step is recorded nobody can ask: the kernels then give NaN for another id, and add nothing.
+    """
+    return recorder.tape is not None or not ids.size or int(ids.view(np.uint32).max()) < vocab
 
 
 class FastEmbedding(NumpyBackend):

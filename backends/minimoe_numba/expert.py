@@ -25,6 +25,7 @@ from minimoe_numba.machine import machine
 from minimoe_numba.maths import ONE, ZERO
 from minimoe_numba.native import PLAIN, TRANSPOSED, call_sgemm
 from minimoe_numba.routing import FastRouting
+from minimoe_numba.tape import contiguous, empty, traced, zeros
 
 BLOCK = 256  # rows at most: what a block's numbers take still fits in a core's own cache
 PART = 128  # columns of the hidden layer that are computed, activated and multiplied again before the next
@@ -265,7 +266,7 @@ class FastExpert(FastRouting):
             return super().ffn(x, weights, activation, limit)
         n = math.prod(x.shape[:-1])
         one = ExpertWeights(*(None if w is None else w[None] for w in weights))
-        offsets = np.array([0, n], np.int32)
+        offsets = ends_of(n)
         plan = Plan(order_of(n), order_of(n).reshape(n, 1), offsets)
         y, before = self._forward(as_rows(x), plan, one, activation, limit)
         return y.reshape(x.shape), Saved(as_rows(x), before, ones_of(n), plan, one)
@@ -309,7 +310,7 @@ class FastExpert(FastRouting):
         blas = machine().blas
         assert blas is not None
         r, (e, both, width) = len(plan.order), weights.up.shape
-        before, y_rows = np.empty((r, both), np.float32), np.empty((r, width), np.float32)
+        before, y_rows = empty((r, both)), empty((r, width))
         count, size = blocks(r, e)
         expert_blocks(
             count, 1, blas.sgemm, size, as_rows(x), plan.order, plan.inverse.shape[1], plan.offsets, whole(weights.up),
@@ -326,9 +327,9 @@ class FastExpert(FastRouting):
         assert blas is not None
         plan, weights, offsets = saved.plan, saved.weights, saved.plan.offsets
         r, (e, both, width), hidden = len(plan.order), weights.up.shape, weights.down.shape[2]
-        x_rows, dy_rows, drows = (np.empty((r, width), np.float32) for _ in range(3))
-        weighted, dbefore = np.empty((r, hidden), np.float32), np.empty((r, both), np.float32)
-        dgate = np.zeros(saved.gate_weights.shape, np.float32)
+        x_rows, dy_rows, drows = (empty((r, width)) for _ in range(3))
+        weighted, dbefore = empty((r, hidden)), empty((r, both))
+        dgate = zeros(saved.gate_weights.shape)
         count, size = blocks(r, e)
         expert_blocks_backward(
             count, 1, blas.sgemm, size, as_rows(dy), as_rows(saved.x), as_rows(saved.gate_weights).reshape(-1), plan.order,
@@ -350,13 +351,19 @@ class FastExpert(FastRouting):
 @lru_cache(maxsize=8)
 def order_of(n: int) -> Array:
     """0 .. n - 1"""
-    return np.arange(n, dtype=np.int32)
+    return traced(np.arange(n, dtype=np.int32))
+
+
+@lru_cache(maxsize=8)
+def ends_of(n: int) -> Array:
+    """The offsets of one expert that has all n rows."""
+    return traced(np.array([0, n], np.int32))
 
 
 @lru_cache(maxsize=8)
 def ones_of(n: int) -> Array:
     """A weight of 1 for each row.   -> [n,1]"""
-    return np.ones((n, 1), np.float32)
+    return traced(np.ones((n, 1), np.float32))
 
 
 def blocks(rows: int, experts: int) -> tuple[int, int]:
@@ -369,4 +376,4 @@ def blocks(rows: int, experts: int) -> tuple[int, int]:
 
 def whole(stack: Array) -> Array:
     """A stack of matrices with contiguous memory."""
-    return np.ascontiguousarray(stack)
+    return contiguous(stack)

@@ -14,6 +14,7 @@ from minimoe_numba.compiling import compiled
 from minimoe_numba.kernel import B1, F1, F2, I2, kernel
 from minimoe_numba.maths import INFINITY, ONE, ZERO, exp, largest, sigmoid
 from minimoe_numba.native import float_as_int, int_as_float
+from minimoe_numba.tape import contiguous, empty
 from minimoe_numpy import NumpyBackend
 
 SOFTMAX_TOPK, TOPK_SOFTMAX, SIGMOID_BIAS = range(3)
@@ -242,8 +243,8 @@ class FastGating(NumpyBackend):
             return super().gate(logits, bias, valid, rule=rule)
         (n, experts), k = logits.shape, rule.top_k
         grain, parts = parts_of(n)
-        weights, ids, scores = np.empty((n, k), np.float32), np.empty((n, k), np.int32), np.empty((n, experts), np.float32)
-        counts, sums = np.empty((parts, experts), np.int32), np.empty((parts, experts), np.float32)
+        weights, ids, scores = empty((n, k)), empty((n, k), np.int32), empty((n, experts))
+        counts, sums = empty((parts, experts), np.int32), empty((parts, experts))
         groups = rule.n_groups if rule.router == "sigmoid_bias" else 1
         gate_tokens(
             n, grain, as_rows(logits), vector(bias), vector(valid, NO_BOOLS), KINDS[rule.router], rule.normalised, scale_of(rule), groups,
@@ -256,7 +257,7 @@ class FastGating(NumpyBackend):
     def gate_backward(self, dweights: Array | None, dprob_sum: Array | None, gate: Gate, valid: Array | None, *, rule: Rule) -> Array:
         if not handled(rule, gate.scores, gate.weights, dweights, dprob_sum) or not gate.scores.size:
             return super().gate_backward(dweights, dprob_sum, gate, valid, rule=rule)
-        dlogits = np.empty(gate.scores.shape, np.float32)
+        dlogits = empty(gate.scores.shape)
         gate_tokens_backward(
             len(dlogits), parts_of(len(dlogits))[0], NO_ROWS if dweights is None else as_rows(dweights), vector(dprob_sum),
             as_rows(gate.weights), as_rows(gate.ids), as_rows(gate.scores), vector(valid, NO_BOOLS), KINDS[rule.router], rule.normalised,
@@ -268,7 +269,7 @@ class FastGating(NumpyBackend):
         if not singles(x) or x.ndim != 2 or not x.size or not 0 < k <= min(MOST, x.shape[1]):
             return super().top_k(x, k)
         n = len(x)
-        values, ids = np.empty((n, k), np.float32), np.empty((n, k), np.int32)
+        values, ids = empty((n, k)), empty((n, k), np.int32)
         best_columns(n, by_width(4 * k * x.shape[1]), as_rows(x), values, ids)
         return values, ids
 
@@ -284,4 +285,4 @@ def scale_of(rule: Rule) -> float:
 
 def vector(x: Array | None, like: Array = NO_FLOATS) -> Array:
     """x with contiguous memory; an empty array in place of none"""
-    return np.ascontiguousarray(optional(x, like))
+    return contiguous(optional(x, like))

@@ -21,6 +21,7 @@ import inspect
 import struct
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, TypeAlias, get_type_hints
 
 import numpy as np
@@ -31,6 +32,7 @@ from numba.core import types
 from minimoe_numba import native
 from minimoe_numba.compiling import FAST, compiled, kept, stamp
 from minimoe_numba.machine import machine
+from minimoe_numba.tape import Tape, recorder
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 F1: TypeAlias = Annotated[Floats, "float32", 1]
@@ -53,7 +55,9 @@ ADDRESS = "read(id({0}) + DATA).value" if DIRECT else "{0}.ctypes.data"  # as te
 
 
 def address(x: Any) -> int:
-    """Where the numbers of an array begin."""
+    """Where the numbers of an array begin, to be handed to a kernel."""
+    if recorder.tape is not None:
+        recorder.tape.check(x)
     return read(id(x) + DATA).value or 0 if DIRECT else int(x.ctypes.data)
 
 
@@ -84,14 +88,43 @@ class Kernel:
         """Run over n rows, `grain` of them to a piece."""
         if not self.job:
             self._compile()
-        here, words = machine(), arguments
-        self.pack(words.memory, *args)
-        if not self.multiplies or here.blas is None or here.blas.limit is None:
-            here.pool.run(self.job, n, grain, words.address)
+        if recorder.tape is not None:
+            self._write(recorder.tape, n, grain, args)
             return
+        words = arguments
+        self.pack(words.memory, *args)
+        self._run(n, grain, words.address)
+
+    def _run(self, n: int, grain: int, words: int) -> None:
+        here = machine()
+        if not self._limits():
+            here.pool.run(self.job, n, grain, words)
+            return
+        assert here.blas is not None and here.blas.limit is not None
         before = here.blas.limit(1)
-        here.pool.run(self.job, n, grain, arguments.address)
+        here.pool.run(self.job, n, grain, words)
         here.blas.limit(before)
+
+    def _run_again(self, n: int, grain: int, words: Any) -> None:
+        self._run(n, grain, ctypes.addressof(words))
+
+    def _limits(self) -> bool:
+        """Does this kernel call a library's product, which would start threads of its own?"""
+        blas = machine().blas
+        return self.multiplies and blas is not None and blas.limit is not None
+
+    def _write(self, tape: Tape, n: int, grain: int, args: tuple[Any, ...]) -> None:
+        """Run, and write it on the tape with arguments that stay."""
+        words = ctypes.create_string_buffer(8 * MAX_WORDS)
+        self.pack(words, *args)
+        for arg in args:
+            if isinstance(arg, np.ndarray):
+                tape.check(arg)
+        self._run(n, grain, ctypes.addressof(words))
+        if self._limits():
+            tape.call(partial(self._run_again, n, grain, words))
+        else:
+            tape.kernel(self.job, n, grain, words)
 
     # ---- from Python: the arguments as words of 8 bytes ---------------------------------------------------------------------------
 

@@ -66,7 +66,7 @@ def fit(x: Array) -> Array:
     if x.ndim != 2:
         x = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     good = x.strides[1] == WORD and x.strides[0] % WORD == 0 and x.strides[0] >= x.shape[1] * WORD
-    return x if good else np.ascontiguousarray(x)
+    return x if good else x.copy()
 
 
 class FastLinear(NumpyBackend):

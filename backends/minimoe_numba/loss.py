@@ -16,6 +16,7 @@ from minimoe_numba.linear import multiply, shared_out
 from minimoe_numba.machine import machine
 from minimoe_numba.maths import ONE, ZERO, exp, largest, softmax_into
 from minimoe_numba.native import PLAIN, TRANSPOSED, call_sgemm
+from minimoe_numba.tape import contiguous, empty
 from minimoe_numpy import NumpyBackend
 
 HEAD_ROWS = 128  # at least, to a piece of the fused form: the head's weight is read anew for each
@@ -55,7 +56,8 @@ def losses(start: int, stop: int, logits: F2, targets: I1, ignore: int, loss: F1
 
 
 @kernel
-def loss_gradients(start: int, stop: int, logits: F2, targets: I1, ignore: int, logsumexp: F1, factor: float, dlogits: F2) -> None:
+def loss_gradients(start: int, stop: int, logits: F2, targets: I1, ignore: int, logsumexp: F1, dloss: F1, dlogits: F2) -> None:
+    factor = dloss[0]
     for n in range(start, stop):
         if targets[n] == ignore:
             dlogits[n] = ZERO * factor
@@ -98,14 +100,14 @@ class FastLoss(NumpyBackend):
     def logsumexp(self, x: Array) -> Array:
         if not singles(x) or not x.size:
             return super().logsumexp(x)
-        rows, y = as_rows(x), np.empty(x.shape[:-1], np.float32)
+        rows, y = as_rows(x), empty(x.shape[:-1])
         logsumexp_rows(len(rows), by_width(rows.shape[1]), rows, y.reshape(-1))
         return y
 
     def softmax(self, x: Array) -> Array:
         if not singles(x) or not x.size:
             return super().softmax(x)
-        rows, p = as_rows(x), np.empty(x.shape, np.float32)
+        rows, p = as_rows(x), empty(x.shape)
         softmax_rows(len(rows), by_width(rows.shape[1]), rows, as_rows(p))
         return p
 
@@ -113,17 +115,18 @@ class FastLoss(NumpyBackend):
         if not singles(logits) or not logits.size:
             return super().cross_entropy(logits, targets, ignore)
         n, vocabulary = logits.shape
-        loss, logsumexp = np.empty(n, np.float32), np.empty(n, np.float32)
-        losses(n, by_width(vocabulary), as_rows(logits), np.ascontiguousarray(targets), ignore, loss, logsumexp)
+        loss, logsumexp = empty(n), empty(n)
+        losses(n, by_width(vocabulary), as_rows(logits), contiguous(targets), ignore, loss, logsumexp)
         return np.sum(loss), counted(targets, ignore), logsumexp
 
     def cross_entropy_backward(self, dloss: Array, logits: Array, targets: Array, logsumexp: Array, ignore: int = IGNORE) -> Array:
         if not singles(logits, logsumexp) or not logits.size:
             return super().cross_entropy_backward(dloss, logits, targets, logsumexp, ignore)
         n, vocabulary = logits.shape
-        dlogits = np.empty((n, vocabulary), np.float32)
-        lse = np.ascontiguousarray(logsumexp)
-        loss_gradients(n, by_width(vocabulary), as_rows(logits), np.ascontiguousarray(targets), ignore, lse, float(dloss), dlogits)
+        dlogits = empty((n, vocabulary))
+        lse = contiguous(logsumexp)
+        one = dloss.astype(np.float32).reshape(1)
+        loss_gradients(n, by_width(vocabulary), as_rows(logits), contiguous(targets), ignore, lse, one, dlogits)
         return dlogits
 
     def linear_cross_entropy(self, x: Array, weight: Array, targets: Array, ignore: int = IGNORE) -> tuple[tuple[Array, Array], Any]:
@@ -131,9 +134,9 @@ class FastLoss(NumpyBackend):
         if blas is None or not singles(x, weight) or not (x.size and weight.size):
             return super().linear_cross_entropy(x, weight, targets, ignore)
         x, weight = as_rows(x), as_rows(weight)
-        loss, dlogits = np.empty(len(x), np.float32), np.empty((len(x), len(weight)), np.float32)
+        loss, dlogits = empty(len(x)), empty((len(x), len(weight)))
         grain = max(HEAD_ROWS, shared_out(len(x)))
-        head_losses(len(x), grain, blas.sgemm, x, weight, np.ascontiguousarray(targets), ignore, loss, dlogits)
+        head_losses(len(x), grain, blas.sgemm, x, weight, contiguous(targets), ignore, loss, dlogits)
         return (np.sum(loss), counted(targets, ignore)), Saved(x, weight, dlogits)
 
     def linear_cross_entropy_backward(
@@ -142,7 +145,7 @@ class FastLoss(NumpyBackend):
         if not isinstance(saved, Saved):
             return super().linear_cross_entropy_backward(dloss, saved, ignore, out, accumulate)
         x, weight, dlogits = saved
-        dx = np.empty(x.shape, np.float32)
+        dx = empty(x.shape)
         multiply(dlogits, weight, dx)
         dx *= dloss
         return dx, self.linear_dw(dlogits, x * dloss, out, accumulate)
@@ -150,4 +153,4 @@ class FastLoss(NumpyBackend):
 
 def counted(targets: Array, ignore: int) -> Array:
     """How many targets count, as a 0-d float32."""
-    return np.asarray(np.count_nonzero(targets != ignore), np.float32)
+    return np.sum(targets != ignore, dtype=np.float32)

@@ -12,6 +12,7 @@ from minimoe_numba.arrays import as_rows, by_width, parts_of, result, singles
 from minimoe_numba.compiling import compiled
 from minimoe_numba.kernel import F1, F2, kernel
 from minimoe_numba.maths import ONE, ZERO
+from minimoe_numba.tape import contiguous, empty, zeros
 from minimoe_numpy import NumpyBackend
 
 NO_ROWS = np.zeros((0, 0), np.float32)
@@ -149,19 +150,19 @@ def fit(x: Array, like: tuple[Array | None, ...], *vectors: Array | None) -> boo
 
 def moment(x: Array) -> Array:
     """Memory for a number a row.   [...,D] -> [...,1]"""
-    return np.empty((*x.shape[:-1], 1), np.float32)
+    return empty((*x.shape[:-1], 1))
 
 
 def vector(weight: Array | None, like: Array) -> Array:
     """weight [D], contiguous; zeros in place of none"""
-    return np.zeros(like.shape, np.float32) if weight is None else np.ascontiguousarray(weight)
+    return zeros(like.shape) if weight is None else contiguous(weight)
 
 
 def rms_gradients(dy: Array, x: Array, weight: Array, moments: tuple[Array, ...], dtotal: Array | None = None) -> tuple[Array, Array]:
     """dx [...,D], dweight [D]"""
     rows, before = as_rows(x), NO_ROWS if dtotal is None else as_rows(dtotal)
     grain, parts = parts_of(len(rows))
-    dx, sums = np.empty(x.shape, np.float32), np.zeros((parts, rows.shape[1]), np.float32)
+    dx, sums = empty(x.shape), zeros((parts, rows.shape[1]))
     (rstd,) = (each.reshape(-1) for each in moments)
     rms_rows_backward(len(rows), grain, as_rows(dy), rows, vector(weight, weight), rstd, before, grain, as_rows(dx), sums)
     return dx, sums.sum(axis=0)
@@ -173,7 +174,7 @@ def layer_gradients(
     """dx [...,D], dweight [D], dbias [D]"""
     rows, before = as_rows(x), NO_ROWS if dtotal is None else as_rows(dtotal)
     grain, parts = parts_of(len(rows))
-    dx, sums = np.empty(x.shape, np.float32), np.zeros((2, parts, rows.shape[1]), np.float32)
+    dx, sums = empty(x.shape), zeros((2, parts, rows.shape[1]))
     mean, rstd = (each.reshape(-1) for each in moments)
     w = vector(weight, weight)
     layer_rows_backward(len(rows), grain, as_rows(dy), rows, w, mean, rstd, before, grain, as_rows(dx), sums[0], sums[1])
@@ -213,7 +214,7 @@ class FastNorm(NumpyBackend):
         if not fit(x, (delta,), weight):
             return super().add_rms_norm(x, delta, weight, eps)
         rows, w = as_rows(x), vector(weight, weight)
-        total, y, rstd = np.empty(x.shape, np.float32), np.empty(x.shape, np.float32), moment(x)
+        total, y, rstd = empty(x.shape), empty(x.shape), moment(x)
         add_rms_rows(len(rows), by_width(rows.shape[1]), rows, as_rows(delta), w, eps, as_rows(total), as_rows(y), rstd.reshape(-1))
         return (total, y), Saved(total, weight, (rstd,))
 
@@ -226,7 +227,7 @@ class FastNorm(NumpyBackend):
         if not fit(x, (delta,), weight, bias):
             return super().add_layer_norm(x, delta, weight, bias, eps)
         rows, w, b = as_rows(x), vector(weight, weight), vector(bias, weight)
-        total, y, mean, rstd = np.empty(x.shape, np.float32), np.empty(x.shape, np.float32), moment(x), moment(x)
+        total, y, mean, rstd = empty(x.shape), empty(x.shape), moment(x), moment(x)
         add_layer_rows(
             len(rows), by_width(rows.shape[1]), rows, as_rows(delta), w, b, eps, as_rows(total), as_rows(y), mean.reshape(-1),
             rstd.reshape(-1),

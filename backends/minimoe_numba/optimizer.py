@@ -1,10 +1,9 @@
 """Optimizers that read and write each buffer once, and the sum of squares. Formulas: minimoe/reference/optimizer.py.
 
 A sum over millions of numbers is taken in blocks, float32 within one and float64 over them, in an order that the size alone fixes.
+What changes from step to step (the rate, the clip, the verdict) is read from an array by the kernel, so that a step can be recorded.
 Loops count from 0 over slices: an index that might be negative, as far as LLVM knows, keeps a loop from becoming vector code.
 """
-
-import math
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from minimoe.backend import Array
 from minimoe_numba.arrays import singles
 from minimoe_numba.kernel import D1, F1, kernel
 from minimoe_numba.maths import ONE, ZERO
+from minimoe_numba.tape import contiguous, empty, zeros
 from minimoe_numpy import NumpyBackend
 
 ELEMENTS = 2**15  # of a piece
@@ -19,32 +19,38 @@ BLOCK = 1024  # elements of a float32 sum
 
 
 @kernel
-def adamw_elements(
-    start: int, stop: int, w: F1, m: F1, v: F1, grad: F1, scale: float, beta1: float, new1: float, beta2: float, new2: float, rate: float,
-    correct2: float, eps: float, shrink: float,
-) -> None:  # fmt: skip
+def adamw_elements(start: int, stop: int, w: F1, m: F1, v: F1, grad: F1, numbers: D1) -> None:
+    """numbers: lr, scale, ok, step, beta1, beta2, eps, weight decay; not ok: nothing changes"""
+    lr, scale, step, beta1, beta2 = numbers[0], np.float32(numbers[1]), numbers[3], numbers[4], numbers[5]
+    keep1, new1, keep2, new2 = np.float32(beta1), np.float32(1.0 - beta1), np.float32(beta2), np.float32(1.0 - beta2)
+    rate, correct2 = np.float32(lr / (1.0 - beta1**step)), np.float32(1.0 / np.sqrt(1.0 - beta2**step))
+    eps, shrink = np.float32(numbers[6]), np.float32(1.0 - lr * numbers[7])
     w, m, v, grad = w[start:stop], m[start:stop], v[start:stop], grad[start:stop]
-    for i in range(stop - start):
+    for i in range(stop - start if numbers[2] else 0):
         g = grad[i] * scale
-        m[i] = m[i] * beta1 + g * new1
-        v[i] = v[i] * beta2 + g * g * new2
+        m[i] = m[i] * keep1 + g * new1
+        v[i] = v[i] * keep2 + g * g * new2
         w[i] = w[i] * shrink - rate * (m[i] / (np.sqrt(v[i]) * correct2 + eps))
 
 
 @kernel
-def sgd_elements(start: int, stop: int, w: F1, m: F1, grad: F1, scale: float, momentum: float, rate: float, shrink: float) -> None:
+def sgd_elements(start: int, stop: int, w: F1, m: F1, grad: F1, numbers: D1) -> None:
+    """numbers: lr, scale, ok, momentum, weight decay"""
+    rate, scale, momentum = np.float32(numbers[0]), np.float32(numbers[1]), np.float32(numbers[3])
+    shrink = np.float32(1.0 - numbers[0] * numbers[4])
     w, m, grad = w[start:stop], m[start:stop], grad[start:stop]
-    for i in range(stop - start):
+    for i in range(stop - start if numbers[2] else 0):
         m[i] = m[i] * momentum + grad[i] * scale
         w[i] = w[i] * shrink - rate * m[i]
 
 
 @kernel
-def lion_elements(
-    start: int, stop: int, w: F1, m: F1, grad: F1, scale: float, beta1: float, beta2: float, rate: float, shrink: float
-) -> None:
+def lion_elements(start: int, stop: int, w: F1, m: F1, grad: F1, numbers: D1) -> None:
+    """numbers: lr, scale, ok, beta1, beta2, weight decay"""
+    rate, scale, beta1, beta2 = np.float32(numbers[0]), np.float32(numbers[1]), np.float32(numbers[3]), np.float32(numbers[4])
+    shrink = np.float32(1.0 - numbers[0] * numbers[5])
     w, m, grad = w[start:stop], m[start:stop], grad[start:stop]
-    for i in range(stop - start):
+    for i in range(stop - start if numbers[2] else 0):
         g = grad[i] * scale
         u = m[i] * beta1 + g * (ONE - beta1)
         sign = ONE if u > ZERO else (-ONE if u < ZERO else u)  # NaN stays
@@ -65,14 +71,22 @@ def squares(start: int, stop: int, x: F1, sums: D1) -> None:
     sums[start // ELEMENTS] = total
 
 
+def numbers_of(*values: Array | float) -> Array:
+    """Numbers and 0-d arrays in one array, which a kernel reads.   -> float64"""
+    numbers = empty(len(values), np.float64)
+    for i, value in enumerate(values):
+        numbers[i] = value
+    return numbers
+
+
 class FastOptimizer(NumpyBackend):
     def sum_of_squares(self, x: Array) -> Array:
         if not singles(x):
             return super().sum_of_squares(x)
-        flat = np.ascontiguousarray(x).reshape(-1)
-        sums = np.zeros(-(-flat.size // ELEMENTS), np.float64)
+        flat = contiguous(x).reshape(-1)
+        sums = zeros(-(-flat.size // ELEMENTS), np.float64)
         squares(flat.size, ELEMENTS, flat, sums)
-        return np.asarray(np.sum(sums), np.float32)
+        return np.sum(sums).astype(np.float32)
 
     def adamw(
         self, inout_param: Array, inout_m: Array, inout_v: Array, grad: Array, *, lr: Array, step: Array, scale: Array, ok: Array,
@@ -83,21 +97,17 @@ class FastOptimizer(NumpyBackend):
                 inout_param, inout_m, inout_v, grad, lr=lr, step=step, scale=scale, ok=ok, beta1=beta1, beta2=beta2, eps=eps,
                 weight_decay=weight_decay,
             )  # fmt: skip
-        elif ok:
-            rate, t = float(lr), int(step)
-            adamw_elements(
-                grad.size, ELEMENTS, inout_param, inout_m, inout_v, grad, float(scale), beta1, 1.0 - beta1, beta2, 1.0 - beta2,
-                rate / (1.0 - beta1**t), 1.0 / math.sqrt(1.0 - beta2**t), eps, 1.0 - rate * weight_decay,
-            )  # fmt: skip
+            return
+        numbers = numbers_of(lr, scale, ok, step, beta1, beta2, eps, weight_decay)
+        adamw_elements(grad.size, ELEMENTS, inout_param, inout_m, inout_v, grad, numbers)
 
     def sgd(
         self, inout_param: Array, inout_m: Array, grad: Array, *, lr: Array, scale: Array, ok: Array, momentum: float, weight_decay: float
     ) -> None:
         if not singles(inout_param, inout_m, grad):
             super().sgd(inout_param, inout_m, grad, lr=lr, scale=scale, ok=ok, momentum=momentum, weight_decay=weight_decay)
-        elif ok:
-            rate = float(lr)
-            sgd_elements(grad.size, ELEMENTS, inout_param, inout_m, grad, float(scale), momentum, rate, 1.0 - rate * weight_decay)
+            return
+        sgd_elements(grad.size, ELEMENTS, inout_param, inout_m, grad, numbers_of(lr, scale, ok, momentum, weight_decay))
 
     def lion(
         self, inout_param: Array, inout_m: Array, grad: Array, *, lr: Array, scale: Array, ok: Array, beta1: float, beta2: float,
@@ -107,6 +117,5 @@ class FastOptimizer(NumpyBackend):
             super().lion(
                 inout_param, inout_m, grad, lr=lr, scale=scale, ok=ok, beta1=beta1, beta2=beta2, weight_decay=weight_decay
             )  # fmt: skip
-        elif ok:
-            rate = float(lr)
-            lion_elements(grad.size, ELEMENTS, inout_param, inout_m, grad, float(scale), beta1, beta2, rate, 1.0 - rate * weight_decay)
+            return
+        lion_elements(grad.size, ELEMENTS, inout_param, inout_m, grad, numbers_of(lr, scale, ok, beta1, beta2, weight_decay))

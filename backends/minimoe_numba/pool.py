@@ -13,10 +13,10 @@ from collections.abc import Callable
 from functools import cache
 
 import numpy as np
-from numba import njit
+from numba import carray, njit
 
 from minimoe_numba.compiling import compiled, kept
-from minimoe_numba.native import call_job, fetch_add, load, pause, store, yield_core
+from minimoe_numba.native import call_job, fetch_add, load, pause, pointer, store, yield_core
 
 PIECES, SIZE, GRAIN, JOB, ARGUMENTS, DONE, QUIT = range(0, 7 * 64, 64)  # where a word lies: a cache line each, in bytes
 BITS = 32
@@ -38,7 +38,8 @@ def work(control, word):  # type: ignore[no-untyped-def]
             fetch_add(control + DONE, 1)
 
 
-def run_job(control, job, n, grain, arguments):  # type: ignore[no-untyped-def]
+@compiled
+def offer(control, job, n, grain, arguments):  # type: ignore[no-untyped-def]
     """Offer a job to the workers, join in, and wait until the last piece is done. Without a control: alone, the same pieces."""
     pieces = (n + grain - 1) // grain
     if not control or pieces == 1:
@@ -60,6 +61,17 @@ def run_job(control, job, n, grain, arguments):  # type: ignore[no-untyped-def]
             yield_core()
 
 
+def run_job(control, job, n, grain, arguments):  # type: ignore[no-untyped-def]
+    offer(control, job, n, grain, arguments)
+
+
+def run_jobs(control, table, count):  # type: ignore[no-untyped-def]
+    """One after the other; the table has job, n, grain and arguments of each."""
+    rows = carray(pointer(table, np.int64), (count, 4))
+    for i in range(count):
+        offer(control, rows[i, 0], rows[i, 1], rows[i, 2], rows[i, 3])
+
+
 def watch_for_work(control, looks):  # type: ignore[no-untyped-def]
     """Work as it is offered, until so many looks in a row were in vain.   -> False: the pool closes"""
     idle = 0
@@ -78,10 +90,11 @@ def watch_for_work(control, looks):  # type: ignore[no-untyped-def]
 
 
 @cache
-def machine_code() -> tuple[Callable[..., None], Callable[..., bool]]:
-    """`run_job` and `watch_for_work`, compiled: they hold no GIL."""
+def machine_code() -> tuple[Callable[..., None], Callable[..., None], Callable[..., bool]]:
+    """`run_job`, `run_jobs` and `watch_for_work`, compiled: they hold no GIL."""
     return (
         kept(lambda cache: njit("void(int64, int64, int64, int64, int64)", nogil=True, cache=cache)(run_job)),
+        kept(lambda cache: njit("void(int64, int64, int64)", nogil=True, cache=cache)(run_jobs)),
         kept(lambda cache: njit("boolean(int64, int64)", nogil=True, cache=cache)(watch_for_work)),
     )
 
@@ -96,7 +109,7 @@ class Worker(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        _, watch = machine_code()
+        _, _, watch = machine_code()
         while watch(self.control, WATCH):
             self.asleep = True
             self.bell.acquire()
@@ -112,7 +125,7 @@ class Pool:
     def __init__(self, threads: int) -> None:
         self.memory = np.zeros(8 * 64, dtype=np.int64)
         self.control = -(-self.memory.ctypes.data // 64) * 64
-        self.share, _ = machine_code()
+        self.share, self.share_all, _ = machine_code()
         self.busy = threading.Lock()  # one job at a time: another Python thread that has one meanwhile does it alone
         self.threads, self.workers = threads, [Worker(self.control) for _ in range(threads - 1)]
 
@@ -124,12 +137,26 @@ class Pool:
             self.share(0, job, n, grain, arguments)
             return
         try:
-            for worker in self.workers:
-                if worker.asleep:
-                    worker.wake()
+            self._wake()
             self.share(self.control, job, n, grain, arguments)
         finally:
             self.busy.release()
+
+    def run_all(self, table: int, count: int) -> None:
+        """`run` for each row of a table [count,4] of int64: job, n, grain, arguments; n at least 1."""
+        if not self.workers or not self.busy.acquire(blocking=False):
+            self.share_all(0, table, count)
+            return
+        try:
+            self._wake()
+            self.share_all(self.control, table, count)
+        finally:
+            self.busy.release()
+
+    def _wake(self) -> None:
+        for worker in self.workers:
+            if worker.asleep:
+                worker.wake()
 
     def close(self) -> None:
         """End the workers, after their last job."""

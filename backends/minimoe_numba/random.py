@@ -10,6 +10,7 @@ from minimoe_numba.arrays import FLOAT32, result, singles
 from minimoe_numba.compiling import compiled
 from minimoe_numba.kernel import F1, L1, kernel
 from minimoe_numba.maths import ZERO
+from minimoe_numba.tape import empty, filled
 from minimoe_numpy import NumpyBackend
 
 PIECE = 4096  # blocks, of four numbers each
@@ -44,31 +45,31 @@ def uniform_of(word):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def bit_blocks(start: int, stop: int, stream: int, micro: int, step: int, key0: int, key1: int, bits: L1) -> None:
+def bit_blocks(start: int, stop: int, stream: int, when: L1, key0: int, key1: int, bits: L1) -> None:
     words = np.empty((4, LANES), np.uint32)
     for low in range(start, stop, LANES):
-        draw(low, stream, micro, step, key0, key1, words)
+        draw(low, stream, when[0], when[1], key0, key1, words)
         for i in range(min(LANES, stop - low)):
             for j in range(4):
                 bits[4 * (low + i) + j] = np.int64(words[j, i])
 
 
 @kernel
-def uniform_blocks(start: int, stop: int, stream: int, micro: int, step: int, key0: int, key1: int, y: F1) -> None:
+def uniform_blocks(start: int, stop: int, stream: int, when: L1, key0: int, key1: int, y: F1) -> None:
     words = np.empty((4, LANES), np.uint32)
     for low in range(start, stop, LANES):
-        draw(low, stream, micro, step, key0, key1, words)
+        draw(low, stream, when[0], when[1], key0, key1, words)
         for i in range(min(LANES, stop - low)):
             for j in range(4):
                 y[4 * (low + i) + j] = uniform_of(words[j, i])
 
 
 @kernel
-def normal_blocks(start: int, stop: int, stream: int, micro: int, step: int, key0: int, key1: int, y: F1) -> None:
+def normal_blocks(start: int, stop: int, stream: int, when: L1, key0: int, key1: int, y: F1) -> None:
     """Box and Muller in float64."""
     words = np.empty((4, LANES), np.uint32)
     for low in range(start, stop, LANES):
-        draw(low, stream, micro, step, key0, key1, words)
+        draw(low, stream, when[0], when[1], key0, key1, words)
         for i in range(min(LANES, stop - low)):
             for j in range(0, 4, 2):
                 radius = np.sqrt(-2.0 * np.log(1.0 - np.float64(uniform_of(words[j, i]))))
@@ -79,12 +80,12 @@ def normal_blocks(start: int, stop: int, stream: int, micro: int, step: int, key
 
 @kernel
 def dropout_blocks(
-    start: int, stop: int, stream: int, micro: int, step: int, key0: int, key1: int, rate: float, factor: float, x: F1, y: F1
+    start: int, stop: int, stream: int, when: L1, key0: int, key1: int, rate: float, factor: float, x: F1, y: F1
 ) -> None:
     """y = x * (factor or 0); x and y may end within the last block."""
     words = np.empty((4, LANES), np.uint32)
     for low in range(start, stop, LANES):
-        draw(low, stream, micro, step, key0, key1, words)
+        draw(low, stream, when[0], when[1], key0, key1, words)
         whole = min(low + LANES, stop, len(x) // 4)
         for i in range(whole - low):
             for j in range(4):
@@ -94,9 +95,11 @@ def dropout_blocks(
                 y[n] = x[n] * (factor if uniform_of(words[n - 4 * whole, whole - low]) >= rate else ZERO)
 
 
-def words_of(rng: Draw) -> tuple[int, int, int, int, int]:
-    """stream, micro-batch, step and the two halves of the seed"""
-    return rng.stream, int(rng.micro), int(rng.step), rng.seed & 0xFFFFFFFF, rng.seed >> 32 & 0xFFFFFFFF
+def words_of(rng: Draw) -> tuple[int, Array, int, int]:
+    """stream, micro-batch and step, the two halves of the seed"""
+    when = empty(2, np.int64)
+    when[0], when[1] = rng.micro, rng.step
+    return rng.stream, when, rng.seed & 0xFFFFFFFF, rng.seed >> 32 & 0xFFFFFFFF
 
 
 def blocks_of(count: int) -> int:
@@ -105,17 +108,17 @@ def blocks_of(count: int) -> int:
 
 class FastRandom(NumpyBackend):
     def random_bits(self, count: int, rng: Draw) -> Array:
-        bits = np.empty(4 * blocks_of(count), np.int64)
+        bits = empty(4 * blocks_of(count), np.int64)
         bit_blocks(blocks_of(count), PIECE, *words_of(rng), bits)
         return bits[:count]
 
     def uniform(self, count: int, rng: Draw) -> Array:
-        y = np.empty(4 * blocks_of(count), np.float32)
+        y = empty(4 * blocks_of(count))
         uniform_blocks(blocks_of(count), PIECE, *words_of(rng), y)
         return y[:count]
 
     def normal(self, count: int, rng: Draw) -> Array:
-        y = np.empty(4 * blocks_of(count), np.float32)
+        y = empty(4 * blocks_of(count))
         normal_blocks(blocks_of(count), PIECE // 16, *words_of(rng), y)
         return y[:count]
 
@@ -129,4 +132,4 @@ class FastRandom(NumpyBackend):
     def dropout_mask(self, count: int, rate: float, rng: Draw, dtype: object) -> Array:
         if dtype != FLOAT32:
             return super().dropout_mask(count, rate, rng, dtype)
-        return self.dropout(np.ones(count, np.float32), rate, rng)
+        return self.dropout(filled((count,), 1, np.float32), rate, rng)

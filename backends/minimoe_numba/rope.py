@@ -11,6 +11,7 @@ from minimoe_numba.arrays import by_width, result, singles
 from minimoe_numba.compiling import compiled
 from minimoe_numba.kernel import F2, F3, address, kernel
 from minimoe_numba.native import pointer
+from minimoe_numba.tape import contiguous, empty, recorder
 from minimoe_numpy import NumpyBackend
 
 BYTES = 4  # of a float32
@@ -103,14 +104,24 @@ def join_rows(start: int, stop: int, dq: F2, dk: F2, dv: F2, dqkv: F2) -> None:
 
 def tables(positions: Array, inv_freq: Array, scale: float, turn: float) -> tuple[Array, Array]:
     """cos and sin of each angle.   -> [T or B*T,pairs] each"""
-    return tables_of(positions.tobytes(), positions.dtype, inv_freq.tobytes(), inv_freq.dtype, scale, turn)
+    tape = recorder.tape
+    if tape is None:
+        return tables_of(positions.tobytes(), positions.dtype, inv_freq.tobytes(), inv_freq.dtype, scale, turn)
+    key = "cos and sin", address(positions), address(inv_freq), scale, turn
+    if key not in tape.shared:
+        tape.shared[key] = positions, inv_freq, cos_and_sin(positions, inv_freq, scale, turn)  # held, so that the addresses stay theirs
+    cos_sin: tuple[Array, Array] = tape.shared[key][2]
+    return cos_sin
 
 
 @lru_cache(maxsize=16)
 def tables_of(positions: bytes, int_type: Any, inv_freq: bytes, float_type: Any, scale: float, turn: float) -> tuple[Array, Array]:
     """By what the arrays hold: every layer of a model turns by the same angles, forward and back."""
-    frequencies = np.frombuffer(inv_freq, float_type)
-    angle = np.frombuffer(positions, int_type).astype(float_type)[:, None] * frequencies
+    return cos_and_sin(np.frombuffer(positions, int_type), np.frombuffer(inv_freq, float_type), scale, turn)
+
+
+def cos_and_sin(positions: Array, inv_freq: Array, scale: float, turn: float) -> tuple[Array, Array]:
+    angle = positions.reshape(-1).astype(inv_freq.dtype)[:, None] * inv_freq
     cos, sin = np.cos(angle) * scale, np.sin(angle) * (scale * turn)
     return cos.astype(np.float32, copy=False), sin.astype(np.float32, copy=False)
 
@@ -119,7 +130,7 @@ def rotate(x: Array, positions: Array, inv_freq: Array, scale: float, interleave
     """x [B,T,heads,C], turned forward (1.0) or back (-1.0), into y"""
     b, t, heads, width = x.shape
     if x.strides[2:] != (BYTES * width, BYTES):
-        x = np.ascontiguousarray(x)
+        x = contiguous(x)
     turned = y.reshape(b * t, heads, width)
     turn_tokens(
         b * t, by_width(heads * width), address(x), *x.strides[:2], t, *tables(positions, inv_freq, scale, turn), interleaved, turned
@@ -144,7 +155,7 @@ class FastRope(NumpyBackend):
     def rope_backward(self, dy: Array, positions: Array, inv_freq: Array, scale: float = 1.0, interleaved: bool = False) -> Array:
         if not fits(dy, positions, inv_freq):
             return super().rope_backward(dy, positions, inv_freq, scale, interleaved)
-        dx = np.empty(dy.shape, np.float32)
+        dx = empty(dy.shape)
         rotate(dy, positions, inv_freq, scale, interleaved, -1.0, dx)
         return dx
 
@@ -153,8 +164,8 @@ class FastRope(NumpyBackend):
             return super().split_heads(qkv, positions, inv_freq, heads=heads, groups=groups)
         b, t, width = qkv.shape
         c = width // (heads + 2 * groups)
-        whole = np.ascontiguousarray(qkv).reshape(b * t, heads + 2 * groups, c)
-        q, k = np.empty((b, t, heads, c), np.float32), np.empty((b, t, groups, c), np.float32)
+        whole = contiguous(qkv).reshape(b * t, heads + 2 * groups, c)
+        q, k = empty((b, t, heads, c)), empty((b, t, groups, c))
         cos_sin = tables(positions, inv_freq, 1.0, 1.0)
         split_tokens(b * t, by_width(width), whole, t, *cos_sin, q.reshape(b * t, heads, c), k.reshape(b * t, groups, c))
         return q, k, whole[:, heads + groups :].reshape(b, t, groups, c)
@@ -163,8 +174,8 @@ class FastRope(NumpyBackend):
         if not singles(dq, dk, dv) or not dq.size:
             return super().split_heads_backward(dq, dk, dv, positions, inv_freq)
         (b, t, heads, c), groups = dq.shape, dk.shape[2]
-        dqkv = np.empty((b, t, (heads + 2 * groups) * c), np.float32)
-        parts, grain = [np.ascontiguousarray(d).reshape(b * t, -1) for d in (dq, dk, dv)], by_width(dqkv.shape[2])
+        dqkv = empty((b, t, (heads + 2 * groups) * c))
+        parts, grain = [contiguous(d).reshape(b * t, -1) for d in (dq, dk, dv)], by_width(dqkv.shape[2])
         if inv_freq is None:
             join_rows(b * t, grain, *parts, dqkv.reshape(b * t, -1))
         else:

@@ -8,15 +8,16 @@ import numpy as np
 from minimoe.backend import Array
 from minimoe.reference.routing import Plan
 from minimoe_numba.arrays import NO_BOOLS, as_rows, by_width, optional, result, singles
-from minimoe_numba.kernel import B1, F2, I1, I2, kernel
+from minimoe_numba.kernel import B1, F2, I1, I2, L1, kernel
 from minimoe_numba.maths import ONE, ZERO
+from minimoe_numba.tape import contiguous, empty, zeros
 from minimoe_numpy import NumpyBackend
 
 NO_LIMIT = 2**31 - 1
 
 
 @kernel
-def sort_by_expert(start: int, stop: int, ids: I2, valid: B1, capacity: int, order: I1, inverse: I2, offsets: I1) -> None:
+def sort_by_expert(start: int, stop: int, ids: I2, valid: B1, capacity: L1, order: I1, inverse: I2, offsets: I1) -> None:
     """All tokens in one piece: a count, its running sum, then each choice to its place; so many choices take microseconds."""
     tokens, slots = ids.shape
     experts = len(offsets) - 1
@@ -27,7 +28,7 @@ def sort_by_expert(start: int, stop: int, ids: I2, valid: B1, capacity: int, ord
                 counts[ids[n, j]] += 1
     offsets[0] = 0
     for e in range(experts):
-        offsets[e + 1] = offsets[e] + min(counts[e], capacity)
+        offsets[e + 1] = offsets[e] + min(counts[e], capacity[0])
         counts[e] = 0
     for n in range(tokens):
         for j in range(slots):
@@ -93,11 +94,12 @@ class FastRouting(NumpyBackend):
     ) -> Plan:  # fmt: skip
         if capacity is not None and priority != "position":
             return super().route(ids, weights, valid, n_experts=n_experts, rows=rows, capacity=capacity, priority=priority)
-        order, inverse, offsets = np.zeros(rows, np.int32), np.empty(ids.shape, np.int32), np.empty(n_experts + 1, np.int32)
-        n, limit = len(ids), NO_LIMIT if capacity is None else int(capacity)
+        order, inverse, offsets = zeros(rows, np.int32), empty(ids.shape, np.int32), empty(n_experts + 1, np.int32)
+        n, limit = len(ids), empty(1, np.int64)
+        limit[0] = NO_LIMIT if capacity is None else capacity
         if n == 0:
             offsets[:] = 0
-        sort_by_expert(n, n, np.ascontiguousarray(ids), np.ascontiguousarray(optional(valid, NO_BOOLS)), limit, order, inverse, offsets)
+        sort_by_expert(n, n, contiguous(ids), contiguous(optional(valid, NO_BOOLS)), limit, order, inverse, offsets)
         return Plan(order, inverse, offsets)
 
     def dispatch(self, x: Array, plan: Plan, out: Array | None = None) -> Array:
@@ -110,7 +112,7 @@ class FastRouting(NumpyBackend):
     def dispatch_backward(self, drows: Array, plan: Plan) -> Array:
         if not singles(drows):
             return super().dispatch_backward(drows, plan)
-        dx = np.empty((len(plan.inverse), drows.shape[1]), np.float32)
+        dx = empty((len(plan.inverse), drows.shape[1]))
         gather_sum(len(dx), by_width(2 * drows.shape[1]), as_rows(drows), plan.inverse, NO_WEIGHTS, dx)
         return dx
 
@@ -124,7 +126,7 @@ class FastRouting(NumpyBackend):
     def combine_backward(self, dy: Array, rows: Array, weights: Array, plan: Plan) -> tuple[Array, Array]:
         if not singles(dy, rows, weights):
             return super().combine_backward(dy, rows, weights, plan)
-        drows, dweights = np.empty(rows.shape, np.float32), np.empty(weights.shape, np.float32)  # rows that nobody has hold anything
+        drows, dweights = empty(rows.shape), empty(weights.shape)  # rows that nobody has hold anything
         grain = by_width(4 * rows.shape[1])
         spread_rows(len(dy), grain, as_rows(dy), as_rows(rows), as_rows(weights), plan.inverse, drows, dweights)
         return drows, dweights

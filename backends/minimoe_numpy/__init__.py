@@ -21,7 +21,7 @@ class NumpyBackend(Backend):
 
     name = "numpy"
     dtypes = ("float32", "float64")
-    xp = np
+    xp: Any = np
     cache_elements = 65536  # 256 KiB of float32
 
     def from_host(self, array: np.ndarray[Any, Any]) -> Array:
@@ -49,7 +49,7 @@ class NumpyBackend(Backend):
 
     def sigmoid(self, x: Array) -> Array:
         with np.errstate(over="ignore"):  # exp(-x) = infinity gives the right 0
-            y = np.asarray(np.negative(x))  # NumPy gives 0-d results as scalars, which cannot be written
+            y = np.asanyarray(np.negative(x))  # NumPy gives 0-d results as scalars, which cannot be written
             np.exp(y, out=y)
             y += 1.0
             return np.reciprocal(y, out=y)

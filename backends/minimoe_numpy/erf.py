@@ -40,7 +40,7 @@ def erf(x: Floats) -> Floats:
     """erf(x), in x's dtype.   [...] -> [...]"""
     if x.dtype == np.float64:
         return _double(x)
-    flat = np.ascontiguousarray(x).reshape(-1)
+    flat = x.reshape(-1)
     y = np.empty_like(flat)
     for start in range(0, flat.size, CHUNK):
         y[start : start + CHUNK] = _single(flat[start : start + CHUNK])

@@ -116,7 +116,8 @@ class StepProfile:
             f"{self.name} on {self.backend}: {self.tokens_per_s:,.0f} tokens/s, {self.gflops:.1f} GFLOP/s\n"
             f"a step of {self.tokens:,} tokens takes {self.step_ms:.1f} ms ({self.fastest_ms:.1f} to {self.slowest_ms:.1f})",
             f"Indented kernels run inside the one above and are part of its time. Shares are of a step with a clock around every kernel "
-            f"({self.watched_ms:.1f} ms). Ceilings in this run: {c.gflops:.0f} GFLOP/s (product of 1024 x 1024 float32), "
+            f"({self.watched_ms:.1f} ms), none of it played from a recording. "
+            f"Ceilings in this run: {c.gflops:.0f} GFLOP/s (product of 1024 x 1024 float32), "
             f"{c.gb_per_s:.1f} GB/s (copy of 64 MB). GB/s counts each array, in or out, once; what fits in a cache can pass the ceiling.",
             ("kernel", "kind", "calls", "ms", "share", "GFLOP/s", "GB/s", "of ceiling"),
         )

@@ -12,12 +12,13 @@ import numpy as np
 from msgspec.structs import replace
 
 from minimoe.autograd import use_backend
-from minimoe.backend import Backend, kernel_names, load
+from minimoe.backend import Array, Backend, kernel_names, load
 from minimoe.config import Config
 from minimoe.cost import check_memory
 from minimoe.model import Transformer
 from minimoe.optim import learning_rate, make_optimizer
 from minimoe.random import Rng, host_bits
+from minimoe.recording import Recorded
 from minimoe.trainer import limited_threads
 
 Watch = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
@@ -40,25 +41,35 @@ class TrainingStep:
         self.model = Transformer(config.model, seed=t.seed, dtype=t.dtype, backend=backend)
         self.optimizer = make_optimizer(self.model.parameters(), t)
         bits = host_bits(t.accumulate * t.batch_size * (t.seq_len + 1), t.seed, "bench.tokens") % self.model.vocab_size
-        self.tokens = bits.astype(np.int32).reshape(t.accumulate, t.batch_size, t.seq_len + 1)
+        rows = bits.astype(np.int32).reshape(t.accumulate, t.batch_size, t.seq_len + 1)
+        self.batch = rows[:, :, :-1].copy(), rows[:, :, 1:].copy()
+        self.recorded = Recorded(self.work, backend, lambda why: None)
 
     def __call__(self) -> None:
-        """Forward and backward over every micro-batch, the gradient's norm, clipping, the update."""
+        """Forward and backward over every micro-batch, the gradient's norm, clipping, the update; recorded where the backend records."""
+        wide = np.float64 if self.config.train.dtype == "float64" else np.float32
+        rate = np.asarray(learning_rate(self.done, self.config.train), wide)
+        inputs = np.asarray(self.done, np.int32), rate, *self.batch
+        self.recorded(*map(self.backend.from_host, inputs))
+        self.backend.synchronize()
+        self.done += 1
+
+    def work(self, step: Array, lr: Array, tokens: Array, targets: Array) -> Array:
+        """The step from arrays.   tokens, targets [accumulate,B,T] -> the gradient's norm"""
         t, xp = self.config.train, self.backend.xp
         counts: list[Any] = []
-        for micro, rows in enumerate(self.tokens):
-            inputs, targets = np.ascontiguousarray(rows[:, :-1]), np.ascontiguousarray(rows[:, 1:])
-            parts = self.model.loss(inputs, targets, rng=Rng(t.seed, self.done, micro), recompute_blocks=t.recompute)
+        self.optimizer.zero_grad()
+        for micro in range(t.accumulate):
+            rng = Rng(t.seed, step, micro)
+            parts = self.model.loss(tokens[micro, :, :], targets[micro, :, :], rng=rng, recompute_blocks=t.recompute)
             parts.total.backward(xp.full((), 1.0 / t.accumulate, dtype=parts.total.dtype))
             new = [stats.counts for stats in parts.stats]
             counts = new if not counts else [a + c for a, c in zip(counts, new, strict=True)]
         norm = self.optimizer.grad_norm()
         ok, scale = xp.isfinite(norm), self.optimizer.clip_scale(norm, t.grad_clip)
-        self.optimizer.step(lr=learning_rate(self.done, t), scale=scale, ok=ok)
+        self.optimizer.step(lr=lr, scale=scale, ok=ok)
         self.model.update_balance(counts, ok)
-        self.optimizer.zero_grad()
-        self.backend.synchronize()
-        self.done += 1
+        return norm
 
 
 @contextmanager
@@ -75,16 +86,21 @@ def seconds_of(call: Callable[[], Any]) -> float:
 
 
 def step_seconds(config: Config, backend: str | Backend, steps: int = 3, warmup: int = 1) -> list[float]:
-    """The wall time of each of so many whole training steps, after `warmup` others. Raises `ConfigError` for what cannot be trained."""
+    """The wall time of each of so many whole training steps, after `warmup` others and those that come before a recording is played.
+
+    Raises `ConfigError` for what cannot be trained.
+    """
     chosen = load(backend) if isinstance(backend, str) else backend
     with as_in_training(config, chosen):
         step = TrainingStep(config, chosen)
+        warmup = max(warmup, chosen.warm_up + 1)
         return [seconds_of(step) for _ in range(warmup + steps)][warmup:]
 
 
 def watched(backend: Backend, watch: Watch) -> Backend:
-    """A copy of the backend whose kernels, also those that kernels call, go through `watch`; the backend itself stays as it is."""
+    """A copy of the backend whose kernels, also those that kernels call, go through `watch`, and are all called in each step."""
     twin = copy.copy(backend)
+    twin.record = Backend.record.__get__(twin)  # type: ignore[method-assign]
     for name in kernel_names():
         setattr(twin, name, _through(watch, name, getattr(type(twin), name).__get__(twin)))
     return twin

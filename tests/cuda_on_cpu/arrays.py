@@ -1,0 +1,46 @@
+"""NumPy as the array layer under kernels that the processor executes: with bfloat16, from ml_dtypes, as CuPy has it."""
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from minimoe_numpy import NumpyBackend
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+class Namespace:
+    """NumPy, with bfloat16 by name and as a floating type."""
+
+    bfloat16 = BFLOAT16
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np, name)
+
+    def isdtype(self, dtype: Any, kind: Any) -> bool:
+        return kind == "real floating" if dtype == BFLOAT16 else np.isdtype(dtype, kind)
+
+    def matmul(self, a: Any, b: Any, out: Any = None) -> Any:
+        """Products of bfloat16 with sums in float32, rounded once, as cuBLAS does them."""
+        if BFLOAT16 not in (a.dtype, b.dtype):
+            return np.matmul(a, b, out=out)
+        y = np.matmul(a.astype(np.float32), b.astype(np.float32)).astype(np.result_type(a, b))
+        if out is None:
+            return y
+        out[...] = y
+        return out
+
+
+class HostArrays(NumpyBackend):
+    """NumPy's arrays in the dtypes of a card."""
+
+    dtypes = ("float32", "float64", "bfloat16")
+    xp: Any = Namespace()
+
+    def erf(self, x: Any) -> Any:
+        return super().erf(self.wide(x)).astype(x.dtype)
+
+    def top_k(self, x: Any, k: int) -> Any:
+        values, ids = super().top_k(self.wide(x), k)
+        return values.astype(x.dtype), ids
