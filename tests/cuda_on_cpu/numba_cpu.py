@@ -24,6 +24,8 @@ COMPUTE_CAPABILITY = (9, 0)
 SIZES = {"float": 4, "double": 8, "i32": 4, "i64": 8, "i16": 2, "i8": 1, "half": 2}
 CODES = {"float32": "f", "float64": "d", "int32": "i", "uint32": "I", "int64": "q", "uint64": "Q", "bool": "b", "boolean": "b"}
 
+LIBRARY_CALLS = ("memset", "memcpy", "memmove")  # what LLVM makes of loops; the linker finds them
+
 # what LLVM's intrinsics give as a pair, our functions give through a pointer or as the number alone
 PAIRS = """
 declare i32 @warp_shuffle(i32, i32, i32, i32, i32, ptr) convergent noduplicate
@@ -134,6 +136,9 @@ class Code:
         )
         passes = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=2))
         passes.getModulePassManager().run(module, passes)
+        missing = [f.name for f in module.functions if f.is_declaration and not f.name.startswith("llvm.") and not known(f.name)]
+        if missing:
+            raise NotImplementedError(f"numba_runtime.cpp lacks {', '.join(missing)}")
         self.engine = llvm.create_mcjit_compiler(module, target)
         self.engine.finalize_object()
         self.entry = self.engine.get_function_address("entry_of_kernel")
@@ -145,9 +150,14 @@ class Code:
         self.shared_bytes = (ctypes.c_size_t * len(spans))(*(size for _, size in spans))
 
 
+def known(name: str) -> bool:
+    """Has the processor's code such a function? An unknown one would be called at address 0."""
+    return name in LIBRARY_CALLS or llvm.address_of_symbol(name) is not None
+
+
 @cache
-def compiled(function: Any, kinds: tuple[Any, ...], fastmath: bool) -> Code:
-    """numba-cuda's LLVM code of a kernel, made into the processor's."""
+def lowered(function: Any, kinds: tuple[Any, ...], fastmath: bool = False) -> Any:
+    """numba-cuda's library of a kernel for some argument types: LLVM code, before anything is made of it."""
     from numba.cuda import types
     from numba.cuda.compiler import _compile_pyfunc_with_fixup
 
@@ -156,14 +166,20 @@ def compiled(function: Any, kinds: tuple[Any, ...], fastmath: bool) -> Code:
         function, types.void(*kinds), debug=None, lineinfo=False, device=False, fastmath=fastmath, cc=COMPUTE_CAPABILITY, opt=None,
         abi="numba", abi_info=None, forceinline=False, launch_bounds=None, lto=False,
     )  # fmt: skip
-    return Code([for_processor(text, first=i == 0) for i, text in enumerate(made.llvm_strs)])
+    return made
+
+
+@cache
+def compiled(function: Any, kinds: tuple[Any, ...], fastmath: bool) -> Code:
+    """numba-cuda's LLVM code of a kernel, made into the processor's."""
+    return Code([for_processor(text, first=i == 0) for i, text in enumerate(lowered(function, kinds, fastmath).llvm_strs)])
 
 
 def for_processor(text: str, first: bool) -> str:
     """LLVM code for a device as code for this processor; the kernel's own module also gets an entry that takes one pointer a parameter."""
     for line in (r"target .*", r'@"llvm.used".*', r"!nvvm.*", r'declare .*@"llvm\.nvvm\.(shfl\.sync\.i32|vote\.sync)".*'):
         text = re.sub(rf"^{line}\n", "", text, flags=re.M)
-    text = text.replace('@"llvm.nvvm.', '@"nvvm.').replace("common global", "global")
+    text = text.replace('@"llvm.nvvm.', '@"nvvm.').replace("common global", "weak global")
     # a place where threads meet stays one place: LLVM would copy it into both arms of a branch
     text = re.sub(r'^(declare [^\n]*@"nvvm\.(?:barrier0|bar\.|match)[^\n]*\))', r"\1 convergent noduplicate", text, flags=re.M)
     text = re.sub(r'call i32 asm sideeffect "mov.u32 \$0, %dynamic_smem_size;", "=r"\(\)', "load i32, ptr @dynamic_bytes", text)

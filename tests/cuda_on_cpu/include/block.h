@@ -3,19 +3,23 @@
 // Those who wait go on when all of the block, or of the warp, have come to the same line; waiting for a thread that cannot come is an error
 // that names block, thread and line. The order of threads and blocks is forward, reverse or shuffled: what depends on it is a race.
 // Shared memory starts as NaN (0xff bytes) in each block.
-// Not seen here: a missing fence, an update that is not atomic (nobody is ever interrupted), a missing wait for cp.async, which is at once.
+// Not seen here: a missing fence, an update that is not atomic (nobody is ever interrupted).
 #pragma once
 #include <link.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <deque>
+#include <memory>
 #include <numeric>
 #include <random>
 #include <utility>
 #include <vector>
 
 #include "fiber.h"
+
+#define CUDA_ON_CPU  // what a source asks where it has one text for a device and a twin for the processor
 
 #define __global__
 #define __device__
@@ -45,10 +49,25 @@ alignas(1024) thread_local unsigned char dynamic_shared[MOST_DYNAMIC];  // kerne
 
 namespace cuda_on_cpu {
 
-enum class State { ready, at_warp, at_block, done };
+enum class State { ready, at_warp, at_group, at_block, at_condition, done };
 enum Order { forward, reverse, shuffled };
 
-using Finish = void (*)(void* const* posted);  // what a warp operation does, once, when all 32 lanes have posted
+using Finish = void (*)(void* const* posted);  // what a warp (or warpgroup) operation does, once, when all lanes have posted
+using Condition = bool (*)(const void* what);
+
+struct Copy {  // a cp.async that has not been waited for
+    void* to;
+    const void* from;  // or zeros
+    int group;
+};
+
+struct Product;  // of a warpgroup (hopper.h)
+
+struct Pending {  // a thread's part of a product that has not been waited for
+    std::shared_ptr<const Product> product;
+    float* sums;
+    int group;
+};
 
 struct Thread {
     Fiber fiber;
@@ -57,7 +76,15 @@ struct Thread {
     int line;  // of what it waits at
     Finish finish;
     void* posted;
+    Condition holds;  // what it waits for
+    const void* what;
     bool predicate;
+    std::deque<Copy> copies;
+    int groups;  // committed so far
+    std::vector<void*> unfenced;  // 16 bytes each that its copies wrote, and that no fence has shown to the tensor cores yet
+    std::deque<Pending> products;
+    int product_groups;  // committed so far
+    bool sums_ready;  // since it last waited, wgmma.fence has said so
 };
 
 static std::vector<Thread> threads;
@@ -98,6 +125,22 @@ void with_warp(unsigned mask, Body& mine, void (*finish)(void* const*), int line
     wait(State::at_warp, line);
 }
 
+// The same for a warpgroup, four warps whose first is a multiple of four.
+template <class Body>
+void with_group(Body& mine, void (*finish)(void* const*), int line) {
+    threads[current].posted = &mine;
+    threads[current].finish = finish;
+    wait(State::at_group, line);
+}
+
+// Wait until `holds(what)`, which others bring about.
+static void wait_until(Condition holds, const void* what, int line) {
+    if (holds(what)) return;
+    threads[current].holds = holds;
+    threads[current].what = what;
+    wait(State::at_condition, line);
+}
+
 static int barrier(bool predicate, int line) {
     threads[current].predicate = predicate;
     wait(State::at_block, line);
@@ -115,15 +158,16 @@ static void release(size_t first, size_t count) {
     for (size_t t = first; t < first + count; t++) threads[t].state = State::ready;
 }
 
-static bool finish_warp(size_t first) {
-    if (!together(first, 32, State::at_warp)) return false;
-    void* posted[32];
-    for (size_t lane = 0; lane < 32; lane++) {
+// The operation of a warp or warpgroup that has come there whole.   -> was it one
+static bool finish_together(size_t first, size_t count, State state) {
+    if (first + count > threads.size() || !together(first, count, state)) return false;
+    void* posted[128];
+    for (size_t lane = 0; lane < count; lane++) {
         posted[lane] = threads[first + lane].posted;
         if (threads[first + lane].finish != threads[first].finish) return false;
     }
     threads[first].finish(posted);
-    release(first, 32);
+    release(first, count);
     return true;
 }
 
@@ -132,27 +176,36 @@ static bool run_warp(const std::vector<unsigned>& lanes, size_t first) {
     bool moved = false;
     do {
         for (unsigned lane : lanes) {
-            if (threads[first + lane].state != State::ready) continue;
+            Thread& thread = threads[first + lane];
+            if (thread.state == State::at_condition && thread.holds(thread.what)) thread.state = State::ready;
+            if (thread.state != State::ready) continue;
             current = first + lane;
-            threadIdx = threads[current].index;
-            switch_to(scheduler, threads[current].fiber);
+            threadIdx = thread.index;
+            switch_to(scheduler, thread.fiber);
             if (failure[0]) return true;
             moved = true;
         }
-    } while (finish_warp(first));
+    } while (finish_together(first, 32, State::at_warp));
+    moved |= finish_together(first / 128 * 128, 128, State::at_group);
     return moved;
 }
 
 static const char* describe(State state) {
-    return state == State::at_warp ? "a warp operation" : state == State::at_block ? "__syncthreads" : "the end";
+    switch (state) {
+        case State::at_warp: return "a warp operation";
+        case State::at_group: return "an operation of its warpgroup";
+        case State::at_block: return "__syncthreads";
+        case State::at_condition: return "an mbarrier";
+        default: return "the end";
+    }
 }
 
-// The first thread that waits, and the first of its warp (operation) or block (barrier) that is elsewhere.
+// The first thread that waits, and the first of its warp or warpgroup (operation) or block (barrier) that is elsewhere.
 static void explain() {
     size_t t = 0, other;
     while (threads[t].state == State::done) t++;
-    const bool in_warp = threads[t].state == State::at_warp;
-    const size_t first = in_warp ? t / 32 * 32 : 0, last = in_warp ? first + 32 : threads.size();
+    const size_t size = threads[t].state == State::at_warp ? 32 : threads[t].state == State::at_group ? 128 : threads.size();
+    const size_t first = t / size * size, last = std::min(first + size, threads.size());
     other = first;
     while (other < last && threads[other].state == threads[t].state && threads[other].line == threads[t].line) other++;
     if (other == last) other = t;  // different operations on one line
@@ -195,6 +248,11 @@ static void run_block(const Stacks& stacks, const std::vector<unsigned>& warps, 
     for (size_t t = 0; t < threads.size(); t++) {
         prepare(threads[t].fiber, stacks[t], run_thread);
         threads[t].state = State::ready;
+        threads[t].copies.clear();
+        threads[t].unfenced.clear();
+        threads[t].products.clear();
+        threads[t].groups = threads[t].product_groups = 0;
+        threads[t].sums_ready = false;
     }
     while (!together(0, threads.size(), State::done)) {
         bool moved = false;

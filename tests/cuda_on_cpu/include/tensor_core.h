@@ -36,6 +36,11 @@ inline void multiply_tile(void* const* posted) {
     }
 }
 
+inline void mma(float* c, const unsigned* a, const unsigned* b, int line) {
+    Mma mine = {c, a, b};
+    with_warp(0xffffffffu, mine, multiply_tile, line);
+}
+
 struct Matrices {
     unsigned* registers;
     const char* row;  // where this lane's row of 16 bytes begins
@@ -64,6 +69,27 @@ void ldmatrix(unsigned (&registers)[N], const void* row, bool transposed, int li
     if (reinterpret_cast<uintptr_t>(row) % 16) fail("ldmatrix: a row does not begin at a multiple of 16 bytes");
     Matrices mine = {registers, static_cast<const char*>(row), N, transposed};
     with_warp(0xffffffffu, mine, load_matrices, line);
+}
+
+// cp.async: a copy of 16 bytes (zeros unless `wanted`) that is made as late as may be, when its thread waits for its group: without the wait
+// shared memory stays NaN.
+inline void copy_16(void* shared, const void* global, bool wanted) {
+    if (reinterpret_cast<uintptr_t>(shared) % 16 || reinterpret_cast<uintptr_t>(global) % 16) fail("cp.async: not at a multiple of 16 bytes");
+    threads[current].copies.push_back({shared, wanted ? global : nullptr, threads[current].groups});
+}
+
+inline void commit_copies() { threads[current].groups++; }
+
+// Until at most `pending` of the groups committed last are under way.
+inline void wait_for_copies(int pending) {
+    auto& mine = threads[current];
+    while (!mine.copies.empty() && mine.copies.front().group + pending < mine.groups) {
+        const Copy copy = mine.copies.front();
+        mine.copies.pop_front();
+        if (copy.from) memcpy(copy.to, copy.from, 16);
+        else memset(copy.to, 0, 16);
+        mine.unfenced.push_back(copy.to);
+    }
 }
 
 }  // namespace cuda_on_cpu

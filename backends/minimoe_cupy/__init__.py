@@ -1,0 +1,83 @@
+"""NVIDIA cards through CuPy: arrays and memory from CuPy, dense products from cuBLAS, all else CUDA C kernels (kernels/*.cu).
+
+`loader.py` compiles them, `launch.py` checks and launches; each topic of the contract has its file. Kernels take float32, or bfloat16 with
+float32 sums; any other dtype goes to the reference. None has been on a card yet: the tests execute all of them on the processor, and
+compile them for sm_80 and sm_90a.
+"""
+
+from types import ModuleType
+
+from minimoe.backend import Backend
+from minimoe_cupy import (
+    activation,
+    attention,
+    embedding,
+    gating,
+    grouped,
+    linear,
+    loss,
+    norm,
+    optimizer,
+    plan,
+    random,
+    rope,
+    routing,
+    selection,
+    sorting,
+)  # fmt: skip
+from minimoe_cupy.activation import CudaActivation
+from minimoe_cupy.attention import CudaAttention
+from minimoe_cupy.embedding import CudaEmbedding
+from minimoe_cupy.expert import CudaExpert
+from minimoe_cupy.gating import CudaGating
+from minimoe_cupy.linear import CudaLinear
+from minimoe_cupy.loader import CupyLoader, Loader, Source
+from minimoe_cupy.loss import CudaLoss
+from minimoe_cupy.norm import CudaNorm
+from minimoe_cupy.optimizer import CudaOptimizer
+from minimoe_cupy.plan import CudaRouting
+from minimoe_cupy.random import CudaRandom
+from minimoe_cupy.rope import CudaRope
+
+__all__ = ["CudaKernels", "backend", "backend_class", "sources"]
+
+TOPICS: tuple[ModuleType, ...] = (
+    activation, attention, embedding, gating, grouped, linear, loss, norm, optimizer, plan, random, rope, routing, selection, sorting,
+)  # fmt: skip
+PRODUCTS = frozenset({"linear", "linear_dx", "linear_dw"})
+
+
+class CudaKernels(
+    CudaNorm, CudaActivation, CudaRope, CudaLinear, CudaAttention, CudaGating, CudaRouting, CudaExpert, CudaLoss, CudaEmbedding,
+    CudaRandom, CudaOptimizer,
+):  # fmt: skip
+    """The contract's kernels in CUDA C, on whichever array layer and loader it is given."""
+
+    name = "cupy"
+    library = PRODUCTS
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+
+def sources() -> list[Source]:
+    """Every `.cu` file with the kernels that the backend asks of it."""
+    return list(dict.fromkeys(value for topic in TOPICS for value in vars(topic).values() if isinstance(value, Source)))
+
+
+def backend_class() -> type[Backend]:
+    """What the backend has by hand, without a device."""
+    return CudaKernels
+
+
+def backend() -> Backend:
+    """The CuPy backend. Raises BackendUnavailable where there is no CuPy, driver or card for it."""
+    from minimoe_cupy.device import check_device
+
+    check_device("cupy")
+    from minimoe_cupy.arrays import CupyArrays
+
+    class CupyBackend(CudaKernels, CupyArrays):
+        """On a card."""
+
+    return CupyBackend(CupyLoader())

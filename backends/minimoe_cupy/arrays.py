@@ -1,0 +1,97 @@
+"""The array layer on an NVIDIA card: CuPy's arrays from CuPy's pool of memory, bfloat16 through ml_dtypes.
+
+Nothing here waits for the device but `to_host` and `synchronize`, so that a step can be captured as a CUDA graph (`cupy.bincount` would).
+`scatter_add` is a kernel of the backends that stand on this.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import cupy
+import cupyx
+import ml_dtypes
+import numpy as np
+from cupyx.scipy import special
+
+from minimoe.backend import Array, Backend
+from minimoe_cupy.cublas import Cublas
+from minimoe_cupy.graph import record, refuse_while_capturing
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+cublas = Cublas()
+
+
+class Namespace:
+    """CuPy, with bfloat16 by name and as a floating type."""
+
+    bfloat16 = BFLOAT16
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(cupy, name)
+
+    def isdtype(self, dtype: Any, kind: Any) -> bool:
+        return kind == "real floating" if dtype == BFLOAT16 else cupy.isdtype(dtype, kind)
+
+    def argsort(self, x: Array, axis: int = -1, stable: bool = True) -> Array:
+        return cupy.argsort(x, axis=axis, kind="stable")
+
+    def asarray(self, x: Any, **options: Any) -> Array:
+        if not isinstance(x, cupy.ndarray):
+            refuse_while_capturing("a number of the host was made an array")
+        return cupy.asarray(x, **options)
+
+    def matmul(self, a: Array, b: Array, out: Array = None) -> Array:
+        if a.ndim == b.ndim == 2 and a.dtype == b.dtype:
+            y = cupy.empty((a.shape[0], b.shape[1]), dtype=a.dtype) if out is None else out
+            if cublas.matmul(a, b, y):
+                return y
+        return cupy.matmul(a, b, out=out)
+
+    def clip(self, x: Array, min: Any = None, max: Any = None) -> Array:
+        return cupy.clip(x, min, max)
+
+
+class CupyArrays(Backend):
+    """CuPy's arrays on the current device."""
+
+    dtypes = ("float32", "float64", "bfloat16")
+    xp: Any = Namespace()
+
+    def from_host(self, array: np.ndarray[Any, Any]) -> Array:
+        refuse_while_capturing("an array came from the host")
+        return cupy.array(array, order="C", copy=True)
+
+    def to_host(self, array: Array) -> np.ndarray[Any, Any]:
+        return cupy.asnumpy(array)
+
+    def top_k(self, x: Array, k: int) -> tuple[Array, Array]:
+        ids = cupy.argsort(-self.wide(x), axis=-1, kind="stable")[..., :k]
+        return cupy.take_along_axis(x, ids, axis=-1), ids.astype(cupy.int32)
+
+    def bincount(self, ids: Array, minlength: int) -> Array:
+        counts = cupy.zeros(minlength, dtype=cupy.int32)
+        cupyx.scatter_add(counts, ids, 1)  # of integers: any order gives the same
+        return counts
+
+    def erf(self, x: Array) -> Array:
+        return special.erf(self.wide(x)).astype(x.dtype, copy=False)
+
+    def contiguous(self, x: Array) -> Array:
+        return cupy.ascontiguousarray(x)
+
+    def synchronize(self) -> None:
+        cupy.cuda.get_current_stream().synchronize()
+
+    def memory(self) -> dict[str, int]:
+        pool = cupy.get_default_memory_pool()
+        return {"used": pool.used_bytes(), "peak": pool.total_bytes()}
+
+    def out_of_memory(self, error: BaseException) -> tuple[int, int] | None:
+        if not isinstance(error, cupy.cuda.memory.OutOfMemoryError):
+            return None
+        asked = re.search(r"allocating ([\d,]+) bytes", str(error))
+        return int(asked[1].replace(",", "")) if asked else 0, cupy.cuda.runtime.memGetInfo()[0]
+
+    def record(self, work: Callable[[], None], say: Callable[[str], None]) -> Callable[[], None] | None:
+        return record(work, say)

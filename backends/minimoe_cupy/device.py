@@ -1,0 +1,47 @@
+"""Is there a card that the kernels run on? What both GPU backends ask before anything else."""
+
+import os
+from importlib.util import find_spec
+
+from minimoe.backend import BackendUnavailable
+
+OLDEST = (8, 0)  # Ampere: bf16 on the tensor cores, cp.async
+HOPPER = (9, 0)
+FIRST_NVRTC = (13, 0)  # that takes an architecture beside the one that CuPy asks for
+
+
+def check_device(name: str) -> None:
+    """Raise BackendUnavailable, with what is missing and what would be right, unless the current device will do."""
+    try:
+        import cupy
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"backend {name}: CuPy is not installed: pip install 'minimoe[{name}]' (for CUDA 13), or cupy-cuda12x"
+        ) from error
+    runtime = cupy.cuda.runtime
+    try:
+        count = runtime.getDeviceCount()
+    except runtime.CUDARuntimeError as error:
+        raise BackendUnavailable(f"backend {name}: no usable NVIDIA driver ({error}): install one for CUDA 12 or newer") from error
+    if not count:
+        raise BackendUnavailable(f"backend {name}: no NVIDIA card is visible (CUDA_VISIBLE_DEVICES hides cards)")
+    properties = runtime.getDeviceProperties(runtime.getDevice())
+    found = properties["major"], properties["minor"]
+    if found < OLDEST:
+        card, has, needs = properties["name"].decode(), *(f"{major}.{minor}" for major, minor in (found, OLDEST))
+        raise BackendUnavailable(f"backend {name}: {card} has compute capability {has}: the kernels need {needs} (Ampere) or newer")
+
+
+def wgmma_wanted() -> bool:
+    """Shall grouped products in bfloat16 use Hopper's wgmma? Where MINIMOE_WGMMA is 1, on an H100 or H200, with CuPy for CUDA 13.
+
+    It is off by default because no card has run it; mma.sync gives the same products.
+    """
+    if os.environ.get("MINIMOE_WGMMA") != "1" or find_spec("cupy") is None:
+        return False
+    import cupy
+
+    runtime = cupy.cuda.runtime
+    properties = runtime.getDeviceProperties(runtime.getDevice())
+    hopper = (properties["major"], properties["minor"]) == HOPPER
+    return bool(hopper and cupy.cuda.nvrtc.getVersion() >= FIRST_NVRTC)

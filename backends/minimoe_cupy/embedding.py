@@ -1,0 +1,88 @@
+"""Rows taken by id, and rows added to the rows that ids name. The kernels stand in kernels/embedding.cu and kernels/add_rows.cu.
+
+Ids are sorted (sorting.py) before anything is added, so that each row's sum has one order: equal inputs give equal bits. Ids below zero
+count from the end, as indices do; an id that names no row gives NaN (a kernel cannot raise), and adds nothing.
+"""
+
+import math
+
+import numpy as np
+
+from minimoe.backend import Array
+from minimoe_cupy.launch import BFLOAT16, FLOAT32, by_width, ceil_div, computed, instance, instances, lanes
+from minimoe_cupy.linear import writable
+from minimoe_cupy.loader import Source
+from minimoe_cupy.shapes import expect
+from minimoe_cupy.sorting import CudaSorting
+
+WARP, WARPS, JOIN_WARPS = 32, 8, 16
+PIECES = 8192  # of the sorted ids, at most: they are longer where there are many
+MOST = 65535  # blocks in a grid's second extent
+KINDS = {FLOAT32: ("float", "float"), BFLOAT16: ("bf16", "float"), np.dtype(np.float64): ("double", "double")}  # values, and their sums
+EMBEDDING = Source("embedding.cu", by_width("embedding"))
+
+
+def _adding(kernel: str) -> tuple[str, ...]:
+    widths = {"float": (1, 4), "bf16": (1, 8), "double": (1,)}
+    return tuple(name for values, sums in KINDS.values() for name in instances(kernel, [values], [sums], widths[values]))
+
+
+ADD_ROWS = Source("add_rows.cu", (*_adding("sum_pieces"), *_adding("join_pieces")))
+
+
+class CudaEmbedding(CudaSorting):
+    def embedding(self, ids: Array, weight: Array, out: Array | None = None) -> Array:
+        if not computed(weight, out) or ids.dtype != np.int32 or not writable(out):
+            return super().embedding(ids, weight, out)
+        ids, weight = self._contiguous(ids, weight)
+        rows, width = weight.shape
+        y = self.xp.empty((*ids.shape, width), dtype=weight.dtype) if out is None else out
+        expect("embedding", "out", y, (*ids.shape, width))
+        name = instance("embedding", weight.dtype, lanes(width, weight, y))
+        self._launch(EMBEDDING, name, ceil_div(ids.size, WARPS) if width else 0, WARP * WARPS, weight, ids, y, ids.size, rows, width)
+        return y
+
+    def embedding_backward(
+        self, dy: Array, ids: Array, vocab: int, padding: int | None = None, out: Array | None = None, accumulate: bool = False
+    ) -> Array:
+        if not computed(dy, out) or ids.dtype != np.int32 or not writable(out):
+            return super().embedding_backward(dy, ids, vocab, padding, out, accumulate)
+        width = dy.shape[-1]
+        expect("embedding_backward", "dy", dy, (*ids.shape, width))
+        if out is None:
+            out = self.xp.zeros((vocab, width), dtype=dy.dtype)
+        else:
+            expect("embedding_backward", "out", out, (vocab, width))
+            if not accumulate:
+                out[...] = 0.0
+        skip = vocab if padding is None else padding % vocab
+        self._add_rows(out, self.xp.reshape(ids, (-1,)), dy, vocab, width, skip, accumulate)
+        return out
+
+    def scatter_add(self, inout_target: Array, index: Array, values: Array) -> None:
+        """Sums of bfloat16 are float32, rounded once. Raises TypeError for other dtypes than those of a card."""
+        if inout_target.dtype not in KINDS:
+            raise TypeError(f"scatter_add: inout_target is {inout_target.dtype}: wanted one of {', '.join(str(dtype) for dtype in KINDS)}")
+        rows, *rest = inout_target.shape
+        expect("scatter_add", "values", values, (index.shape[0], *rest))
+        (target,) = self._contiguous(inout_target)
+        self._add_rows(target, index, values, rows, math.prod(rest), rows, True)
+        if target is not inout_target:
+            inout_target[...] = target
+
+    def _add_rows(self, inout_target: Array, ids: Array, values: Array, rows: int, width: int, skip: int, accumulate: bool) -> None:
+        """target[id] += its values, or = their sum without `accumulate`; not for the row `skip`.   [rows,...], ids [N], values [N,...]"""
+        (values,) = self._contiguous(values)
+        keys, turn = self._sorted_keys(ids, rows)
+        n = keys.shape[0]
+        piece = WARP * max(1, ceil_div(n, WARP * PIECES))
+        pieces = ceil_div(n, piece)
+        kinds = KINDS[inout_target.dtype]
+        v = 1 if kinds[0] == "double" else lanes(width, inout_target, values)
+        across = min(MOST, ceil_div(width, WARP * v))
+        partial = self.xp.empty((pieces if pieces > 1 else 0, 2, width), dtype=np.float64 if kinds[1] == "double" else FLOAT32)
+        numbers = n, piece, rows, skip, width, accumulate
+        name = instance("sum_pieces", *kinds, v)
+        self._launch(ADD_ROWS, name, (ceil_div(pieces, WARPS), across), WARP * WARPS, values, keys, turn, inout_target, partial, *numbers)
+        name = instance("join_pieces", *kinds, v)
+        self._launch(ADD_ROWS, name, (max(0, pieces - 1), across), WARP * JOIN_WARPS, keys, partial, inout_target, *numbers)

@@ -1,0 +1,121 @@
+// attention in bfloat16 on the tensor cores: y = softmax(scale q k^T, where seen, and a sink) v; logsumexp
+//                                     y [B,Tq,Q,Cv], logsumexp [B,Q,Tq] <- q [B,Tq,Q,C], k [B,Tk,G,C], v [B,Tk,G,Cv]
+// Grid: B * G * ceil(Tq Q/G / OWN), the last rows first (with a causal mask they have most to do); 4 warps.
+// A block keeps OWN rows and meets the keys OTHER at a time, the next tile's copy under way; the softmax is made as it goes, its maximum and
+// sum kept for each row (Milakov & Gimelshein 2018; Dao 2023). C and Cv up to W, rows of 16 bytes' multiples.
+// FLOPs: 2 (C + Cv) for each score in a visited tile.   Bytes: q, y once; k, v once for each block that sees them, mostly from the second cache.
+// Shared: ((OWN + 4 OTHER) (W + 8)) * 2 + (OWN + 32 OTHER + 64) * 4.   Defined in minimoe/reference/attention.py.
+#include "attention_mma.cuh"
+
+extern __shared__ unsigned char dynamic_shared[];
+
+constexpr int M = 2, OWN = 16 * M * WARPS;
+
+template <int W>
+__global__ void __launch_bounds__(128) attention_bf16(
+    const bf16* q, const bf16* k, const bf16* v, const int* q_pos, const int* k_pos, const bool* k_valid, const float* sinks, bf16* y,
+    float* logsumexp, int groups, int heads, unsigned inverse, int n_q, int n_k, int width, int v_width, float scale, bool causal, int window,
+    int q_pos_step, int k_pos_step, int valid_step
+) {
+    constexpr int OTHER = W <= 64 ? 64 : 32, TILE = OTHER * STRIDE<W>;  // what 255 registers allow
+    bf16* own = reinterpret_cast<bf16*>(dynamic_shared);
+    bf16* keys = own + OWN * STRIDE<W>;  // two stages of keys and values
+    int* own_positions = reinterpret_cast<int*>(keys + 4 * TILE);
+    int* positions = own_positions + OWN;
+
+    const Shape shape = {groups, heads, inverse, n_q, n_k};
+    const int n_tiles = (n_q * heads + OWN - 1) / OWN, unit = blockIdx.x / n_tiles, b = unit / groups, g = unit % groups;
+    const int first_row = (n_tiles - 1 - int(blockIdx.x % n_tiles)) * OWN;
+    const Rows<const bf16> q_rows = shape.queries(q, width, b, g), k_rows = shape.keys(k, width, b, g), v_rows = shape.keys(v, v_width, b, g);
+    const Positions of_rows = {q_pos + (long long)b * q_pos_step, nullptr, n_q * heads, inverse};
+    const Positions of_keys = {k_pos + (long long)b * k_pos_step, k_valid ? k_valid + (long long)b * valid_step : nullptr, n_k, 0};
+    const Sight sight = {causal, window};
+    const int warp_row = threadIdx.x / WARP * 16 * M, lane = threadIdx.x % WARP;
+    const float factor = scale * LOG2E;
+
+    copy_rows<W, OWN>(own, q_rows, first_row);
+    const Range range = look_at_own<OWN, false>(of_rows, first_row, own_positions);
+    float sum[M][W / 8][4] = {}, top[M][2], total[M][2] = {};  // top, of q k^T: the largest so far
+#pragma unroll
+    for (int m = 0; m < M; m++) top[m][0] = top[m][1] = -infinity();
+    const auto fetch = [&](int tile, int stage) {
+        copy_rows<W, OTHER>(keys + 2 * stage * TILE, k_rows, tile * OTHER);
+        copy_rows<W, OTHER>(keys + (2 * stage + 1) * TILE, v_rows, tile * OTHER);
+        commit_copies();
+    };
+
+    int stage = 0;
+    for (int chunk = 0; chunk * OTHER < n_k; chunk += TILES) {
+        Visits visits = look_ahead<OTHER, THREADS, true>(of_keys, chunk, positions, range, sight);
+        if (visits.due) fetch(chunk + __ffs(visits.due) - 1, stage);
+        while (visits.due) {
+            const int tile = __ffs(visits.due) - 1;
+            visits.due &= visits.due - 1;
+            wait_for_copies<0>();
+            __syncthreads();
+            if (visits.due) fetch(chunk + __ffs(visits.due) - 1, stage ^ 1);
+
+            float scores[M][OTHER / 8][4] = {};
+            multiply_rows<W, M, OTHER>(scores, own + warp_row * STRIDE<W>, keys + 2 * stage * TILE);
+            if (!(visits.clear >> tile & 1)) hide<M, OTHER, true>(scores, own_positions + warp_row, positions + tile * OTHER, sight);
+#pragma unroll
+            for (int m = 0; m < M; m++)
+#pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    float most = top[m][half];
+#pragma unroll
+                    for (int n = 0; n < OTHER / 8; n++) most = fmaxf(most, fmaxf(scores[m][n][2 * half], scores[m][n][2 * half + 1]));
+                    most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, 1));
+                    most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, 2));
+                    const float shift = most == -infinity() ? 0.0f : most * factor;
+                    const float before = exp2_approx(top[m][half] * factor - shift);
+                    top[m][half] = most;
+                    total[m][half] *= before;
+#pragma unroll
+                    for (int n = 0; n < OTHER / 8; n++)
+#pragma unroll
+                        for (int i = 2 * half; i < 2 * half + 2; i++) {
+                            scores[m][n][i] = exp2_approx(scores[m][n][i] * factor - shift);
+                            total[m][half] += scores[m][n][i];
+                        }
+#pragma unroll
+                    for (int c = 0; c < W / 8; c++) {
+                        sum[m][c][2 * half] *= before;
+                        sum[m][c][2 * half + 1] *= before;
+                    }
+                }
+            unsigned weights[M][OTHER / 16][4];
+            round_scores<M, OTHER>(weights, scores);
+            multiply_scores<W, M, OTHER>(sum, weights, keys + (2 * stage + 1) * TILE);
+            stage ^= 1;
+        }
+    }
+    wait_for_copies<0>();  // of the rows, where no key was seen
+    __syncthreads();
+
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const int row = first_row + warp_row + 16 * m + lane / 4 + 8 * half;
+            const bool exists = row < n_q * heads;
+            float all = total[m][half];
+            all += __shfl_xor_sync(ALL_LANES, all, 1);
+            all += __shfl_xor_sync(ALL_LANES, all, 2);
+            float most = top[m][half] * factor, before = 1.0f;
+            if (sinks && exists) {
+                const float sink = sinks[g * heads + row - token_of(row, inverse) * heads] * LOG2E, shift = fmaxf(most, sink);
+                before = shift == -infinity() ? 0.0f : exp2_approx(most - shift);
+                all = shift == -infinity() ? 0.0f : all * before + exp2_approx(sink - shift);
+                most = shift;
+            }
+            const float share = all == 0.0f ? 0.0f : before / all;
+#pragma unroll
+            for (int c = 0; c < W / 8; c++) {
+                sum[m][c][2 * half] *= share;
+                sum[m][c][2 * half + 1] *= share;
+            }
+            if (exists && lane % 4 == 0) logsumexp[shape.statistic(b, g, row)] = all == 0.0f ? -infinity() : most * LN2 + logf(all);
+        }
+    store_rows<W, M>(sum, own + warp_row * STRIDE<W>, shape.queries(y, v_width, b, g), first_row + warp_row);
+}

@@ -1,0 +1,124 @@
+// attention in float32: y = softmax(scale q k^T, where seen, and a sink) v; logsumexp
+//                                     y [B,Tq,Q,Cv], logsumexp [B,Q,Tq] <- q [B,Tq,Q,C], k [B,Tk,G,C], v [B,Tk,G,Cv]
+// Grid: B * G * ceil(Tq Q/G / 64), the last rows first (with a causal mask they have most to do); 128 threads.
+// A block keeps 64 rows and meets the keys N at a time; the softmax is made as it goes, its maximum and sum kept for each row (Milakov &
+// Gimelshein 2018; Dao 2023). Values are on their way while keys are multiplied, and the next keys while values are. C and Cv up to W.
+// A key's place in a row's sums is fixed by the tiles: equal inputs give equal bits.
+// FLOPs: 2 (C + Cv) for each score in a visited tile.   Bytes: q, y once; k, v once for each block that sees them, mostly from the second cache.
+// Shared: ((64 + 2 N) (W + 4) + 64 (N + 4) + 64 + 32 N + 64) * 4.   Defined in minimoe/reference/attention.py.
+#include "attention_fma.cuh"
+
+extern __shared__ unsigned char dynamic_shared[];
+
+constexpr int N = 32;
+
+// The largest, and the sum, of a row's scores over the threads that have it.
+__device__ inline float row_max(float value) {
+#pragma unroll
+    for (int offset = TX / 2; offset; offset /= 2) value = fmaxf(value, __shfl_xor_sync(ALL_LANES, value, offset));
+    return value;
+}
+__device__ inline float row_sum(float value) {
+#pragma unroll
+    for (int offset = TX / 2; offset; offset /= 2) value += __shfl_xor_sync(ALL_LANES, value, offset);
+    return value;
+}
+
+template <int W>
+__global__ void __launch_bounds__(128, 2) attention_float(
+    const float* q, const float* k, const float* v, const int* q_pos, const int* k_pos, const bool* k_valid, const float* sinks, float* y,
+    float* logsumexp, int groups, int heads, unsigned inverse, int n_q, int n_k, int width, int v_width, float scale, bool causal, int window,
+    int q_pos_step, int k_pos_step, int valid_step, bool vector
+) {
+    float* own = reinterpret_cast<float*>(dynamic_shared);
+    float* keys = own + OWN * STRIDE<W>;
+    float* values = keys + N * STRIDE<W>;
+    float* weights = values + N * STRIDE<W>;
+    int* own_positions = reinterpret_cast<int*>(weights + OWN * (N + QUAD));
+    int* positions = own_positions + OWN;
+
+    const Shape shape = {groups, heads, inverse, n_q, n_k};
+    const int n_tiles = (n_q * heads + OWN - 1) / OWN, unit = blockIdx.x / n_tiles, b = unit / groups, g = unit % groups;
+    const int first_row = (n_tiles - 1 - int(blockIdx.x % n_tiles)) * OWN;
+    const Rows<const float> k_rows = shape.keys(k, width, b, g), v_rows = shape.keys(v, v_width, b, g);
+    const Positions of_rows = {q_pos + (long long)b * q_pos_step, nullptr, n_q * heads, inverse};
+    const Positions of_keys = {k_pos + (long long)b * k_pos_step, k_valid ? k_valid + (long long)b * valid_step : nullptr, n_k, 0};
+    const Sight sight = {causal, window};
+    const float factor = scale * LOG2E;
+
+    copy_rows<W, OWN>(own, shape.queries(q, width, b, g), first_row, vector);
+    commit_copies();
+    const Range range = look_at_own<OWN, false>(of_rows, first_row, own_positions);
+    float sum[ROWS][W / TX] = {}, top[ROWS], total[ROWS] = {};  // top, of q k^T: the largest so far; total: over the keys of this thread
+#pragma unroll
+    for (int i = 0; i < ROWS; i++) top[i] = -infinity();
+
+    for (int chunk = 0; chunk * N < n_k; chunk += TILES) {
+        Visits visits = look_ahead<N, THREADS, true>(of_keys, chunk, positions, range, sight);
+        if (visits.due) {
+            const int first = (chunk + __ffs(visits.due) - 1) * N;
+            copy_rows<W, N>(keys, k_rows, first, vector);
+            commit_copies();
+            copy_rows<W, N>(values, v_rows, first, vector);
+            commit_copies();
+        }
+        while (visits.due) {
+            const int tile = __ffs(visits.due) - 1;
+            visits.due &= visits.due - 1;
+            const int next = (chunk + __ffs(visits.due) - 1) * N;  // where one is due
+            wait_for_copies<1>();
+            __syncthreads();  // the keys are there
+            float scores[ROWS][N / TX] = {};
+            multiply_rows<W>(scores, own + own_row() * STRIDE<W>, keys + other_row() * STRIDE<W>);
+            __syncthreads();
+            if (visits.due) copy_rows<W, N>(keys, k_rows, next, vector);
+            commit_copies();
+
+            if (!(visits.clear >> tile & 1)) hide<true>(scores, own_positions + own_row(), positions + tile * N + other_row(), sight);
+#pragma unroll
+            for (int i = 0; i < ROWS; i++) {
+                float most = top[i];
+#pragma unroll
+                for (int j = 0; j < N / TX; j++) most = fmaxf(most, scores[i][j]);
+                most = row_max(most);
+                const float shift = most == -infinity() ? 0.0f : most * factor;
+                const float before = exp2_approx(top[i] * factor - shift);
+                top[i] = most;
+                total[i] *= before;
+#pragma unroll
+                for (int j = 0; j < N / TX; j++) {
+                    scores[i][j] = exp2_approx(scores[i][j] * factor - shift);
+                    total[i] += scores[i][j];
+                }
+#pragma unroll
+                for (int c = 0; c < W / TX; c++) sum[i][c] *= before;
+            }
+            put_scores(weights + own_row() * (N + QUAD), scores);
+            wait_for_copies<1>();
+            __syncthreads();  // the values are there
+            multiply_scores<W, N>(sum, weights + own_row() * (N + QUAD), values);
+            __syncthreads();
+            if (visits.due) copy_rows<W, N>(values, v_rows, next, vector);
+            commit_copies();
+        }
+    }
+    wait_for_copies<0>();  // of the rows, where no key was seen
+
+#pragma unroll
+    for (int i = 0; i < ROWS; i++) {
+        const int row = first_row + own_row() + i;
+        const bool exists = row < n_q * heads;
+        float all = row_sum(total[i]), most = top[i] * factor, before = 1.0f;
+        if (sinks && exists) {
+            const float sink = sinks[g * heads + row - token_of(row, inverse) * heads] * LOG2E, shift = fmaxf(most, sink);
+            before = shift == -infinity() ? 0.0f : exp2_approx(most - shift);
+            all = shift == -infinity() ? 0.0f : all * before + exp2_approx(sink - shift);
+            most = shift;
+        }
+        const float share = all == 0.0f ? 0.0f : before / all;
+#pragma unroll
+        for (int c = 0; c < W / TX; c++) sum[i][c] *= share;
+        if (exists && other_row() == 0) logsumexp[shape.statistic(b, g, row)] = all == 0.0f ? -infinity() : most * LN2 + logf(all);
+    }
+    store_rows<W>(sum, shape.queries(y, v_width, b, g), first_row + own_row(), vector);
+}

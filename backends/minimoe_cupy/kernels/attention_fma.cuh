@@ -1,0 +1,131 @@
+// Products of tiles of float32 on the ordinary multipliers, for the attention kernels. A block is 16 x 8 threads; a thread has ROWS rows of the
+// block's own tile and sums of N/8 rows of the other one, every eighth: scores[i][j] is row ROWS y + i with row x + 8 j.
+// Scores go through shared memory to become the left side of the next product; the threads that read a row of them are of the warp that wrote it.
+// Rows in shared memory stand W + 4 apart: an odd number of 16 bytes, so that 8 rows read side by side come from different banks.
+// `vector`: rows in global memory begin at multiples of 16 bytes and are copied in the background; else element by element.
+#pragma once
+#include "attention.cuh"
+
+constexpr int TX = 8, TY = 16, THREADS = TX * TY, ROWS = 4, OWN = ROWS * TY, QUAD = 4;
+
+template <int W>
+constexpr int STRIDE = W + QUAD;
+
+// Where a thread's own rows begin in a tile, and the first of those that it reads of the other one.
+__device__ inline int own_row() { return threadIdx.x / TX * ROWS; }
+__device__ inline int other_row() { return threadIdx.x % TX; }
+
+__device__ inline void read_quad(float (&to)[QUAD], const float* shared) {
+    const float4 four = *reinterpret_cast<const float4*>(shared);
+    to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
+}
+
+template <int N>
+struct Piece {  // elements of an access
+    static constexpr int SIZE = N;
+};
+
+// SIZE rows from `first` on into shared memory; zeros behind the last row and beside the width.
+template <int W, int SIZE>
+__device__ inline void copy_rows(float* tile, const Rows<const float>& rows, int first, bool vector) {
+    const auto copy = [&](auto piece) {
+        constexpr int PIECE = decltype(piece)::SIZE, PIECES = W / PIECE;
+#pragma unroll 1
+        for (int i = threadIdx.x; i < SIZE * PIECES; i += THREADS) {
+            const int row = i / PIECES, c = i % PIECES * PIECE;
+            const bool wanted = first + row < rows.count && c < rows.width;
+            float* to = tile + row * STRIDE<W> + c;
+            if constexpr (PIECE == QUAD) copy_async(to, wanted ? rows.at(first + row) + c : rows.first, wanted);
+            else *to = wanted ? rows.at(first + row)[c] : 0.0f;
+        }
+    };
+    if (vector) copy(Piece<QUAD>());
+    else copy(Piece<1>());
+}
+
+// sum += own other^T, both [rows,W] in shared memory, from the thread's first row of either on.
+template <int W, int COLUMNS>
+__device__ inline void multiply_rows(float (&sum)[ROWS][COLUMNS], const float* own, const float* other) {
+#pragma unroll 2
+    for (int c = 0; c < W; c += QUAD) {
+        float a[ROWS][QUAD];
+#pragma unroll
+        for (int i = 0; i < ROWS; i++) read_quad(a[i], own + i * STRIDE<W> + c);
+#pragma unroll
+        for (int j = 0; j < COLUMNS; j++) {
+            float b[QUAD];
+            read_quad(b, other + TX * j * STRIDE<W> + c);
+#pragma unroll
+            for (int i = 0; i < ROWS; i++)
+#pragma unroll
+                for (int e = 0; e < QUAD; e++) sum[i][j] = fmaf(a[i][e], b[e], sum[i][j]);
+        }
+    }
+}
+
+// Scores to shared memory, [OWN][N + 4], for the threads of their rows. `left`: the thread's first row.
+template <int COLUMNS>
+__device__ inline void put_scores(float* left, const float (&scores)[ROWS][COLUMNS]) {
+    __syncwarp();  // what stood there was read
+#pragma unroll
+    for (int i = 0; i < ROWS; i++)
+#pragma unroll
+        for (int j = 0; j < COLUMNS; j++) left[i * (TX * COLUMNS + QUAD) + other_row() + TX * j] = scores[i][j];
+    __syncwarp();
+}
+
+// sum += left other, left [rows,N] and other [N,W] in shared memory. sum[i][4h + e] is column 32 h + 4 x + e.
+template <int W, int N>
+__device__ inline void multiply_scores(float (&sum)[ROWS][W / TX], const float* left, const float* other) {
+    other += threadIdx.x % TX * QUAD;
+#pragma unroll 1
+    for (int n = 0; n < N; n += QUAD) {
+        float a[ROWS][QUAD];
+#pragma unroll
+        for (int i = 0; i < ROWS; i++) read_quad(a[i], left + i * (N + QUAD) + n);
+#pragma unroll
+        for (int e = 0; e < QUAD; e++)
+#pragma unroll
+            for (int h = 0; h < W / WARP; h++) {
+                float b[QUAD];
+                read_quad(b, other + (n + e) * STRIDE<W> + h * WARP);
+#pragma unroll
+                for (int i = 0; i < ROWS; i++)
+#pragma unroll
+                    for (int f = 0; f < QUAD; f++) sum[i][QUAD * h + f] = fmaf(a[i][e], b[f], sum[i][QUAD * h + f]);
+            }
+    }
+}
+
+// -infinity for the scores that are not seen. Positions from the thread's first row of either tile on. KEYS: the other tile is one of keys.
+template <bool KEYS, int COLUMNS>
+__device__ inline void hide(float (&scores)[ROWS][COLUMNS], const int* own_positions, const int* other_positions, const Sight& sight) {
+#pragma unroll
+    for (int j = 0; j < COLUMNS; j++)
+#pragma unroll
+        for (int i = 0; i < ROWS; i++) {
+            const int row = own_positions[i], column = other_positions[TX * j];
+            if (!(KEYS ? sight.sees(row, column) : sight.sees(column, row))) scores[i][j] = -infinity();
+        }
+}
+
+// A thread's rows of sums to global memory.
+template <int W>
+__device__ inline void store_rows(const float (&sum)[ROWS][W / TX], const Rows<float>& rows, int first, bool vector) {
+#pragma unroll
+    for (int i = 0; i < ROWS; i++) {
+        if (first + i >= rows.count) continue;
+        float* to = rows.at(first + i);
+#pragma unroll
+        for (int h = 0; h < W / WARP; h++) {
+            const int c = h * WARP + threadIdx.x % TX * QUAD;
+            float values[QUAD];
+#pragma unroll
+            for (int f = 0; f < QUAD; f++) {
+                values[f] = sum[i][QUAD * h + f];
+                if (!vector && c + f < rows.width) to[c + f] = values[f];
+            }
+            if (vector && c < rows.width) store(to + c, values);
+        }
+    }
+}

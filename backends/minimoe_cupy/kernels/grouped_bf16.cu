@@ -1,0 +1,113 @@
+// Grouped products in bfloat16 with float32 sums, on the tensor cores: rows stand expert by expert, `offsets` [E+1] bound them.
+//
+// grouped_rows_bf16: y[r] = W_e a[r], W_e^T a[r], with bias and activation where it has one (PRODUCT: grouped_finish.cuh).
+//   a [R,K], or rows order[r] / slots of it where `order` is given; weight [E,N,K], transposed [E,K,N]; `rows` R: unused rows come out as
+//   zeros, 0: they are not written. ACTIVATE of swiglu takes gate and up columns of the same outputs into each warp's tile.
+//   Grid: row tiles * column tiles (tiles.cuh).   FLOPs: 2 R N K.   Bytes: R (K + N) 2, and the weights of experts that have rows.
+// grouped_dw_bf16: dw[e] = left_e^T right_e, or added to it.   left [R,M], right [R,N] (or rows order[r] / slots of it) -> dw [E,M,N]
+//   Grid: E * row tiles * column tiles. Rows of the neighbours are zeros in shared memory; an expert without rows gives zeros.
+// Tiles: BM x BN = 128 x 256 by 8 warps of 64 x 64, one block a processor: what a warp loads from shared memory (64 + 64) and the block from
+// the second cache (128 + 256 a step) are few enough for mma.sync's rate; 64 x 64 by 4 warps of 32 x 32 where there are few large tiles.
+// K is summed in order: equal inputs give equal bits.   Defined in minimoe/reference/expert.py.   Unproven: no card has run it.
+#include "grouped_chunks.cuh"
+#include "mma_tile.cuh"
+#include "tiles.cuh"
+
+template <int BM>
+constexpr int SIDE_OF = BM >= 128 ? 64 : 32;  // of a warp's tile
+
+template <int BM, int BN>
+constexpr int THREADS = BM / SIDE_OF<BM> * (BN / SIDE_OF<BM>)*WARP;
+
+// Hand the sums of a warp, 16 rows after 16, to `take(row in the warp's tile, chunk of 8 columns, the row's SIDE sums)`, a chunk a lane; it
+// asks for the first `chunks` of each row.
+template <int SIDE, class Take>
+__device__ inline void hand_over(const Warp<SIDE, SIDE>& warp, bf16* shared, int chunks, Take take) {
+    constexpr int WIDTH = SIDE + PAD;
+    const int lane = threadIdx.x % WARP;
+    float* mine = reinterpret_cast<float*>(shared) + threadIdx.x / WARP * 16 * WIDTH;
+    wait_for_copies<0>();
+    __syncthreads();  // nobody reads operands any more
+#pragma unroll
+    for (int i = 0; i < SIDE / 16; i++) {
+        __syncwarp();
+#pragma unroll
+        for (int j = 0; j < SIDE / 8; j++) {
+            float* to = mine + lane / 4 * WIDTH + 8 * j + lane % 4 * 2;
+            *reinterpret_cast<float2*>(to) = make_float2(warp.sum[i][j][0], warp.sum[i][j][1]);
+            *reinterpret_cast<float2*>(to + 8 * WIDTH) = make_float2(warp.sum[i][j][2], warp.sum[i][j][3]);
+        }
+        __syncwarp();
+        for (int c = lane; c < 16 * chunks; c += WARP) take(16 * i + c / chunks, c % chunks, mine + c / chunks * WIDTH);
+    }
+}
+
+template <int BM, int BN, bool VECTOR, int PRODUCT>
+__global__ void __launch_bounds__(THREADS<BM, BN>) grouped_rows_bf16(
+    const bf16* a, const int* order, int slots, const bf16* weight, const bf16* bias, const int* offsets, const bf16* before, bf16* y,
+    bf16* hidden, int rows, int n_experts, int inner, int outer, int row_tiles, int column_tiles, int kind, float limit
+) {
+    extern __shared__ unsigned char dynamic_shared[];
+    constexpr int SIDE = SIDE_OF<BM>, ACROSS = BN / SIDE;
+    const Place place = place_of(blockIdx.x, row_tiles, column_tiles);
+    const Tile tile = find_tile<BM>(offsets, n_experts, rows, place.row);
+    if (tile.expert < 0) return;
+    const bool unused = tile.expert == n_experts, gated = PRODUCT == ACTIVATE && kind == SWIGLU;
+    const int halves = gated ? 2 : 1, begin = place.column * (BN / halves), length = unused ? 0 : inner;
+    const long long expert = unused ? 0 : tile.expert;
+    bf16* shared = reinterpret_cast<bf16*>(dynamic_shared);
+    const int m = threadIdx.x / WARP / ACROSS * SIDE, n = threadIdx.x / WARP % ACROSS * SIDE;
+
+    Inner<BM, THREADS<BM, BN>, VECTOR> left(a, length, [&](int i) -> const bf16* {
+        const int row = tile.first + i;
+        if (row >= tile.last || unused) return nullptr;
+        return a + (long long)(order ? order[row] / slots : row) * inner;
+    });
+    const bf16* matrix = weight + expert * inner * outer * halves;
+    Warp<SIDE, SIDE> warp;
+    if constexpr (PRODUCT == FORWARD || PRODUCT == ACTIVATE) {
+        Inner<BN, THREADS<BM, BN>, VECTOR> right(weight, length, [&](int j) -> const bf16* {
+            // gated: half of a warp's columns are gates, the other half the same columns of up
+            const int side = SIDE / halves, within = j % SIDE, half = within / side;
+            const int column = begin + j / SIDE * side + within % side;
+            return column < outer ? matrix + ((long long)half * outer + column) * inner : nullptr;
+        });
+        warp.product(left, right, length, shared, m, n);
+    } else {
+        Outer<BN, THREADS<BM, BN>, VECTOR> right(matrix + begin, outer, outer - begin, length);
+        warp.product(left, right, length, shared, m, n);
+    }
+
+    const Finish<bf16> finish = {bias && !unused ? bias + expert * outer * halves : nullptr, before, y, hidden, outer, kind, limit};
+    hand_over<SIDE>(warp, shared, SIDE / CHUNK / halves, [&](int down, int chunk, const float* sums) {
+        const int row = tile.first + m + down, column = begin + n / halves + chunk * CHUNK;
+        if (row < tile.last && column < outer) finish_chunk<VECTOR, PRODUCT>(finish, row, column, sums, chunk, chunk + SIDE / CHUNK / 2);
+    });
+}
+
+template <int BM, int BN, bool VECTOR, bool GATHER>
+__global__ void __launch_bounds__(THREADS<BM, BN>) grouped_dw_bf16(
+    const bf16* left, const bf16* right, const int* order, int slots, const int* offsets, bf16* dw, int height, int width, int row_tiles,
+    int column_tiles, bool accumulate
+) {
+    extern __shared__ unsigned char dynamic_shared[];
+    constexpr int SIDE = SIDE_OF<BM>, ACROSS = BN / SIDE;
+    const int tiles = row_tiles * column_tiles, expert = blockIdx.x / tiles;
+    const Place place = place_of(blockIdx.x % tiles, row_tiles, column_tiles);
+    const int first = offsets[expert], length = offsets[expert + 1] - first;
+    const int top = place.row * BM, begin = place.column * BN;
+    const int m = threadIdx.x / WARP / ACROSS * SIDE, n = threadIdx.x / WARP % ACROSS * SIDE;
+    bf16* shared = reinterpret_cast<bf16*>(dynamic_shared);
+    if (accumulate && !length) return;
+
+    Warp<SIDE, SIDE> warp;
+    Outer<BM, THREADS<BM, BN>, VECTOR> rows(left + (long long)first * height + top, height, height - top, length);
+    const bf16* from = right + (GATHER ? 0 : (long long)first * width) + begin;
+    Outer<BN, THREADS<BM, BN>, VECTOR, GATHER> columns(from, width, width - begin, length, GATHER ? order + first : nullptr, slots);
+    warp.product(rows, columns, length, shared, m, n);
+    hand_over<SIDE>(warp, shared, SIDE / CHUNK, [&](int down, int chunk, const float* sums) {
+        const int row = top + m + down, column = begin + n + chunk * CHUNK;
+        if (row < height && column < width)
+            store_chunk<VECTOR>(dw + ((long long)expert * height + row) * width + column, sums, chunk, width - column, accumulate);
+    });
+}

@@ -1,0 +1,35 @@
+// Sums that stand by rows in shared memory, finished and stored as bfloat16, a chunk of 8 columns (16 bytes) at a time.
+#pragma once
+#include "grouped_finish.cuh"
+
+constexpr int PAD = 8;  // floats between rows of sums in shared memory: four rows' 32 bytes in different banks
+
+__device__ inline void read_chunk(const float* sums, int chunk, float (&to)[CHUNK]) {
+    const float4 low = reinterpret_cast<const float4*>(sums)[2 * chunk], high = reinterpret_cast<const float4*>(sums)[2 * chunk + 1];
+    to[0] = low.x, to[1] = low.y, to[2] = low.z, to[3] = low.w;
+    to[4] = high.x, to[5] = high.y, to[6] = high.z, to[7] = high.w;
+}
+
+// What PRODUCT does with a chunk of a row's sums; swiglu's other half of it is chunk `up`.
+template <bool VECTOR, int PRODUCT>
+__device__ inline void finish_chunk(const Finish<bf16>& finish, int row, int column, const float* sums, int chunk, int up) {
+    float values[CHUNK], others[CHUNK];
+    read_chunk(sums, chunk, values);
+    if constexpr (PRODUCT == ACTIVATE) {
+        if (finish.kind == SWIGLU) read_chunk(sums, up, others);
+        finish_activate<VECTOR>(finish, row, column, values, others);
+    } else if constexpr (PRODUCT == BACKWARD) {
+        finish_backward<VECTOR>(finish, row, column, values);
+    } else {
+        finish_plain<VECTOR>(finish, row, column, values);
+    }
+}
+
+// A chunk of sums as it is, or added to what stands there; `count` elements of the row are left.
+template <bool VECTOR>
+__device__ inline void store_chunk(bf16* to, const float* sums, int chunk, int count, bool accumulate) {
+    float values[CHUNK];
+    read_chunk(sums, chunk, values);
+    if (accumulate) add_some<VECTOR>(to, values, count);
+    store_some<VECTOR>(to, values, count);
+}

@@ -1,0 +1,93 @@
+// What only PTX can say, each wrapper beside its twin for a processor (tests/cuda_on_cpu). For sm_90a: ptx_hopper.cuh; elsewhere is none.
+// The twins multiply in float, with the lane layouts of the PTX ISA, and copy as late as a wait allows.
+#pragma once
+
+#if defined(CUDA_ON_CPU)
+
+__device__ inline unsigned short round_to_bf16(float x) { return __float2bfloat16_rn(x).bits; }
+__device__ inline unsigned pack_bf16(float low, float high) { return round_to_bf16(low) | unsigned(round_to_bf16(high)) << 16; }
+inline void store_16(void* global, uint4 words) { *static_cast<uint4*>(global) = words; }
+inline float exp2_approx(float x) { return exp2f(x); }
+
+// c [16,8] += a [16,16] b [16,8], bf16 in, float sums: lane l has rows l/4 and l/4+8, columns 2(l%4) and the next of a and c.
+inline void mma_bf16(
+    float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2], int line = __builtin_LINE()
+) {
+    cuda_on_cpu::mma(c, a, b, line);
+}
+inline void ldmatrix_x4(unsigned (&r)[4], const void* row, int line = __builtin_LINE()) { cuda_on_cpu::ldmatrix<4>(r, row, false, line); }
+inline void ldmatrix_x4_transposed(unsigned (&r)[4], const void* row, int line = __builtin_LINE()) {
+    cuda_on_cpu::ldmatrix<4>(r, row, true, line);
+}
+inline void copy_async(void* shared, const void* global, bool wanted) { cuda_on_cpu::copy_16(shared, global, wanted); }
+inline void commit_copies() { cuda_on_cpu::commit_copies(); }
+template <int PENDING>
+void wait_for_copies() {
+    cuda_on_cpu::wait_for_copies(PENDING);
+}
+
+#else
+
+__device__ inline unsigned short round_to_bf16(float x) {
+    unsigned short bits;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+    return bits;
+}
+
+// Two in one word, the first in the low half.
+__device__ inline unsigned pack_bf16(float low, float high) {
+    unsigned word;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+    return word;
+}
+
+// 16 bytes to global memory in one access; a plain assignment of what was just loaded is split into its elements (NVRTC 13).
+__device__ inline void store_16(void* global, uint4 words) {
+    asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(global), "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w) : "memory");
+}
+
+// 2^x in one instruction, within 2^-22 of it; 0 for -infinity and where the result would be denormal.
+__device__ inline float exp2_approx(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+__device__ inline unsigned shared_address(const void* shared) { return (unsigned)__cvta_generic_to_shared(shared); }
+
+__device__ inline void mma_bf16(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1])
+    );
+}
+
+// Four matrices of 8 x 8; lanes 8i .. 8i+7 give the rows of the i-th, 16 bytes each; lane l gets row l/4, columns 2(l%4) and the next.
+__device__ inline void ldmatrix_x4(unsigned (&r)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+__device__ inline void ldmatrix_x4_transposed(unsigned (&r)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+// 16 bytes from global to shared memory, in the background; zeros, and nothing read, unless wanted.
+__device__ inline void copy_async(void* shared, const void* global, bool wanted) {
+    const int bytes = wanted ? 16 : 0;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes) : "memory");
+}
+__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Until at most PENDING of the groups that were committed last are still under way. A barrier must follow before others' copies are read.
+template <int PENDING>
+__device__ inline void wait_for_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+#endif

@@ -1,0 +1,7 @@
+// Which row of a table of `rows` an id names: ids below zero count from the end, as indices of arrays do; `rows` stands for none.
+#pragma once
+
+__device__ inline int row_of(int id, int rows) {
+    const int row = id < 0 ? id + rows : id;
+    return row >= 0 && row < rows ? row : rows;
+}

@@ -1,0 +1,105 @@
+// The largest of a row that a warp holds in registers, one after the other: what gates, top_k and noisy_load choose by.
+// Column c of a row is element j of lane l:  c = (j / V * 32 + l) * V + j % V,  so that V neighbours are one access and a warp's accesses
+// join. PER_LANE elements a lane: rows of up to 32 * PER_LANE. With V = 4 the length of a row is a multiple of 4.
+// Numbers are compared as integers that order as they do: ties go to the lowest column, NaN comes last, and columns are always in range.
+#pragma once
+#include "common.cuh"
+
+constexpr int TAKEN = -2147483647 - 1;  // below every number: chosen before, or past the row's end
+constexpr int NAN_KEY = TAKEN + 1;
+constexpr int NO_COLUMN = 2147483647;
+
+// An integer that orders as x does: both zeros alike, NaN below all else; and back.
+__device__ inline int key_of(float x) {
+    const int bits = __float_as_int(x);
+    const int key = x == 0.0f ? 0 : bits ^ (bits >> 31 & 0x7fffffff);
+    return x == x ? key : NAN_KEY;
+}
+__device__ inline float value_of(int key) { return key == NAN_KEY ? nan() : __int_as_float(key ^ (key >> 31 & 0x7fffffff)); }
+
+// The same order in unsigned integers, which a radix takes digit by digit.
+__device__ inline unsigned unsigned_key(float x) { return unsigned(key_of(x)) ^ 0x80000000u; }
+
+#if defined(CUDA_ON_CPU)
+inline int warp_largest(int value) {
+    for (int offset = WARP / 2; offset; offset /= 2) value = max(value, __shfl_xor_sync(ALL_LANES, value, offset));
+    return value;
+}
+inline int warp_smallest(int value) {
+    for (int offset = WARP / 2; offset; offset /= 2) value = min(value, __shfl_xor_sync(ALL_LANES, value, offset));
+    return value;
+}
+#else  // one instruction from sm_80 on
+__device__ inline int warp_largest(int value) { return __reduce_max_sync(ALL_LANES, value); }
+__device__ inline int warp_smallest(int value) { return __reduce_min_sync(ALL_LANES, value); }
+#endif
+
+// The column of element j of lane 0; lane l stands l * V further.
+template <int V>
+__device__ constexpr int column_of(int j) {
+    return j / V * WARP * V + j % V;
+}
+
+// Elements past the row's end become `filler`.
+template <int V, int PER_LANE>
+__device__ inline void load_row(const float* row, int n, float filler, float (&to)[PER_LANE], int lane) {
+#pragma unroll
+    for (int j = 0; j < PER_LANE; j += V) {
+        float part[V];
+#pragma unroll
+        for (int i = 0; i < V; i++) part[i] = filler;
+        if (lane * V + column_of<V>(j) < n) load(row + lane * V + column_of<V>(j), part);
+#pragma unroll
+        for (int i = 0; i < V; i++) to[j + i] = part[i];
+    }
+}
+
+template <int V, int PER_LANE>
+__device__ inline void store_row(float* row, int n, const float (&from)[PER_LANE], int lane) {
+#pragma unroll
+    for (int j = 0; j < PER_LANE; j += V) {
+        float part[V];
+#pragma unroll
+        for (int i = 0; i < V; i++) part[i] = from[j + i];
+        if (lane * V + column_of<V>(j) < n) store(row + lane * V + column_of<V>(j), part);
+    }
+}
+
+template <int V, int PER_LANE>
+__device__ inline void write_keys(const float (&values)[PER_LANE], int n, int (&keys)[PER_LANE], int lane) {
+#pragma unroll
+    for (int j = 0; j < PER_LANE; j++) keys[j] = lane * V + column_of<V>(j / V * V) < n ? key_of(values[j]) : TAKEN;
+}
+
+// The column of the largest key, the first of equal ones, which is then marked as taken; `top` becomes the key. The same for all lanes.
+template <int V, int PER_LANE>
+__device__ inline int take_best(int (&keys)[PER_LANE], int& top, int lane) {
+    int best = keys[0];
+#pragma unroll
+    for (int j = 1; j < PER_LANE; j++) best = max(best, keys[j]);
+    top = warp_largest(best);
+    int mine = NO_COLUMN;
+#pragma unroll
+    for (int j = PER_LANE - 1; j >= 0; j--) mine = keys[j] == top ? column_of<V>(j) : mine;
+    const int column = warp_smallest(mine == NO_COLUMN ? NO_COLUMN : mine + lane * V);
+    const int here = column - lane * V;
+#pragma unroll
+    for (int j = 0; j < PER_LANE; j++) keys[j] = here == column_of<V>(j) ? TAKEN : keys[j];
+    return column;
+}
+
+// sum over warps in order of what each holds of a row, in shared memory `sums` [n]. All threads of the block.
+template <int WARPS, int V, int PER_LANE>
+__device__ inline void add_over_warps(const float (&mine)[PER_LANE], int n, float* sums) {
+    const int lane = threadIdx.x % WARP;
+    for (int warp = 0; warp < WARPS; warp++) {
+        if (int(threadIdx.x / WARP) == warp) {
+#pragma unroll
+            for (int j = 0; j < PER_LANE; j++) {
+                const int column = lane * V + column_of<V>(j);
+                if (column < n) sums[column] = (warp ? sums[column] : 0.0f) + mine[j];
+            }
+        }
+        __syncthreads();
+    }
+}

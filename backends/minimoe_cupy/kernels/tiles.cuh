@@ -1,0 +1,73 @@
+// Which part of a grouped product a block computes, found on the device: nobody reads `offsets` on the host.
+//
+// The grid is sized for the worst case, `row_tiles` = (R + min(E, R) (HEIGHT - 1)) / HEIGHT (one more for unused rows) by `column_tiles`, and
+// blocks beyond the last tile leave at once. Every warp finds its block's tile for itself: it counts the tiles of all experts, a lane
+// ceil(E / 32) of them, and then looks among those of one lane. That takes two waits for the cache where a table of tiles made by a launch of
+// its own would take one, and needs neither that launch nor a barrier.
+#pragma once
+#include "common.cuh"
+
+struct Tile {
+    int expert;  // E: unused rows, which come out as zeros; -1: nothing to do
+    int first, last;  // rows
+};
+
+__device__ inline int running_sum(int value, int lane) {
+#pragma unroll
+    for (int offset = 1; offset < WARP; offset *= 2) {
+        const int before = __shfl_up_sync(ALL_LANES, value, offset);
+        if (lane >= offset) value += before;
+    }
+    return value;
+}
+
+template <int HEIGHT>
+__device__ inline int tiles_of(const int* offsets, int expert) {
+    return (offsets[expert + 1] - offsets[expert] + HEIGHT - 1) / HEIGHT;
+}
+
+// Tile number `index` of all, expert by expert; `rows` R: also those at or past offsets[E], 0: not those.
+template <int HEIGHT>
+__device__ inline Tile find_tile(const int* offsets, int n_experts, int rows, int index) {
+    const int lane = threadIdx.x % WARP, share = (n_experts + WARP - 1) / WARP;
+    const int begin = min(n_experts, lane * share), end = min(n_experts, begin + share);
+    int count = 0;
+    for (int e = begin; e < end; e++) count += tiles_of<HEIGHT>(offsets, e);
+    int sum = running_sum(count, lane);
+    unsigned past = __ballot_sync(ALL_LANES, index < sum);
+    if (!past) {
+        const int first = offsets[n_experts] + (index - __shfl_sync(ALL_LANES, sum, WARP - 1)) * HEIGHT;
+        return {first < rows ? n_experts : -1, first, min(first + HEIGHT, rows)};
+    }
+    int owner = __ffs(past) - 1;
+    index -= __shfl_sync(ALL_LANES, sum - count, owner);
+    int expert = owner * share;
+    if (share > 1) {
+        for (;; expert += WARP) {  // all lanes take the same turns: the tile is there
+            const int e = min(expert + lane, n_experts - 1);
+            count = lane < n_experts - expert ? tiles_of<HEIGHT>(offsets, e) : 0;
+            sum = running_sum(count, lane);
+            past = __ballot_sync(ALL_LANES, index < sum);
+            if (past) break;
+            index -= __shfl_sync(ALL_LANES, sum, WARP - 1);
+        }
+        owner = __ffs(past) - 1;
+        index -= __shfl_sync(ALL_LANES, sum - count, owner);
+        expert += owner;
+    }
+    const int first = offsets[expert] + index * HEIGHT;
+    return {expert, first, min(first + HEIGHT, offsets[expert + 1])};
+}
+
+struct Place {
+    int row, column;  // of a tile among tiles
+};
+
+// Blocks that run at the same time share rows and weights in the second cache: they go down BAND tiles before they go right.
+constexpr int BAND = 8;
+
+__device__ inline Place place_of(int block, int row_tiles, int column_tiles) {
+    const int band = block / (BAND * column_tiles), within = block - band * BAND * column_tiles;
+    const int height = min(BAND, row_tiles - band * BAND);
+    return {band * BAND + within % height, within / height};
+}

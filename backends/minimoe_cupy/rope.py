@@ -1,0 +1,104 @@
+"""Rotary positions, and the heads cut out of one projection's rows in the same pass. The kernels stand in kernels/rope.cu."""
+
+import math
+
+import numpy as np
+
+from minimoe.backend import Array
+from minimoe_cupy.launch import CudaTopic, by_width, ceil_div, computed, instance, lanes, wide
+from minimoe_cupy.linear import writable
+from minimoe_cupy.loader import Source
+from minimoe_cupy.shapes import expect
+
+WARP, BLOCK = 32, 256
+DEEPEST = 64  # tokens to a block: CUDA's limit of a third extent
+HEADS = 8  # to a thread, which finds its angles once
+ROPE = Source("rope.cu", (*by_width("rope"), *by_width("split_heads"), *by_width("split_heads_backward")))
+
+
+class CudaRope(CudaTopic):
+    def rope(
+        self, x: Array, positions: Array, inv_freq: Array, scale: float = 1.0, interleaved: bool = False, out: Array | None = None
+    ) -> Array:
+        if not computed(x, out) or not angles(positions, inv_freq) or not writable(out):
+            return super().rope(x, positions, inv_freq, scale, interleaved, out)
+        return self._turned("rope", x, positions, inv_freq, scale, interleaved, 1.0, out)
+
+    def rope_backward(self, dy: Array, positions: Array, inv_freq: Array, scale: float = 1.0, interleaved: bool = False) -> Array:
+        if not computed(dy) or not angles(positions, inv_freq):
+            return super().rope_backward(dy, positions, inv_freq, scale, interleaved)
+        return self._turned("rope_backward", dy, positions, inv_freq, scale, interleaved, -1.0, None)
+
+    def split_heads(self, qkv: Array, positions: Array, inv_freq: Array | None, *, heads: int, groups: int) -> tuple[Array, Array, Array]:
+        if not computed(qkv) or not angles(positions, inv_freq):
+            return super().split_heads(qkv, positions, inv_freq, heads=heads, groups=groups)
+        (qkv,) = self._contiguous(qkv)
+        b, t, row = qkv.shape
+        c = row // (heads + 2 * groups)
+        expect("split_heads", "qkv", qkv, (b, t, (heads + 2 * groups) * c))
+        angle, pairs = self._angles("split_heads", (b, t, c), positions, inv_freq)
+        q, k, v = (self.xp.empty((b, t, count, c), dtype=qkv.dtype) for count in (heads, groups, groups))
+        name, grid, block = plan("split_heads", b * t, heads + 2 * groups, c, pairs, qkv, q, k, v)
+        self._launch(ROPE, name, grid, block, qkv, *angle, q, k, v, b * t, positions.size, heads, groups, c, pairs)
+        return q, k, v
+
+    def split_heads_backward(self, dq: Array, dk: Array, dv: Array, positions: Array, inv_freq: Array | None) -> Array:
+        if not computed(dq, dk, dv) or not angles(positions, inv_freq):
+            return super().split_heads_backward(dq, dk, dv, positions, inv_freq)
+        dq, dk, dv = self._contiguous(dq, dk, dv)
+        b, t, heads, c = dq.shape
+        groups = dk.shape[2]
+        for label, array in (("dk", dk), ("dv", dv)):
+            expect("split_heads_backward", label, array, (b, t, groups, c))
+        angle, pairs = self._angles("split_heads_backward", (b, t, c), positions, inv_freq)
+        dqkv = self.xp.empty((b, t, (heads + 2 * groups) * c), dtype=dq.dtype)
+        name, grid, block = plan("split_heads_backward", b * t, heads + 2 * groups, c, pairs, dq, dk, dv, dqkv)
+        self._launch(ROPE, name, grid, block, dq, dk, dv, *angle, dqkv, b * t, positions.size, heads, groups, c, pairs)
+        return dqkv
+
+    def _turned(
+        self, kernel: str, x: Array, positions: Array, inv_freq: Array, scale: float, interleaved: bool, turn: float, out: Array | None
+    ) -> Array:
+        (x,) = self._contiguous(x)
+        b, t, heads, c = x.shape
+        angle, pairs = self._angles(kernel, (b, t, c), positions, inv_freq)
+        y = self.xp.empty(x.shape, dtype=x.dtype) if out is None else out
+        expect(kernel, "out", y, x.shape)
+        name, grid, block = plan("rope", b * t, heads, c, pairs, x, y)
+        self._launch(ROPE, name, grid, block, x, *angle, y, b * t, positions.size, heads, c, pairs, scale, turn, interleaved)
+        return y
+
+    def _angles(
+        self, kernel: str, shape: tuple[int, int, int], positions: Array, inv_freq: Array | None
+    ) -> tuple[tuple[Array | None, Array | None], int]:
+        """Positions and frequencies as the kernels take them, and the number of pairs; no frequencies: no pairs.   shape (B, T, C)"""
+        b, t, c = shape
+        expect(kernel, "positions", positions, (1 if positions.shape[0] == 1 else b, t))
+        if inv_freq is None:
+            return (None, None), 0
+        pairs = inv_freq.shape[0]
+        if inv_freq.ndim != 1 or 2 * pairs > c:
+            raise ValueError(f"{kernel}: inv_freq is {list(inv_freq.shape)}: wanted at most [{c // 2}], half of a head's width")
+        positions, inv_freq = self._contiguous(positions, inv_freq)
+        return (positions, inv_freq), pairs
+
+
+def angles(positions: Array, inv_freq: Array | None) -> bool:
+    """Are these of the dtypes that kernels make angles of?"""
+    return bool(positions.dtype == np.int32) and wide(inv_freq)
+
+
+def plan(
+    kernel: str, tokens: int, heads: int, width: int, pairs: int, first: Array, *others: Array
+) -> tuple[str, int, tuple[int, int, int]]:
+    """The kernel's instance, its grid, and its block: (accesses of a head, heads, tokens)."""
+    v = lanes(math.gcd(width, pairs), first, *others)
+    across = min(WARP, power_of_two(ceil_div(max(pairs, width - 2 * pairs), v)))
+    down = min(BLOCK // across, power_of_two(ceil_div(heads, HEADS)))
+    deep = min(DEEPEST, BLOCK // (across * down))
+    return instance(kernel, first.dtype, v), ceil_div(tokens, deep) if heads and width else 0, (across, down, deep)
+
+
+def power_of_two(count: int) -> int:
+    """The smallest that is not below `count`."""
+    return 1 << max(0, count - 1).bit_length()

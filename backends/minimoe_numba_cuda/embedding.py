@@ -1,0 +1,83 @@
+"""Rows added to the rows that ids name: the gradient of an embedding, and `scatter_add`. Formulas: minimoe/reference/embedding.py.
+
+The ids are sorted first, stably. Each row of the table then finds its own by bisection and adds them in the order in which they stood,
+so nothing is added atomically and equal inputs give equal bits.
+"""
+
+import math
+
+from numba import cuda
+
+from minimoe.backend import Array
+from minimoe_numba_cuda.launch import F32, F64, I32, I64, THREADS, CudaKernels, blocks_of, expect, singles
+
+
+@cuda.jit(device=True)
+def first_at_least(ids, turn, wanted):  # type: ignore[no-untyped-def]
+    """The first place in the sorted order at which an id of at least `wanted` stands."""
+    low, high = 0, turn.size
+    while low < high:
+        middle = (low + high) // 2
+        if ids[turn[middle]] < wanted:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@cuda.jit
+def add_rows(values, ids, turn, padding, inout_target):  # type: ignore[no-untyped-def]
+    """target[v] += sum of values[i] for ids[i] = v, in the order of i; rows without an id, and `padding`, are not touched.
+
+    values [N,D], ids [N], turn [N] sorts them -> [V,D].   Grid: (V, ceil(D / 128)). Bytes: N*D read, min(N, V)*D read and written.
+    """
+    v, d = cuda.blockIdx.x, cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x
+    if v == padding or d >= inout_target.shape[1]:
+        return
+    place = first_at_least(ids, turn, v)
+    if place == turn.size or ids[turn[place]] != v:
+        return
+    total = inout_target[v, d]
+    while place < turn.size and ids[turn[place]] == v:
+        total += values[turn[place], d]
+        place += 1
+    inout_target[v, d] = total
+
+
+class CudaEmbedding(CudaKernels):
+    def scatter_add(self, inout_target: Array, index: Array, values: Array) -> None:
+        """float32 and float64 are summed as they are; a narrower dtype in float32, rounded once."""
+        if inout_target.dtype not in (F32, F64):
+            total = self.xp.astype(inout_target, F32)
+            self.scatter_add(total, index, self.xp.astype(values, F32))
+            inout_target[...] = self.xp.astype(total, inout_target.dtype)
+            return
+        shape = tuple(inout_target.shape)
+        expect("scatter_add", "inout_target", inout_target, shape, inout_target.dtype)
+        values = self._read("scatter_add", "values", values, (index.shape[0], *shape[1:]), inout_target.dtype)
+        self._add(inout_target, index, values, math.prod(shape[1:]), None)
+
+    def embedding_backward(
+        self, dy: Array, ids: Array, vocab: int, padding: int | None = None, out: Array | None = None, accumulate: bool = False
+    ) -> Array:
+        if not singles(dy, out) or (out is not None and not out.flags.c_contiguous):
+            return super().embedding_backward(dy, ids, vocab, padding, out, accumulate)
+        width = dy.shape[-1]
+        target = self.xp.zeros((vocab, width), dtype=F32) if out is None else out
+        expect("embedding_backward", "out", target, (vocab, width))
+        if out is not None and not accumulate:
+            target[...] = 0.0
+        flat = self.xp.reshape(ids, (-1,))
+        self._add(target, flat, self._read("embedding_backward", "dy", self._flat_rows(dy), (flat.shape[0], width)), width, padding)
+        return target
+
+    def _add(self, inout_target: Array, ids: Array, values: Array, width: int, padding: int | None) -> None:
+        """target [V,...] += values [N,...] at ids [N]"""
+        if not values.size:
+            return
+        n, v = ids.shape[0], inout_target.shape[0]
+        ids = self._read("scatter_add", "ids", ids, (n,), I32)
+        turn = self._read("scatter_add", "argsort(ids)", self.xp.argsort(ids, stable=True), (n,), I64)
+        target, rows = self.xp.reshape(inout_target, (v, width)), self.xp.reshape(values, (n, width))
+        grid = v, blocks_of(width)
+        self._launch(add_rows, grid, (THREADS,), rows, ids, turn, -1 if padding is None else padding, target)

@@ -1,0 +1,129 @@
+"""The backend `cupy`, executed on the processor: every kernel in three thread orders, a model's training, and what is refused."""
+
+import sys
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+from cuda_on_cpu.cpu_cuda import ORDERS
+from cuda_on_cpu.cupy_on_cpu import CupyOnCpu
+
+import minimoe_cupy
+from minimoe.backend import BackendUnavailable, check_overrides, kernel_kinds, overridden
+from minimoe.reference.routing import Plan
+from minimoe.testing import cases
+from minimoe_cupy.device import check_device
+from minimoe_cupy.launch import parameters
+from minimoe_cupy.loader import Source
+
+BACKENDS = {order: CupyOnCpu(order) for order in ORDERS}
+FORWARD = BACKENDS["forward"]
+OWN = [case for case in cases(FORWARD, level="kernels") if overridden(FORWARD, case.kernel) and "float64" not in case.name]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("index", [pytest.param(i, id=str(case)) for i, case in enumerate(OWN)])
+def test_a_kernel_conforms_in_every_thread_order(index, order):
+    wanted = OWN[index]
+    next(case for case in cases(BACKENDS[order], level="kernels", kernel=wanted.kernel) if case.name == wanted.name).run()
+
+
+OTHERS = [case for case in cases(FORWARD) if case not in OWN and "float64" not in case.name]
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=str(case)) for case in OTHERS])
+def test_what_is_not_overridden_and_what_stands_on_kernels_conforms(case):
+    case.run()
+
+
+def test_signatures_are_the_contracts():
+    check_overrides(FORWARD)
+
+
+# ---- what is refused ---------------------------------------------------------------------------------------------------------------------
+
+
+def plan_of(*, order=(0, 1), inverse=((0,), (1,)), offsets=(0, 2)):
+    return Plan(*(np.array(part, np.int32) for part in (order, inverse, offsets)))
+
+
+@pytest.mark.parametrize(
+    "x, plan, words",
+    [
+        (np.zeros((2, 4), np.float32), plan_of(inverse=[[0.0], [1.0]])._replace(inverse=np.zeros((2, 1))), "inverse is float64"),
+        (np.zeros((2, 4), np.float32), plan_of()._replace(inverse=[[0], [1]]), "inverse"),
+    ],
+)
+def test_an_array_that_does_not_fit_a_kernels_declaration_is_refused(x, plan, words):
+    with pytest.raises((TypeError, AttributeError), match=words):
+        FORWARD.dispatch(x, plan)
+
+
+def test_a_launch_takes_contiguous_arrays_only():
+    source, name = minimoe_cupy.routing.DISPATCH, "dispatch<float, 1>"
+    x, plan = np.zeros((4, 4), np.float32), plan_of()
+    with pytest.raises(TypeError, match=r"dispatch<float, 1>: x is float32\[4, 4\], not contiguous: wanted a contiguous array of float32"):
+        FORWARD._launch(source, name, 1, 256, x.T, plan.inverse, x, 2, 1, 4)
+
+
+def test_parameters_are_read_from_the_declaration():
+    found = parameters(minimoe_cupy.routing.COMBINE, "combine<bf16, 8>")
+    assert [(p.name, str(p.dtype), p.pointer) for p in found] == [
+        ("rows", "bfloat16", True), ("weights", "float32", True), ("inverse", "int32", True), ("y", "bfloat16", True),
+        ("n_tokens", "int32", False), ("width", "int32", False), ("d_model", "int32", False),
+    ]  # fmt: skip
+    with pytest.raises(LookupError, match=r"combine.cu declares no kernel combined"):
+        parameters(Source("combine.cu", ()), "combined<float>")
+
+
+# ---- without a card ------------------------------------------------------------------------------------------------------------------
+
+
+class NoDriver(Exception):
+    pass
+
+
+def fake_cupy(monkeypatch, count=1, error=None, capability=(9, 0)):
+    def get_count():
+        if error:
+            raise error
+        return count
+
+    runtime = SimpleNamespace(
+        CUDARuntimeError=NoDriver, getDeviceCount=get_count, getDevice=lambda: 0,
+        getDeviceProperties=lambda _: {"name": b"Some Card", "major": capability[0], "minor": capability[1]},
+    )  # fmt: skip
+    module = ModuleType("cupy")
+    module.cuda = SimpleNamespace(runtime=runtime)
+    module.__spec__ = SimpleNamespace(name="cupy")
+    monkeypatch.setitem(sys.modules, "cupy", module)
+
+
+@pytest.mark.parametrize(
+    "fake, words",
+    [
+        ({"error": NoDriver("insufficient driver")}, r"backend cupy: no usable NVIDIA driver \(insufficient driver\): install one"),
+        ({"count": 0}, "no NVIDIA card is visible"),
+        ({"capability": (7, 5)}, r"Some Card has compute capability 7.5: the kernels need 8.0 \(Ampere\) or newer"),
+    ],
+)
+def test_a_machine_without_a_fitting_card_says_what_is_missing(monkeypatch, fake, words):
+    fake_cupy(monkeypatch, **fake)
+    with pytest.raises(BackendUnavailable, match=words):
+        check_device("cupy")
+
+
+def test_without_cupy_the_error_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(BackendUnavailable, match=r"CuPy is not installed: pip install 'minimoe\[cupy\]'"):
+        check_device("cupy")
+
+
+def test_a_fitting_card_passes(monkeypatch):
+    fake_cupy(monkeypatch)
+    check_device("cupy")
+
+
+def test_kernels_are_listed_without_a_device():
+    kinds = kernel_kinds(minimoe_cupy.backend_class())
+    assert kinds["dispatch"] == kinds["combine_backward"] == "hand-written" and kinds["muon"] == "reference"
