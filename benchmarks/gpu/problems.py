@@ -1,0 +1,185 @@
+"""A problem: one kernel at one size, what it must move and compute, and how it is timed on every backend that has it."""
+
+import math
+import statistics
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.gpu.clocks import Call
+from benchmarks.gpu.data import POOL, Data
+from benchmarks.gpu.lab import COMPUTES, Lab
+from minimoe.backend import Backend, kernel_kinds
+
+SIZE = {"bfloat16": 2, "float32": 4, "float64": 8}  # bytes
+SETS = 24  # of inputs at most
+ROUNDS = 2  # in which contenders take turns
+SECONDS = {"full": 0.12, "quick": 0.06, "tiny": 0.0}  # of a contender's round
+LEAST, MOST = 3, 40  # calls of a round
+SLOW = 0.5  # seconds: one such call is a round
+
+Row = dict[str, Any]
+"""What the JSON file says of a figure: part, name, side, kind, ms, and what went in. A row without a figure says why: failed, left_out."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """PyTorch's way to do the same: `make(device)` gives a call with inputs of its own."""
+
+    name: str
+    make: Callable[[str], Call]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """`make(backend, data)` gives a call of the kernel with inputs of its own."""
+
+    kernel: str
+    sizes: dict[str, Any]
+    dtype: str
+    make: Callable[[Backend, Data], Call]
+    bytes: int  # read and written once
+    flops: int = 0
+    goal: str = ""  # the target that it is measured for
+    peer: Peer | None = None
+    watched: str = field(default="")  # the kernel whose reference would tell that this one is not the backend's own; default: kernel
+
+    @property
+    def label(self) -> str:
+        return ", ".join([f"{name} {value}" for name, value in self.sizes.items()] + [self.dtype])
+
+    def row(self, side: str) -> Row:
+        """A row without its figure."""
+        shown = {"kernel": self.kernel, "side": side, "dtype": self.dtype, "sizes": self.sizes, "bytes": self.bytes}
+        more = {"flops": self.flops} if self.flops else {}
+        return {**shown, **more, **({"goal": self.goal} if self.goal else {})}
+
+
+class Lost(Exception):
+    """The device does not answer any more."""
+
+    def __init__(self, rows: list[Row]) -> None:
+        super().__init__(rows)
+        self.rows = rows  # of the sides that failed until then, the last one with the device
+
+
+@dataclass
+class Contender:
+    """A side of a problem: its calls, one for each set of inputs, and their times."""
+
+    side: str
+    kind: str
+    calls: list[Call]
+    times: list[float] = field(default_factory=list)
+
+
+def measure(lab: Lab, problem: Problem, without: Collection[str] = (), at: Callable[[str], None] = lambda side: None) -> list[Row]:
+    """A row for each backend, and for the peer, but those of these names. Raises Lost where a side took the device with it.
+
+    `at` hears whose turn it is before it begins: of a side that never comes back nothing else is known.
+    """
+    contenders, rows = [], []
+    for side, prepare in preparations(lab, problem):
+        if side in without:
+            continue
+        at(side)
+        try:
+            contenders.append(prepare())
+        except Exception as error:  # of whatever library: it becomes the row's text
+            rows.append({**problem.row(side), "failed": said(error)})
+            survive(lab, rows)
+    for _ in range(ROUNDS):
+        for contender in list(contenders):
+            at(contender.side)
+            try:
+                contender.times += round_of(lab, contender)
+            except Exception as error:
+                contenders.remove(contender)
+                rows.append({**problem.row(contender.side), "failed": said(error)})
+                survive(lab, rows)
+    return [{**problem.row(c.side), "kind": c.kind, **figures(c.times), "sets": len(c.calls)} for c in contenders] + rows
+
+
+def preparations(lab: Lab, problem: Problem) -> Iterator[tuple[str, Callable[[], Contender]]]:
+    """The sides of a problem here, each with what makes it ready."""
+    sets = sets_of(problem, lab.cache_bytes)
+    for name, backend in lab.backends.items():
+        if problem.dtype in COMPUTES[name]:
+            yield name, lambda name=name, backend=backend: ready(lab, problem, name, backend, sets)  # type: ignore[misc]
+    peer = problem.peer
+    if peer is not None and lab.torch:
+        yield peer.name, lambda: warm(Contender(peer.name, "peer", [peer.make(lab.torch) for _ in range(sets)]), lab)
+
+
+def ready(lab: Lab, problem: Problem, name: str, backend: Backend, sets: int) -> Contender:
+    """The calls of a backend, each made once; its kind is what ran."""
+    data = Data(backend, pool=POOL if lab.scale != "tiny" else 1009)
+    calls = [problem.make(backend, data) for _ in range(sets)]
+    kernel = problem.watched or problem.kernel
+    kind = kernel_kinds(backend).get(kernel, "")
+    with reference_watched(kernel) as used:
+        calls[0]()
+    return warm(Contender(name, "reference" if used else kind, calls), lab)
+
+
+def warm(contender: Contender, lab: Lab) -> Contender:
+    """Every set of inputs used once, so that nothing is compiled later."""
+    for call in contender.calls:
+        call()
+    lab.check()
+    return contender
+
+
+def round_of(lab: Lab, contender: Contender) -> list[float]:
+    """As many calls as fill a round."""
+    first = lab.clock.each(contender.calls, 1)
+    if first[0] > SLOW:
+        return first
+    count = max(LEAST, min(MOST, int(SECONDS[lab.scale] / max(first[0], 1e-6))))
+    return lab.clock.each(contender.calls, count)
+
+
+def sets_of(problem: Problem, cache_bytes: int) -> int:
+    """So many sets of inputs that three caches would not hold them; one where a single set is as large."""
+    return max(1, min(SETS, math.ceil(3 * cache_bytes / problem.bytes)))
+
+
+def survive(lab: Lab, rows: list[Row]) -> None:
+    """Go on after an error, unless the device is gone."""
+    try:
+        lab.check()
+    except Exception as error:
+        raise Lost(rows) from error
+
+
+def said(error: BaseException) -> str:
+    """An error as a row's text."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def figures(times: list[float]) -> Row:
+    """Of calls, in ms."""
+    milliseconds = {"ms": statistics.median(times), "fastest_ms": min(times), "slowest_ms": max(times)}
+    return {**{name: seconds * 1e3 for name, seconds in milliseconds.items()}, "calls": len(times)}
+
+
+@contextmanager
+def reference_watched(kernel: str) -> Iterator[list[bool]]:
+    """A list that is not empty if the reference of a kernel was called: an override hands it what it does not cover."""
+    used: list[bool] = []
+    owner = next((base for base in Backend.__mro__ if kernel in vars(base)), None)
+    if owner is None:
+        yield used
+        return
+    reference = vars(owner)[kernel]
+
+    def watched(*args: Any, **options: Any) -> Any:
+        used.append(True)
+        return reference(*args, **options)
+
+    setattr(owner, kernel, watched)
+    try:
+        yield used
+    finally:
+        setattr(owner, kernel, reference)

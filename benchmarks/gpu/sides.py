@@ -1,0 +1,167 @@
+"""Whole layers and steps, side against side: a process for each, asleep on a pipe until its turn.
+
+Sides start several at once, since what they do first is compiling on the host; then they take turns, one at a time. A turn is many
+calls in a row, the host's part included: where it is slower than the card, that is what a user waits for.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.gpu.clocks import Call
+from benchmarks.gpu.lab import Lab, card, card_for_torch
+from benchmarks.gpu.problems import Row, figures
+from benchmarks.gpu.workers import Deadline, Failed, NoAnswer, Process
+
+ROUNDS = {"full": 7, "quick": 3, "tiny": 2}
+TURN = {"full": 0.4, "quick": 0.3, "tiny": 0.0}  # seconds
+MOST = 200  # calls a turn
+WARM_UP = {"minimoe": 4, "eager": 4, "compiled": 10}  # untimed calls after the first: minimoe records, compilers meet new shapes
+TO_BE_READY = 0.75  # of a case's time
+
+
+class Made(NamedTuple):
+    """A side that is ready: a call, which gives a loss or None, and what should be known of it."""
+
+    call: Call
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Side:
+    """`make(lab)` gives the call in the side's own process, once `libraries` are there."""
+
+    name: str
+    kind: str  # minimoe, eager, compiled
+    dtype: str
+    make: Callable[[Lab], Made]
+    libraries: tuple[str, ...] = ()
+
+    @property
+    def missing(self) -> str:
+        """What is not installed that it needs."""
+        return " and ".join(name for name in self.libraries if find_spec(name) is None)
+
+    def row(self, sizes: dict[str, Any]) -> Row:
+        """A row without its figure."""
+        return {"side": self.name, "kind": self.kind, "dtype": self.dtype, "sizes": sizes}
+
+
+# ---- in a side's process -------------------------------------------------------------------------------------------------------------
+
+
+class Runner:
+    """A side at work."""
+
+    def __init__(self, side: Side, lab: Lab) -> None:
+        self.lab, self.made = lab, side.make(lab)
+        self.first = lab.clock.row(self.made.call, 1)
+        lab.clock.row(self.made.call, WARM_UP[side.kind])
+        self.usual = self.turn(1)
+
+    def turn(self, count: int) -> float:
+        """Seconds of a call."""
+        return self.lab.clock.row(self.made.call, count) / count
+
+    def end(self) -> Row:
+        """What is to be said besides. Raises ArithmeticError where the loss is no number any more: such a side computes nothing."""
+        result: Any = self.made.call()
+        loss = None if result is None else float(result.item())
+        if loss is not None and not math.isfinite(loss):
+            raise ArithmeticError(f"the loss is {loss}")
+        return {"loss": loss, "notes": self.made.notes}
+
+
+def serve_side(side: Side, scale: str, pipe: Connection) -> None:
+    """Get ready, then take as many calls as the pipe asks for; after 0 the end."""
+    runner = Runner(side, card(scale) if side.kind == "minimoe" else card_for_torch(scale))
+    pipe.send(("ready", (runner.first, runner.usual)))
+    while (count := pipe.recv()) is not None:
+        pipe.send(("seconds", runner.turn(count)) if count else ("end", runner.end()))
+
+
+# ---- in the process that asks ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Player:
+    """A side as the process that asks sees it."""
+
+    side: Side
+    process: Process
+    first: float = math.nan  # seconds, with all compiling
+    usual: float = math.nan
+    times: list[float] = field(default_factory=list)
+    said: Row = field(default_factory=dict)  # at the end, or why it failed
+
+    @property
+    def plays(self) -> bool:
+        return "failed" not in self.said
+
+    def hear(self, patience: float) -> Any:
+        """An answer's value; nothing, and out of the game, where none comes."""
+        try:
+            return self.process.answer(patience)[1]
+        except (NoAnswer, Failed) as error:
+            self.said = {"failed": str(error)}
+            self.process.stop(patience=0.0)
+            return None
+
+    def ask(self, count: int, patience: float) -> Any:
+        with suppress(NoAnswer):  # it is heard next
+            self.process.send(count)
+        return self.hear(patience)
+
+    def row(self, sizes: dict[str, Any], tokens: int) -> Row:
+        found = self.side.row(sizes)
+        if not self.plays or not self.times:
+            return {**found, **(self.said if not self.plays else {"left_out": "the time was up before its first turn"})}
+        times = figures(self.times)
+        return {**found, **times, "first_s": self.first, "tokens_per_s": tokens / times["ms"] * 1e3, **self.said}
+
+
+def compete(sides: list[Side], sizes: dict[str, Any], tokens: int, scale: str, deadline: Deadline, log: Path) -> list[Row]:
+    """A row for each side of a case."""
+    left_out = [{**side.row(sizes), "left_out": f"{side.missing} not installed"} for side in sides if side.missing]
+    waiting = [side for side in sides if not side.missing]
+    players: list[Player] = []
+    try:
+        get_ready(waiting, players, scale, Deadline(TO_BE_READY * deadline.left()), log)
+        for _ in range(ROUNDS[scale]):
+            take_turns(players, scale, deadline)
+        for player in playing(players):
+            player.said = player.ask(0, 30.0) or player.said
+    finally:
+        for player in playing(players):
+            player.process.stop()
+    return [player.row(sizes, tokens) for player in players] + left_out
+
+
+def get_ready(sides: list[Side], players: list[Player], scale: str, deadline: Deadline, log: Path) -> None:
+    """Start each in a process, some at once, and hear of all of them; those that are not ready in time are out."""
+    at_once = max(2, (os.cpu_count() or 1) // 2)
+    for i in range(len(sides)):
+        players += [Player(side, Process(log, serve_side, side, scale)) for side in sides[len(players) : i + at_once]]
+        player = players[i]
+        player.first, player.usual = player.hear(deadline.left()) or (math.nan, math.nan)
+
+
+def take_turns(players: list[Player], scale: str, deadline: Deadline) -> None:
+    """One turn each, as long as there is time."""
+    for player in playing(players):
+        if not deadline.left():
+            return
+        count = max(1, min(MOST, math.ceil(TURN[scale] / max(player.usual, 1e-6))))
+        seconds = player.ask(count, 30.0 + deadline.left())
+        if seconds is not None:
+            player.times.append(seconds)
+
+
+def playing(players: list[Player]) -> Iterator[Player]:
+    return (player for player in players if player.plays)

@@ -1,0 +1,32 @@
+"""Every kernel once at a tiny size, and some training steps: what compute-sanitizer watches. `python -m benchmarks.gpu.small`"""
+
+from benchmarks.gpu.data import Data
+from benchmarks.gpu.lab import COMPUTES, Lab, card
+from benchmarks.gpu.step import CASES, minimoe_step
+from benchmarks.gpu.workers import kernel_problems
+
+POOL = 1009
+STEPS = 4  # recorded at the third
+
+
+def run(lab: Lab) -> dict[str, int]:
+    """How many problems each backend worked on."""
+    done = dict.fromkeys(lab.backends, 0)
+    for name, backend in lab.backends.items():
+        for problem in kernel_problems("tiny"):
+            if problem.dtype in COMPUTES[name]:
+                problem.make(backend, Data(backend, pool=POOL))()
+                done[name] += 1
+        step = minimoe_step(CASES["tiny"][0], name, COMPUTES[name][0], lab)
+        for _ in range(STEPS):
+            step.call()
+        lab.check()
+    return done
+
+
+if __name__ == "__main__":
+    import cupy
+
+    cupy.cuda.set_allocator(None)  # each array its own allocation, so that a step beside one is seen
+    for side, count in run(card("tiny")).items():
+        print(f"{side}: {count} problems and {STEPS} steps")

@@ -1,0 +1,94 @@
+"""A whole training step of a small Mixture of Experts: forward, backward, clipping, AdamW; its loss stays on the device.
+
+minimoe's is what `minimoe.trainer` does, recorded once as a CUDA graph and repeated: bfloat16 beside float32 weights by `cupy`, float32 by
+`numba-cuda`, whose kernels have nothing else. All sides train on the same tokens.
+"""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from benchmarks.gpu.lab import BACKENDS, COMPUTES, Lab
+from benchmarks.gpu.sides import Made, Side
+from benchmarks.gpu.torch_sides import mixtral_step, torch_step
+from benchmarks.models import BYTES, Case
+from minimoe.autograd import use_backend
+from minimoe.backend import Array
+from minimoe.config import ModelConfig, MoEConfig
+from minimoe.model import Transformer
+from minimoe.optim import AdamW
+from minimoe.random import Rng
+from minimoe.recording import Recorded
+
+COMPILED, GRAPHS = "default", "reduce-overhead"  # torch.compile's modes: the second also makes CUDA graphs
+
+
+def small(d: int, layers: int, heads: int, kv: int, hidden: int, e: int, k: int, seq: int, batch: int) -> Case:
+    """A model over bytes that transformers' Mixtral has too."""
+    moe = MoEConfig(n_experts=e, top_k=k, d_hidden=hidden, aux_loss_coef=0.01, z_loss_coef=0.0)
+    shape: dict[str, Any] = {"d_model": d, "n_layers": layers, "n_heads": heads, "n_kv_heads": kv, "d_hidden": hidden, "max_seq_len": seq}
+    return Case("small MoE", ModelConfig(**shape, vocab_size=BYTES, moe=moe), seq, batch)
+
+
+TARGET = small(512, 8, 8, 4, 1024, 8, 2, 512, 16)
+CASES = {"full": [TARGET], "quick": [TARGET], "tiny": [small(16, 1, 2, 1, 16, 4, 2, 6, 2)]}
+
+
+def sizes_of(case: Case) -> dict[str, int]:
+    """What a row says of a model."""
+    m, moe = case.model, case.model.moe
+    assert moe is not None
+    sizes = {"D": m.d_model, "L": m.n_layers, "Q": m.n_heads, "G": m.kv_heads, "H": m.expert_hidden, "E": moe.n_experts, "K": moe.k}
+    return {**sizes, "V": BYTES, "T": case.seq_len, "B": case.batch}
+
+
+def step_sides(case: Case) -> list[Side]:
+    """minimoe's backends, each in the narrowest dtype of its kernels; peers in bfloat16, and an eager one in float32 for numba-cuda."""
+    found = [
+        Side(f"minimoe, {backend}", "minimoe", COMPUTES[backend][0], partial(minimoe_step, case, backend, COMPUTES[backend][0]))
+        for backend in BACKENDS
+    ]
+    for kind, style, dtype, mode in (
+        ("compiled", "grouped", "bfloat16", COMPILED),
+        ("compiled", "grouped", "bfloat16", GRAPHS),
+        ("compiled", "sorted", "bfloat16", COMPILED),
+        ("eager", "loop", "bfloat16", ""),
+        ("eager", "grouped", "bfloat16", ""),
+        ("eager", "sorted", "float32", ""),
+    ):
+        name = f"PyTorch {kind}, {style}" + (", CUDA graphs" if mode == GRAPHS else "")
+        found.append(Side(name, kind, dtype, partial(torch_step, case, style, dtype, mode), ("torch",)))
+    for implementation in ("eager", "grouped_mm"):
+        make = partial(mixtral_step, case, implementation, "bfloat16", "")
+        found.append(Side(f"transformers Mixtral, {implementation}", "eager", "bfloat16", make, ("torch", "transformers")))
+    return found
+
+
+def minimoe_step(case: Case, name: str, dtype: str, lab: Lab) -> Made:
+    """What `minimoe.trainer.Trainer` does on the device in a step."""
+    backend = lab.backend(name)
+    xp = backend.xp
+    model = Transformer(case.model, seed=0, dtype=dtype, backend=backend)
+    optimizer = AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1)
+
+    def work(step: Array, lr: Array, tokens: Array, targets: Array) -> Array:
+        parts = model.loss(tokens, targets, rng=Rng(0, step))
+        parts.total.backward(xp.ones_like(parts.total.data))
+        norm = optimizer.grad_norm()
+        ok = xp.isfinite(parts.total.data) & xp.isfinite(norm)
+        optimizer.step(lr=lr, scale=optimizer.clip_scale(norm, 1.0), ok=ok)
+        optimizer.zero_grad()
+        return xp.asarray(parts.cross_entropy.data)
+
+    notes: list[str] = []
+    recorded = Recorded(work, backend, notes.append)
+    inputs = [np.asarray(0, np.int32), np.asarray(1e-3, np.float32), *case.random_batch()]
+    step, lr, tokens, targets = map(backend.from_host, inputs)
+
+    def call() -> Array:
+        with use_backend(backend):
+            step[...] += 1
+            return recorded(step, lr, tokens, targets)
+
+    return Made(call, notes)

@@ -1,0 +1,80 @@
+"""What tests on a card share: both GPU backends, and memory that shows what was not written and what was written beside.
+
+Without a card every test here is skipped by name; whether there is one is asked of the driver, so CuPy is not imported for it.
+"""
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from functools import cache, partial
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+from gpu.guard import Guard
+
+from minimoe.backend import Backend, BackendUnavailable, load
+from minimoe.testing import Case, cases
+
+NAMES = ("cupy", "numba-cuda")
+REASON = "needs a physical GPU"
+
+
+@cache
+def card_is_here() -> bool:
+    """Is there a card, and CuPy for it, that the kernels run on?"""
+    if find_spec("cupy") is None:
+        return False
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    from minimoe_cupy.device import check_device
+
+    try:
+        check_device("cupy")
+    except BackendUnavailable:
+        return False
+    return True
+
+
+def needs_card() -> pytest.MarkDecorator:
+    return pytest.mark.skipif(not card_is_here(), reason=REASON)
+
+
+def cases_of(name: str) -> list[Case]:
+    """A backend's conformance cases; one that fails where it cannot be loaded."""
+    try:
+        return cases(load(name))
+    except Exception as error:
+        return [Case("the backend loads", "loading", "", partial(reraise, error))]
+
+
+def reraise(error: Exception) -> None:
+    raise error
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`case`: every conformance case of both backends, or without a card one of each to be skipped. `backend`: both."""
+    if "case" in metafunc.fixturenames:
+        found = [(name, case) for name in NAMES for case in (cases_of(name) if card_is_here() else [None])]
+        parameters = [pytest.param(case, id=name if case is None else f"{name}, {case}", marks=needs_card()) for name, case in found]
+        metafunc.parametrize("case", parameters)
+    if "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", [pytest.param(name, id=name, marks=needs_card()) for name in NAMES], indirect=True)
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest) -> Backend:
+    return load(request.param)
+
+
+@pytest.fixture
+def guarded() -> Iterator[Any]:
+    """All of CuPy's memory NaN at first, between margins that must be whole at the end."""
+    import cupy
+
+    guard = Guard(cupy)
+    with cupy.cuda.using_allocator(guard.malloc):
+        yield guard
+    guard.check()
