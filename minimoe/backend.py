@@ -14,7 +14,9 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from minimoe.errors import UserError, nearest
 from minimoe.reference.activation import ActivationKernels
@@ -77,6 +79,10 @@ class Backend(
 
     def tell(self, listener: Callable[[str], None] | None) -> None:
         """Let `listener` know of what keeps a user waiting or runs slower than it might; None: standard error again."""
+
+    def at_hand(self, array: Array) -> "np.ndarray[Any, Any] | None":
+        """The array as NumPy's, where it can be looked at without waiting for a device; else None."""
+        return array if isinstance(array, np.ndarray) else None
 
     def use_threads(self, count: int) -> None:
         """Compute with so many threads of the host from now on, 0: as many as it has. For backends that have any."""

@@ -165,7 +165,7 @@ class Transformer(Module):
 
     def setup(self, backend: Backend, dtype: str) -> None:
         self.dtype = backend.dtype(dtype)  # of what flows from block to block; the embeddings are added up in the parameters' own
-        self.array = type(backend.xp.zeros(()))  # of what is on the device already
+        self.device_array = type(backend.xp.zeros(()))
 
     def _declare_input(self, c: ModelConfig) -> None:
         length = c.max_seq_len
@@ -326,19 +326,19 @@ class Transformer(Module):
         return ids
 
     def _ints(self, values: Any, limit: int = 0, what: str = "", holder: str = "", ignore: int | None = None) -> Array:
-        """Integers of any library as the backend's int32; given a limit, those from the host must be `ignore` or 0 .. limit - 1."""
+        """Integers of any library as the backend's int32; given a limit, those at hand must be `ignore` or 0 .. limit - 1."""
         if isinstance(values, Tensor):
             values = values.data
-        if self.array is not np.ndarray and isinstance(values, self.array):  # on the device: nobody looks at them
-            return self.backend.xp.astype(values, self.backend.xp.int32, copy=False)
-        if isinstance(values, np.ndarray | list | tuple):
+        if isinstance(values, list | tuple):
             values = np.asarray(values)
         elif hasattr(values, "__dlpack__") and not hasattr(values, "__array_namespace__"):
             values = np.from_dlpack(values)
-        if isinstance(values, np.ndarray):
-            checked = values if ignore is None else values[values != ignore]
-            if limit and checked.size and (checked.min() < 0 or checked.max() >= limit):
+        seen = self.backend.at_hand(values) if limit else None
+        if seen is not None:
+            checked = seen if ignore is None else seen[seen != ignore]
+            if checked.size and (checked.min() < 0 or checked.max() >= limit):
                 raise ValueError(f"{what} run from {checked.min()} to {checked.max()}, {holder} {limit}")
+        if isinstance(values, np.ndarray) and (self.device_array is np.ndarray or not isinstance(values, self.device_array)):
             values = self.backend.from_host(values)
         return self.backend.xp.astype(values, self.backend.xp.int32, copy=False)
 

@@ -1,9 +1,9 @@
 """Training: the loop, its metrics, evaluations and checkpoints, and going on where a run stopped.
 
-A step is one function of arrays (`_work`), which a GPU records once and repeats (`recording.py`). It reads nothing back from the device:
-the verdict on non-finite values, the counts and the losses stay there, and leave packed in one array every `log_every` steps. Data, noise
-and dropout are functions of (seed, step), so a checkpoint needs no generator's state, and a run that was stopped ends with the same bytes
-as one that never was.
+A step is one function of arrays (`_work`), which a backend may record once and repeat (`recording.py`). It reads nothing back from the
+device: the verdict on non-finite values, the counts and the losses stay there, and leave packed in one array every `log_every` steps.
+Data, noise and dropout are functions of (seed, step), so a checkpoint needs no generator's state, and a run that was stopped ends with the
+same bytes as one that never was.
 """
 
 from __future__ import annotations

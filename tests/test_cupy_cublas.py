@@ -5,7 +5,7 @@ import ctypes
 import numpy as np
 import pytest
 
-from minimoe_cupy.cublas import KEEP, TURN, operand, product
+from minimoe_cupy.cublas import KEEP, TURN, batch_of, operand, product
 
 
 def column_major(address, rows, columns, stride):
@@ -36,3 +36,33 @@ def test_layouts_are_named_and_others_left_alone():
     x = np.zeros((4, 6), np.float32)
     assert operand(x)[0] == KEEP and operand(x.T)[0] == TURN and operand(x[:, ::2]) is None
     assert product(x, x.T, np.zeros((4, 8), np.float32)[:, ::2]) is None
+
+
+BATCHES = {
+    "one batch of both": (lambda d: d(3, 4, 5), lambda d: d(3, 5, 6)),
+    "several leading axes": (lambda d: d(2, 3, 4, 5), lambda d: d(2, 3, 5, 6)),
+    "one matrix for all": (lambda d: d(4, 5), lambda d: d(3, 5, 6)),
+    "one axis broadcast": (lambda d: d(2, 3, 4, 5), lambda d: d(2, 1, 5, 6)),
+    "fewer axes": (lambda d: d(2, 3, 4, 5), lambda d: d(3, 5, 6)),
+    "turned": (lambda d: d(3, 5, 4).swapaxes(1, 2), lambda d: d(3, 6, 5).swapaxes(1, 2)),
+    "heads in the middle": (lambda d: d(2, 4, 3, 5).transpose(0, 2, 1, 3), lambda d: d(2, 6, 3, 5).transpose(0, 2, 3, 1)),
+    "one matrix, turned": (lambda d: d(5, 4).T, lambda d: d(3, 5, 6)),
+    "rows apart": (lambda d: d(3, 4, 10)[:, :, ::2], lambda d: d(3, 10, 6)[:, ::2, :]),
+    "a column": (lambda d: d(3, 4, 1), lambda d: d(3, 1, 6)),
+}
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_batches_of_products_are_walked_in_steps(name):
+    """cublasGemmStridedBatchedEx by the stand-in, a product after another."""
+    draw = np.random.default_rng(0)
+    a, b = (make(lambda *shape: draw.standard_normal(shape).astype(np.float32)) for make in BATCHES[name])
+    wanted = a @ b
+    out = np.full(wanted.shape, np.nan, np.float32)
+    (m, k), n, leading = a.shape[-2:], b.shape[-1], wanted.shape[:-2]
+    left, right = (batch_of(x, leading, np.ascontiguousarray) for x in (a, b))
+    for i in range(int(np.prod(leading))):
+        sides = [(side.operand.address + 4 * i * side.step, side.operand.stride) for side in (right, left)]
+        at = out.ctypes.data + 4 * i * m * n
+        gemm(right.operand.operation, left.operand.operation, n, m, k, *sides[0], *sides[1], at, n)
+    assert np.allclose(out, wanted, atol=1e-5)

@@ -175,7 +175,7 @@ class Reciting:
         self.ids: Iterator[int] = iter(text)
         self.config = mm.ModelConfig(d_model=4, n_heads=1, n_layers=1, max_seq_len=8, vocab_size=256)
         self.real = Transformer(self.config, backend=mm.set_backend("numpy"))
-        self.backend, self.embed = self.real.backend, self.real.embed
+        self.backend, self.embed, self.dtype = self.real.backend, self.real.embed, self.real.dtype
 
     def __call__(self, tokens: Any, cache: Any = None) -> Tensor:
         logits = np.array(self.real(tokens, cache=cache).numpy())

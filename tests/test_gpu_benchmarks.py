@@ -2,9 +2,11 @@
 
 import json
 import math
+import multiprocessing
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,15 +19,16 @@ from gpu import fresh
 from gpu.guard import Guard
 
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import layer, small, step
+from benchmarks.gpu import layer, small, step, suite
 from benchmarks.gpu.ceilings import ceiling_problems, ceilings_of
-from benchmarks.gpu.clocks import WallClock
-from benchmarks.gpu.data import Data
+from benchmarks.gpu.clocks import EventClock, WallClock
+from benchmarks.gpu.data import POOL, Data, host_ids
 from benchmarks.gpu.lab import OURS, Lab
-from benchmarks.gpu.problems import Lost, Problem, measure
+from benchmarks.gpu.models import FilledTransformer
+from benchmarks.gpu.problems import Lost, Problem, measure, sets_of
 from benchmarks.gpu.report import as_markdown, as_text, conclude, failures
-from benchmarks.gpu.sides import Made, Player, Runner, Side, compete, take_turns
-from benchmarks.gpu.suite import errors, outcomes
+from benchmarks.gpu.sides import Made, Player, Runner, Side, admitted, compete, get_ready, take_turns
+from benchmarks.gpu.suite import LAST_LINE, TIME_UP, errors, is_failure, outcomes
 from benchmarks.gpu.targets import SIDE, targets, verdicts
 from benchmarks.gpu.workers import Bench, Deadline, Failed, Process, kernel_problems
 from minimoe.backend import kernel_names
@@ -82,14 +85,58 @@ def test_a_side_that_fails_costs_its_row_and_one_that_loses_the_device_says_so()
 
 
 def test_random_inputs_are_bounded_repeated_and_differ():
-    data = Data(BACKEND, pool=101)
-    x = data.normal(7, 50)
-    assert x.dtype == np.float32 and np.unique(x).size <= 101 and not np.array_equal(x[0], x[1])
-    ids = data.host_ids(5000, 8, 2, "skewed")
+    data = Data(BACKEND)
+    x = data.normal(5, 1_000_003)
+    flat = x.reshape(-1)
+    assert x.dtype == np.float32 and not np.array_equal(x[0], x[1]) and np.array_equal(flat[POOL:], flat[: flat.size - POOL])
+    assert data.bytes == x.nbytes
+    ids = host_ids(np.random.default_rng(0), 5000, 8, 2, "skewed")
     counts = np.bincount(ids.ravel(), minlength=8)
     assert (ids[:, 0] != ids[:, 1]).all() and counts[0] > 2 * counts[7]
     ends = data.offsets(1000, 16, "balanced")
     assert ends[0] == 0 and ends[-1] == 1000 and (np.diff(ends) >= 0).all()
+    assert np.array_equal(ends, data.offsets(1000, 16, "balanced"))
+
+
+@pytest.mark.parametrize("inputs, sets", [(1, 24), (10**6, 24), (20 * 10**6, 8), (10**9, 2)])
+def test_sets_of_inputs_fill_three_caches_and_are_two_at_least(inputs, sets):
+    assert sets_of(inputs, 50 * 10**6) == sets
+
+
+class NoEvents(EventClock):
+    """Without a card."""
+
+    def __init__(self):
+        pass
+
+    def _hold(self, seconds):
+        pass
+
+    def _mark(self):
+        return None
+
+    def _between(self, first, last):
+        return 0.0
+
+    def _synchronize(self):
+        pass
+
+
+def test_timing_starts_with_the_inputs_that_were_used_longest_ago():
+    seen = []
+    calls = [partial(seen.append, i) for i in range(3)]
+    assert NoEvents().each(calls, 4) == [0.0] * 4 and seen == [0, 1, 2, 0, 1]
+
+
+def test_the_numbers_of_a_model_are_not_drawn_on_the_host(monkeypatch):
+    monkeypatch.setattr("minimoe.nn.host_normal", failing)
+    model = FilledTransformer(step.CASES["tiny"][0].model, dtype="bfloat16", backend=BACKEND)
+    found = {name: (array.dtype, array.shape, float(array.mean()), float(array.std())) for name, array in model.state_dict().items()}
+    declared = {name: (parameter.declared, parameter.std, parameter.start) for name, parameter in model.named_state()}
+    assert len(found) == len(declared) > 5
+    for name, (dtype, shape, mean, std) in found.items():
+        assert (dtype, shape) == (np.float32, declared[name][0])
+        assert abs(mean - declared[name][2]) < 0.02 and 0.6 * declared[name][1] <= std <= 1.6 * declared[name][1]
 
 
 def test_the_sanitizers_case_runs_every_problem_and_steps():
@@ -134,6 +181,39 @@ def serve_words(pipe):
         if word == "sleep":
             time.sleep(60)
         pipe.send(("word", word))
+
+
+def serve_a_child(pipe):
+    """Starts a process, tells its number, and sleeps."""
+    pipe.send(("child", subprocess.Popen(["sleep", "60"]).pid))
+    time.sleep(60)
+
+
+def runs(number):
+    """Is a process of this number there, and no zombie?"""
+    status = Path(f"/proc/{number}/stat")
+    try:
+        return status.read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_process_that_is_stopped_takes_with_it_what_it_started(tmp_path):
+    process = Process(tmp_path / "log.txt", serve_a_child)
+    _, child = process.answer(60.0)
+    assert runs(child)
+    process.stop(patience=0.0)
+    deadline = Deadline(20.0)
+    while runs(child) and deadline.left():
+        time.sleep(0.05)
+    assert not runs(child)
+
+
+def test_no_wait_outlasts_the_whole_run():
+    whole = Deadline(5.0)
+    part = whole.share(0.5).share(0.5)
+    assert part.left() <= 1.25 and part.patience(1.0) == 1.0 and 4.0 < part.patience(60.0) <= 5.0
+    assert Deadline(60.0, Deadline(0.0)).patience(9.0) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -186,9 +266,9 @@ def test_a_side_that_takes_the_process_with_it_is_left_out_of_the_next_try(monke
         Answers([("at", "cupy"), ("lost", [{"side": "cupy", "failed": "gone"}])]),
         Answers([("at", "PyTorch"), ("rows", [good])]),
     ]
-    bench, started = Bench("kernels", "tiny", tmp_path / "log.txt"), iter(lives)
+    bench, started = Bench("kernels", "tiny", tmp_path / "log.txt", Deadline(60.0)), iter(lives)
     monkeypatch.setattr(Bench, "start", lambda self: setattr(self, "process", next(started)))
-    rows = bench.rows(5, PROBLEMS[0], 9.0)
+    rows = bench.rows(5, PROBLEMS[0])
     assert [(row["side"], row.get("failed")) for row in rows] == [("numba-cuda", "no answer in 9 s"), ("cupy", "gone"), ("PyTorch", None)]
     assert [life.sent for life in lives] == [[(5, [])], [(5, ["numba-cuda"])], [(5, ["numba-cuda", "cupy"])]]
     assert [life.stopped for life in lives] == [True, True, False]
@@ -200,7 +280,7 @@ def test_a_process_that_cannot_start_fails_its_part(monkeypatch, tmp_path):
 
     monkeypatch.setattr(Bench, "start", start)
     with pytest.raises(Failed, match="no card"):
-        Bench("kernels", "tiny", tmp_path / "log.txt").rows(0, PROBLEMS[0], 9.0)
+        Bench("kernels", "tiny", tmp_path / "log.txt", Deadline(60.0)).rows(0, PROBLEMS[0])
 
 
 def test_sides_take_turns_and_one_that_fails_leaves_the_game():
@@ -214,6 +294,29 @@ def test_sides_take_turns_and_one_that_fails_leaves_the_game():
     row = good.row({"N": 1}, 10)
     assert (row["ms"], row["calls"], row["loss"]) == (375.0, 2, 1.0) and math.isclose(row["tokens_per_s"], 10 / 0.375)
     assert bad.process.stopped
+
+
+def sleeping(lab):
+    time.sleep(60)
+
+
+def test_sides_that_are_not_ready_in_time_say_so_and_what_never_began_is_given_back(monkeypatch, tmp_path):
+    monkeypatch.setattr("benchmarks.gpu.sides.os.cpu_count", lambda: 1)
+    pipes = [multiprocessing.Pipe() for _ in range(2)]
+    idle = iter(pipes)
+    monkeypatch.setattr("benchmarks.gpu.sides.Process", lambda *_: SimpleNamespace(pipe=next(idle)[0], stop=lambda patience: None))
+    sides, players = [Side(f"{i}", "eager", "float32", sleeping) for i in range(4)], []
+    late = get_ready(sides, players, "tiny", Deadline(0.3), tmp_path / "log.txt")
+    assert [player.said["failed"].startswith("not ready in ") for player in players] == [True] * 2 and late == sides[2:]
+
+
+def test_what_the_cards_memory_does_not_suffice_for_is_the_least_wanted():
+    sides = [Side(f"{i}", "eager", "float32", sleeping, memory=bytes_) for i, bytes_ in enumerate((4e9, 3e9, 2e9))]
+    able, out = admitted(sides, 7.5e9)
+    assert able == sides[:2] and out == [(sides[2], "no memory for it beside the others")]
+    for case in layer.CASES["full"]:
+        able, _ = admitted([replace(side, libraries=()) for side in layer.layer_sides(case)], 76e9)
+        assert [side.name for side in able][:5] == [side.name for side in layer.layer_sides(case)][:5]
 
 
 def test_a_side_whose_library_is_absent_is_left_out_and_no_process_is_made(tmp_path):
@@ -290,8 +393,75 @@ FAILED tests/gpu/test_a.py::test_y[cupy] - AssertionError: differs
         "passed": 1, "skipped": 1, "failed": [{"test": "tests/gpu/test_a.py::test_y[cupy]", "error": "AssertionError: differs"}],
         "not_reached": 2,
     }  # fmt: skip
-    assert [errors(text) for text in ("x", "== ERROR SUMMARY: 3 errors")] == [{"errors": None}, {"errors": 3}]
     assert outcomes("") == {"passed": 0, "skipped": 0, "failed": [], "not_reached": 0}
+
+
+@pytest.mark.parametrize(
+    "text, found, complete",
+    [
+        ("x", None, False),
+        (f"== ERROR SUMMARY: 3 errors\n{LAST_LINE}\n", 3, True),
+        (f"{LAST_LINE}\n========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n", 0, True),
+        ("========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)\n", 1, False),
+    ],
+)
+def test_both_sanitizers_summaries_are_read_and_whether_the_case_came_to_its_end(text, found, complete):
+    assert errors(text) == {"errors": found, "complete": complete}
+
+
+GREEN = {"passed": 3, "skipped": 0, "failed": [], "not_reached": 0}
+
+
+@pytest.mark.parametrize(
+    "outcome, wrong",
+    [
+        ({**GREEN, "ended": "exit code 0"}, False),
+        ({**GREEN, "ended": TIME_UP}, False),
+        ({**GREEN, "ended": "exit code -11"}, True),
+        ({**GREEN, "ended": "exit code 2"}, True),
+        ({**GREEN, "passed": 0, "ended": "exit code 0"}, True),
+        ({**GREEN, "failed": [{"test": "t", "error": "e"}], "ended": "exit code 1"}, True),
+        ({"errors": 0, "complete": True, "ended": "exit code 0"}, False),
+        ({"errors": 0, "complete": True, "ended": "exit code 1"}, True),
+        ({"errors": 0, "complete": False, "ended": "exit code 0"}, True),
+        ({"errors": None, "complete": False, "ended": "exit code 1"}, True),
+        ({"errors": None, "complete": False, "ended": TIME_UP}, False),
+        ({"errors": 1, "complete": False, "ended": TIME_UP}, True),
+        ({"left_out": "it is not here"}, False),
+    ],
+)
+def test_what_ends_otherwise_than_well_or_by_time_is_a_failure(outcome, wrong):
+    assert is_failure(outcome) == wrong
+
+
+WAITS = """
+import time
+try:
+    print("collected 1 item", flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("tests/gpu/test_a.py::t PASSED", flush=True)
+"""
+
+
+class UntilTheyBegan(Deadline):
+    """Is over when something stands in every file."""
+
+    def __init__(self, files):
+        super().__init__(60.0, Deadline(60.0))
+        self.files = files
+
+    def left(self):
+        return 0.0 if all(file.exists() and file.read_text() for file in self.files) else 1.0
+
+
+def test_tests_that_do_not_end_in_time_are_asked_to_stop_and_heard(monkeypatch, tmp_path):
+    monkeypatch.setattr(suite, "pytest_command", lambda: [sys.executable, "-c", WAITS])
+    monkeypatch.setattr(suite.shutil, "which", lambda *_, **__: None)
+    files = [tmp_path / f"tests-{name}.txt" for name in suite.CHOSEN]
+    found = dict(suite.suite(tmp_path, UntilTheyBegan(files)))
+    assert found.pop("compute-sanitizer") == {"left_out": "it is not here"}
+    assert {(outcome["passed"], outcome["ended"]) for outcome in found.values()} == {(1, TIME_UP)} and len(found) == 2
 
 
 # ---- targets and report ------------------------------------------------------------------------------------------------------------------
@@ -366,7 +536,7 @@ def test_a_report_shows_figures_failures_and_what_fell_short(render):
     results["tests"]["numba-cuda"] = {
         "passed": 0, "skipped": 2, "failed": [{"test": "tests/gpu/test_a.py::t", "error": "E"}], "not_reached": 1, "ended": "exit code 1",
     }  # fmt: skip
-    results["tests"]["sanitizer-memcheck"] = {"errors": 2, "ended": "exit code 9", "seconds": 3.0, "file": "f"}
+    results["tests"]["sanitizer-memcheck"] = {"errors": 2, "complete": True, "ended": "exit code 9", "seconds": 3.0, "file": "f"}
     results["tests"]["compute-sanitizer"] = {"left_out": "it is not here"}
     results["machine"]["absent_backends"] = {"numba-cuda": "backend numba-cuda: Numba-CUDA is not installed"}
     results["parts"]["layer"] = {"state": "failed: ValueError: odd", "seconds": 0.1}

@@ -4,6 +4,9 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from cuda_on_cpu.cupy_on_cpu import CpuLoader, CupyOnCpu
+from cuda_on_cpu.numba_cpu import NumbaOnCpu
+from cuda_on_cpu.numba_cuda_on_cpu import NumbaCudaOnCpu
 from strict_backend import StrictBackend
 
 from minimoe import optim
@@ -11,6 +14,7 @@ from minimoe.config import ModelConfig, MoEConfig
 from minimoe.model import Transformer
 from minimoe.random import Rng
 from minimoe.testing.training import batch, tiny_model
+from minimoe_numba.tape import Namespace, plain, recorder, traced, written
 
 READS = ("__bool__", "__int__", "__float__", "__index__", "__complex__", "__array__", "__iter__", "__buffer__", "__dlpack__")
 
@@ -89,3 +93,64 @@ def test_the_watch_finds_a_read(monkeypatch):
         float(x)
     with pytest.raises(AssertionError, match="copied"), no_host_reads(backend, monkeypatch):
         backend.to_host(x)
+
+
+# ---- the overrides of the GPU backends, executed on the processor -----------------------------------------------------------------------
+
+
+def on_traced_arrays(kind):
+    """A backend on arrays that tell when a number of theirs is read (minimoe_numba/tape.py)."""
+
+    class OnTraced(kind):
+        xp = Namespace()
+
+        def from_host(self, array):
+            return traced(np.array(array))
+
+        def to_host(self, array):
+            if recorder.tape is not None:
+                recorder.tape.refuse("an array was copied to the host")
+            return plain(array)
+
+        def contiguous(self, x):
+            return x if x.flags.c_contiguous else x.copy()
+
+        def at_hand(self, array):
+            return None
+
+    backend = OnTraced()
+    backend.loader, backend._run = launch_cuda, RunNumba
+    return backend
+
+
+def launch_cuda(path, names, architecture=None):
+    """The harness's launchers, on NumPy's own arrays: it copies them."""
+    made = CpuLoader()(path, names)
+    return lambda name: lambda grid, block, args, shared_mem=0: made(name)(grid, block, plain(list(args)), shared_mem=shared_mem)
+
+
+class RunNumba:
+    """The same for Numba-CUDA kernels."""
+
+    def __init__(self, kernel):
+        self.launcher = NumbaOnCpu()(kernel)
+
+    def __getitem__(self, sizes):
+        return lambda *args: self.launcher[sizes](*plain(args))
+
+
+@pytest.mark.parametrize("router", ["softmax_topk", "topk_softmax", "switch", "noisy_topk", "sigmoid_bias", "expert_choice"])
+@pytest.mark.parametrize("kind", [CupyOnCpu, NumbaCudaOnCpu], ids=["cupy", "numba-cuda"])
+def test_no_override_of_a_gpu_backend_reads_the_host(kind, router):
+    backend = on_traced_arrays(kind)
+    remedies = {} if router == "expert_choice" else {"capacity_factor": 1.1, "drop_priority": "probability"}
+    moe = MoEConfig(n_experts=4, router=router, jitter=0.1, noise_std=0.1, n_shared_experts=1, d_hidden=8, **remedies)
+    config = ModelConfig(d_model=16, n_layers=1, n_heads=2, d_hidden=8, max_seq_len=12, vocab_size=19, dropout=0.1, moe=moe)
+    model = Transformer(config, seed=0, dtype="float32", backend=backend)
+    optimizer = optim.AdamW(model.parameters(), lr=1e-2)
+    tokens, step = backend.from_host(batch(0)), backend.from_host(np.array(3, dtype=np.int32))
+    with written(lambda: None) as tape:
+        parts = model.loss(tokens[:, :-1].copy(), tokens[:, 1:].copy(), rng=Rng(seed=0, step=step))
+        parts.total.backward()
+        optimizer.step(scale=optimizer.clip_scale(optimizer.grad_norm(), 1.0))
+    assert tape.why_not == "" and np.isfinite(parts.total.item())

@@ -90,7 +90,7 @@ def grouped(kernel, transpose):
         if kernel is products.grouped_by_thread:
             grid, block = routing.by_row(rows, width), (THREADS,)
         else:
-            grid, block = (blocks_of(width, products.SIDE), blocks_of(rows, products.SIDE) + experts + 1), products.BLOCK
+            grid, block = (blocks_of(rows, products.SIDE) + experts + 1, blocks_of(width, products.SIDE)), products.BLOCK
         launch(kernel, grid, block, x, weight, offsets, int(transpose), y)
         return (y,), (NUMPY.grouped_matmul(x, weight, offsets, transpose),)
 
@@ -181,6 +181,9 @@ MALFORMED = {
     "grouped dw, rows": (lambda b: b.grouped_matmul_dw(floats(0, 4, 6), floats(1, 5, 6), PLAN.offsets), r"dy must have shape \(5, any\)"),
     "loss, targets of int64": (lambda b: b.cross_entropy(floats(0, 3, 4), np.zeros(3, np.int64)), "targets must be int32, not int64"),
     "loss, too few targets": (lambda b: b.cross_entropy(floats(0, 3, 4), np.zeros(2, I)), r"targets must have shape \(3\), not \(2,\)"),
+    "scatter_add, integers": (
+        lambda b: b.scatter_add(np.zeros((3, 2), I), np.zeros(1, I), np.ones((1, 2), I)), "must be of a floating type, not int32",
+    ),
     "adamw, state": (lambda b: b.adamw(floats(0, 8), floats(1, 7), floats(2, 8), floats(3, 8), **ADAMW), r"inout_m must have shape \(8\)"),
     "adamw, parameters with gaps": (
         lambda b: b.adamw(floats(0, 8)[::2], floats(1, 4), floats(2, 4), floats(3, 4), **ADAMW), "inout_param .* must be C-contiguous",
@@ -217,6 +220,24 @@ def test_ids_rows_and_offsets_out_of_range_read_and_write_nothing():
     far, x = np.array([0, 2, 99], I), floats(0, 4, 3)
     assert np.isfinite(FORWARD.grouped_matmul(x, floats(1, 2, 5, 3), far)).all()
     assert np.isfinite(FORWARD.grouped_matmul_dw(x, x, far)).all() and np.isfinite(FORWARD.grouped_bias_backward(x, far)).all()
+
+
+class Grids(NumbaCudaKernels, HostArrays):
+    """Runs nothing: keeps the grids that would be launched."""
+
+    def __init__(self):
+        self.grids = []
+        super().__init__(lambda kernel: self)
+
+    def __getitem__(self, shape):
+        self.grids.append(shape[0])
+        return lambda *args: None
+
+
+def test_rows_of_grouped_products_may_need_more_tiles_than_a_grid_has_blocks_in_its_second_direction():
+    backend, rows = Grids(), 65_536 * products.TILE
+    backend.grouped_matmul(np.zeros((rows, 1), F), floats(0, 2, 3, 1), np.array([0, 1, rows], I))
+    assert backend.grids == [(65_536 + 3, 1)]
 
 
 # ---- without a card ------------------------------------------------------------------------------------------------------------------

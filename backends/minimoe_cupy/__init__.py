@@ -5,6 +5,7 @@ float32 sums; any other dtype goes to the reference. None has been on a card yet
 compile them for sm_80 and sm_90a.
 """
 
+from collections.abc import Callable
 from types import ModuleType
 
 from minimoe.backend import Backend
@@ -31,7 +32,7 @@ from minimoe_cupy.embedding import CudaEmbedding
 from minimoe_cupy.expert import CudaExpert
 from minimoe_cupy.gating import CudaGating
 from minimoe_cupy.linear import CudaLinear
-from minimoe_cupy.loader import CupyLoader, Loader, Source
+from minimoe_cupy.loader import CupyLoader, Loader, Source, to_stderr
 from minimoe_cupy.loss import CudaLoss
 from minimoe_cupy.norm import CudaNorm
 from minimoe_cupy.optimizer import CudaOptimizer
@@ -80,4 +81,8 @@ def backend() -> Backend:
     class CupyBackend(CudaKernels, CupyArrays):
         """On a card."""
 
-    return CupyBackend(CupyLoader())
+        def tell(self, listener: Callable[[str], None] | None) -> None:
+            loader.listener = listener or to_stderr
+
+    loader = CupyLoader()
+    return CupyBackend(loader)

@@ -1,6 +1,7 @@
 """The array layer on an NVIDIA card: CuPy's arrays from CuPy's pool of memory, bfloat16 through ml_dtypes.
 
-Nothing here waits for the device but `to_host` and `synchronize`, so that a step can be captured as a CUDA graph (`cupy.bincount` would).
+Nothing here waits for the device but `to_host` and `synchronize`, so that a step can be captured as a CUDA graph (`cupy.bincount` would
+wait, and `argsort` before CuPy 14.2).
 `scatter_add` is a kernel of the backends that stand on this.
 """
 
@@ -19,6 +20,7 @@ from minimoe_cupy.cublas import Cublas
 from minimoe_cupy.graph import record, refuse_while_capturing
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+AT_ONCE = 8
 cublas = Cublas()
 
 
@@ -42,11 +44,22 @@ class Namespace:
         return cupy.asarray(x, **options)
 
     def matmul(self, a: Array, b: Array, out: Array = None) -> Array:
-        if a.ndim == b.ndim == 2 and a.dtype == b.dtype:
-            y = cupy.empty((a.shape[0], b.shape[1]), dtype=a.dtype) if out is None else out
-            if cublas.matmul(a, b, y):
-                return y
-        return cupy.matmul(a, b, out=out)
+        if a.ndim < 2 or b.ndim < 2 or a.dtype != b.dtype:
+            return cupy.matmul(a, b, out=out)
+        leading = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+        y = cupy.empty((*leading, a.shape[-2], b.shape[-1]), dtype=a.dtype) if out is None else out
+        done = cublas.matmul_batch(a, b, y, cupy.ascontiguousarray) if leading else cublas.matmul(a, b, y)
+        return y if done else cupy.matmul(a, b, out=out)
+
+    def concat(self, arrays: Any, axis: int = 0) -> Array:
+        """CuPy joins more than eight arrays by a table that it makes on the host, which a recorded step cannot have."""
+        arrays = list(arrays)
+        while len(arrays) > AT_ONCE:
+            arrays = [cupy.concatenate(arrays[i : i + AT_ONCE], axis=axis) for i in range(0, len(arrays), AT_ONCE)]
+        return cupy.concatenate(arrays, axis=axis)
+
+    def stack(self, arrays: Any, axis: int = 0) -> Array:
+        return self.concat([cupy.expand_dims(array, axis) for array in arrays], axis=axis)
 
     def clip(self, x: Array, min: Any = None, max: Any = None) -> Array:
         return cupy.clip(x, min, max)
@@ -84,6 +97,7 @@ class CupyArrays(Backend):
         cupy.cuda.get_current_stream().synchronize()
 
     def memory(self) -> dict[str, int]:
+        """Of CuPy's pool; a recorded step has a pool of its own."""
         pool = cupy.get_default_memory_pool()
         return {"used": pool.used_bytes(), "peak": pool.total_bytes()}
 

@@ -1,10 +1,12 @@
-"""Dense products by cuBLAS, called directly: CuPy's own call refuses to be recorded in a CUDA graph, and batches of bfloat16.
+"""Dense products by cuBLAS, one or a batch of them, called directly: CuPy's own calls refuse to be recorded in a CUDA graph.
 
 Sums are float32 (float64 for float64), never TF32. A handle, a stream's name and a workspace of fixed address for each thread.
 """
 
 import ctypes
+import math
 import threading
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +17,7 @@ from minimoe_cupy.launch import BFLOAT16, FLOAT32, address
 NAMES = ("libcublas.so.13", "libcublas.so.12", "cublas64_13.dll", "cublas64_12.dll")  # CuPy has loaded one of them
 DATA = {FLOAT32: 0, np.dtype(np.float64): 1, BFLOAT16: 14}  # cudaDataType_t
 COMPUTE_32F, COMPUTE_64F = 68, 70  # cublasComputeType_t
+NO_NARROW_SUMS = 16  # cublasMath_t: parts of a sum, too, are added in float32
 DEFAULT_ALGORITHM = -1
 WORKSPACE = 32 * 2**20  # bytes: what cuBLAS recommends for Hopper
 KEEP, TURN = 0, 1  # cublasOperation_t
@@ -50,6 +53,38 @@ def product(a: Array, b: Array, out: Array) -> tuple[Any, ...] | None:
     return (right.operation, left.operation, n, m, k, right.address, right.stride, left.address, left.stride, address(out), max(n, 1))
 
 
+class Batch(NamedTuple):
+    """An operand of many products of one shape: each is so many numbers behind the last."""
+
+    matrix: Array  # the first of them, or what holds it
+    operand: Operand
+    step: int
+
+
+def batch_of(x: Array, leading: tuple[int, ...], contiguous: Callable[[Array], Array]) -> Batch:
+    """x [...,rows,columns] for every index of `leading`, its own leading axes broadcast; copied where no one step leads through it."""
+    rows, columns = x.shape[-2:]
+    if x.ndim == 2 or all(size == 1 for size in x.shape[:-2]):
+        x = x.reshape(rows, columns)
+        found = operand(x)
+        if found is None:
+            x = contiguous(x)
+            found = operand(x)
+        assert found is not None
+        return Batch(x, found, 0)
+    turned = x.swapaxes(-1, -2)
+    if tuple(x.shape[:-2]) == leading and turned.flags.c_contiguous and not x.flags.c_contiguous:
+        return Batch(x, Operand(TURN, address(x), max(rows, 1)), rows * columns)
+    if tuple(x.shape[:-2]) != leading:
+        full = contiguous(x[(None,) * (len(leading) + 2 - x.ndim)])
+        for axis, size in enumerate(leading):
+            if full.shape[axis] != size:
+                full = full.repeat(size, axis=axis)
+        x = full
+    x = contiguous(x)
+    return Batch(x, Operand(KEEP, address(x), max(columns, 1)), rows * columns)
+
+
 class Cublas(threading.local):
     """The library, with a handle of this thread's own."""
 
@@ -71,6 +106,7 @@ class Cublas(threading.local):
             raise RuntimeError(f"cuBLAS was not found under any of {', '.join(NAMES)}")
         self.workspace = cupy.empty(WORKSPACE, dtype=cupy.uint8)
         self._call("cublasCreate_v2", ctypes.byref(self.handle))
+        self._call("cublasSetMathMode", self.handle, NO_NARROW_SUMS)
 
     def _call(self, name: str, *args: Any) -> None:
         status = getattr(self.library, name)(*args)
@@ -79,25 +115,58 @@ class Cublas(threading.local):
 
     def matmul(self, a: Array, b: Array, out: Array) -> bool:
         """out = a b on the current stream; False where it is not for cuBLAS to do (dtype or layout) and nothing was done."""
-        import cupy
-
-        told = product(a, b, out) if {a.dtype, b.dtype, out.dtype} <= DATA.keys() and a.dtype == b.dtype == out.dtype else None
+        told = product(a, b, out) if computes(a, b, out) else None
         if told is None:
             return False
         if not out.size:
             return True
+        if not a.size:
+            out[...] = 0
+            return True
+        operation_b, operation_a, n, m, k, at_b, stride_b, at_a, stride_a, at_out, stride = told
+        self._multiply(
+            "cublasGemmEx", a.dtype, (operation_b, operation_a, n, m, k), (at_b, stride_b), (at_a, stride_a), (at_out, stride), ()
+        )
+        return True
+
+    def matmul_batch(self, a: Array, b: Array, out: Array, contiguous: Callable[[Array], Array]) -> bool:
+        """The same for every index of the leading axes, those of a and b broadcast.   a [...,M,K], b [...,K,N], out [...,M,N]"""
+        if not computes(a, b, out) or not out.flags.c_contiguous:
+            return False
+        if not out.size:
+            return True
+        if not a.size:
+            out[...] = 0
+            return True
+        (m, k), n, leading = a.shape[-2:], b.shape[-1], tuple(out.shape[:-2])
+        left, right = (batch_of(x, leading, contiguous) for x in (a, b))
+        shape = right.operand.operation, left.operand.operation, n, m, k
+        second, first = ((side.operand.address, side.operand.stride, side.step) for side in (right, left))
+        third, count = (address(out), max(n, 1), m * n), (math.prod(leading),)
+        self._multiply("cublasGemmStridedBatchedEx", a.dtype, shape, second, first, third, count)
+        return True
+
+    def _multiply(
+        self, name: str, dtype: Any, shape: tuple[int, ...], right: tuple[int, ...], left: tuple[int, ...], out: tuple[int, ...],
+        count: tuple[int, ...],
+    ) -> None:  # fmt: skip
+        """A call of cuBLAS: operations and sizes, each matrix's address, stride and, in a batch, step."""
+        import cupy
+
         if not self.handle:
             self._start()
-        operation_b, operation_a, n, m, k, at_b, stride_b, at_a, stride_a, at_out, stride = told
-        double = a.dtype == np.float64
+        double = dtype == np.float64
         number = ctypes.c_double if double else ctypes.c_float
-        one, zero, kind = number(1.0), number(0.0), DATA[a.dtype]
+        one, zero, kind = number(1.0), number(0.0), DATA[dtype]
         pointer = ctypes.c_void_p
         self._call("cublasSetStream_v2", self.handle, pointer(cupy.cuda.get_current_stream().ptr))
         self._call("cublasSetWorkspace_v2", self.handle, pointer(self.workspace.data.ptr), ctypes.c_size_t(WORKSPACE))
+        sides = [(pointer(at), kind, stride, *map(ctypes.c_longlong, step)) for at, stride, *step in (right, left, out)]
         self._call(
-            "cublasGemmEx", self.handle, operation_b, operation_a, n, m, k, ctypes.byref(one), pointer(at_b), kind, stride_b,
-            pointer(at_a), kind, stride_a, ctypes.byref(zero), pointer(at_out), kind, stride, COMPUTE_64F if double else COMPUTE_32F,
-            DEFAULT_ALGORITHM,
+            name, self.handle, *shape, ctypes.byref(one), *sides[0], *sides[1], ctypes.byref(zero), *sides[2], *count,
+            COMPUTE_64F if double else COMPUTE_32F, DEFAULT_ALGORITHM,
         )  # fmt: skip
-        return True
+
+
+def computes(a: Array, b: Array, out: Array) -> bool:
+    return bool(a.dtype == b.dtype == out.dtype and a.dtype in DATA)

@@ -1,13 +1,14 @@
 """Is there a card that the kernels run on? What both GPU backends ask before anything else."""
 
 import os
+from importlib import import_module
 from importlib.util import find_spec
 
 from minimoe.backend import BackendUnavailable
 
+PARTS = {"ml_dtypes": "bfloat16", "cupy_backends.cuda.libs.nvrtc": "NVRTC", "cupy_backends.cuda.libs.cublas": "cuBLAS"}
 OLDEST = (8, 0)  # Ampere: bf16 on the tensor cores, cp.async
 HOPPER = (9, 0)
-FIRST_NVRTC = (13, 0)  # that takes an architecture beside the one that CuPy asks for
 
 
 def check_device(name: str) -> None:
@@ -18,6 +19,11 @@ def check_device(name: str) -> None:
         raise BackendUnavailable(
             f"backend {name}: CuPy is not installed: pip install 'minimoe[{name}]' (for CUDA 13), or cupy-cuda12x"
         ) from error
+    for module, what in PARTS.items():
+        try:
+            import_module(module)
+        except ImportError as error:
+            raise BackendUnavailable(f"backend {name}: {what} is missing ({error}): pip install 'minimoe[{name}]'") from error
     runtime = cupy.cuda.runtime
     try:
         count = runtime.getDeviceCount()
@@ -33,7 +39,7 @@ def check_device(name: str) -> None:
 
 
 def wgmma_wanted() -> bool:
-    """Shall grouped products in bfloat16 use Hopper's wgmma? Where MINIMOE_WGMMA is 1, on an H100 or H200, with CuPy for CUDA 13.
+    """Shall grouped products in bfloat16 use Hopper's wgmma? Where MINIMOE_WGMMA is 1, on an H100 or H200.
 
     It is off by default because no card has run it; mma.sync gives the same products.
     """
@@ -43,5 +49,4 @@ def wgmma_wanted() -> bool:
 
     runtime = cupy.cuda.runtime
     properties = runtime.getDeviceProperties(runtime.getDevice())
-    hopper = (properties["major"], properties["minor"]) == HOPPER
-    return bool(hopper and cupy.cuda.nvrtc.getVersion() >= FIRST_NVRTC)
+    return bool((properties["major"], properties["minor"]) == HOPPER)

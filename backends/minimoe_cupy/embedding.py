@@ -9,10 +9,9 @@ import math
 import numpy as np
 
 from minimoe.backend import Array
-from minimoe_cupy.launch import BFLOAT16, FLOAT32, by_width, ceil_div, computed, instance, instances, lanes
+from minimoe_cupy.launch import BFLOAT16, FLOAT32, by_width, ceil_div, check_shape, computed, instance, instances, lanes
 from minimoe_cupy.linear import writable
 from minimoe_cupy.loader import Source
-from minimoe_cupy.shapes import expect
 from minimoe_cupy.sorting import CudaSorting
 
 WARP, WARPS, JOIN_WARPS = 32, 8, 16
@@ -37,7 +36,7 @@ class CudaEmbedding(CudaSorting):
         ids, weight = self._contiguous(ids, weight)
         rows, width = weight.shape
         y = self.xp.empty((*ids.shape, width), dtype=weight.dtype) if out is None else out
-        expect("embedding", "out", y, (*ids.shape, width))
+        check_shape("embedding", (*ids.shape, width), out=y)
         name = instance("embedding", weight.dtype, lanes(width, weight, y))
         self._launch(EMBEDDING, name, ceil_div(ids.size, WARPS) if width else 0, WARP * WARPS, weight, ids, y, ids.size, rows, width)
         return y
@@ -48,11 +47,11 @@ class CudaEmbedding(CudaSorting):
         if not computed(dy, out) or ids.dtype != np.int32 or not writable(out):
             return super().embedding_backward(dy, ids, vocab, padding, out, accumulate)
         width = dy.shape[-1]
-        expect("embedding_backward", "dy", dy, (*ids.shape, width))
+        check_shape("embedding_backward", (*ids.shape, width), dy=dy)
         if out is None:
             out = self.xp.zeros((vocab, width), dtype=dy.dtype)
         else:
-            expect("embedding_backward", "out", out, (vocab, width))
+            check_shape("embedding_backward", (vocab, width), out=out)
             if not accumulate:
                 out[...] = 0.0
         skip = vocab if padding is None else padding % vocab
@@ -64,7 +63,7 @@ class CudaEmbedding(CudaSorting):
         if inout_target.dtype not in KINDS:
             raise TypeError(f"scatter_add: inout_target is {inout_target.dtype}: wanted one of {', '.join(str(dtype) for dtype in KINDS)}")
         rows, *rest = inout_target.shape
-        expect("scatter_add", "values", values, (index.shape[0], *rest))
+        check_shape("scatter_add", (index.shape[0], *rest), values=values)
         (target,) = self._contiguous(inout_target)
         self._add_rows(target, index, values, rows, math.prod(rest), rows, True)
         if target is not inout_target:

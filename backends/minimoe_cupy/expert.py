@@ -11,10 +11,9 @@ from typing import Any
 from minimoe.backend import Array
 from minimoe.reference.expert import ExpertSaved, ExpertWeights, MoESaved
 from minimoe.reference.routing import Plan
+from minimoe_cupy.activation import KINDS
 from minimoe_cupy.grouped import ACTIVATE, BACKWARD, FORWARD, TRANSPOSED, CudaGrouped
 from minimoe_cupy.launch import computed, wide
-
-KINDS = {"swiglu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}  # as in kernels/activation.cuh
 
 
 class CudaExpert(CudaGrouped):

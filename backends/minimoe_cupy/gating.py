@@ -6,9 +6,9 @@ Rows of more than 1024 experts, and logits that are not float32, go to the refer
 
 from minimoe.backend import Array
 from minimoe.reference.gating import Gate, Rule
-from minimoe_cupy.launch import ceil_div, instance, wide
+from minimoe_cupy.launch import ceil_div, check_shape, instance, wide
 from minimoe_cupy.loader import Source
-from minimoe_cupy.selection import BLOCK, MOST_COLUMNS, WARPS, CudaSelection, blocks_for, by_layout, check_shape, layout
+from minimoe_cupy.selection import BLOCK, MOST_COLUMNS, WARPS, CudaSelection, blocks_for, by_layout, layout
 
 SOFTMAX_TOPK, TOPK_SOFTMAX, SIGMOID_BIAS, ALL = range(4)  # as in gate.cu
 KINDS = {

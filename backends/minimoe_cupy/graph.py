@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import cupy
 
@@ -29,19 +30,11 @@ def record(work: Callable[[], None], say: Callable[[str], None]) -> Callable[[],
     """
     stream, pool = cupy.cuda.Stream(non_blocking=True), cupy.cuda.MemoryPool()
     cupy.cuda.get_current_stream().synchronize()
-    with stream, cupy.cuda.using_allocator(pool.malloc):
-        stream.begin_capture()
-        try:
-            work()
-            graph = stream.end_capture()
-        except Exception as error:
-            with suppress(cupy.cuda.runtime.CUDARuntimeError):  # what went wrong may have ended it already
-                stream.end_capture()
-            why: Exception | None = error
-        else:
-            why = None
-    if why is not None:
-        say(str(why) if isinstance(why, Refused) else f"{type(why).__name__}: {why}")
+    cupy.get_default_memory_pool().free_all_blocks()  # what the steps before have left: the recording's pool needs as much
+    graph, why = _capture(work, stream, pool)
+    if graph is None:
+        pool.free_all_blocks()
+        say(why)
         work()
         return None
 
@@ -50,3 +43,16 @@ def record(work: Callable[[], None], say: Callable[[str], None]) -> Callable[[],
 
     again()
     return again
+
+
+def _capture(work: Callable[[], None], stream: cupy.cuda.Stream, pool: cupy.cuda.MemoryPool) -> tuple[Any, str]:
+    """-> the graph, or None and why there is none; then nothing of the attempt is left"""
+    with stream, cupy.cuda.using_allocator(pool.malloc):
+        stream.begin_capture()
+        try:
+            work()
+            return stream.end_capture(), ""
+        except Exception as error:
+            with suppress(cupy.cuda.runtime.CUDARuntimeError):  # what went wrong may have ended it already
+                stream.end_capture()
+            return None, str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"

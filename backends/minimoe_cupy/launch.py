@@ -113,6 +113,13 @@ def wide(*arrays: Array | None) -> bool:
     return all(a is None or a.dtype == FLOAT32 for a in arrays)
 
 
+def check_shape(kernel: str, shape: tuple[int, ...], **arrays: Array | None) -> None:
+    """Refuse, with ValueError, arrays of another shape, which a kernel would read or write past the end of. None is no array."""
+    for name, array in arrays.items():
+        if array is not None and tuple(array.shape) != shape:
+            raise ValueError(f"{kernel}: {name} has the shape {tuple(array.shape)}: wanted {shape}")
+
+
 def takes(out: Array | None, shape: tuple[int, ...]) -> bool:
     """Can a kernel write a result of that shape there? What is not contiguous, or of another shape, is the reference's."""
     return out is None or (out.shape == shape and bool(out.flags.c_contiguous))

@@ -3,13 +3,15 @@
 On a card that is NVRTC through CuPy (`CupyLoader`); the tests compile the same files with g++ and run them on the processor.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
+from minimoe_cupy.cubins import kept_cubin
+
 KERNELS = Path(__file__).parent / "kernels"
-STATIC_LIMIT = 48 * 1024  # bytes of shared memory that a launch may have without being asked for
 
 Launch: TypeAlias = Callable[..., None]
 """A compiled kernel: (grid, block, args, shared_mem=0), sizes as tuples."""
@@ -35,32 +37,40 @@ class Loader(Protocol):
         """-> what gives the launcher of each of those names."""
 
 
-def architecture_options(architecture: str | None) -> tuple[str, ...]:
-    """What asks NVRTC for one architecture and no other."""
-    return () if architecture is None else (f"-arch={architecture}",)
-
-
 class CupyLoader:
-    """NVRTC, for the current device; CuPy keeps the machine code on disk.
+    """NVRTC, for the current device. The machine code is kept on disk (`cubins.py`), and CuPy loads it from there."""
 
-    CuPy asks for the device's plain architecture (`-arch=sm_90`) behind our options. NVRTC 13 makes one target of that and sm_90a, NVRTC 12
-    refuses the second option: see `device.wgmma_wanted`.
-    """
+    def __init__(self) -> None:
+        self.listener: Callable[[str], None] = to_stderr  # hears, once, that kernels are compiled
+        self.told = False
 
     def __call__(self, path: Path, names: Sequence[str], architecture: str | None = None) -> Callable[[str], Launch]:
         import cupy
 
-        options = ("-std=c++17", f"-I{path.parent}", *architecture_options(architecture))
-        module = cupy.RawModule(code=path.read_text(encoding="utf-8"), options=options, name_expressions=tuple(names))
+        target = architecture or f"sm_{cupy.cuda.Device().compute_capability}"
+        cubin = kept_cubin(cupy.cuda.nvrtc, path, names, target, self._tell)
+        module = cupy.RawModule(path=str(cubin.path))
 
         def launcher(name: str) -> Launch:
-            function = module.get_function(name)
+            function = module.get_function(cubin.lowered[name])
+            allowed = function.max_dynamic_shared_size_bytes  # before it is asked for more: 48 KB less what the kernel has anyway
 
             def launch(grid: tuple[int, ...], block: tuple[int, ...], args: Sequence[Any], shared_mem: int = 0) -> None:
-                if shared_mem > max(STATIC_LIMIT, function.max_dynamic_shared_size_bytes):
-                    function.max_dynamic_shared_size_bytes = shared_mem
+                nonlocal allowed
+                if shared_mem > allowed:
+                    function.max_dynamic_shared_size_bytes = allowed = shared_mem
                 function(grid, block, tuple(args), shared_mem=shared_mem)
 
             return launch
 
         return launcher
+
+    def _tell(self) -> None:
+        if not self.told:
+            self.told = True
+            self.listener("compiling kernels for this card: once, for a minute or so")
+
+
+def to_stderr(text: str) -> None:
+    """Where nobody else listens."""
+    print(f"minimoe: {text}", file=sys.stderr, flush=True)

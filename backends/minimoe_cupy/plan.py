@@ -11,10 +11,10 @@ import numpy as np
 
 from minimoe.backend import Array
 from minimoe.reference.routing import Plan
-from minimoe_cupy.launch import ceil_div, instance, wide
+from minimoe_cupy.launch import ceil_div, check_shape, instance, wide
 from minimoe_cupy.loader import Source
 from minimoe_cupy.routing import CudaMoving
-from minimoe_cupy.selection import BLOCK, MOST_COLUMNS, WARPS, CudaSelection, blocks_for, by_layout, check_shape, layout
+from minimoe_cupy.selection import BLOCK, MOST_COLUMNS, WARPS, CudaSelection, blocks_for, by_layout, layout
 
 PAIRS = 2048  # of a block
 SELECT_BLOCK = 1024

@@ -11,7 +11,7 @@ import numpy as np
 
 from minimoe.backend import Array
 from minimoe.reference.random import MASK, Draw
-from minimoe_cupy.launch import CudaTopic, by_width, ceil_div, computed, instance, lanes
+from minimoe_cupy.launch import CudaTopic, by_width, ceil_div, computed, instance, lanes, takes
 from minimoe_cupy.loader import Source
 
 BLOCK = 256
@@ -30,7 +30,7 @@ class CudaRandom(CudaTopic):
         return self._numbers("normal", count, rng, self.xp.float32)
 
     def dropout(self, x: Array, rate: float, rng: Draw, out: Array | None = None) -> Array:
-        if not computed(x, out):
+        if not computed(x, out) or not takes(out, x.shape):
             return super().dropout(x, rate, rng, out)
         (x,) = self._contiguous(x)
         y = self.xp.empty(x.shape, dtype=x.dtype) if out is None else out

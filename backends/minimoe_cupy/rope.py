@@ -5,10 +5,9 @@ import math
 import numpy as np
 
 from minimoe.backend import Array
-from minimoe_cupy.launch import CudaTopic, by_width, ceil_div, computed, instance, lanes, wide
+from minimoe_cupy.launch import CudaTopic, by_width, ceil_div, check_shape, computed, instance, lanes, wide
 from minimoe_cupy.linear import writable
 from minimoe_cupy.loader import Source
-from minimoe_cupy.shapes import expect
 
 WARP, BLOCK = 32, 256
 DEEPEST = 64  # tokens to a block: CUDA's limit of a third extent
@@ -35,7 +34,7 @@ class CudaRope(CudaTopic):
         (qkv,) = self._contiguous(qkv)
         b, t, row = qkv.shape
         c = row // (heads + 2 * groups)
-        expect("split_heads", "qkv", qkv, (b, t, (heads + 2 * groups) * c))
+        check_shape("split_heads", (b, t, (heads + 2 * groups) * c), qkv=qkv)
         angle, pairs = self._angles("split_heads", (b, t, c), positions, inv_freq)
         q, k, v = (self.xp.empty((b, t, count, c), dtype=qkv.dtype) for count in (heads, groups, groups))
         name, grid, block = plan("split_heads", b * t, heads + 2 * groups, c, pairs, qkv, q, k, v)
@@ -48,8 +47,7 @@ class CudaRope(CudaTopic):
         dq, dk, dv = self._contiguous(dq, dk, dv)
         b, t, heads, c = dq.shape
         groups = dk.shape[2]
-        for label, array in (("dk", dk), ("dv", dv)):
-            expect("split_heads_backward", label, array, (b, t, groups, c))
+        check_shape("split_heads_backward", (b, t, groups, c), dk=dk, dv=dv)
         angle, pairs = self._angles("split_heads_backward", (b, t, c), positions, inv_freq)
         dqkv = self.xp.empty((b, t, (heads + 2 * groups) * c), dtype=dq.dtype)
         name, grid, block = plan("split_heads_backward", b * t, heads + 2 * groups, c, pairs, dq, dk, dv, dqkv)
@@ -63,7 +61,7 @@ class CudaRope(CudaTopic):
         b, t, heads, c = x.shape
         angle, pairs = self._angles(kernel, (b, t, c), positions, inv_freq)
         y = self.xp.empty(x.shape, dtype=x.dtype) if out is None else out
-        expect(kernel, "out", y, x.shape)
+        check_shape(kernel, x.shape, out=y)
         name, grid, block = plan("rope", b * t, heads, c, pairs, x, y)
         self._launch(ROPE, name, grid, block, x, *angle, y, b * t, positions.size, heads, c, pairs, scale, turn, interleaved)
         return y
@@ -73,7 +71,7 @@ class CudaRope(CudaTopic):
     ) -> tuple[tuple[Array | None, Array | None], int]:
         """Positions and frequencies as the kernels take them, and the number of pairs; no frequencies: no pairs.   shape (B, T, C)"""
         b, t, c = shape
-        expect(kernel, "positions", positions, (1 if positions.shape[0] == 1 else b, t))
+        check_shape(kernel, (1 if positions.shape[0] == 1 else b, t), positions=positions)
         if inv_freq is None:
             return (None, None), 0
         pairs = inv_freq.shape[0]

@@ -2,7 +2,7 @@
 
 from minimoe.backend import Array
 from minimoe.reference.routing import Plan
-from minimoe_cupy.launch import CudaTopic, by_width, ceil_div, computed, instance, lanes, wide
+from minimoe_cupy.launch import CudaTopic, by_width, ceil_div, computed, instance, lanes, takes, wide
 from minimoe_cupy.loader import Source
 
 WARPS = 8
@@ -12,7 +12,7 @@ COMBINE = Source("combine.cu", by_width("combine") + by_width("combine_backward"
 
 class CudaMoving(CudaTopic):
     def dispatch(self, x: Array, plan: Plan, out: Array | None = None) -> Array:
-        if not computed(x, out):
+        if not computed(x, out) or not takes(out, (plan.order.shape[0], x.shape[1])):
             return super().dispatch(x, plan, out)
         x, inverse = self._contiguous(x, plan.inverse)
         n, d = x.shape
@@ -27,7 +27,7 @@ class CudaMoving(CudaTopic):
         return self._combine(drows, None, plan, None)
 
     def combine(self, rows: Array, weights: Array, plan: Plan, out: Array | None = None) -> Array:
-        if not computed(rows, out) or not wide(weights):
+        if not computed(rows, out) or not wide(weights) or not takes(out, (plan.inverse.shape[0], rows.shape[1])):
             return super().combine(rows, weights, plan, out)
         return self._combine(rows, weights, plan, out)
 

@@ -29,13 +29,6 @@ def by_layout(kernel: str, *before: object) -> tuple[str, ...]:
     return tuple(name for held, v in LAYOUTS for name in instances(kernel, *([choice] for choice in before), [held], [v]))
 
 
-def check_shape(kernel: str, shape: tuple[int, ...], **arrays: Array | None) -> None:
-    """Refuse, with ValueError, arrays of another shape, which a kernel would read past the end of. None is no array."""
-    for name, array in arrays.items():
-        if array is not None and tuple(array.shape) != shape:
-            raise ValueError(f"{kernel}: {name} has the shape {tuple(array.shape)}: wanted {shape}")
-
-
 class CudaSelection(CudaTopic):
     def _add_partials(self, parts: Array, count_parts: Array | None = None) -> tuple[Array, Array | None]:
         """Sums over the blocks.   [blocks,E] float32, [blocks,E] int32 -> [E] of each"""

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from minimoe.backend import Array
-from minimoe_numba.tape import contiguous, empty
+from minimoe_numba.kernel import F1, kernel
+from minimoe_numba.tape import contiguous, empty, filled, recorder
 
 FLOAT32 = np.dtype(np.float32)
 PIECE = 16384  # elements of a piece: some microseconds of work, 64 KiB
@@ -35,6 +36,22 @@ def result(out: Array | None, shape: tuple[int, ...]) -> Array:
     if out is not None and out.shape == shape and out.flags.c_contiguous and out.dtype == FLOAT32:
         return out
     return empty(shape)
+
+
+@kernel
+def clear(start: int, stop: int, y: F1) -> None:
+    y[start:stop] = np.float32(0.0)
+
+
+def zeros(shape: tuple[int, ...] | int, dtype: Any = FLOAT32) -> Array:
+    """np.zeros; in a step that is recorded a kernel among kernels, where it is float32."""
+    if recorder.tape is None:
+        return np.zeros(shape, dtype)
+    if dtype != FLOAT32:
+        return filled(shape, 0, dtype)
+    y = empty(shape)
+    clear(y.size, PIECE, y.reshape(-1))
+    return y
 
 
 def by_width(width: int, elements: int = PIECE) -> int:

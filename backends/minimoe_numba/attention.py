@@ -317,9 +317,10 @@ class FastAttention(NumpyBackend):
 
 def by_tokens(x: Array) -> tuple[Array, int]:
     """x [B,T,heads,C] with the heads of a token side by side, copied only where they are not; the floats from one token to the next"""
-    _, t, heads, width = x.shape
+    b, t, heads, width = x.shape
     row = x.strides[1] // 4
-    if x.strides != (t * row * 4, row * 4, width * 4, 4) or row < heads * width:
+    fits = (b == 1 or x.strides[0] == t * row * 4) and x.strides[1:] == (row * 4, width * 4, 4)
+    if not fits or row < heads * width:
         x, row = contiguous(x), heads * width
     return x, row
 

@@ -18,14 +18,14 @@ from minimoe.backend import Array
 from minimoe.reference.expert import ExpertWeights
 from minimoe.reference.routing import Plan
 from minimoe_numba.activation import KINDS, activate, activate_backward
-from minimoe_numba.arrays import as_rows, optional, result, singles
+from minimoe_numba.arrays import as_rows, optional, result, singles, zeros
 from minimoe_numba.compiling import compiled
 from minimoe_numba.kernel import F1, F2, F3, I1, kernel
 from minimoe_numba.machine import machine
 from minimoe_numba.maths import ONE, ZERO
 from minimoe_numba.native import PLAIN, TRANSPOSED, call_sgemm
 from minimoe_numba.routing import FastRouting
-from minimoe_numba.tape import contiguous, empty, traced, zeros
+from minimoe_numba.tape import contiguous, empty, traced
 
 BLOCK = 256  # rows at most: what a block's numbers take still fits in a core's own cache
 PART = 128  # columns of the hidden layer that are computed, activated and multiplied again before the next

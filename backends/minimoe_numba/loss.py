@@ -44,7 +44,14 @@ def gradient_row(z, lse, target, factor, dz):  # type: ignore[no-untyped-def]
     """factor * (softmax(z) - onehot(target))"""
     for j in range(len(z)):
         dz[j] = factor * exp(z[j] - lse)
-    dz[target] -= factor
+    if 0 <= target < len(z):
+        dz[target] -= factor
+
+
+@compiled
+def score_of(z, target):  # type: ignore[no-untyped-def]
+    """z[target], NaN for a target that is no column"""
+    return z[target] if 0 <= target < len(z) else np.float32(np.nan)
 
 
 @kernel
@@ -52,7 +59,7 @@ def losses(start: int, stop: int, logits: F2, targets: I1, ignore: int, loss: F1
     for n in range(start, stop):
         lse = logsumexp_of(logits[n])
         logsumexp[n] = lse
-        loss[n] = lse - logits[n, targets[n]] if targets[n] != ignore else ZERO
+        loss[n] = lse - score_of(logits[n], targets[n]) if targets[n] != ignore else ZERO
 
 
 @kernel
@@ -80,7 +87,7 @@ def head_losses(start: int, stop: int, sgemm: int, x: F2, weight: F2, targets: I
             z[:] = ZERO
         else:
             lse = logsumexp_of(z)
-            loss[n] = lse - z[targets[n]]
+            loss[n] = lse - score_of(z, targets[n])
             gradient_row(z, lse, targets[n], ONE, z)
 
 

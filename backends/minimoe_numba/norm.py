@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minimoe.backend import Array
-from minimoe_numba.arrays import as_rows, by_width, parts_of, result, singles
+from minimoe_numba.arrays import as_rows, by_width, parts_of, result, singles, zeros
 from minimoe_numba.compiling import compiled
 from minimoe_numba.kernel import F1, F2, kernel
 from minimoe_numba.maths import ONE, ZERO
-from minimoe_numba.tape import contiguous, empty, zeros
+from minimoe_numba.tape import contiguous, empty
 from minimoe_numpy import NumpyBackend
 
 NO_ROWS = np.zeros((0, 0), np.float32)
@@ -136,6 +136,14 @@ def layer_rows_backward(
             dbias[d] += dy[n, d]
 
 
+@kernel
+def add_parts(start: int, stop: int, sums: F2, y: F1) -> None:
+    y[:] = ZERO
+    for part in range(len(sums)):
+        for d in range(len(y)):
+            y[d] += sums[part, d]
+
+
 # ---- the contract's kernels ------------------------------------------------------------------------------------------------------------
 
 
@@ -165,7 +173,14 @@ def rms_gradients(dy: Array, x: Array, weight: Array, moments: tuple[Array, ...]
     dx, sums = empty(x.shape), zeros((parts, rows.shape[1]))
     (rstd,) = (each.reshape(-1) for each in moments)
     rms_rows_backward(len(rows), grain, as_rows(dy), rows, vector(weight, weight), rstd, before, grain, as_rows(dx), sums)
-    return dx, sums.sum(axis=0)
+    return dx, added(sums)
+
+
+def added(sums: Array) -> Array:
+    """The sum over parts, in their order.   [parts,D] -> [D]"""
+    y = empty(sums.shape[1])
+    add_parts(sums.shape[1], sums.shape[1], sums, y)
+    return y
 
 
 def layer_gradients(
@@ -178,8 +193,7 @@ def layer_gradients(
     mean, rstd = (each.reshape(-1) for each in moments)
     w = vector(weight, weight)
     layer_rows_backward(len(rows), grain, as_rows(dy), rows, w, mean, rstd, before, grain, as_rows(dx), sums[0], sums[1])
-    dweight, dbias = sums.sum(axis=1)
-    return dx, dweight, dbias
+    return dx, added(sums[0]), added(sums[1])
 
 
 class FastNorm(NumpyBackend):

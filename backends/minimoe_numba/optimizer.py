@@ -8,10 +8,10 @@ Loops count from 0 over slices: an index that might be negative, as far as LLVM 
 import numpy as np
 
 from minimoe.backend import Array
-from minimoe_numba.arrays import singles
+from minimoe_numba.arrays import singles, zeros
 from minimoe_numba.kernel import D1, F1, kernel
 from minimoe_numba.maths import ONE, ZERO
-from minimoe_numba.tape import contiguous, empty, zeros
+from minimoe_numba.tape import again_from, contiguous
 from minimoe_numpy import NumpyBackend
 
 ELEMENTS = 2**15  # of a piece
@@ -73,9 +73,10 @@ def squares(start: int, stop: int, x: F1, sums: D1) -> None:
 
 def numbers_of(*values: Array | float) -> Array:
     """Numbers and 0-d arrays in one array, which a kernel reads.   -> float64"""
-    numbers = empty(len(values), np.float64)
+    numbers = again_from(np.array([value if isinstance(value, int | float) else 0.0 for value in values], np.float64))
     for i, value in enumerate(values):
-        numbers[i] = value
+        if not isinstance(value, int | float):
+            numbers[i] = value
     return numbers
 
 

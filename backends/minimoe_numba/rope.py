@@ -107,7 +107,7 @@ def tables(positions: Array, inv_freq: Array, scale: float, turn: float) -> tupl
     tape = recorder.tape
     if tape is None:
         return tables_of(positions.tobytes(), positions.dtype, inv_freq.tobytes(), inv_freq.dtype, scale, turn)
-    key = "cos and sin", address(positions), address(inv_freq), scale, turn
+    key = "cos and sin", address(positions), positions.shape, positions.strides, address(inv_freq), inv_freq.shape, scale, turn
     if key not in tape.shared:
         tape.shared[key] = positions, inv_freq, cos_and_sin(positions, inv_freq, scale, turn)  # held, so that the addresses stay theirs
     cos_sin: tuple[Array, Array] = tape.shared[key][2]

@@ -7,13 +7,13 @@ import numpy as np
 
 from minimoe.backend import Array
 from minimoe.reference.routing import Plan
-from minimoe_numba.arrays import NO_BOOLS, as_rows, by_width, optional, result, singles
+from minimoe_numba.arrays import NO_BOOLS, as_rows, by_width, optional, result, singles, zeros
 from minimoe_numba.kernel import B1, F2, I1, I2, L1, kernel
 from minimoe_numba.maths import ONE, ZERO
-from minimoe_numba.tape import contiguous, empty, zeros
+from minimoe_numba.tape import contiguous, empty, traced
 from minimoe_numpy import NumpyBackend
 
-NO_LIMIT = 2**31 - 1
+WITHOUT_LIMIT = traced(np.array([2**31 - 1], np.int64))
 
 
 @kernel
@@ -95,8 +95,10 @@ class FastRouting(NumpyBackend):
         if capacity is not None and priority != "position":
             return super().route(ids, weights, valid, n_experts=n_experts, rows=rows, capacity=capacity, priority=priority)
         order, inverse, offsets = zeros(rows, np.int32), empty(ids.shape, np.int32), empty(n_experts + 1, np.int32)
-        n, limit = len(ids), empty(1, np.int64)
-        limit[0] = NO_LIMIT if capacity is None else capacity
+        n, limit = len(ids), WITHOUT_LIMIT
+        if capacity is not None:
+            limit = empty(1, np.int64)
+            limit[0] = capacity
         if n == 0:
             offsets[:] = 0
         sort_by_expert(n, n, contiguous(ids), contiguous(optional(valid, NO_BOOLS)), limit, order, inverse, offsets)

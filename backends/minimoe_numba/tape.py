@@ -6,8 +6,8 @@ step is used again in the step, in the same order each time, so a tape needs as 
 
 NumPy tells nobody what it computes, but asks subclasses of its array: `Traced` is one, and what is computed of a traced array, by an
 operator, a function or a method, is traced again. All state of a model is traced (the backend's `xp` and `from_host` give nothing else),
-and so is all that comes of it. A kernel that is handed another array, and a number that is read on the host, cannot be repeated: then
-there is no tape.
+and so is all that comes of it. What is handed another array, and a number that is read on the host, cannot be repeated: then there is no
+tape. NumPy is not asked everywhere (`np.asarray` and `np.array` of a traced array are not), so overrides do not use those.
 """
 
 import ctypes
@@ -23,6 +23,7 @@ from minimoe_numba.pool import Pool
 
 Call = Callable[[], Any]
 LINE = 64  # bytes of a cache line: arrays begin on one
+LONGEST_RUN = 4  # kernels handed to the pool at once: then workers that fell asleep meanwhile are woken
 
 
 class Recorder(threading.local):
@@ -43,8 +44,18 @@ class Traced(np.ndarray[Any, Any]):
     owner: "Traced | None" = None  # of a view: the array that it is one of, whose memory must not be used again yet
 
     def __array_finalize__(self, source: Any) -> None:
-        if isinstance(source, Traced):
+        if isinstance(source, Traced) and self.base is not None:
             self.owner = source if source.owner is None else source.owner
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickled as NumPy's own array."""
+        return plain(self).__reduce_ex__(protocol)
+
+    @property
+    def flat(self) -> Any:
+        if recorder.tape is not None:
+            recorder.tape.refuse("an array was gone through element by element (flat)")
+        return plain(self).flat
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
         return perform(ufunc if method == "__call__" else getattr(ufunc, method), inputs, options)
@@ -65,20 +76,21 @@ def through_perform(name: str) -> Any:
 def read_on_the_host(name: str) -> Any:
     function = getattr(np.ndarray, name)
 
-    def method(self: Traced, *args: Any) -> Any:
+    def method(self: Traced, *args: Any, **options: Any) -> Any:
         if recorder.tape is not None:
             recorder.tape.refuse(f"a number was read on the host ({name.strip('_')})")
-        return function(plain(self), *args)
+        return function(plain(self), *args, **options)
 
     return method
 
 
 for _name in (
     "__getitem__", "__setitem__", "astype", "copy", "reshape", "ravel", "flatten", "argsort", "sort", "cumsum", "cumprod", "take", "repeat",
-    "fill", "argmax", "argmin", "round", "dot", "nonzero", "searchsorted", "partition", "put", "choose", "compress", "trace",
+    "fill", "argmax", "argmin", "round", "dot", "nonzero", "searchsorted", "partition", "argpartition", "put", "choose", "compress",
+    "trace", "byteswap", "__copy__", "__deepcopy__",
 ):  # fmt: skip
     setattr(Traced, _name, through_perform(_name))
-for _name in ("__bool__", "__int__", "__float__", "__index__", "__complex__", "item", "tolist"):
+for _name in ("__bool__", "__int__", "__float__", "__index__", "__complex__", "item", "tolist", "tobytes", "tofile", "dumps", "__dlpack__"):
     setattr(Traced, _name, read_on_the_host(_name))
 
 
@@ -107,10 +119,17 @@ def perform(function: Any, args: tuple[Any, ...], options: dict[str, Any]) -> An
         given = given[0] if isinstance(given, tuple) else given
     tape = recorder.tape
     if tape is not None:
-        return tape.write(function, args, bare, bare_options, result, given)
+        return tape.write(function, (*args, *options.values()), bare, bare_options, result, given)
     if given is not None:
         return given
+    if isinstance(result, tuple | list):
+        return rebuilt(result, [traced(part) if isinstance(part, np.ndarray) else part for part in result])
     return traced(result) if isinstance(result, np.ndarray) else result
+
+
+def rebuilt(like: Any, parts: list[Any]) -> Any:
+    """A list, a tuple or a named tuple as `like`, of other parts."""
+    return like._make(parts) if hasattr(like, "_make") else type(like)(parts)
 
 
 # ---- the tape ---------------------------------------------------------------------------------------------------------------------------
@@ -150,28 +169,37 @@ def size_class(size: int) -> int:
 class Tape:
     """The calls of one step, in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, pool: Callable[[], Pool]) -> None:
+        self.pool = pool
         self.memory = Memory()
         self.calls: list[Call] = []
         self.kernels: list[tuple[int, int, int, Any]] = []  # since the last call that is none: job, rows, rows to a piece, arguments
         self.held: list[np.ndarray[Any, Any]] = []  # what kernels were handed: memory that is not the tape's must stay too
         self.shared: dict[Any, Any] = {}  # what is computed once in a step and used by several kernels
         self.why_not = ""  # what cannot be repeated
-        self.pool: Callable[[], Pool]
 
     def refuse(self, why: str) -> None:
         """The step goes on, but there will be no tape of it."""
         self.why_not = self.why_not or why
 
-    def write(self, function: Any, args: Any, bare: Any, options: Any, result: Any, given: Any) -> Any:
-        """A NumPy call that has just been made; `bare`: its arguments as NumPy's own arrays.   -> its result, traced"""
+    def write(self, function: Any, args: tuple[Any, ...], bare: Any, options: Any, result: Any, given: Any) -> Any:
+        """A NumPy call that has just been made, its arguments, and the same as NumPy's own arrays.   -> its result, traced"""
+        if function in OF_SHAPES:
+            return result
+        name = getattr(function, "__name__", str(function))
+        if not all_traced(args):
+            self.refuse(f"{name} was handed an array that is not traced")
+        if function is np.empty_like:
+            return self.memory.array(result.shape, result.dtype, result.strides)
+        if varies(function, bare):
+            self.refuse(f"the shape of what {name} gives depends on numbers")
         if given is not None or result is None:  # it wrote into one of its arguments
             self.call(lambda: function(*bare, **options))
             return given
         if isinstance(result, tuple | list) and any(isinstance(part, np.ndarray | np.generic) for part in result):
             sources = [source_of(part, args) for part in result]
             if all(source is not None for source in sources):
-                return type(result)([traced(np.asarray(part), source) for part, source in zip(result, sources, strict=True)])
+                return rebuilt(result, [traced(np.asarray(part), source) for part, source in zip(result, sources, strict=True)])
             places = [self.kept(part) for part in result]
             targets = [plain(place) for place in places]
 
@@ -180,14 +208,14 @@ class Tape:
                     to[...] = part
 
             self.call(several)
-            return type(result)(places)
+            return rebuilt(result, places)
         if not isinstance(result, np.ndarray | np.generic):
+            if isinstance(result, bool | int | float | complex):
+                self.refuse(f"{name} gave a number of the host")
             return result
         source = source_of(result, args)
         if source is not None:
             return traced(np.asarray(result), source)
-        if varies(function, bare):
-            self.refuse(f"the shape of what {function.__name__} gives depends on numbers")
         place = self.kept(result)
         to = plain(place)
 
@@ -218,6 +246,8 @@ class Tape:
         """A kernel with its packed arguments."""
         if n > 0:
             self.kernels.append((job, n, grain, words))
+        if len(self.kernels) == LONGEST_RUN:
+            self._close_run()
 
     def _close_run(self) -> None:
         if not self.kernels:
@@ -238,6 +268,8 @@ class Tape:
         calls = self.calls
 
         def repeat(kept: Any = (self.memory, self.held)) -> None:
+            if recorder.tape is not None:
+                recorder.tape.refuse("a recorded step is part of it")
             for call in calls:
                 call()
 
@@ -248,14 +280,29 @@ def source_of(result: Any, args: Any) -> Any:
     """The argument that a result is a view of, None for a result of its own."""
     for arg in args:
         if isinstance(arg, np.ndarray):
-            if result is arg or (isinstance(result, np.ndarray) and result.base is not None and np.may_share_memory(result, arg)):
+            if result is arg or (isinstance(result, np.ndarray) and result.base is not None and np.may_share_memory(result, plain(arg))):
                 return arg
         elif isinstance(arg, tuple | list) and (found := source_of(result, arg)) is not None:
             return found
     return None
 
 
-DEPENDS = (np.unique, np.nonzero, np.flatnonzero, np.argwhere, np.extract, np.compress, np.ndarray.nonzero, np.ndarray.compress)
+def all_traced(args: Any) -> bool:
+    """Is there no array among these but traced ones? What is 0-d in NumPy's own hands came of a Python number."""
+    for arg in args:
+        if isinstance(arg, np.ndarray):
+            if arg.ndim and arg.size and not isinstance(arg, Traced):
+                return False
+        elif isinstance(arg, tuple | list) and not all_traced(arg):
+            return False
+    return True
+
+
+OF_SHAPES = (np.shape, np.ndim, np.size, np.may_share_memory, np.shares_memory, np.can_cast, np.result_type, np.iscomplexobj, np.isrealobj)
+DEPENDS = (
+    np.unique, np.unique_values, np.unique_counts, np.unique_inverse, np.unique_all, np.nonzero, np.flatnonzero, np.argwhere, np.extract,
+    np.compress, np.delete, np.ndarray.nonzero, np.ndarray.compress,
+)  # fmt: skip
 
 
 def varies(function: Any, args: Any) -> bool:
@@ -269,9 +316,10 @@ def varies(function: Any, args: Any) -> bool:
 @contextmanager
 def written(pool: Callable[[], Pool]) -> Iterator[Tape]:
     """A tape of all that happens within."""
-    tape = Tape()
-    tape.pool = pool
+    tape = Tape(pool)
     before, recorder.tape = recorder.tape, tape
+    if before is not None:
+        before.refuse("a recorded step is part of it")
     try:
         yield tape
     finally:
@@ -284,7 +332,9 @@ def written(pool: Callable[[], Pool]) -> Iterator[Tape]:
 def empty(shape: Any, dtype: Any = np.float32) -> Any:
     """np.empty, in the tape's memory while there is a tape."""
     tape = recorder.tape
-    return np.empty(shape, dtype) if tape is None else tape.memory.array(shape if isinstance(shape, tuple) else (shape,), dtype)
+    if tape is None:
+        return np.empty(shape, dtype)
+    return tape.memory.array((shape,) if isinstance(shape, int) else tuple(shape), dtype)
 
 
 def filled(shape: Any, value: Any, dtype: Any) -> Any:
@@ -292,11 +342,6 @@ def filled(shape: Any, value: Any, dtype: Any) -> Any:
     y = empty(shape, dtype)
     y.fill(value)
     return y
-
-
-def zeros(shape: Any, dtype: Any = np.float32) -> Any:
-    """np.zeros, likewise."""
-    return np.zeros(shape, dtype) if recorder.tape is None else filled(shape, 0, dtype)
 
 
 def contiguous(x: Any, dtype: Any = None) -> Any:
@@ -352,8 +397,13 @@ class Namespace:
 def again_from(constant: "np.ndarray[Any, Any]", given: bool = False) -> Any:
     """A constant as a traced array, written again in each repetition, as it may be changed in place. `given`: an array of somebody else."""
     tape = recorder.tape
-    if tape is None or given:
+    if tape is None:
+        return traced(constant)
+    if given:
+        tape.refuse("asarray was handed an array that is not traced")
         return traced(constant)
     y = tape.memory.array(constant.shape, constant.dtype)
-    y[...] = constant
+    to = plain(y)
+    np.copyto(to, constant)
+    tape.call(lambda: np.copyto(to, constant))
     return y

@@ -1,9 +1,9 @@
 """The backend on a card: CuPy's arrays under the kernels, launched by Numba on CuPy's current stream."""
 
-import warnings
 from typing import Any
 
 import cupy
+from numba.cuda.core import config
 
 from minimoe_cupy.arrays import CupyArrays
 from minimoe_numba_cuda.kernels import NumbaCudaKernels
@@ -17,7 +17,7 @@ class NumbaCudaBackend(NumbaCudaKernels, CupyArrays):
 
     def __init__(self) -> None:
         super().__init__(Launcher(cupy.empty(1)))
-        warnings.filterwarnings("ignore", message="Grid size .* will likely result in GPU under-utilization")  # a small model has few rows
+        config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # a small model has few rows
 
     def _stream(self) -> Any:
         return stream_at(cupy.cuda.get_current_stream().ptr)

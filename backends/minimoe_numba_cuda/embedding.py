@@ -46,7 +46,9 @@ def add_rows(values, ids, turn, padding, inout_target):  # type: ignore[no-untyp
 
 class CudaEmbedding(CudaKernels):
     def scatter_add(self, inout_target: Array, index: Array, values: Array) -> None:
-        """float32 and float64 are summed as they are; a narrower dtype in float32, rounded once."""
+        """float32 and float64 are summed as they are; a narrower floating type in float32, rounded once. Raises TypeError for integers."""
+        if not self.xp.isdtype(inout_target.dtype, "real floating"):
+            raise TypeError(f"scatter_add: inout_target must be of a floating type, not {inout_target.dtype}")
         if inout_target.dtype not in (F32, F64):
             total = self.xp.astype(inout_target, F32)
             self.scatter_add(total, index, self.xp.astype(values, F32))
@@ -77,7 +79,8 @@ class CudaEmbedding(CudaKernels):
             return
         n, v = ids.shape[0], inout_target.shape[0]
         ids = self._read("scatter_add", "ids", ids, (n,), I32)
-        turn = self._read("scatter_add", "argsort(ids)", self.xp.argsort(ids, stable=True), (n,), I64)
+        order = self.xp.argsort(ids, stable=True)  # recorded within a step: CuPy 14.2 sorts without waiting
+        turn = self._read("scatter_add", "argsort(ids)", order, (n,), I64)
         target, rows = self.xp.reshape(inout_target, (v, width)), self.xp.reshape(values, (n, width))
         grid = v, blocks_of(width)
         self._launch(add_rows, grid, (THREADS,), rows, ids, turn, -1 if padding is None else padding, target)

@@ -51,7 +51,7 @@ class CudaExpert(CudaRouting, CudaActivation):
         offsets = self._read("grouped_matmul", "offsets", offsets, (experts + 1,), I32)
         y = self._result(out, (x.shape[0], width))
         if y.size:
-            grid = blocks_of(width, TILE), blocks_of(x.shape[0], TILE) + experts + 1
+            grid = blocks_of(x.shape[0], TILE) + experts + 1, blocks_of(width, TILE)
             self._launch(grouped_registers, grid, BLOCK, x, weight, offsets, int(transpose), y)
         return self._stored(y, out)
 

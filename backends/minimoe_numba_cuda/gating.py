@@ -307,7 +307,7 @@ class CudaGating(Sums):
         logits = self._read("gate", "logits", logits, (n, e))
         valid = self._read("gate", "valid", valid, (n,), BOOL)
         weights, ids, scores = self._empty(n, k), self._empty(n, k, dtype=I32), self._empty(n, e)
-        grid, flat = (blocks_of(n, WARPS),), (n * e,)
+        grid = (blocks_of(n, WARPS),)
         if rule.router == "sigmoid_bias":
             per_row, given = self._empty(n), self._read("gate", "bias", bias, (e,))
             options = int(rule.norm), groups, rule.top_groups, float(rule.route_scale), TINY
@@ -315,8 +315,7 @@ class CudaGating(Sums):
             scale = per_row if not valid.size else self.xp.where(valid, per_row, self.xp.zeros_like(per_row))
         else:
             over_chosen = int(rule.router in ("topk_softmax", "noisy_topk"))
-            places = (self.xp.reshape(a, flat) for a in (logits, scores))
-            z, p = places
+            z, p = (self.xp.reshape(a, (-1,)) for a in (logits, scores))
             self._launch(gate_softmax, grid, BLOCK, z, over_chosen, int(rule.normalised), weights, ids, p)
             scale = None if not valid.size else self.xp.astype(valid, self.xp.float32)
         return Gate(weights, ids, scores, self._counts(ids, valid, e), self._sum_columns(scores, scale))

@@ -5,7 +5,8 @@ grouped_shared       blocks of 16 x 16 results share tiles of x and of W in shar
 grouped_registers    blocks of 64 x 64, 4 x 4 results a thread: each number from shared memory serves 4, from memory 64.   unmeasured
 
 A grid cannot know how many rows an expert has. So there are as many row tiles as there can be, ceil(R / height) and one for each expert
-(and one for the unused rows), and each block finds its own by going through the offsets; those left over leave at once.
+(and one for the unused rows), and each block finds its own by going through the offsets; those left over leave at once. They are counted by
+blockIdx.x: the other two go no further than 65,535.
 """
 
 from numba import cuda
@@ -57,13 +58,13 @@ def grouped_by_thread(x, weight, offsets, transpose, y):  # type: ignore[no-unty
 def grouped_shared(x, weight, offsets, transpose, y):  # type: ignore[no-untyped-def]
     """The second rung: a block has 16 x 16 results, one a thread, and takes 16 of the depth at a time into shared memory.
 
-    Grid: (ceil(O / 16), ceil(R / 16) + E + 1), block (16, 16).
+    Grid: (ceil(R / 16) + E + 1, ceil(O / 16)), block (16, 16).
     """
     xs, ws = cuda.shared.array((SIDE, SIDE_PITCH), float32), cuda.shared.array((SIDE, SIDE_PITCH), float32)
     tx, ty = cuda.threadIdx.x, cuda.threadIdx.y
     depth, width = x.shape[1], y.shape[1]
-    e, first, last = tile_of(int64(cuda.blockIdx.y), offsets, x.shape[0], SIDE)
-    row, left = first + ty, int64(cuda.blockIdx.x) * SIDE
+    e, first, last = tile_of(int64(cuda.blockIdx.x), offsets, x.shape[0], SIDE)
+    row, left = first + ty, int64(cuda.blockIdx.y) * SIDE
     total = ZERO
     for start in range(0, depth if e < weight.shape[0] and first < last else 0, SIDE):
         k = start + tx
@@ -101,14 +102,14 @@ def multiply_tiles(a, b, sums):  # type: ignore[no-untyped-def]
 def grouped_registers(x, weight, offsets, transpose, y):  # type: ignore[no-untyped-def]
     """The last rung: a thread has 4 x 4 results, 16 apart, in registers. Rows at or past offsets[E] become zero.
 
-    Grid: (ceil(O / 64), ceil(R / 64) + E + 1), block (16, 16). Bytes: R*I*ceil(O / 64) + O*I for each tile of rows, most of it from L2.
+    Grid: (ceil(R / 64) + E + 1, ceil(O / 64)), block (16, 16). Bytes: R*I*ceil(O / 64) + O*I for each tile of rows, most of it from L2.
     """
     a, b = cuda.shared.array((DEPTH, PITCH), float32), cuda.shared.array((DEPTH, PITCH), float32)
     sums = cuda.local.array((EACH, EACH), float32)
     tx, ty = cuda.threadIdx.x, cuda.threadIdx.y
     depth, width = x.shape[1], y.shape[1]
-    e, first, last = tile_of(int64(cuda.blockIdx.y), offsets, x.shape[0], TILE)
-    left = int64(cuda.blockIdx.x) * TILE
+    e, first, last = tile_of(int64(cuda.blockIdx.x), offsets, x.shape[0], TILE)
+    left = int64(cuda.blockIdx.y) * TILE
     for i in range(EACH):
         for j in range(EACH):
             sums[i, j] = ZERO

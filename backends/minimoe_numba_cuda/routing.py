@@ -104,18 +104,18 @@ class CudaRouting(CudaKernels):
         counts, starts = self._empty(parts, n_experts, dtype=I32), self._empty(parts, n_experts, dtype=I32)
         offsets = self._empty(n_experts + 1, dtype=I32)
 
-        def sort(turn: Array, order: Array, inverse: Array, keep: Array) -> None:
+        def sort(flat: Array, turn: Array, order: Array, inverse: Array, keep: Array) -> None:
             self._launch(count_pairs, (parts,), (PAIRS,), flat, valid, turn, width, counts, shared=shared)
             self._launch(scan_counts, (1,), (SCAN_THREADS,), counts, limit, limits, starts, offsets)
             self._launch(place_pairs, (parts,), (PAIRS,), flat, valid, turn, width, starts, offsets, order, inverse, keep, shared=shared)
 
         if capacity is not None and priority == "probability":
             # first the sort by weight, to see who gets a row; then those that do, by position
-            by_weight = xp.argsort(-xp.reshape(weights, (-1,)), stable=True)
+            by_weight = xp.argsort(-xp.reshape(weights, (-1,)), stable=True)  # recorded too: CuPy 14.2 sorts without waiting
             keep = self._empty(pairs, dtype=I32)
-            sort(self._read("route", "weights", by_weight, (pairs,), I64), none, none, keep)
+            sort(flat, self._read("route", "weights", by_weight, (pairs,), I64), none, none, keep)
             flat = keep
-        sort(turn, order, inverse, none)
+        sort(flat, turn, order, inverse, none)
         return Plan(order, xp.reshape(inverse, (n, width)), offsets)
 
     def dispatch(self, x: Array, plan: Plan, out: Array | None = None) -> Array:

@@ -14,7 +14,7 @@ WARPS = 4  # warps of a block where each has a row of its own
 ALL = 0xFFFFFFFF  # the mask of a warp operation: every lane takes part
 ROW_LANES = 8  # rows of threads in a block that sums columns
 
-ZERO, HALF, ONE, TWO, THREE = (np.float32(value) for value in (0.0, 0.5, 1.0, 2.0, 3.0))
+ZERO, HALF, ONE, THREE = (np.float32(value) for value in (0.0, 0.5, 1.0, 3.0))
 INFINITY, NAN = np.float32(math.inf), np.float32(math.nan)
 SIGMOID_FLOOR = np.float32(-80.0)  # below, exp(-x) would overflow
 

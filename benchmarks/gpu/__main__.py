@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import signal
 import sys
@@ -22,6 +23,7 @@ from benchmarks.gpu.workers import Deadline, machine_facts, measured
 from minimoe.errors import UserError
 
 RESERVE = 15.0  # seconds, for what is under way when the time is up, and for the report
+MEMORY = 0.9  # of the card's, for what is measured side by side
 
 
 class Run:
@@ -31,6 +33,11 @@ class Run:
         self.out, self.scale = out, scale
         self.log = out / "log.txt"
         self.results: dict[str, Any] = {"scale": scale, "parts": {}}
+
+    @property
+    def memory(self) -> float:
+        """Bytes of the card that sides may share."""
+        return MEMORY * 1e9 * float(self.results.get("machine", {}).get("memory_gb", math.inf))
 
     def add(self, part: str, rows: list[Row]) -> None:
         """Rows of a part, kept at once."""
@@ -65,7 +72,7 @@ def write(path: Path, text: str) -> None:
 
 
 def find_machine(run: Run, deadline: Deadline) -> None:
-    run.results["machine"] = machine_facts(run.scale, run.log)
+    run.results["machine"] = machine_facts(run.scale, deadline, run.log)
 
 
 def run_tests(run: Run, deadline: Deadline) -> None:
@@ -87,9 +94,10 @@ def measure_kernels(run: Run, deadline: Deadline) -> None:
 
 def measure_layer(run: Run, deadline: Deadline) -> None:
     cases = layer.CASES[run.scale]
+    weights = [2 if layer.goal_of(case) else 1 for case in cases]  # those with a target take longer
     for i, case in enumerate(cases):
-        share = Deadline(deadline.left() / (len(cases) - i))
-        rows = compete(layer.layer_sides(case), case.sizes, case.n, run.scale, share, run.log)
+        share = deadline.share(weights[i] / sum(weights[i:]))
+        rows = compete(layer.layer_sides(case), case.sizes, case.n, run.scale, share, run.log, run.memory)
         run.add("layer", [{**row, **layer.goal_of(case), "case": case.dtype} for row in rows])
 
 
@@ -101,11 +109,11 @@ def measure_step(run: Run, deadline: Deadline) -> None:
 
 PARTS: dict[str, tuple[float, Callable[[Run, Deadline], None]]] = {  # with their shares of the time
     "machine": (3, find_machine),
-    "tests": (28, run_tests),
+    "tests": (25, run_tests),
     "ceilings": (4, find_ceilings),
-    "kernels": (33, measure_kernels),
-    "layer": (14, measure_layer),
-    "step": (18, measure_step),
+    "kernels": (23, measure_kernels),
+    "layer": (24, measure_layer),
+    "step": (21, measure_step),
 }
 
 
@@ -115,7 +123,7 @@ def run_parts(run: Run, names: list[str], seconds: float) -> None:
     for i, name in enumerate(names):
         share, work = PARTS[name]
         rest = sum(PARTS[other][0] for other in names[i:])
-        time_of_it = Deadline(whole.left() * share / rest)
+        time_of_it = whole.share(share / rest)
         print(f"{name} (up to {time_of_it.left():.0f} s)", flush=True)
         began = time.monotonic()
         run.results["parts"][name] = part = {"state": "stopped"}

@@ -1,8 +1,9 @@
 """Clocks: how long calls take on a card, by CUDA events, or on the processor."""
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 Call = Callable[[], object]
 
@@ -17,24 +18,23 @@ extern "C" __global__ void hold(long long ticks) {
 """
 
 
-class Clock(Protocol):
+class Clock(ABC):
     """Seconds of calls."""
 
-    def each(self, calls: Sequence[Call], count: int) -> list[float]:
-        """The device's time of each of `count` calls, taken from `calls` in rotation."""
-
+    @abstractmethod
     def row(self, call: Call, count: int) -> float:
         """The time of `count` calls in a row, the host's part included."""
 
+    def each(self, calls: Sequence[Call], count: int) -> list[float]:
+        """The device's time of each of `count` calls, taken from `calls` in rotation; here with the host's part."""
+        return [self.row(calls[i % len(calls)], 1) for i in range(count)]
 
-class WallClock:
+
+class WallClock(Clock):
     """For what the processor does, and where nothing better is."""
 
     def __init__(self, synchronize: Call) -> None:
         self.synchronize = synchronize
-
-    def each(self, calls: Sequence[Call], count: int) -> list[float]:
-        return [self.row(calls[i % len(calls)], 1) for i in range(count)]
 
     def row(self, call: Call, count: int) -> float:
         self.synchronize()
@@ -45,7 +45,7 @@ class WallClock:
         return time.perf_counter() - began
 
 
-class EventClock:
+class EventClock(Clock):
     """CUDA events on CuPy's current stream. PyTorch's default stream is the same one, the default stream of the device.
 
     A call of some microseconds ends before the host has queued the next event: so a kernel that only waits holds the stream until all is
@@ -73,7 +73,7 @@ class EventClock:
             marks = []
             for i in range(len(times), len(times) + n):
                 first = self._mark()
-                calls[i % len(calls)]()
+                calls[(i + 1) % len(calls)]()  # the first set of inputs was used just now
                 marks.append((first, self._mark()))
             self._synchronize()
             times += [self._between(*pair) for pair in marks]
@@ -104,7 +104,7 @@ class EventClock:
         self.cuda.get_current_stream().synchronize()
 
 
-class TorchClock:
+class TorchClock(Clock):
     """CUDA events by PyTorch, where it is alone in a process."""
 
     @property
@@ -122,6 +122,3 @@ class TorchClock:
         last.record()
         last.synchronize()
         return float(first.elapsed_time(last)) / 1e3
-
-    def each(self, calls: Sequence[Call], count: int) -> list[float]:
-        return [self.row(calls[i % len(calls)], 1) for i in range(count)]

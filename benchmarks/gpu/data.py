@@ -1,5 +1,6 @@
 """Random inputs on a device. Normal numbers are drawn once on the host and repeated, each array from another place on."""
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,60 +16,75 @@ SKEW = 1.0  # the r-th expert's share goes with r^-SKEW: with 64 experts the fir
 class Data:
     """Arrays of one backend."""
 
-    def __init__(self, backend: Backend, seed: int = 0, pool: int = POOL) -> None:
-        self.backend, self.host = backend, np.random.default_rng(seed)
-        self.pools = {"float32": backend.from_host(self.host.standard_normal(pool, dtype=np.float32))}
-        self.place = 0
+    def __init__(self, backend: Backend) -> None:
+        self.backend, self.host = backend, np.random.default_rng(0)
+        self.place = 0  # in the pool
+        self.bytes = 0  # of all that was given out
 
     def normal(self, *shape: int, dtype: str = "float32", scale: float = 1.0) -> Array:
         """Standard normal numbers, times `scale`."""
-        backend, pool = self.backend, self._pool(dtype)
-        flat = backend.xp.empty(int(np.prod(shape)), dtype=backend.dtype(dtype))
+        pool = normal_pool(self.backend, dtype)
+        flat = self.backend.xp.empty(int(np.prod(shape)), dtype=pool.dtype)
         done = 0
         while done < flat.shape[0]:
-            n = min(flat.shape[0] - done, pool.shape[0] - self.place)
+            n = min(flat.shape[0] - done, POOL - self.place)
             flat[done : done + n] = pool[self.place : self.place + n]
-            done, self.place = done + n, (self.place + n) % pool.shape[0]
+            done, self.place = done + n, (self.place + n) % POOL
         if scale != 1.0:
             flat *= scale
-        return backend.xp.reshape(flat, shape)
-
-    def _pool(self, dtype: str) -> Array:
-        if dtype not in self.pools:
-            self.pools[dtype] = self.backend.xp.astype(self.pools["float32"], self.backend.dtype(dtype))
-        return self.pools[dtype]
+        self.bytes += int(flat.nbytes)
+        return self.backend.xp.reshape(flat, shape)
 
     def integers(self, limit: int, *shape: int) -> Array:
         """Uniform in 0 .. limit - 1, int32."""
-        return self.backend.from_host(self.host.integers(0, limit, shape).astype(np.int32))
+        return self._given(self.host.integers(0, limit, shape).astype(np.int32))
 
     def numbers(self, value: Any, dtype: type = np.float32) -> Array:
         """A given array or number, on the device; integers as int32."""
-        return self.backend.from_host(np.asarray(value, dtype=np.int32 if dtype is int else dtype))
-
-    def host_ids(self, n: int, e: int, k: int, load: str) -> Any:
-        """The experts of each token, all different.   -> int32 [n,k], NumPy's"""
-        drawn = min(n, TOKENS)
-        score = self.host.gumbel(size=(drawn, e))
-        if load == "skewed":
-            score -= SKEW * np.log1p(np.arange(e))
-        ids = np.argpartition(-score, k - 1, axis=1)[:, :k] if k < e else np.argsort(-score, axis=1)
-        return np.resize(ids.astype(np.int32), (n, k))
+        return self._given(np.asarray(value, dtype=np.int32 if dtype is int else dtype))
 
     def ids(self, n: int, e: int, k: int, load: str) -> Array:
-        """`host_ids` on the device."""
-        return self.backend.from_host(self.host_ids(n, e, k, load))
+        """The experts of each token, all different.   -> int32 [n,k]"""
+        return self._given(host_ids(self.host, n, e, k, load))
 
     def plan(self, n: int, e: int, k: int, load: str) -> Plan:
         """A dropless plan by NumPy's reference, on the device: the kernels that use it do not depend on the backend's own."""
-        plan = reference_plan(self.host_ids(n, e, k, load), e)
-        return Plan(*(self.backend.from_host(np.ascontiguousarray(part)) for part in plan))
+        plan = reference_plan(host_ids(self.host, n, e, k, load), e)
+        return Plan(*(self._given(np.ascontiguousarray(part)) for part in plan))
 
     def offsets(self, rows: int, e: int, load: str) -> Array:
         """The bounds of each expert's rows.   -> int32 [e+1]"""
-        counts = np.bincount(self.host_ids(min(rows, TOKENS), e, 1, load).ravel(), minlength=e) / min(rows, TOKENS)
-        ends = np.floor(np.concatenate([[0.0], np.cumsum(counts)]) * rows + 0.5).astype(np.int32)
-        return self.backend.from_host(ends)
+        return self._given(host_offsets(rows, e, load))
+
+    def _given(self, array: Any) -> Array:
+        """An array of the host, on the device."""
+        self.bytes += array.nbytes
+        return self.backend.from_host(array)
+
+
+@cache
+def normal_pool(backend: Backend, dtype: str) -> Array:
+    """Standard normal numbers, made once for each backend of a process."""
+    if dtype != "float32":
+        return backend.xp.astype(normal_pool(backend, "float32"), backend.dtype(dtype))
+    return backend.from_host(np.random.default_rng(0).standard_normal(POOL, dtype=np.float32))
+
+
+def host_ids(host: np.random.Generator, n: int, e: int, k: int, load: str) -> Any:
+    """The experts of each token, all different.   -> int32 [n,k], NumPy's"""
+    score = host.gumbel(size=(min(n, TOKENS), e))
+    if load == "skewed":
+        score -= SKEW * np.log1p(np.arange(e))
+    ids = np.argpartition(-score, k - 1, axis=1)[:, :k] if k < e else np.argsort(-score, axis=1)
+    return np.resize(ids.astype(np.int32), (n, k))
+
+
+@cache
+def host_offsets(rows: int, e: int, load: str) -> Any:
+    """The bounds of each expert's rows, always the same: a peer multiplies the rows that minimoe does.   -> int32 [e+1], NumPy's"""
+    drawn = min(rows, TOKENS)
+    counts = np.bincount(host_ids(np.random.default_rng(0), drawn, e, 1, load).ravel(), minlength=e) / drawn
+    return np.floor(np.concatenate([[0.0], np.cumsum(counts)]) * rows + 0.5).astype(np.int32)
 
 
 def reference_plan(ids: Any, e: int) -> Plan:

@@ -6,14 +6,14 @@ minimoe's is recorded as it is in training (`minimoe.recording`), and once as it
 
 from functools import partial
 
-from benchmarks.gpu.data import POOL, Data
+from benchmarks.gpu.data import Data
 from benchmarks.gpu.lab import BACKENDS, COMPUTES, Lab
+from benchmarks.gpu.models import FilledMoE
 from benchmarks.gpu.problems import Row
 from benchmarks.gpu.sides import Made, Side
 from benchmarks.gpu.torch_sides import How, Layer, Style, mixtral_layer, torch_layer
 from minimoe.autograd import Tensor, backward, use_backend
 from minimoe.backend import Array
-from minimoe.moe import MoE
 from minimoe.recording import Recorded
 
 CASES = {
@@ -26,26 +26,27 @@ CASES = {
     "tiny": [Layer(13, 16, 24, 4, 2, "bfloat16"), Layer(13, 16, 24, 4, 2, "float32")],
 }
 STYLES: list[tuple[str, Style, How]] = [
-    ("eager", "grouped", "eager"), ("eager", "loop", "eager"), ("CUDA graph", "grouped", "graph"), ("compiled", "grouped", "compiled"),
+    ("compiled", "grouped", "compiled"), ("eager", "loop", "eager"), ("CUDA graph", "grouped", "graph"), ("eager", "grouped", "eager"),
     ("eager", "sorted", "eager"),
 ]  # fmt: skip
 
 
 def layer_sides(layer: Layer) -> list[Side]:
-    """All who can compute it: minimoe's backends that have kernels for the dtype, and the peers."""
-    dtype = layer.dtype
-    found = []
+    """All who can compute it, the most wanted first: minimoe's backends that have kernels for the dtype, and the peers."""
+    dtype, memory = layer.dtype, layer.memory
+    found, plain = [], []
     for backend in BACKENDS:
         if dtype in COMPUTES[backend]:
-            found.append(Side(f"minimoe, {backend}", "minimoe", dtype, partial(minimoe_layer, layer, backend, True)))
-            found.append(Side(f"minimoe, {backend}, not recorded", "minimoe", dtype, partial(minimoe_layer, layer, backend, False)))
+            recorded, as_it_comes = (partial(minimoe_layer, layer, backend, repeated) for repeated in (True, False))
+            found.append(Side(f"minimoe, {backend}", "minimoe", dtype, recorded, memory=memory))
+            plain.append(Side(f"minimoe, {backend}, not recorded", "minimoe", dtype, as_it_comes, memory=memory))
     for name, style, how in STYLES:
         kind = "compiled" if how == "compiled" else "eager"
-        found.append(Side(f"PyTorch {name}, {style}", kind, dtype, partial(torch_layer, layer, style, how), ("torch",)))
+        found.append(Side(f"PyTorch {name}, {style}", kind, dtype, partial(torch_layer, layer, style, how), ("torch",), memory))
     for implementation in ("grouped_mm", "eager"):
-        make = partial(mixtral_layer, layer, implementation, "eager")
-        found.append(Side(f"transformers Mixtral, {implementation}", "eager", dtype, make, ("torch", "transformers")))
-    return found
+        make = partial(mixtral_layer, layer, implementation)
+        found.append(Side(f"transformers Mixtral, {implementation}", "eager", dtype, make, ("torch", "transformers"), memory))
+    return found + plain
 
 
 def goal_of(layer: Layer) -> Row:
@@ -56,8 +57,8 @@ def goal_of(layer: Layer) -> Row:
 def minimoe_layer(layer: Layer, name: str, recorded: bool, lab: Lab) -> Made:
     """Forward and backward of minimoe.MoE."""
     backend = lab.backend(name)
-    data = Data(backend, pool=POOL if lab.scale != "tiny" else 1009)
-    module = MoE(layer.d, layer.h, moe=layer.moe, dtype=layer.dtype, seed=0, backend=backend)
+    data = Data(backend)
+    module = FilledMoE(layer.d, layer.h, moe=layer.moe, dtype=layer.dtype, backend=backend)
     x, dy = (data.normal(1, layer.n, layer.d, dtype=layer.dtype) for _ in range(2))
     parameters = module.parameters()
 

@@ -5,15 +5,17 @@ import statistics
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from benchmarks.gpu.clocks import Call
-from benchmarks.gpu.data import POOL, Data
+from benchmarks.gpu.data import Data
 from benchmarks.gpu.lab import COMPUTES, Lab
 from minimoe.backend import Backend, kernel_kinds
 
 SIZE = {"bfloat16": 2, "float32": 4, "float64": 8}  # bytes
-SETS = 24  # of inputs at most
+FEWEST, SETS = 2, 24  # sets of inputs
+CACHES = 3  # that the inputs together would fill
 ROUNDS = 2  # in which contenders take turns
 SECONDS = {"full": 0.12, "quick": 0.06, "tiny": 0.0}  # of a contender's round
 LEAST, MOST = 3, 40  # calls of a round
@@ -25,7 +27,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Peer:
-    """PyTorch's way to do the same: `make(device)` gives a call with inputs of its own."""
+    """PyTorch's way to do the same: `make(device)` gives a call with inputs of its own, of the same sizes as ours."""
 
     name: str
     make: Callable[[str], Call]
@@ -79,8 +81,9 @@ def measure(lab: Lab, problem: Problem, without: Collection[str] = (), at: Calla
 
     `at` hears whose turn it is before it begins: of a side that never comes back nothing else is known.
     """
-    contenders, rows = [], []
-    for side, prepare in preparations(lab, problem):
+    contenders: list[Contender] = []
+    rows: list[Row] = []
+    for side, prepare in preparations(lab, problem, contenders):
         if side in without:
             continue
         at(side)
@@ -101,26 +104,31 @@ def measure(lab: Lab, problem: Problem, without: Collection[str] = (), at: Calla
     return [{**problem.row(c.side), "kind": c.kind, **figures(c.times), "sets": len(c.calls)} for c in contenders] + rows
 
 
-def preparations(lab: Lab, problem: Problem) -> Iterator[tuple[str, Callable[[], Contender]]]:
-    """The sides of a problem here, each with what makes it ready."""
-    sets = sets_of(problem, lab.cache_bytes)
+def preparations(lab: Lab, problem: Problem, before: list[Contender]) -> Iterator[tuple[str, Callable[[], Contender]]]:
+    """The sides of a problem here, each with what makes it ready. The peer gets as many sets of inputs as those `before` it have."""
     for name, backend in lab.backends.items():
         if problem.dtype in COMPUTES[name]:
-            yield name, lambda name=name, backend=backend: ready(lab, problem, name, backend, sets)  # type: ignore[misc]
-    peer = problem.peer
-    if peer is not None and lab.torch:
-        yield peer.name, lambda: warm(Contender(peer.name, "peer", [peer.make(lab.torch) for _ in range(sets)]), lab)
+            yield name, partial(ready, lab, problem, name, backend)
+    if problem.peer is not None and lab.torch:
+        sets = max((len(contender.calls) for contender in before), default=sets_of(problem.bytes, lab.cache_bytes))
+        yield problem.peer.name, partial(ready_peer, lab, problem.peer, sets)
 
 
-def ready(lab: Lab, problem: Problem, name: str, backend: Backend, sets: int) -> Contender:
+def ready(lab: Lab, problem: Problem, name: str, backend: Backend) -> Contender:
     """The calls of a backend, each made once; its kind is what ran."""
-    data = Data(backend, pool=POOL if lab.scale != "tiny" else 1009)
-    calls = [problem.make(backend, data) for _ in range(sets)]
+    data = Data(backend)
+    calls = [problem.make(backend, data)]
+    calls += [problem.make(backend, data) for _ in range(1, sets_of(data.bytes, lab.cache_bytes))]
     kernel = problem.watched or problem.kernel
     kind = kernel_kinds(backend).get(kernel, "")
     with reference_watched(kernel) as used:
         calls[0]()
     return warm(Contender(name, "reference" if used else kind, calls), lab)
+
+
+def ready_peer(lab: Lab, peer: Peer, sets: int) -> Contender:
+    """The peer's calls."""
+    return warm(Contender(peer.name, "peer", [peer.make(lab.torch) for _ in range(sets)]), lab)
 
 
 def warm(contender: Contender, lab: Lab) -> Contender:
@@ -140,9 +148,9 @@ def round_of(lab: Lab, contender: Contender) -> list[float]:
     return lab.clock.each(contender.calls, count)
 
 
-def sets_of(problem: Problem, cache_bytes: int) -> int:
-    """So many sets of inputs that three caches would not hold them; one where a single set is as large."""
-    return max(1, min(SETS, math.ceil(3 * cache_bytes / problem.bytes)))
+def sets_of(inputs: int, cache_bytes: int) -> int:
+    """So many sets of inputs of so many bytes that they fill three caches; two at least, so that none is used twice in a row."""
+    return max(FEWEST, min(SETS, math.ceil(CACHES * cache_bytes / max(1, inputs))))
 
 
 def survive(lab: Lab, rows: list[Row]) -> None:

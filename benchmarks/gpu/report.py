@@ -12,7 +12,8 @@ from rich.table import Table as RichTable
 
 from benchmarks.gpu.lab import BACKENDS
 from benchmarks.gpu.problems import Row
-from benchmarks.gpu.targets import SIDE, Results, verdicts
+from benchmarks.gpu.suite import counts, is_failure
+from benchmarks.gpu.targets import CARD, SIDE, Results, verdicts
 
 WIDTH = 200
 UNITS = {"copy": ("GB/s", 1e9), "bfloat16": ("TFLOP/s in bfloat16", 1e12), "float32": ("TFLOP/s in float32", 1e12)}
@@ -81,14 +82,13 @@ def references(rows: list[Row]) -> list[tuple[str, str, str]]:
 def test_shortfalls(name: str, outcome: Row) -> Iterator[str]:
     if "left_out" in outcome:
         yield f"{name}: left out: {outcome['left_out']}"
-    elif "passed" not in outcome:
-        if outcome["errors"] or outcome["errors"] is None:
-            yield f"{name}: {'unknown' if outcome['errors'] is None else outcome['errors']} errors, {outcome['ended']}"
+    elif "errors" in outcome:
+        if outcome["errors"] or not counts(outcome):
+            yield f"{name}: {outcome_text(outcome)}"
     else:
         yield from (f"test {failed['test']}: {failed['error']}" for failed in outcome["failed"])
-        if outcome["not_reached"] or outcome["skipped"] or not outcome["passed"]:
-            counts = ", ".join(f"{outcome[word]} {word.replace('_', ' ')}" for word in ("passed", "skipped", "not_reached"))
-            yield f"{name}: {counts}, {outcome['ended']}"
+        if outcome["not_reached"] or outcome["skipped"] or is_failure(outcome):
+            yield f"{name}: {outcome_text(outcome)}"
 
 
 def described(row: Row) -> str:
@@ -116,17 +116,18 @@ def tables(results: Results) -> Iterator[Table]:
             yield side_table(part, case)
     if results.get("targets"):
         rows = [[v["target"], v["wanted"], v["found"], verdict_text(v)] for v in results["targets"]]
-        yield Table("Targets", ["target", "wanted", "found", ""], rows)
+        yield Table(f"Targets, set for an {CARD}", ["target", "wanted", "found", ""], rows)
     yield Table("What fell short", ["line"], [[line] for line in results.get("short", [])] or [["nothing"]])
 
 
 def outcome_text(outcome: Row) -> str:
     if "left_out" in outcome:
         return f"left out: {outcome['left_out']}"
-    if "passed" not in outcome:
-        return f"{outcome['errors']} errors in {outcome['seconds']:.0f} s, {outcome['ended']}"
-    counts = [f"{outcome['passed']} passed", f"{len(outcome['failed'])} failed", f"{outcome['skipped']} skipped"]
-    return ", ".join([*counts, f"{outcome['not_reached']} not reached", outcome["ended"]])
+    if "errors" in outcome:
+        found = "unknown" if outcome["errors"] is None else outcome["errors"]
+        return f"{found} errors in {outcome['seconds']:.0f} s, {'' if outcome['complete'] else 'not all of it was run, '}{outcome['ended']}"
+    numbers = [f"{outcome['passed']} passed", f"{len(outcome['failed'])} failed", f"{outcome['skipped']} skipped"]
+    return ", ".join([*numbers, f"{outcome['not_reached']} not reached", outcome["ended"]])
 
 
 def verdict_text(verdict: Row) -> str:
@@ -227,8 +228,6 @@ def row_of(cells: list[str]) -> str:
 
 
 def failures(results: Results) -> bool:
-    """Did a part, a test or a sanitizer's case fail? Targets that were missed are no failure."""
+    """Did a part, a test or a sanitizer's case fail? Targets that were missed, and what the time did not suffice for, are no failure."""
     parts: dict[str, Any] = results.get("parts", {})
-    tests = results.get("tests", {}).values()
-    wrong = any(outcome.get("failed") or outcome.get("errors") or ("passed" in outcome and not outcome["passed"]) for outcome in tests)
-    return wrong or any(part["state"] != "done" for part in parts.values())
+    return any(map(is_failure, results.get("tests", {}).values())) or any(part["state"] != "done" for part in parts.values())

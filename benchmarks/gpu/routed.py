@@ -192,7 +192,7 @@ def product_problems(p: Product, target: bool) -> Iterator[Problem]:
         ("grouped_matmul_dw", grouped_matmul_dw, grouped_dw),
     ):
         goal = f"{kernel}, E {p.e}" if target else ""
-        beside = Peer("PyTorch grouped_mm", partial(peer, p.r, p.i, p.o, p.e)) if p.dtype == "bfloat16" and p.load == "balanced" else None
+        beside = Peer("PyTorch grouped_mm", partial(peer, p.r, p.i, p.o, p.e, p.load)) if p.dtype == "bfloat16" else None
         yield Problem(kernel, sizes, p.dtype, partial(make, p), size, flops, goal, beside, kernel.partition(",")[0])
 
 

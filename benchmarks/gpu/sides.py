@@ -1,16 +1,18 @@
 """Whole layers and steps, side against side: a process for each, asleep on a pipe until its turn.
 
 Sides start several at once, since what they do first is compiling on the host; then they take turns, one at a time. A turn is many
-calls in a row, the host's part included: where it is slower than the card, that is what a user waits for.
+calls in a row, the host's part included: where it is slower than the card, that is what a user waits for. The most wanted come first: they
+are started first, and what memory or time does not suffice for is the least wanted.
 """
 
 import math
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +25,8 @@ ROUNDS = {"full": 7, "quick": 3, "tiny": 2}
 TURN = {"full": 0.4, "quick": 0.3, "tiny": 0.0}  # seconds
 MOST = 200  # calls a turn
 WARM_UP = {"minimoe": 4, "eager": 4, "compiled": 10}  # untimed calls after the first: minimoe records, compilers meet new shapes
-TO_BE_READY = 0.75  # of a case's time
+TO_BE_READY = 0.8  # of a case's time
+SLOWEST = 30.0  # seconds that an answer may take beyond the time
 
 
 class Made(NamedTuple):
@@ -42,6 +45,7 @@ class Side:
     dtype: str
     make: Callable[[Lab], Made]
     libraries: tuple[str, ...] = ()
+    memory: float = 0.0  # bytes of the card that it takes, about
 
     @property
     def missing(self) -> str:
@@ -60,8 +64,10 @@ class Runner:
     """A side at work."""
 
     def __init__(self, side: Side, lab: Lab) -> None:
+        began = time.perf_counter()
         self.lab, self.made = lab, side.make(lab)
-        self.first = lab.clock.row(self.made.call, 1)
+        lab.clock.row(self.made.call, 1)
+        self.first = time.perf_counter() - began
         lab.clock.row(self.made.call, WARM_UP[side.kind])
         self.usual = self.turn(1)
 
@@ -95,7 +101,8 @@ class Player:
 
     side: Side
     process: Process
-    first: float = math.nan  # seconds, with all compiling
+    began: float = field(default_factory=time.monotonic)
+    first: float = math.nan  # seconds until the first call was through, making and compiling included
     usual: float = math.nan
     times: list[float] = field(default_factory=list)
     said: Row = field(default_factory=dict)  # at the end, or why it failed
@@ -109,14 +116,18 @@ class Player:
         try:
             return self.process.answer(patience)[1]
         except (NoAnswer, Failed) as error:
-            self.said = {"failed": str(error)}
-            self.process.stop(patience=0.0)
+            self.fail(str(error))
             return None
 
     def ask(self, count: int, patience: float) -> Any:
         with suppress(NoAnswer):  # it is heard next
             self.process.send(count)
         return self.hear(patience)
+
+    def fail(self, why: str) -> None:
+        """Out of the game."""
+        self.said = {"failed": why}
+        self.process.stop(patience=0.0)
 
     def row(self, sizes: dict[str, Any], tokens: int) -> Row:
         found = self.side.row(sizes)
@@ -126,30 +137,57 @@ class Player:
         return {**found, **times, "first_s": self.first, "tokens_per_s": tokens / times["ms"] * 1e3, **self.said}
 
 
-def compete(sides: list[Side], sizes: dict[str, Any], tokens: int, scale: str, deadline: Deadline, log: Path) -> list[Row]:
-    """A row for each side of a case."""
-    left_out = [{**side.row(sizes), "left_out": f"{side.missing} not installed"} for side in sides if side.missing]
-    waiting = [side for side in sides if not side.missing]
+def compete(
+    sides: list[Side], sizes: dict[str, Any], tokens: int, scale: str, deadline: Deadline, log: Path, memory: float = math.inf
+) -> list[Row]:
+    """A row for each side of a case; they share so many bytes of the card."""
+    able, rows = admitted(sides, memory)
     players: list[Player] = []
     try:
-        get_ready(waiting, players, scale, Deadline(TO_BE_READY * deadline.left()), log)
+        late = get_ready(able, players, scale, deadline.share(TO_BE_READY), log)
         for _ in range(ROUNDS[scale]):
             take_turns(players, scale, deadline)
         for player in playing(players):
-            player.said = player.ask(0, 30.0) or player.said
+            player.said = player.ask(0, deadline.patience(SLOWEST)) or player.said
     finally:
         for player in playing(players):
-            player.process.stop()
-    return [player.row(sizes, tokens) for player in players] + left_out
+            player.process.stop(patience=0.0)
+    rows += [(side, "the time was up before it began") for side in late]
+    return [player.row(sizes, tokens) for player in players] + [{**side.row(sizes), "left_out": why} for side, why in rows]
 
 
-def get_ready(sides: list[Side], players: list[Player], scale: str, deadline: Deadline, log: Path) -> None:
-    """Start each in a process, some at once, and hear of all of them; those that are not ready in time are out."""
+def admitted(sides: list[Side], memory: float) -> tuple[list[Side], list[tuple[Side, str]]]:
+    """Those that can be measured beside each other, and those that cannot, with the reason."""
+    able: list[Side] = []
+    out: list[tuple[Side, str]] = []
+    for side in sides:
+        if side.missing:
+            out.append((side, f"{side.missing} not installed"))
+        elif side.memory > memory:
+            out.append((side, "no memory for it beside the others"))
+        else:
+            able.append(side)
+            memory -= side.memory
+    return able, out
+
+
+def get_ready(sides: list[Side], players: list[Player], scale: str, deadline: Deadline, log: Path) -> list[Side]:
+    """Start each in a process, so many at once, and hear of all of them; who is not ready in time is out. Gives those that never began."""
     at_once = max(2, (os.cpu_count() or 1) // 2)
-    for i in range(len(sides)):
-        players += [Player(side, Process(log, serve_side, side, scale)) for side in sides[len(players) : i + at_once]]
-        player = players[i]
-        player.first, player.usual = player.hear(deadline.left()) or (math.nan, math.nan)
+    waiting = list(sides)
+    starting: list[Player] = []
+    while deadline.left() and (waiting or starting):
+        while waiting and len(starting) < at_once:
+            side = waiting.pop(0)
+            starting.append(Player(side, Process(log, serve_side, side, scale)))
+            players.append(starting[-1])
+        answers = wait([player.process.pipe for player in starting], deadline.left())
+        for player in [player for player in starting if player.process.pipe in answers]:
+            player.first, player.usual = player.hear(deadline.patience(1.0)) or (math.nan, math.nan)
+            starting.remove(player)
+    for player in starting:
+        player.fail(f"not ready in {time.monotonic() - player.began:.0f} s")
+    return waiting
 
 
 def take_turns(players: list[Player], scale: str, deadline: Deadline) -> None:
@@ -158,7 +196,7 @@ def take_turns(players: list[Player], scale: str, deadline: Deadline) -> None:
         if not deadline.left():
             return
         count = max(1, min(MOST, math.ceil(TURN[scale] / max(player.usual, 1e-6))))
-        seconds = player.ask(count, 30.0 + deadline.left())
+        seconds = player.ask(count, deadline.patience(SLOWEST + deadline.left()))
         if seconds is not None:
             player.times.append(seconds)
 

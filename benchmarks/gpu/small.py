@@ -3,9 +3,9 @@
 from benchmarks.gpu.data import Data
 from benchmarks.gpu.lab import COMPUTES, Lab, card
 from benchmarks.gpu.step import CASES, minimoe_step
+from benchmarks.gpu.suite import LAST_LINE
 from benchmarks.gpu.workers import kernel_problems
 
-POOL = 1009
 STEPS = 4  # recorded at the third
 
 
@@ -15,7 +15,7 @@ def run(lab: Lab) -> dict[str, int]:
     for name, backend in lab.backends.items():
         for problem in kernel_problems("tiny"):
             if problem.dtype in COMPUTES[name]:
-                problem.make(backend, Data(backend, pool=POOL))()
+                problem.make(backend, Data(backend))()
                 done[name] += 1
         step = minimoe_step(CASES["tiny"][0], name, COMPUTES[name][0], lab)
         for _ in range(STEPS):
@@ -30,3 +30,4 @@ if __name__ == "__main__":
     cupy.cuda.set_allocator(None)  # each array its own allocation, so that a step beside one is seen
     for side, count in run(card("tiny")).items():
         print(f"{side}: {count} problems and {STEPS} steps")
+    print(LAST_LINE)

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu.lab import BACKENDS, COMPUTES, Lab
+from benchmarks.gpu.models import FilledTransformer
 from benchmarks.gpu.sides import Made, Side
 from benchmarks.gpu.torch_sides import mixtral_step, torch_step
 from benchmarks.models import BYTES, Case
 from minimoe.autograd import use_backend
 from minimoe.backend import Array
 from minimoe.config import ModelConfig, MoEConfig
-from minimoe.model import Transformer
 from minimoe.optim import AdamW
 from minimoe.random import Rng
 from minimoe.recording import Recorded
@@ -44,32 +44,36 @@ def sizes_of(case: Case) -> dict[str, int]:
 
 
 def step_sides(case: Case) -> list[Side]:
-    """minimoe's backends, each in the narrowest dtype of its kernels; peers in bfloat16, and an eager one in float32 for numba-cuda."""
-    found = [
+    """minimoe's backends, each in the narrowest dtype of its kernels; peers in bfloat16, and an eager one in float32 for numba-cuda.
+
+    The most wanted come first.
+    """
+    ours, other = (
         Side(f"minimoe, {backend}", "minimoe", COMPUTES[backend][0], partial(minimoe_step, case, backend, COMPUTES[backend][0]))
         for backend in BACKENDS
-    ]
+    )
+    peers = []
     for kind, style, dtype, mode in (
         ("compiled", "grouped", "bfloat16", COMPILED),
         ("compiled", "grouped", "bfloat16", GRAPHS),
-        ("compiled", "sorted", "bfloat16", COMPILED),
         ("eager", "loop", "bfloat16", ""),
         ("eager", "grouped", "bfloat16", ""),
         ("eager", "sorted", "float32", ""),
+        ("compiled", "sorted", "bfloat16", COMPILED),
     ):
         name = f"PyTorch {kind}, {style}" + (", CUDA graphs" if mode == GRAPHS else "")
-        found.append(Side(name, kind, dtype, partial(torch_step, case, style, dtype, mode), ("torch",)))
-    for implementation in ("eager", "grouped_mm"):
-        make = partial(mixtral_step, case, implementation, "bfloat16", "")
-        found.append(Side(f"transformers Mixtral, {implementation}", "eager", "bfloat16", make, ("torch", "transformers")))
-    return found
+        peers.append(Side(name, kind, dtype, partial(torch_step, case, style, dtype, mode), ("torch",)))
+    for implementation in ("grouped_mm", "eager"):
+        make = partial(mixtral_step, case, implementation, "bfloat16")
+        peers.append(Side(f"transformers Mixtral, {implementation}", "eager", "bfloat16", make, ("torch", "transformers")))
+    return [ours, *peers[:4], other, *peers[4:]]
 
 
 def minimoe_step(case: Case, name: str, dtype: str, lab: Lab) -> Made:
     """What `minimoe.trainer.Trainer` does on the device in a step."""
     backend = lab.backend(name)
     xp = backend.xp
-    model = Transformer(case.model, seed=0, dtype=dtype, backend=backend)
+    model = FilledTransformer(case.model, dtype=dtype, backend=backend)
     optimizer = AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1)
 
     def work(step: Array, lr: Array, tokens: Array, targets: Array) -> Array:

@@ -11,7 +11,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.workers import Deadline
+from benchmarks.gpu.workers import Deadline, signal_group
 
 ROOT = Path(__file__).parents[2]
 FOLDER = "tests/gpu"
@@ -19,8 +19,11 @@ CHOSEN = {"cupy": "not numba-cuda", "numba-cuda": "numba-cuda"}  # by pytest's -
 OUTCOME = re.compile(rf"^({FOLDER}/.+?) (PASSED|FAILED|ERROR|SKIPPED)\b", re.M)
 REASON = re.compile(rf"^(?:FAILED|ERROR) ({FOLDER}/.+?) - (.*)$", re.M)
 COLLECTED = re.compile(r"^collected (\d+) items?(?: / (\d+) deselected)?", re.M)
-SUMMARY = re.compile(r"ERROR SUMMARY: (\d+) error")
+SUMMARY = re.compile(r"(?:ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard)")
+LAST_LINE = "the small case is done"  # what it prints when nothing stopped it
 LAST_WORDS = 8.0  # seconds that pytest has to tell of its failures once it is asked to stop
+OFTEN = 0.2  # seconds between two looks at whether something has ended
+TIME_UP = "the time was up"
 TOOLS = ("memcheck", "racecheck")
 
 
@@ -33,38 +36,50 @@ def suite(out: Path, deadline: Deadline) -> Iterator[tuple[str, Any]]:
             yield "compute-sanitizer", {"left_out": "it is not here"}
         else:
             running += [Job(f"sanitizer-{tool}", sanitizer_command(program, tool), out, stack) for tool in TOOLS]
+        yield from ended(running, deadline)
         for job in running:
-            ended, text = job.finish(deadline)
-            read = outcomes if job.name.startswith("tests") else errors
-            yield job.name, {**read(text), "ended": ended, "seconds": job.seconds, "file": job.file.name}
+            job.interrupt()
+        last = Deadline(deadline.patience(LAST_WORDS), deadline.whole)
+        for job in running:
+            with suppress(subprocess.TimeoutExpired):
+                job.process.wait(last.left())
+            job.kill()
+            yield job.name, job.outcome(TIME_UP)
+
+
+def ended(running: list["Job"], deadline: Deadline) -> Iterator[tuple[str, Any]]:
+    """What came of those that end in time, as they do; they leave the list."""
+    while running and deadline.left():
+        for job in list(running):
+            code = job.process.poll()
+            if code is not None:
+                running.remove(job)
+                yield job.name, job.outcome(f"exit code {code}")
+        time.sleep(min(OFTEN, deadline.left()))
 
 
 class Job:
-    """A process from the repository's root, its outputs in a file; when the stack unwinds it is no more."""
+    """A process from the repository's root, leader of a group of its own, its outputs in a file; when the stack unwinds none is left."""
 
     def __init__(self, name: str, command: list[str], out: Path, stack: ExitStack) -> None:
         self.name, self.file, self.began = name, out / f"{name}.txt", time.monotonic()
         output = stack.enter_context(self.file.open("wb"))
-        self.process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+        self.process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
         stack.callback(self.kill)
-        self.seconds = 0.0
+
+    def interrupt(self) -> None:
+        """Ask the whole group to stop."""
+        signal_group(self.process.pid, signal.SIGINT)
 
     def kill(self) -> None:
-        self.process.kill()
+        signal_group(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
-    def finish(self, deadline: Deadline) -> tuple[str, str]:
-        """How it ended, and what it printed; where the time is up it is asked to stop, then made to."""
-        try:
-            ended = f"exit code {self.process.wait(deadline.left())}"
-        except subprocess.TimeoutExpired:
-            ended = "the time was up"
-            self.process.send_signal(signal.SIGINT)
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(LAST_WORDS)
-            self.kill()
-        self.seconds = round(time.monotonic() - self.began, 1)
-        return ended, self.file.read_text(encoding="utf-8", errors="replace")
+    def outcome(self, how: str) -> dict[str, Any]:
+        """How it ended, and what its words say."""
+        text = self.file.read_text(encoding="utf-8", errors="replace")
+        read = outcomes if self.name.startswith("tests") else errors
+        return {**read(text), "ended": how, "seconds": round(time.monotonic() - self.began, 1), "file": self.file.name}
 
 
 def pytest_command() -> list[str]:
@@ -75,7 +90,12 @@ def pytest_command() -> list[str]:
 
 
 def sanitizer_command(program: str, tool: str) -> list[str]:
-    return [program, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "benchmarks.gpu.small"]
+    """Calls of the driver that fail are no errors: CuPy and Numba ask by trying."""
+    options = ["--tool", tool, "--report-api-errors", "no", "--error-exitcode", "9"]
+    return [program, *options, sys.executable, "-m", "benchmarks.gpu.small"]
+
+
+# ---- what their words say ----------------------------------------------------------------------------------------------------------------
 
 
 def outcomes(text: str) -> dict[str, Any]:
@@ -90,6 +110,21 @@ def outcomes(text: str) -> dict[str, Any]:
 
 
 def errors(text: str) -> dict[str, Any]:
-    """From compute-sanitizer's words: how many errors; None where it did not come to its summary."""
-    summary = SUMMARY.search(text)
-    return {"errors": int(summary[1]) if summary else None}
+    """From compute-sanitizer's words: how many errors or hazards, None where it did not come to its summary; did the case end?"""
+    summaries = [int(memory or races) for memory, races in SUMMARY.findall(text)]
+    return {"errors": sum(summaries) if summaries else None, "complete": LAST_LINE in text.splitlines()}
+
+
+def counts(outcome: dict[str, Any]) -> bool:
+    """Does what a sanitizer found stand for the whole case?"""
+    return bool(outcome["errors"] is not None and outcome["complete"] and outcome["ended"] == "exit code 0")
+
+
+def is_failure(outcome: dict[str, Any]) -> bool:
+    """Did something go wrong, other than that the time was up?"""
+    if "left_out" in outcome:
+        return False
+    late = outcome["ended"] == TIME_UP
+    if "errors" in outcome:
+        return bool(outcome["errors"]) or not (late or counts(outcome))
+    return bool(outcome["failed"]) or not outcome["passed"] or not (late or outcome["ended"] in ("exit code 0", "exit code 1"))

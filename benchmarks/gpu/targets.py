@@ -1,4 +1,4 @@
-"""What the kernels of `cupy` are to reach, and whether they did. They are for bfloat16 on an H200; all but one are ratios of one run."""
+"""What the kernels of `cupy` are to reach, and whether they did. They are for bfloat16 on `CARD`; all but one are ratios of one run."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from benchmarks.gpu.lab import OURS
 from benchmarks.gpu.problems import Row
 
 Results = dict[str, Any]
+CARD = "NVIDIA H200"
 SIDE = f"minimoe, {OURS}"
 MOVES = ("dispatch", "dispatch_backward", "combine", "combine_backward")
 PRODUCTS = ("grouped_matmul", "grouped_matmul, transpose", "grouped_matmul_dw")

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.gpu.clocks import Call
+from benchmarks.gpu.data import host_offsets
 
 
 def attention(b: int, t: int, heads: int, groups: int, c: int, dtype: str, backwards: bool, device: str) -> Call:
@@ -33,21 +34,21 @@ def grouped_mm() -> Callable[..., Any]:
     return found
 
 
-def grouped_forward(r: int, i: int, o: int, e: int, device: str) -> Call:
-    """y = x W_e', even shares."""
-    x, weight, ends = bf16(device, r, i), bf16(device, e, o, i), even(device, r, e)
+def grouped_forward(r: int, i: int, o: int, e: int, load: str, device: str) -> Call:
+    """y = x W_e'"""
+    x, weight, ends = bf16(device, r, i), bf16(device, e, o, i), ends_of(device, r, e, load)
     return lambda: grouped_mm()(x, weight.transpose(-2, -1), offs=ends)
 
 
-def grouped_dx(r: int, i: int, o: int, e: int, device: str) -> Call:
+def grouped_dx(r: int, i: int, o: int, e: int, load: str, device: str) -> Call:
     """dx = dy W_e"""
-    dy, weight, ends = bf16(device, r, o), bf16(device, e, o, i), even(device, r, e)
+    dy, weight, ends = bf16(device, r, o), bf16(device, e, o, i), ends_of(device, r, e, load)
     return lambda: grouped_mm()(dy, weight, offs=ends)
 
 
-def grouped_dw(r: int, i: int, o: int, e: int, device: str) -> Call:
+def grouped_dw(r: int, i: int, o: int, e: int, load: str, device: str) -> Call:
     """dW_e = dy' x"""
-    dy, x, ends = bf16(device, r, o), bf16(device, r, i), even(device, r, e)
+    dy, x, ends = bf16(device, r, o), bf16(device, r, i), ends_of(device, r, e, load)
     return lambda: grouped_mm()(dy.transpose(0, 1), x, offs=ends)
 
 
@@ -57,11 +58,11 @@ def bf16(device: str, *shape: int) -> Any:
     return torch.randn(*shape, device=device, dtype=torch.bfloat16)
 
 
-def even(device: str, rows: int, experts: int) -> Any:
-    """Where each expert's rows end."""
+def ends_of(device: str, rows: int, experts: int, load: str) -> Any:
+    """Where each expert's rows end, as in minimoe's inputs."""
     import torch
 
-    return (torch.arange(1, experts + 1, device=device) * rows // experts).to(torch.int32)
+    return torch.from_numpy(host_offsets(rows, experts, load)[1:]).to(device)
 
 
 def copy(elements: int, device: str) -> Call:

@@ -3,7 +3,7 @@
 In bfloat16 they have what minimoe has: float32 weights, rounded into the bfloat16 ones that compute before each pass (`Masters`), and
 float32 gradients; activations and the residual stream are bfloat16, the router's arithmetic float32 (Mixtral's: its softmax). That is
 faster than autocast, whose norms and residual stream are float32. Products in float32 never use TF32. Nothing is read back from the card
-but where the style needs it (loop, sorted: the rows of each expert).
+but where the style needs it (loop, sorted: the rows of each expert). Modules are made on the card, where their numbers are drawn.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -39,6 +39,13 @@ class Layer(NamedTuple):
     @property
     def sizes(self) -> dict[str, Any]:
         return {"N": self.n, "D": self.d, "H": self.h, "E": self.e, "K": self.k}
+
+    @property
+    def memory(self) -> float:
+        """About the bytes that a side takes: weights and gradients in float32 and bfloat16, activations and theirs; half as much again for
+        what a recording and pools keep; the context."""
+        weights, rows = 3 * self.e * self.d * self.h, self.n * self.k
+        return 1.5 * (12 * weights + 4 * rows * (2 * self.d + 3 * self.h)) + 7e8
 
 
 class Masters:
@@ -80,7 +87,7 @@ class Masters:
             self.torch._foreach_copy_([wide.grad for wide in self.wide], [narrow.grad for narrow in self.narrow])
 
 
-def started(lab: Lab) -> Any:
+def started() -> Any:
     """PyTorch, its products in float32 and its numbers always the same."""
     import torch
 
@@ -110,28 +117,31 @@ def graphed(call: Call) -> Call:
 
 def torch_layer(layer: Layer, style: Style, how: How, lab: Lab) -> Made:
     """Forward and backward of `benchmarks.torch_models.MoE`, its balance loss included."""
-    torch = started(lab)
+    torch = started()
     from benchmarks.torch_models import MoE
 
     shape: dict[str, Any] = {"d_model": layer.d, "n_layers": 1, "n_heads": 1, "d_hidden": layer.h, "max_seq_len": layer.n, "vocab_size": 1}
-    module = MoE(ModelConfig(**shape, moe=layer.moe), style, separate=style != "grouped")
+    with torch.device(lab.torch):
+        module = MoE(ModelConfig(**shape, moe=layer.moe), style, separate=style != "grouped")
     return layer_call(layer, filled(torch, module), how, lab)
 
 
-def mixtral_layer(layer: Layer, implementation: str, how: How, lab: Lab) -> Made:
+def mixtral_layer(layer: Layer, implementation: str, lab: Lab) -> Made:
     """Forward and backward of transformers' MixtralSparseMoeBlock, which has no balance loss of its own."""
-    torch = started(lab)
+    torch = started()
     from transformers import MixtralConfig
     from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
     config = MixtralConfig(hidden_size=layer.d, intermediate_size=layer.h, num_local_experts=layer.e, num_experts_per_tok=layer.k)
     config._experts_implementation = implementation
     block: Any = MixtralSparseMoeBlock
-    return layer_call(layer, filled(torch, block(config)), how, lab)
+    with torch.device(lab.torch):
+        module = block(config)
+    return layer_call(layer, filled(torch, module), "eager", lab)
 
 
 def filled(torch: Any, module: Any) -> Any:
-    """A module whose parameters are small normal numbers."""
+    """A module whose parameters are small normal numbers, drawn where it lies."""
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.normal_(0.0, 0.02)
@@ -142,7 +152,7 @@ def layer_call(layer: Layer, module: Any, how: How, lab: Lab) -> Made:
     """From float32 weights to float32 gradients of the weights, and that of x.   x [1,N,D]"""
     import torch
 
-    masters = Masters(module.to(lab.torch), layer.dtype)
+    masters = Masters(module, layer.dtype)
     kind = getattr(torch, layer.dtype)
     x, dy = (torch.randn(1, layer.n, layer.d, device=lab.torch, dtype=kind) for _ in range(2))
     x.requires_grad_()
@@ -165,23 +175,25 @@ def layer_call(layer: Layer, module: Any, how: How, lab: Lab) -> Made:
 
 def torch_step(case: Case, style: str, dtype: str, mode: str, lab: Lab) -> Made:
     """A step of `benchmarks.torch_models.TorchTransformer`; `mode`: "" is eager, else torch.compile's."""
-    torch = started(lab)
-    model = torch_model(case, style).to(lab.torch)
+    torch = started()
+    with torch.device(lab.torch):
+        model = torch_model(case, style)
     masters = Masters(model, dtype)
     return step_call(case, masters, torch.compile(model, mode=mode) if mode else model, lab)
 
 
-def mixtral_step(case: Case, implementation: str, dtype: str, mode: str, lab: Lab) -> Made:
+def mixtral_step(case: Case, implementation: str, dtype: str, lab: Lab) -> Made:
     """A step of transformers' MixtralForCausalLM of the same shape; its balance loss pools the layers, at the same price."""
-    torch = started(lab)
-    model = mixtral_model(case, implementation).to(lab.torch)
+    torch = started()
+    with torch.device(lab.torch):
+        model = mixtral_model(case, implementation)
     masters, losses = Masters(model, dtype), mixtral_losses(model)
 
     def both(tokens: Any, targets: Any) -> tuple[Any, Any]:
         cross_entropy, total = losses(tokens, targets)
         return cross_entropy, total - cross_entropy
 
-    return step_call(case, masters, torch.compile(both, mode=mode) if mode else both, lab)
+    return step_call(case, masters, both, lab)
 
 
 def step_call(case: Case, masters: Masters, losses: Any, lab: Lab) -> Made:

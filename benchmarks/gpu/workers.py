@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections import Counter
@@ -31,17 +32,26 @@ class Failed(Exception):
 
 
 class Deadline:
-    """So many seconds from now on."""
+    """So many seconds from now on, within those of the whole run."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, whole: "Deadline | None" = None) -> None:
         self.end = time.monotonic() + seconds
+        self.whole = self if whole is None else whole
 
     def left(self) -> float:
         return max(0.0, self.end - time.monotonic())
 
+    def share(self, part: float) -> "Deadline":
+        """That part of what is left."""
+        return Deadline(part * self.left(), self.whole)
+
+    def patience(self, seconds: float) -> float:
+        """How long to wait for what should take so many seconds at most: never beyond the whole run."""
+        return min(seconds, self.whole.left())
+
 
 class Process:
-    """`serve(*arguments, pipe)` in a process of its own; what it prints goes to a file."""
+    """`serve(*arguments, pipe)` in a process of its own, and a group of its own with all that it starts; what it prints goes to a file."""
 
     def __init__(self, log: Path, serve: Callable[..., None], *arguments: Any) -> None:
         context = multiprocessing.get_context("spawn")
@@ -70,13 +80,14 @@ class Process:
         return word, value
 
     def stop(self, patience: float = 1.0) -> None:
-        """End it, whatever it does."""
+        """End it, and what it started, whatever it does."""
         with suppress(OSError):
             self.pipe.send(None)
         self.process.join(patience)
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join()
+        if self.process.pid is not None:
+            signal_group(self.process.pid, signal.SIGKILL)
+        self.process.kill()  # where it has no group yet
+        self.process.join()
         self.pipe.close()
 
     def _ended(self) -> str:
@@ -84,8 +95,15 @@ class Process:
         return f"its process ended ({self.process.exitcode})"
 
 
+def signal_group(leader: int, number: int) -> None:
+    """To a process that leads a group, and to all in it; nothing where there is none any more."""
+    with suppress(ProcessLookupError):
+        os.killpg(leader, number)
+
+
 def into_log(log: Path, serve: Callable[..., None], *arguments: Any) -> None:
-    """Both outputs to the end of a file, then serve; an error is the last answer."""
+    """A group of its own, both outputs to the end of a file, then serve; an error is the last answer."""
+    os.setsid()
     sys.stdout.flush()
     with log.open("ab") as file:
         for output in (1, 2):
@@ -144,19 +162,21 @@ class Bench:
     part: str
     scale: str
     log: Path
+    deadline: Deadline
     process: Process | None = None
 
     def start(self) -> Any:
         """The machine's facts, as the process sees them."""
         self.process = Process(self.log, serve_problems, self.part, self.scale)
         try:
-            return self.process.answer(START)[1]
+            return self.process.answer(self.deadline.patience(START))[1]
         except NoAnswer as error:
             self.stop()
             raise Failed(str(error)) from error
 
-    def rows(self, index: int, problem: Problem, patience: float) -> list[Row]:
+    def rows(self, index: int, problem: Problem) -> list[Row]:
         """All sides; one that takes the process with it is left out of another try."""
+        patience = min(PATIENCE, max(10.0, self.deadline.left()))
         found: list[Row] = []
         while True:
             side, word = "", "at"
@@ -168,7 +188,7 @@ class Bench:
                 self.process.send((index, [row["side"] for row in found]))
                 while word == "at":
                     side = value
-                    word, value = self.process.answer(patience)
+                    word, value = self.process.answer(self.deadline.patience(patience))
             except (NoAnswer, Failed) as error:
                 self.stop()
                 if not side:
@@ -187,21 +207,20 @@ class Bench:
 
 def measured(part: str, scale: str, deadline: Deadline, log: Path) -> Iterator[list[Row]]:
     """The rows of a part, problem by problem; what the time does not suffice for says so."""
-    bench = Bench(part, scale, log)
+    bench = Bench(part, scale, log, deadline)
     try:
         for index, problem in enumerate(problems_of(part, scale)):
-            left = deadline.left()
-            if left:
-                yield bench.rows(index, problem, min(PATIENCE, max(10.0, left)))
+            if deadline.left():
+                yield bench.rows(index, problem)
             else:
                 yield [{**problem.row("all"), "left_out": "the time was up"}]
     finally:
         bench.stop()
 
 
-def machine_facts(scale: str, log: Path) -> Any:
+def machine_facts(scale: str, deadline: Deadline, log: Path) -> Any:
     """What a process that sees the card says of it. Raises Failed where there is none."""
-    bench = Bench("ceilings", scale, log)
+    bench = Bench("ceilings", scale, log, deadline)
     try:
         return bench.start()
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,7 +44,7 @@ class TrainingStep:
         bits = host_bits(t.accumulate * t.batch_size * (t.seq_len + 1), t.seed, "bench.tokens") % self.model.vocab_size
         rows = bits.astype(np.int32).reshape(t.accumulate, t.batch_size, t.seq_len + 1)
         self.batch = rows[:, :, :-1].copy(), rows[:, :, 1:].copy()
-        self.recorded = Recorded(self.work, backend, lambda why: None)
+        self.recorded = Recorded(self.work, backend, lambda why: print(f"minimoe: {why}", file=sys.stderr))
 
     def __call__(self) -> None:
         """Forward and backward over every micro-batch, the gradient's norm, clipping, the update; recorded where the backend records."""

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from gpu.guard import Guard
 
+from benchmarks.gpu.lab import BACKENDS
 from minimoe.backend import Backend, BackendUnavailable, load
 from minimoe.testing import Case, cases
 
-NAMES = ("cupy", "numba-cuda")
 REASON = "needs a physical GPU"
 
 
@@ -57,11 +57,11 @@ def reraise(error: Exception) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """`case`: every conformance case of both backends, or without a card one of each to be skipped. `backend`: both."""
     if "case" in metafunc.fixturenames:
-        found = [(name, case) for name in NAMES for case in (cases_of(name) if card_is_here() else [None])]
+        found = [(name, case) for name in BACKENDS for case in (cases_of(name) if card_is_here() else [None])]
         parameters = [pytest.param(case, id=name if case is None else f"{name}, {case}", marks=needs_card()) for name, case in found]
         metafunc.parametrize("case", parameters)
     if "backend" in metafunc.fixturenames:
-        metafunc.parametrize("backend", [pytest.param(name, id=name, marks=needs_card()) for name in NAMES], indirect=True)
+        metafunc.parametrize("backend", [pytest.param(name, id=name, marks=needs_card()) for name in BACKENDS], indirect=True)
 
 
 @pytest.fixture

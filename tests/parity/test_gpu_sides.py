@@ -8,10 +8,13 @@ import torch
 from benchmarks.gpu import layer, step
 from benchmarks.gpu.ceilings import ceiling_problems
 from benchmarks.gpu.clocks import WallClock
+from benchmarks.gpu.data import Data
 from benchmarks.gpu.lab import Lab
 from benchmarks.gpu.sides import Runner
+from benchmarks.gpu.torch_kernels import ends_of
 from benchmarks.gpu.torch_sides import Masters
 from benchmarks.gpu.workers import kernel_problems
+from minimoe.backend import load
 
 pytestmark = pytest.mark.parity
 SIDES = [*(side for case in layer.CASES["tiny"] for side in layer.layer_sides(case)), *step.step_sides(step.CASES["tiny"][0])]
@@ -67,3 +70,8 @@ def test_in_float32_the_weights_are_their_own_masters():
     assert module.weight.grad is not None
     masters.lower()
     assert module.weight.grad is None
+
+
+def test_peers_multiply_the_rows_that_minimoe_does():
+    ends = Data(load("numpy")).offsets(1000, 16, "skewed")[1:]
+    assert ends_of("cpu", 1000, 16, "skewed").tolist() == ends.tolist() and ends_of("cpu", 1000, 16, "balanced").tolist() != ends.tolist()

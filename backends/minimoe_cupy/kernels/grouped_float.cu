@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(THREADS<BM, BN>, 2) grouped_rows_float(
     float* hidden, int rows, int n_experts, int inner, int outer, int row_tiles, int column_tiles, int kind, float limit
 ) {
     using S = Sums<BM, BN, TALL<BM>>;
-    __shared__ float shared[2][S::SIZE];
+    alignas(16) __shared__ float shared[2][S::SIZE];
     const Place place = place_of(blockIdx.x, row_tiles, column_tiles);
     const Tile tile = find_tile<BM>(offsets, n_experts, rows, place.row);
     if (tile.expert < 0) return;
@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(THREADS<BM, BN>, 2) grouped_dw_float(
     int column_tiles, bool accumulate
 ) {
     using S = Sums<BM, BN, TALL<BM>>;
-    __shared__ float shared[2][S::SIZE];
+    alignas(16) __shared__ float shared[2][S::SIZE];
     const int tiles = row_tiles * column_tiles, expert = blockIdx.x / tiles;
     const Place place = place_of(blockIdx.x % tiles, row_tiles, column_tiles);
     const int first = offsets[expert], length = offsets[expert + 1] - first;

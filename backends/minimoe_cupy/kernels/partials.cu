@@ -18,7 +18,7 @@ __global__ void add_partials(const float* float_parts, const int* int_parts, flo
 #pragma unroll 4
         for (int part = threadIdx.x / EXPERTS; part < parts; part += WARP) {
             sum += float_parts[(long long)part * n_experts + e];
-            if (int_parts) count += int_parts[(long long)part * n_experts + e];
+            if (ints) count += int_parts[(long long)part * n_experts + e];
         }
     }
 #pragma unroll
@@ -37,5 +37,5 @@ __global__ void add_partials(const float* float_parts, const int* int_parts, flo
         count += counts[w][column];
     }
     floats[e] = sum;
-    if (int_parts) ints[e] = count;
+    if (ints) ints[e] = count;
 }

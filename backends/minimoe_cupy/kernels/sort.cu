@@ -4,7 +4,7 @@
 // An id that names no row becomes the key `rows`, which stands last.                         keys, turn [N] <- ids [N];  T = ceil(N / TILE)
 // Bytes: (8 or 12) N read and 8 N written for each 8 bits.   Defined by xp.argsort(ids, stable=True).
 #include "row_of.cuh"
-#include "tiles.cuh"
+#include "scan.cuh"
 
 constexpr int BLOCK = 256, WARPS = BLOCK / WARP, ITEMS = 4, TILE = BLOCK * ITEMS;
 constexpr int DIGITS = 256;  // a thread of a block each
@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(BLOCK) scan_counts(int* counts, int* totals, i
     int before = 0;
     for (int first = 0; first < tiles; first += WARP) {
         const int here = first + lane < tiles ? row[first + lane] : 0;
-        const int sum = running_sum(here, lane);
+        const int sum = warp_inclusive(here);
         if (first + lane < tiles) row[first + lane] = before + sum - here;
         before += __shfl_sync(ALL_LANES, sum, WARP - 1);
     }
@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(BLOCK) place_keys(
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     Ranked mine;
     rank_in_warps(mine, places, keys, count, rows, shift);
-    const int total = totals[threadIdx.x], sum = running_sum(total, lane);  // a thread's digit from here on is its number
+    const int total = totals[threadIdx.x], sum = warp_inclusive(total);  // a thread's digit from here on is its number
     if (lane == WARP - 1) of_warps[warp] = sum;
     __syncthreads();
     int place = sum - total + counts[(long long)threadIdx.x * gridDim.x + blockIdx.x];

@@ -5,21 +5,12 @@
 // ceil(E / 32) of them, and then looks among those of one lane. That takes two waits for the cache where a table of tiles made by a launch of
 // its own would take one, and needs neither that launch nor a barrier.
 #pragma once
-#include "common.cuh"
+#include "scan.cuh"
 
 struct Tile {
     int expert;  // E: unused rows, which come out as zeros; -1: nothing to do
     int first, last;  // rows
 };
-
-__device__ inline int running_sum(int value, int lane) {
-#pragma unroll
-    for (int offset = 1; offset < WARP; offset *= 2) {
-        const int before = __shfl_up_sync(ALL_LANES, value, offset);
-        if (lane >= offset) value += before;
-    }
-    return value;
-}
 
 template <int HEIGHT>
 __device__ inline int tiles_of(const int* offsets, int expert) {
@@ -33,7 +24,7 @@ __device__ inline Tile find_tile(const int* offsets, int n_experts, int rows, in
     const int begin = min(n_experts, lane * share), end = min(n_experts, begin + share);
     int count = 0;
     for (int e = begin; e < end; e++) count += tiles_of<HEIGHT>(offsets, e);
-    int sum = running_sum(count, lane);
+    int sum = warp_inclusive(count);
     unsigned past = __ballot_sync(ALL_LANES, index < sum);
     if (!past) {
         const int first = offsets[n_experts] + (index - __shfl_sync(ALL_LANES, sum, WARP - 1)) * HEIGHT;
@@ -46,7 +37,7 @@ __device__ inline Tile find_tile(const int* offsets, int n_experts, int rows, in
         for (;; expert += WARP) {  // all lanes take the same turns: the tile is there
             const int e = min(expert + lane, n_experts - 1);
             count = lane < n_experts - expert ? tiles_of<HEIGHT>(offsets, e) : 0;
-            sum = running_sum(count, lane);
+            sum = warp_inclusive(count);
             past = __ballot_sync(ALL_LANES, index < sum);
             if (past) break;
             index -= __shfl_sync(ALL_LANES, sum, WARP - 1);

@@ -268,6 +268,14 @@ static void run_block(const Stacks& stacks, const std::vector<unsigned>& warps, 
             return;
         }
     }
+    for (size_t t = 0; t < threads.size(); t++)
+        if (!threads[t].copies.empty()) {
+            snprintf(
+                failure, sizeof failure, "block (%u,%u,%u): thread %zu ends with a cp.async under way: it was not committed, or not waited for",
+                blockIdx.x, blockIdx.y, blockIdx.z, t
+            );
+            return;
+        }
 }
 
 static std::vector<unsigned> arrange(unsigned count, int order) {

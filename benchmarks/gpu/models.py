@@ -1,0 +1,33 @@
+"""minimoe's layer and model with numbers made on the device: on the host, where `Module.init` draws them, large ones take minutes."""
+
+from typing import Self
+
+from benchmarks.gpu.data import Data
+from minimoe.autograd import current_backend
+from minimoe.backend import Backend
+from minimoe.model import Transformer
+from minimoe.moe import MoE
+from minimoe.nn import Module
+
+
+class Filled(Module):
+    """`init` with each parameter's own spread and start, but neither by seed nor by path; float32, whatever is computed in."""
+
+    def init(self, seed: int = 0, dtype: str = "float32", backend: Backend | None = None) -> Self:
+        data = Data(backend or current_backend())
+        for path, module in self.named_modules():
+            module.path = path
+            module.setup(data.backend, dtype)
+        for _, parameter in self.named_state():
+            parameter.backend, parameter.grad = data.backend, None
+            parameter.data = data.normal(*parameter.shape, scale=parameter.std)
+            parameter.data += parameter.start
+        return self
+
+
+class FilledMoE(Filled, MoE):
+    """A routed layer."""
+
+
+class FilledTransformer(Filled, Transformer):
+    """A model."""

@@ -1,0 +1,128 @@
+"""Machine code of CUDA C kernels is compiled once and kept: by a stand-in for CuPy over NVIDIA's own compiler, without a card."""
+
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+from cuda.bindings import nvrtc
+
+from minimoe_cupy.cubins import folder, kept_cubin
+from minimoe_cupy.loader import CupyLoader
+from minimoe_cupy.routing import COMBINE
+
+NAMES = ["combine<float, 1>", "combine<bf16, 8>"]
+
+
+def answer(result):
+    """What a call of the bindings gave, behind its status."""
+    status, *values = result
+    if int(status):
+        raise RuntimeError(str(status))
+    return values[0] if values else None
+
+
+def text(size_of, read, program):
+    found = b" " * answer(size_of(program))
+    answer(read(program, found))
+    return found
+
+
+class Nvrtc:
+    """`cupy.cuda.nvrtc`, by the bindings that need no CuPy; counts what it compiles."""
+
+    def __init__(self):
+        self.compiled = 0
+
+    def getVersion(self):
+        _, major, minor = nvrtc.nvrtcVersion()
+        return major, minor
+
+    def createProgram(self, source, name, headers, include_names):
+        return answer(nvrtc.nvrtcCreateProgram(source.encode(), name.encode(), 0, [], []))
+
+    def addNameExpression(self, program, name):
+        answer(nvrtc.nvrtcAddNameExpression(program, name.encode()))
+
+    def compileProgram(self, program, options):
+        self.compiled += 1
+        answer(nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options]))
+
+    def getProgramLog(self, program):
+        return text(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program).decode()
+
+    def getCUBIN(self, program):
+        return text(nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN, program)
+
+    def getLoweredName(self, program, name):
+        return answer(nvrtc.nvrtcGetLoweredName(program, name.encode())).decode()
+
+    def destroyProgram(self, program):
+        answer(nvrtc.nvrtcDestroyProgram(program))
+
+
+@pytest.fixture
+def compiler(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINIMOE_CACHE_DIR", str(tmp_path / "cache"))
+    return Nvrtc()
+
+
+def test_kernels_are_compiled_once_for_each_architecture(compiler):
+    told = []
+    first = kept_cubin(compiler, COMBINE.path, NAMES, "sm_80", lambda: told.append(1))
+    again = kept_cubin(compiler, COMBINE.path, NAMES, "sm_80", lambda: told.append(1))
+    assert first == again and compiler.compiled == len(told) == 1
+    assert first.path.read_bytes()[:4] == b"\x7fELF" and list(first.lowered) == NAMES
+    assert all(lowered.encode() in first.path.read_bytes() for lowered in first.lowered.values())
+    other = kept_cubin(compiler, COMBINE.path, NAMES, "sm_90", lambda: None)
+    assert other.path != first.path and compiler.compiled == 2
+
+
+def test_a_change_of_a_header_compiles_anew(compiler, tmp_path):
+    (tmp_path / "one.cuh").write_text("constexpr float ONE = 1.0f;")
+    (tmp_path / "one.cu").write_text('#include "one.cuh"\n__global__ void one(float* y) { *y = ONE; }')
+    kept_cubin(compiler, tmp_path / "one.cu", ["one"], "sm_80", lambda: None)
+    (tmp_path / "one.cuh").write_text("constexpr float ONE = 2.0f;")
+    kept_cubin(compiler, tmp_path / "one.cu", ["one"], "sm_80", lambda: None)
+    assert compiler.compiled == 2
+
+
+def test_what_the_compiler_refuses_is_shown_and_nothing_is_kept(compiler, tmp_path):
+    (tmp_path / "wrong.cu").write_text("__global__ void wrong(float* y) { *y = nothing; }")
+    with pytest.raises(RuntimeError, match=r'wrong.cu for sm_80: (.|\n)*identifier "nothing" is undefined'):
+        kept_cubin(compiler, tmp_path / "wrong.cu", ["wrong"], "sm_80", lambda: None)
+    assert list(folder().iterdir()) == []
+
+
+def test_where_nothing_can_be_written_a_folder_of_the_process_serves(compiler, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MINIMOE_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    kept = kept_cubin(compiler, COMBINE.path, NAMES[:1], "sm_80", lambda: None)
+    assert kept.path.exists() and kept_cubin(compiler, COMBINE.path, NAMES[:1], "sm_80", lambda: None) == kept
+    assert compiler.compiled == 1
+
+
+def test_the_loader_hands_the_file_to_cupy_and_says_once_that_it_compiles(compiler, monkeypatch):
+    launched = []
+
+    class Kernel:
+        max_dynamic_shared_size_bytes = 0
+
+        def __init__(self, name):
+            self.name = name
+
+        def __call__(self, grid, block, args, shared_mem):
+            launched.append((self.name, grid, block, args, shared_mem, self.max_dynamic_shared_size_bytes))
+
+    cupy = ModuleType("cupy")
+    cupy.cuda = SimpleNamespace(Device=lambda: SimpleNamespace(compute_capability="80"), nvrtc=compiler)
+    cupy.RawModule = lambda path: SimpleNamespace(get_function=Kernel)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    said, loader = [], CupyLoader()
+    loader.listener = said.append
+    launch = loader(COMBINE.path, NAMES)(NAMES[1])
+    loader(COMBINE.path, NAMES[:1])
+    launch((2,), (256,), [1, 2])
+    launch((1,), (32,), [], shared_mem=100_000)
+    lowered = kept_cubin(compiler, COMBINE.path, NAMES, "sm_80", lambda: None).lowered[NAMES[1]]
+    assert said == ["compiling kernels for this card: once, for a minute or so"] and compiler.compiled == 2
+    assert launched == [(lowered, (2,), (256,), (1, 2), 0, 0), (lowered, (1,), (32,), (), 100_000, 100_000)]
