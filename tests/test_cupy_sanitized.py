@@ -18,14 +18,24 @@ from cuda_on_cpu.cpu_cuda import CudaOnCpu
 from cuda_on_cpu.cupy_on_cpu import CupyOnCpu
 from minimoe.testing import cases
 
-cpu_cuda.MARGIN = 16  # the sanitizer has margins of its own
+def run(loader):
+    backend = CupyOnCpu()
+    backend.loader = loader
+    chosen = [case for kernel in sys.argv[1:] for case in cases(backend, level="kernels", kernel=kernel) if "float64" not in case.name]
+    for case in chosen:
+        case.run()
+    return len(chosen)
+
+used = {}  # by file, so that no more is compiled for the sanitizers than runs
+def watched(path, names, architecture=None):
+    made = CudaOnCpu(path, names)
+    return lambda name: used.setdefault(path, []).append(name) or made.kernel(name)
+run(watched)
+
+cpu_cuda.MARGIN = 16  # the sanitizers have margins of their own
 options = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1"]
-backend = CupyOnCpu()
-backend.loader = lambda path, names, architecture=None: lambda name: CudaOnCpu(path, [name], options=options).kernel(name)
-chosen = [case for kernel in sys.argv[1:] for case in cases(backend, level="kernels", kernel=kernel) if "float64" not in case.name]
-for case in chosen:
-    case.run()
-print(len(chosen))
+sanitized = {path: CudaOnCpu(path, sorted(set(names)), options=options) for path, names in used.items()}
+print(run(lambda path, names, architecture=None: sanitized[path].kernel))
 """
 
 

@@ -48,7 +48,6 @@ __global__ void __launch_bounds__(128) attention_backward_bf16(
 
     copy_rows<W, OWN>(own, KEYS ? k_rows : q_rows, first);
     copy_rows<W, OWN>(own_values, KEYS ? v_rows : dy_rows, first);
-    commit_copies();  // a group of its own: a block that sees no other tile waits for it too
     const Range range = look_at_own<OWN, KEYS>(KEYS ? of_keys : of_rows, first, own_positions);
     // logsumexp, of base 2, and delta of a row; infinity, so that P is 0, for one that saw nothing or is none.
     const auto statistics_of = [&](int row) {
@@ -139,7 +138,8 @@ __global__ void __launch_bounds__(128) attention_backward_bf16(
             }
         }
     }
-    wait_for_copies<0>();  // of the own tile, where nothing was seen
+    commit_copies();  // of the own tile, where nothing was seen
+    wait_for_copies<0>();
     __syncthreads();
 
 #pragma unroll

@@ -34,7 +34,6 @@ __global__ void __launch_bounds__(128) attention_bf16(
     const float factor = scale * LOG2E;
 
     copy_rows<W, OWN>(own, q_rows, first_row);
-    commit_copies();  // a group of its own: a block that sees no key waits for it too
     const Range range = look_at_own<OWN, false>(of_rows, first_row, own_positions);
     float sum[M][W / 8][4] = {}, top[M][2], total[M][2] = {};  // top, of q k^T: the largest so far
 #pragma unroll
@@ -91,7 +90,8 @@ __global__ void __launch_bounds__(128) attention_bf16(
             stage ^= 1;
         }
     }
-    wait_for_copies<0>();  // of its own rows, where no key was seen
+    commit_copies();  // of its own rows, where no key was seen
+    wait_for_copies<0>();
     __syncthreads();
 
 #pragma unroll
