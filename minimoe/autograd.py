@@ -359,6 +359,11 @@ def grad_mode(enabled: bool) -> Iterator[None]:
         _grad_enabled.reset(token)
 
 
+def grad_enabled() -> bool:
+    """Are operations remembered for backward here?"""
+    return _grad_enabled.get()
+
+
 def no_grad() -> Any:
     """Within it no operation is recorded: for evaluation and generation."""
     return grad_mode(False)

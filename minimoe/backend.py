@@ -84,6 +84,10 @@ class Backend(
         """The array as NumPy's, where it can be looked at without waiting for a device; else None."""
         return array if isinstance(array, np.ndarray) else None
 
+    def adopt(self, array: "np.ndarray[Any, Any]") -> Array:
+        """An array of the host as the backend's: over the same memory where that can be, else copied to the device."""
+        return self.from_host(array)
+
     def use_threads(self, count: int) -> None:
         """Compute with so many threads of the host from now on, 0: as many as it has. For backends that have any."""
 

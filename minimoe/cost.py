@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from minimoe.config import Dtype, ModelConfig
+from minimoe.config import Dtype, LatentConfig, ModelConfig
 from minimoe.environment import machine_memory
 from minimoe.errors import ConfigError
 
@@ -99,7 +99,7 @@ def cost(model: ModelConfig, seq_len: int | None = None, *, dtype: Dtype = "floa
     total = sum(part.parameters for part in found)
     flops = sum(part.flops_per_token for part in found)
     weights = total * max(ITEM_BYTES[dtype], 4)
-    cached = 2 * model.n_layers * model.kv_heads * model.head_width if model.causal else 0
+    cached = model.n_layers * model.kv_heads * sum(widths(model)) if model.causal else 0
     return Cost(
         total=total,
         active=sum(part.active for part in found),
@@ -169,9 +169,16 @@ def product_flops(model: ModelConfig, name: str, shape: tuple[int, ...], length:
 
 
 def attention_flops(model: ModelConfig, length: int) -> int:
-    """Scores q k' and values p v of one sequence over all layers: 2 products of length x keys x (Q*C) a layer."""
+    """Scores q k' and values p v of one sequence over all layers: products of length x keys x (Q*C) and x (Q*Cv) a layer."""
     keys = sum(min(length, model.window(layer) or length) for layer in range(model.n_layers))
-    return 2 * 2 * length * keys * model.n_heads * model.head_width
+    return 2 * length * keys * model.n_heads * sum(widths(model))
+
+
+def widths(model: ModelConfig) -> tuple[int, int]:
+    """Of one head: key (C) and value (Cv)."""
+    if model.mla is not None:
+        return model.mla.nope_dim + model.mla.rope_dim, model.mla.v_dim
+    return model.head_width, model.head_width
 
 
 def sequence_length(model: ModelConfig, seq_len: int | None) -> int:
@@ -239,13 +246,31 @@ def embedding_shapes(model: ModelConfig) -> Shapes:
 
 def attention_shapes(model: ModelConfig, prefix: str) -> Shapes:
     """Query, key and value rows stacked in one product; then the output."""
+    if model.mla is not None:
+        yield from latent_shapes(model, model.mla, prefix)
+        return
     q, kv = model.n_heads * model.head_width, model.kv_heads * model.head_width
+    if model.sinks:
+        yield f"{prefix}.sinks", (model.n_heads,)
     yield from linear_shapes(f"{prefix}.qkv_proj", q + 2 * kv, model.d_model, model.attention_bias)
     yield from linear_shapes(f"{prefix}.o_proj", model.d_model, q, model.attention_bias)
     if model.qk_norm != "none":
         head = model.qk_norm == "head"
         yield f"{prefix}.q_norm.weight", (model.head_width if head else q,)
         yield f"{prefix}.k_norm.weight", (model.head_width if head else kv,)
+
+
+def latent_shapes(model: ModelConfig, mla: LatentConfig, prefix: str) -> Shapes:
+    """Latent attention: into narrow vectors, their norms, and out of them into heads."""
+    heads, d = model.n_heads, model.d_model
+    if mla.q_rank:
+        yield from linear_shapes(f"{prefix}.q_a_proj", mla.q_rank, d, model.attention_bias)
+        yield f"{prefix}.q_a_norm.weight", (mla.q_rank,)
+    yield from linear_shapes(f"{prefix}.q_b_proj", heads * (mla.nope_dim + mla.rope_dim), mla.q_rank or d, False)
+    yield from linear_shapes(f"{prefix}.kv_a_proj", mla.kv_rank + mla.rope_dim, d, model.attention_bias)
+    yield f"{prefix}.kv_a_norm.weight", (mla.kv_rank,)
+    yield from linear_shapes(f"{prefix}.kv_b_proj", heads * (mla.nope_dim + mla.v_dim), mla.kv_rank, False)
+    yield from linear_shapes(f"{prefix}.o_proj", d, heads * mla.v_dim, model.attention_bias)
 
 
 def ffn_shapes(model: ModelConfig, prefix: str, hidden: int) -> Shapes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,12 @@ from minimoe.autograd import Tensor, recompute
 from minimoe.backend import Array, Backend
 from minimoe.config import ModelConfig
 from minimoe.errors import ConfigError
+from minimoe.latent_attention import LatentAttention
 from minimoe.moe import MoE, MoEStats, joined_aux_loss, joined_z_loss
 from minimoe.nn import Attention, Dropout, Embedding, FeedForward, KeyValueCache, Linear, Module, Norm, Parameter, lowered
 from minimoe.random import Rng
 from minimoe.reference.loss import IGNORE
+from minimoe.weights import FileWeights
 
 
 @dataclass(frozen=True)
@@ -77,15 +80,24 @@ class Block(Module):
         out_std = c.init_std / math.sqrt(2 * c.n_layers)  # each block adds to the stream twice (Radford et al. 2019)
         self.pre = c.norm_position == "pre"
         self.attention_norm = Norm(c.d_model, c.norm, c.norm_eps, c.bias)
-        self.attention = Attention(
-            c.d_model, c.n_heads, c.kv_heads, c.head_width, causal=c.causal, window=c.window(layer), position=c.position,
-            rope_theta=c.rope_theta, qk_norm=c.qk_norm, norm_eps=c.norm_eps, bias=c.attention_bias, dropout=c.attention_dropout,
-            std=c.init_std, out_std=out_std,
-        )  # fmt: skip
+        options: dict[str, Any] = {
+            "causal": c.causal, "window": c.window(layer), "rope_theta": c.rope_theta, "rope": c.rope, "max_seq_len": c.max_seq_len,
+            "bias": c.attention_bias, "dropout": c.attention_dropout, "std": c.init_std, "out_std": out_std,
+        }  # fmt: skip
+        if c.mla is not None:
+            self.attention: Attention = LatentAttention(c.d_model, c.n_heads, c.mla, interleaved=c.interleaved, **options)
+        else:
+            self.attention = Attention(
+                c.d_model, c.n_heads, c.kv_heads, c.head_width, position=c.position, qk_norm=c.qk_norm, norm_eps=c.norm_eps,
+                sinks=c.sinks, **options,
+            )  # fmt: skip
         self.ffn_norm = Norm(c.d_model, c.norm, c.norm_eps, c.bias)
         self.routed = c.moe is not None and layer in c.moe_layers()
         if self.routed:
-            self.moe = MoE(c.d_model, c.expert_hidden, c.activation, c.moe, bias=c.bias, seed=None, std=c.init_std, out_std=out_std)
+            self.moe = MoE(
+                c.d_model, c.expert_hidden, c.activation, c.moe, bias=c.bias, limit=c.activation_limit, seed=None, std=c.init_std,
+                out_std=out_std,
+            )  # fmt: skip
         else:
             self.ffn = FeedForward(c.d_model, c.d_hidden, c.activation, c.bias, c.init_std, out_std)
         self.attention_dropout = Dropout(c.dropout, "attention")
@@ -144,11 +156,17 @@ class MaskedHead(Module):
 
 
 class Transformer(Module):
-    """`logits = model(tokens)`, `model.loss(tokens, targets)`. `seed` draws the weights; `backend` defaults to the current one."""
+    """`logits = model(tokens)`, `model.loss(tokens, targets)`. `seed` draws the weights; `backend` defaults to the current one.
+
+    With `seed` None nothing is drawn: the weights are to be read from somewhere (`weights.py`).
+    """
 
     tokenizer: Any = None  # of the text that it was trained on, where it was loaded from a checkpoint
+    weights: FileWeights | None = None  # of a model folder that it was opened from
+    origin: Any = None  # that folder (`pretrained.Origin`)
+    end_tokens: tuple[int, ...] = ()  # ids that end a text
 
-    def __init__(self, config: ModelConfig, seed: int = 0, dtype: str = "float32", backend: Backend | None = None) -> None:
+    def __init__(self, config: ModelConfig, seed: int | None = 0, dtype: str = "float32", backend: Backend | None = None) -> None:
         self.config = c = config
         self._declare_input(c)
         self.blocks = [Block(c, layer) for layer in range(c.n_layers)]
@@ -161,7 +179,10 @@ class Transformer(Module):
             self.head = MaskedHead(c, self.vocab_size)
         elif c.head == "lm" and not c.tie_embeddings:
             self.head = Linear(c.d_model, self.vocab_size, False, c.init_std, role="head")
-        self.init(seed, dtype, backend)
+        if seed is None:
+            self.prepare(dtype, backend)
+        else:
+            self.init(seed, dtype, backend)
 
     def setup(self, backend: Backend, dtype: str) -> None:
         self.dtype = backend.dtype(dtype)  # of what flows from block to block; the embeddings are added up in the parameters' own
@@ -189,6 +210,17 @@ class Transformer(Module):
         return self.config.vocab_size
 
     @property
+    def resident(self) -> bool:
+        """Is every weight in memory, to stay?"""
+        return self.weights is None or self.weights.complete
+
+    def save_pretrained(self, path: str | Path, dtype: str | None = None) -> None:
+        """Write the model as a folder that transformers opens (`pretrained.save_pretrained`)."""
+        from minimoe.pretrained import save_pretrained
+
+        save_pretrained(self, path, dtype, self.tokenizer)
+
+    @property
     def backend(self) -> Backend:
         """Where the parameters live."""
         return next(self.named_state())[1].backend
@@ -205,9 +237,10 @@ class Transformer(Module):
         Raises ValueError for shapes, positions or ids that do not fit.
         """
         x, _ = self.hidden(tokens, attention_mask, positions, token_types, cache, rng)
-        return self._logits(x)
+        return self.logits(x)
 
-    def _logits(self, x: Tensor) -> Tensor:
+    def logits(self, x: Tensor) -> Tensor:
+        """What the head makes of the last hidden states.   x [B,T,D] -> [B,T,V]; of a classifier [B,n_classes]"""
         head = self.config.head
         if head == "none":
             return x
@@ -250,7 +283,7 @@ class Transformer(Module):
             rows = x.reshape(-1, self.config.d_model)
             total, count = ops.linear_cross_entropy(rows, self._output_weight(rows), flat, IGNORE)
         else:
-            logits = self._logits(x)
+            logits = self.logits(x)
             total, count = ops.cross_entropy(logits.reshape(-1, logits.shape[-1]), flat, IGNORE)
         cross_entropy = total * Tensor(1.0 / self.backend.xp.clip(count, min=1.0), self.backend)
         if not stats or self.config.moe is None:
@@ -306,8 +339,9 @@ class Transformer(Module):
         xp, p, side = backend.xp, c.patch_size, c.image_size // c.patch_size
         if isinstance(images, Tensor):
             images = images.data
-        if isinstance(images, np.ndarray | list):
-            images = backend.from_host(np.asarray(images))
+        images = np.asarray(images) if isinstance(images, list) else images
+        if isinstance(images, np.ndarray) and (self.device_array is np.ndarray or not isinstance(images, self.device_array)):
+            images = backend.from_host(images)
         expected = (c.n_channels, c.image_size, c.image_size)
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise ValueError(f"images have shape {tuple(images.shape)}, expected (batch, {', '.join(map(str, expected))})")

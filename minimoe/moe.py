@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -133,8 +135,13 @@ def cv_squared(x: Tensor) -> Tensor:
 class Experts(Module):
     """All experts of a layer, stacked.   gate_up_proj [E,2H,D] (or up_proj [E,H,D]), down_proj [E,D,H]; biases [E,...]"""
 
-    def __init__(self, e: int, d_model: int, d_hidden: int, activation: str, bias: bool, std: float, out_std: float) -> None:
-        self.activation = activation
+    on_demand: Callable[[Array], AbstractContextManager[None]] = staticmethod(lambda offsets: nullcontext())
+    """Entered with the plan's offsets while the experts run: where they are read from a file, those that get a row are there then."""
+
+    def __init__(
+        self, e: int, d_model: int, d_hidden: int, activation: str, bias: bool, std: float, out_std: float, limit: float = 0.0
+    ) -> None:
+        self.activation, self.limit = activation, limit
         up = Parameter(e, 2 * d_hidden if activation == "swiglu" else d_hidden, d_model, std=std)
         up_bias = Parameter(e, up.shape[1], role="vector") if bias else None
         if activation == "swiglu":
@@ -150,9 +157,10 @@ class Experts(Module):
             up, up_bias = self.gate_up_proj, self.gate_up_bias
         else:
             up, up_bias = self.up_proj, self.up_bias
-        w_up, w_down = lowered(up, x), lowered(self.down_proj, x)
-        biases = lowered_or_none(up_bias, x), lowered_or_none(self.down_bias, x)
-        return ops.moe_ffn(x, weights, plan, w_up, w_down, *biases, self.activation)
+        with self.on_demand(plan.offsets):
+            w_up, w_down = lowered(up, x), lowered(self.down_proj, x)
+            biases = lowered_or_none(up_bias, x), lowered_or_none(self.down_bias, x)
+            return ops.moe_ffn(x, weights, plan, w_up, w_down, *biases, self.activation, self.limit)
 
 
 class MoE(Module):
@@ -160,14 +168,15 @@ class MoE(Module):
 
     def __init__(
         self, d_model: int, d_hidden: int, activation: str = "swiglu", moe: MoEConfig | None = None, *, bias: bool = False,
-        dtype: str = "float32", seed: int | None = 0, std: float = 0.02, out_std: float | None = None, backend: Backend | None = None,
+        limit: float = 0.0, dtype: str = "float32", seed: int | None = 0, std: float = 0.02, out_std: float | None = None,
+        backend: Backend | None = None,
     ) -> None:  # fmt: skip
-        """`seed` None leaves the parameters to a surrounding module's init. `d_hidden`: of one expert."""
+        """`seed` None leaves the parameters to a surrounding module's init. `d_hidden`: of one expert. `limit` > 0: swiglu clipped."""
         self.moe = moe = MoEConfig() if moe is None else moe
         hidden = d_hidden if moe.d_hidden is None else moe.d_hidden
         out_std = std if out_std is None else out_std
         self.router = Router(d_model, moe, std)
-        self.experts = Experts(moe.n_experts, d_model, hidden, activation, bias, std, out_std)
+        self.experts = Experts(moe.n_experts, d_model, hidden, activation, bias, std, out_std, limit)
         if moe.n_shared_experts:
             self.shared = FeedForward(d_model, moe.n_shared_experts * hidden, activation, bias, std, out_std)
         if seed is not None:

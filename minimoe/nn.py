@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Literal, Protocol, Self, TypeAlias
 
 import numpy as np
 
 from minimoe import ops
 from minimoe.autograd import Tensor, current_backend, tensor
 from minimoe.backend import Array, Backend
+from minimoe.config import RopeConfig
 from minimoe.errors import CheckpointError, ConfigError
+from minimoe.frequencies import frequencies
 from minimoe.random import Rng, host_normal
 
 COMPUTED = ("float32", "float64", "bfloat16")  # float16 would want its loss scaled
@@ -30,10 +32,21 @@ class Unfilled:
         raise ConfigError("this parameter has no numbers yet: call .init(seed) on its module first")
 
 
-class Parameter(Tensor):
-    """A trainable leaf: declared now, filled by `Module.init`. Its role decides weight decay and which optimizer it suits."""
+class Source(Protocol):
+    """Where the numbers of a parameter lie until they are asked for: in a file (`weights.py`)."""
 
-    __slots__ = ("declared", "padding", "role", "start", "std")
+    def get(self) -> Array:
+        """All of them, as the backend's array; those of experts only where they were read."""
+
+
+class Parameter(Tensor):
+    """A trainable leaf: declared now, filled by `Module.init`, or read from its source when `data` is first asked for.
+
+    Its role decides weight decay and which optimizer it suits.
+    """
+
+    __slots__ = ("declared", "held", "padding", "role", "source", "start", "std")
+    source: Source | None
 
     def __init__(
         self, *shape: int, std: float = 0.0, start: float = 0.0, role: Role = "matrix", trainable: bool = True,
@@ -46,6 +59,18 @@ class Parameter(Tensor):
     @property
     def shape(self) -> tuple[int, ...]:
         return self.declared
+
+    @property
+    def data(self) -> Array:
+        return self.held if self.source is None else self.source.get()
+
+    @data.setter
+    def data(self, array: Array) -> None:
+        self.held, self.source = array, None
+
+    def read_from(self, source: Source, backend: Backend) -> None:
+        """Take the numbers from there when they are needed."""
+        self.backend, self.source, self.held, self.grad = backend, source, None, None
 
     def fill(self, name: str, seed: int, dtype: str, backend: Backend) -> None:
         """Draw the initial numbers of a parameter of this name."""
@@ -99,6 +124,13 @@ class Module:
 
         With bfloat16 parameters, gradients and moments are float32, and each layer rounds its weights to what it computes in.
         """
+        backend = self.prepare(dtype, backend)
+        for name, parameter in self.named_state():
+            parameter.fill(name, seed, dtype, backend)
+        return self
+
+    def prepare(self, dtype: str, backend: Backend | None) -> Backend:
+        """All of `init` but the numbers of parameters; gives the backend."""
         backend = backend or current_backend()
         if dtype not in COMPUTED:
             raise ConfigError(f"dtype {dtype!r}: models compute in {', '.join(COMPUTED)}")
@@ -107,12 +139,10 @@ class Module:
         for path, module in self.named_modules():
             module.path = path
             module.setup(backend, dtype)
-        for name, parameter in self.named_state():
-            parameter.fill(name, seed, dtype, backend)
-        return self
+        return backend
 
     def setup(self, backend: Backend, dtype: str) -> None:
-        """Make constants that are no parameters; called by `init`."""
+        """Make constants that are no parameters; called by `prepare`."""
 
     def state_dict(self) -> dict[str, Array]:
         """Every parameter and buffer as the backend's array, by name."""
@@ -250,15 +280,20 @@ class Attention(Module):
 
     def __init__(
         self, d_model: int, n_heads: int, n_kv_heads: int | None = None, head_dim: int | None = None, *, causal: bool = True,
-        window: int = 0, position: str = "rope", rope_theta: float = 10000.0, qk_norm: str = "none", norm_eps: float = 1e-5,
-        bias: bool = False, dropout: float = 0.0, std: float = 0.02, out_std: float | None = None,
+        window: int = 0, position: str = "rope", rope_theta: float = 10000.0, rope: RopeConfig | None = None, max_seq_len: int = 0,
+        qk_norm: str = "none", norm_eps: float = 1e-5, bias: bool = False, sinks: bool = False, dropout: float = 0.0, std: float = 0.02,
+        out_std: float | None = None,
     ) -> None:  # fmt: skip
+        """`sinks`: a learned score a head that takes weight and gives no value. `rope`, `max_seq_len`: as in frequencies.py"""
         self.heads, self.groups = n_heads, n_kv_heads or n_heads
-        self.width = head_dim or d_model // n_heads
+        self.width = self.v_width = head_dim or d_model // n_heads
+        self.scale = 1.0 / math.sqrt(self.width)
         if self.heads % self.groups:
             raise ConfigError(f"attention: n_heads ({self.heads}) must be a multiple of n_kv_heads ({self.groups})")
         self.causal, self.window, self.dropout = causal, window, dropout
-        self.theta = rope_theta if position == "rope" else 0.0
+        self.theta, self.rope, self.max_seq_len = rope_theta if position == "rope" else 0.0, rope, max_seq_len
+        self.turned, self.interleaved = self.width, False
+        self.sinks = Parameter(n_heads, role="vector") if sinks else None
         self.qkv_proj = Linear(d_model, (self.heads + 2 * self.groups) * self.width, bias, std)
         self.o_proj = Linear(self.heads * self.width, d_model, bias, std if out_std is None else out_std)
         self.norm_over = qk_norm
@@ -269,8 +304,8 @@ class Attention(Module):
 
     def setup(self, backend: Backend, dtype: str) -> None:
         if self.theta:
-            frequencies = [self.theta ** (-2 * i / self.width) for i in range(self.width // 2)]
-            self.inv_freq = backend.from_host(np.asarray(frequencies, dtype=np.float64 if dtype == "float64" else np.float32))
+            angles, self.rope_scale = frequencies(self.theta, self.turned, self.rope, self.max_seq_len)
+            self.inv_freq = backend.from_host(angles.astype(np.float64 if dtype == "float64" else np.float32))
 
     def __call__(
         self, x: Tensor, positions: Array, valid: Array | None = None, rng: Rng | None = None, cache: KeyValueCache | None = None,
@@ -283,16 +318,16 @@ class Attention(Module):
             k, v = (Tensor(array, x.backend) for array in cache.append(k.data, v.data))
         dropout = self.dropout if rng is not None else 0.0
         y = ops.attention(
-            q, k, v, scale=1.0 / math.sqrt(self.width), causal=self.causal, window=self.window, q_pos=positions,
+            q, k, v, lowered_or_none(self.sinks, q), scale=self.scale, causal=self.causal, window=self.window, q_pos=positions,
             k_pos=positions if k_positions is None else k_positions, k_valid=valid, dropout=dropout,
             rng=rng.draw(self.path, "attention_dropout") if rng is not None and dropout else None,
         )  # fmt: skip
-        return self.o_proj(y.reshape(b, t, self.heads * self.width))
+        return self.o_proj(y.reshape(b, t, self.heads * self.v_width))
 
     def _project(self, x: Tensor, b: int, t: int, positions: Array) -> tuple[Tensor, Tensor, Tensor]:
         """-> q [B,T,Q,C], k, v [B,T,G,C], q and k normalised where asked, and turned"""
         inv_freq = self.inv_freq if self.theta else None
-        if self.norm_over == "none":
+        if self.norm_over == "none" and (inv_freq is None or self.rope_scale == 1.0):
             return ops.split_heads(self.qkv_proj(x), positions, inv_freq, self.heads, self.groups)
         rows, groups, c = self.heads * self.width, self.groups * self.width, self.width
         q, k, v = ops.split(self.qkv_proj(x), (rows, groups, groups))
@@ -302,5 +337,9 @@ class Attention(Module):
         if self.norm_over == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         if inv_freq is not None:
-            q, k = ops.rope(q, positions, inv_freq), ops.rope(k, positions, inv_freq)
+            q, k = self._turn(q, positions), self._turn(k, positions)
         return q, k, v
+
+    def _turn(self, x: Tensor, positions: Array) -> Tensor:
+        """Rotary positions.   [B,T,heads,C], whose first coordinates are turned"""
+        return ops.rope(x, positions, self.inv_freq, self.rope_scale, self.interleaved)

@@ -60,6 +60,9 @@ class NumbaBackend(
             recorder.tape.refuse("an array came from the host")
         return traced(np.array(array, order="C", copy=True))
 
+    def adopt(self, array: np.ndarray[Any, Any]) -> Array:
+        return traced(array)
+
     def to_host(self, array: Array) -> np.ndarray[Any, Any]:
         if recorder.tape is not None:
             recorder.tape.refuse("an array was copied to the host")

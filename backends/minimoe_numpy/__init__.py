@@ -27,6 +27,9 @@ class NumpyBackend(Backend):
     def from_host(self, array: np.ndarray[Any, Any]) -> Array:
         return np.array(array, order="C", copy=True)
 
+    def adopt(self, array: np.ndarray[Any, Any]) -> Array:
+        return array
+
     def to_host(self, array: Array) -> np.ndarray[Any, Any]:
         return np.asarray(array)
 

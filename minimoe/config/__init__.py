@@ -1,15 +1,30 @@
 """Configurations: typed tables (`tables.py`) that presets and TOML files fill (`files.py`)."""
 
 from minimoe.config.files import apply_override, config_from_tables, load_config, preset_names, preset_text, read_tables, to_tables, to_toml
-from minimoe.config.tables import Activation, Config, DataConfig, Dtype, ModelConfig, MoEConfig, Router, TrainConfig
+from minimoe.config.tables import (
+    Activation,
+    AttentionConfig,
+    Config,
+    DataConfig,
+    Dtype,
+    LatentConfig,
+    ModelConfig,
+    MoEConfig,
+    RopeConfig,
+    Router,
+    TrainConfig,
+)
 
 __all__ = [
     "Activation",
+    "AttentionConfig",
     "Config",
     "DataConfig",
     "Dtype",
+    "LatentConfig",
     "MoEConfig",
     "ModelConfig",
+    "RopeConfig",
     "Router",
     "TrainConfig",
     "apply_override",

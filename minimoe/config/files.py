@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 from msgspec import Struct
@@ -136,6 +136,9 @@ def check_keys(table: Mapping[str, Any], kind: type[Struct], path: str) -> None:
         if key not in known:
             raise ConfigError(f"{path}.{key}: unknown key{nearest(key, known)}")
         check_choice(f"{path}.{key}", value, known[key])
+        below = [part for part in get_args(known[key].type) if isinstance(part, type) and issubclass(part, Struct)]
+        if below and isinstance(value, dict):
+            check_keys(value, below[0], f"{path}.{key}")
 
 
 def convert(table: Mapping[str, Any], kind: type[Any], path: str) -> Any:
@@ -155,14 +158,18 @@ def to_tables(config: Config) -> dict[str, Any]:
     """The tables that read back to this very configuration, defaults resolved; what is unset is left out."""
     tables: dict[str, Any] = {"name": config.name}
     for key in ("model", "train", "data"):
-        tables[key] = {name: value for name, value in msgspec.to_builtins(getattr(config, key)).items() if value is not None}
+        tables[key] = without_none(msgspec.to_builtins(getattr(config, key)))
     moe = tables["model"].pop("moe", None)
     if moe is not None:
-        moe = {name: value for name, value in moe.items() if value is not None}
         if "layers" in moe:
             moe.pop("every", None)
         tables["moe"] = moe
     return tables
+
+
+def without_none(table: dict[str, Any]) -> dict[str, Any]:
+    """What is set, in a table and those below it: TOML has no null."""
+    return {key: without_none(value) if isinstance(value, dict) else value for key, value in table.items() if value is not None}
 
 
 def to_toml(config: Config) -> str:

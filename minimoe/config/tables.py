@@ -143,6 +143,57 @@ class MoEConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
         return found
 
 
+class RopeConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """How rotary frequencies are stretched beyond the length of pretraining; formulas in minimoe/frequencies.py."""
+
+    type: Literal["linear", "llama3", "yarn"] = "linear"
+    factor: float = 1.0
+    original_max_seq_len: int | None = None  # of pretraining (llama3, yarn); default: the model's max_seq_len
+    low_freq_factor: float = 1.0  # llama3
+    high_freq_factor: float = 4.0  # llama3
+    beta_fast: float = 32.0  # yarn
+    beta_slow: float = 1.0  # yarn
+    truncate: bool = True  # yarn: bounds of the ramp are whole numbers
+    attention_factor: float | None = None  # yarn; default: by its formula, from factor, mscale and mscale_all_dim
+    mscale: float = 0.0  # yarn, 0: not given
+    mscale_all_dim: float = 0.0  # yarn, 0: not given
+
+    def __post_init__(self) -> None:
+        check_table(self, "model.rope", {"attention_factor"})
+        if self.factor < 1.0:
+            raise ConfigError(f"model.rope.factor ({self.factor}) must be 1 or more")
+        if self.type == "llama3" and self.high_freq_factor <= self.low_freq_factor:
+            raise ConfigError(
+                f"model.rope.high_freq_factor ({self.high_freq_factor}) must exceed model.rope.low_freq_factor ({self.low_freq_factor})"
+            )
+
+
+class AttentionConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """What only some families' attention has."""
+
+    sinks: bool = False  # one more score a head, learned, that takes weight and gives no value (gpt-oss)
+    interleaved: bool = False  # rotary pairs are (2i, 2i + 1), not (i, i + C/2)
+
+    def __post_init__(self) -> None:
+        check_table(self, "model.attention", set())
+
+
+class LatentConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """Multi-head latent attention: keys and values are made from one narrow vector a token (DeepSeek-V2, 2024)."""
+
+    kv_rank: int = 512  # width of that vector
+    q_rank: int = 0  # of the one that queries are made from; 0: they are made from the input
+    nope_dim: int = 128  # of a head's query and key: the part without positions
+    rope_dim: int = 64  # the part with rotary positions; its key is shared by all heads
+    v_dim: int = 128  # of a head's value
+    norm_eps: float = 1e-6  # of the norms of the narrow vectors
+
+    def __post_init__(self) -> None:
+        check_table(self, "model.mla", {"q_rank"})
+        if self.rope_dim % 2:
+            raise ConfigError(f"model.mla.rope_dim ({self.rope_dim}) must be even: positions rotate pairs")
+
+
 class ModelConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """One Transformer: decoder, encoder or vision encoder, dense or routed. `None` means the default that the comment names."""
 
@@ -164,6 +215,7 @@ class ModelConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
     sliding_window: int = 0
     layer_types: tuple[Literal["full", "sliding"], ...] | None = None  # default: every layer slides where sliding_window > 0
     activation: Activation = "swiglu"
+    activation_limit: float = 0.0  # > 0: swiglu in its clipped form, of experts alone (gpt-oss)
     bias: bool = False  # of dense layers, experts and layer norms
     attention_bias: bool = False  # of the attention's projections
     tie_embeddings: bool = False
@@ -177,16 +229,19 @@ class ModelConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
     patch_size: int = 16
     n_channels: int = 3
     n_classes: int = 0
+    rope: RopeConfig | None = None  # default: frequencies as rope_theta says
+    attention: AttentionConfig | None = None
+    mla: LatentConfig | None = None  # latent attention in place of grouped heads
     moe: MoEConfig | None = None  # in TOML the table [moe], beside [model]
 
     def __post_init__(self) -> None:
         zero_ok = {"sliding_window", "type_vocab_size", "image_size", "n_classes", "pad_token_id"}
         check_table(self, "model", zero_ok)
-        if self.head_dim is None and self.d_model % self.n_heads:
+        if self.head_dim is None and self.mla is None and self.d_model % self.n_heads:
             raise ConfigError(f"model.d_model ({self.d_model}) must be a multiple of model.n_heads ({self.n_heads}), or set model.head_dim")
         if self.n_heads % self.kv_heads:
             raise ConfigError(f"model.n_heads ({self.n_heads}) must be a multiple of model.n_kv_heads ({self.kv_heads})")
-        if self.position == "rope" and self.head_width % 2:
+        if self.position == "rope" and self.mla is None and self.head_width % 2:
             raise ConfigError(f"model.position = 'rope' rotates pairs: the head width ({self.head_width}) must be even")
         for name in ("dropout", "attention_dropout"):
             if getattr(self, name) >= 1.0:
@@ -201,6 +256,19 @@ class ModelConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
             raise ConfigError(f"model.pad_token_id ({self.pad_token_id}) must be below model.vocab_size ({self.vocab_size})")
         self._check_vision()
         self._check_moe_layers()
+        self._check_attention()
+
+    def _check_attention(self) -> None:
+        if self.position != "rope" and (self.rope is not None or self.mla is not None):
+            raise ConfigError(f"model.rope and model.mla turn by position: model.position must be 'rope', not {self.position!r}")
+        if self.mla is not None and (self.sinks or self.qk_norm != "none" or self.kv_heads != self.n_heads):
+            raise ConfigError("model.mla has no sinks, no qk_norm and no groups of heads: take these keys out")
+        if self.interleaved and self.mla is None:
+            raise ConfigError("model.attention.interleaved goes with model.mla: other attention turns pairs (i, i + C/2)")
+        if self.activation_limit:
+            dense = len(self.moe_layers()) < self.n_layers or (self.moe is not None and self.moe.n_shared_experts)
+            if self.activation != "swiglu" or dense:
+                raise ConfigError("model.activation_limit clips the swiglu of experts: every layer must route, without shared experts")
 
     def _check_vision(self) -> None:
         if self.image_size and self.image_size % self.patch_size:
@@ -215,6 +283,16 @@ class ModelConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
             bad = [layer for layer in self.moe.layers if not 0 <= layer < self.n_layers]
             if bad:
                 raise ConfigError(f"moe.layers: {bad[0]} is not a layer of this model (0 to {self.n_layers - 1})")
+
+    @property
+    def sinks(self) -> bool:
+        """Have the heads sinks?"""
+        return self.attention is not None and self.attention.sinks
+
+    @property
+    def interleaved(self) -> bool:
+        """Are rotary pairs neighbours?"""
+        return self.attention is not None and self.attention.interleaved
 
     @property
     def kv_heads(self) -> int:
