@@ -84,7 +84,7 @@ def read_header(file: BinaryIO, size: int) -> tuple[dict[str, Entry], dict[str, 
         refuse_pickle("", start)
     if length > MOST_HEADER:
         raise CheckpointError(f"is no safetensors file: it claims a header of {length} bytes (at most {MOST_HEADER})")
-    if length > size - 8:
+    if not 2 <= length <= size - 8:
         raise CheckpointError(f"claims a header of {length} bytes and has {size - 8} after its length: truncated, or no safetensors file")
     if start[8:] != b"{":
         raise CheckpointError("is no safetensors file: its header does not begin with {")
