@@ -1,94 +1,151 @@
-"""Generation: one token after the other, each drawn from the model's prediction after all before it.
+"""Generation: one token after the other, each drawn from the model's prediction after all before it; of one text or of a batch.
 
-Keys and values of earlier positions are kept, so that a token costs one position's work. When the context is full, the older half is
-forgotten and the rest is read again.
+Tokens are made text as they come. What may be the beginning of a string that ends the text waits until it is clear.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from minimoe.autograd import no_grad
+from minimoe.decoding import Decoder
 from minimoe.errors import ConfigError, UserError
-from minimoe.model import Cache, Transformer
-from minimoe.random import host_bits
+from minimoe.model import Transformer
+from minimoe.sampling import Flags, Sampling, draw
 from minimoe.tokenizer import Tokenizer
 
-Floats = npt.NDArray[Any]
+__all__ = ["Sampling", "default_prompt", "draw", "generate", "generate_batch", "generate_ids", "generate_texts"]
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How a token is drawn. temperature 0: the likeliest. top_k 0 and top_p 1: no cut."""
-
-    temperature: float = 0.8
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.temperature < float("inf"):
-            raise ConfigError(f"temperature ({self.temperature}) must be a number from 0 up")
-        if self.top_k < 0:
-            raise ConfigError(f"top_k ({self.top_k}) must not be negative")
-        if not 0.0 < self.top_p <= 1.0:
-            raise ConfigError(f"top_p ({self.top_p}) must lie between 0 and 1")
-        if not 0 <= self.seed < 2**64:
-            raise ConfigError(f"seed ({self.seed}) must lie between 0 and 2**64 - 1")
-
-
-def draw(logits: Floats, how: Sampling, position: int) -> int:
-    """A token from one position's logits [V]: of the k likeliest the fewest that hold top_p, then by chance (Holtzman et al. 2020)."""
-    z = np.asarray(logits, dtype=np.float64)
-    if how.temperature == 0.0:
-        return int(np.argmax(z))
-    order = np.argsort(-z, kind="stable")[: how.top_k or None]
-    p = np.exp((z[order] - z[order[0]]) / how.temperature)
-    p /= p.sum()
-    held = np.cumsum(p)
-    kept = int(np.searchsorted(held, how.top_p)) + 1
-    u = float(host_bits(1, how.seed, "generate", step=position)[0]) * 2.0**-32 * float(held[:kept][-1])
-    return int(order[min(int(np.searchsorted(held[:kept], u, side="right")), kept - 1)])
+# ---- ids -----------------------------------------------------------------------------------------------------------------------------
 
 
 def generate_ids(model: Transformer, prompt: npt.ArrayLike, tokens: int, how: Sampling | None = None) -> Iterator[int]:
-    """`tokens` ids that go on from a prompt [T] (one id or more)."""
+    """`tokens` ids that go on from a prompt [T] (one id or more); fewer where an end token comes, which is not given."""
+    for (token,) in generate_batch(model, [prompt], tokens, how):
+        assert token is not None
+        yield token
+
+
+def generate_batch(
+    model: Transformer, prompts: Sequence[npt.ArrayLike], tokens: int, how: Sampling | None = None
+) -> Iterator[list[int | None]]:
+    """`tokens` times an id for each prompt [T], which may differ in length; None from where an end token came, until all rows are over.
+
+    A row's chance is its own: the first row draws as it would alone. Rows that are over are computed to the end, and not given.
+    """
     how = how or Sampling()
     if model.config.head != "lm" or not model.config.causal:
         given = f"head = {model.config.head!r}, causal = {str(model.config.causal).lower()}"
         raise ConfigError(f"generation needs a causal language model: this one has {given}")
-    context = [int(i) for i in np.asarray(prompt).reshape(-1)]
-    if not context:
+    rows = [[int(i) for i in np.asarray(prompt).reshape(-1)] for prompt in prompts]
+    if not rows or not all(rows):
         raise ConfigError("the prompt is empty: give at least one character")
-    limit = model.config.max_seq_len
-    new, cache = context[-limit:], Cache(model)
+    ends = set(how.end or model.end_tokens)
+    decoder, going, seen = Decoder(model, rows, tokens), [True] * len(rows), _Seen(rows, how)
     for position in range(tokens):
-        with no_grad(), np.errstate(all="ignore"):
-            if cache.length + len(new) > limit:
-                new, cache = context[-max(1, limit // 2) :], Cache(model)
-            logits = model(np.asarray([new], dtype=np.int32), cache=cache)
-            last = model.backend.to_host(logits.data[0, -1, :])
-            if not np.isfinite(last).all():
-                raise ConfigError("the model's predictions are not finite numbers: it was trained into NaN or infinity")
-            token = draw(last, how, position)
-        context.append(token)
-        new = [token]
-        yield token
+        logits = decoder.predict()
+        if not np.isfinite(logits).all():
+            raise ConfigError("the model's predictions are not finite numbers: it was trained into NaN or infinity")
+        drawn = [draw(z, how, position, row, seen.of(row, len(z))) for row, z in enumerate(logits)]
+        going = [goes and token not in ends for goes, token in zip(going, drawn, strict=True)]
+        if not any(going):
+            return
+        decoder.add(drawn)
+        seen.add(drawn)
+        yield [token if goes else None for goes, token in zip(going, drawn, strict=True)]
+
+
+class _Seen:
+    """Which tokens each row of a batch has had, where they are to be penalised."""
+
+    def __init__(self, rows: list[list[int]], how: Sampling) -> None:
+        self.rows, self.wanted = rows, how.repetition_penalty != 1.0
+        self.flags: list[Flags] = []
+
+    def of(self, row: int, vocab: int) -> Flags | None:
+        """[V]"""
+        if not self.wanted:
+            return None
+        if not self.flags:
+            self.flags = [np.isin(np.arange(vocab), ids) for ids in self.rows]
+        return self.flags[row]
+
+    def add(self, tokens: list[int]) -> None:
+        for flags, token in zip(self.flags, tokens, strict=False):
+            flags[token] = True
+
+
+# ---- text ----------------------------------------------------------------------------------------------------------------------------
 
 
 def generate(model: Transformer, tokenizer: Tokenizer, prompt: str, tokens: int = 200, how: Sampling | None = None) -> Iterator[str]:
-    """The text that goes on from a prompt, piece by piece as characters become complete."""
-    stream = tokenizer.stream()
+    """The text that goes on from a prompt, piece by piece as characters become complete; it ends before the first string of `how.stop`."""
+    writer = Writer(tokenizer, how)
     for token in generate_ids(model, tokenizer.encode(prompt, "prompt"), tokens, how):
-        piece = stream.push(token)
+        piece = writer.push(token)
         if piece:
             yield piece
-    rest = stream.flush()
+        if writer.over:
+            return
+    rest = writer.finish()
     if rest:
         yield rest
+
+
+def generate_texts(
+    model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str], tokens: int = 200, how: Sampling | None = None
+) -> Iterator[tuple[int, str]]:
+    """The number of a prompt and the text that goes on from it, each as soon as it is complete; all are made as one batch."""
+    open_rows = {row: (Writer(tokenizer, how), list[str]()) for row in range(len(prompts))}
+    for drawn in generate_batch(model, [tokenizer.encode(prompt, "prompt") for prompt in prompts], tokens, how):
+        for row, (writer, parts) in list(open_rows.items()):
+            token = drawn[row]
+            parts.append(writer.finish() if token is None else writer.push(token))
+            if writer.over:
+                del open_rows[row]
+                yield row, "".join(parts)
+        if not open_rows:
+            return
+    for row, (writer, parts) in open_rows.items():
+        yield row, "".join(parts) + writer.finish()
+
+
+class Writer:
+    """The text of one row's tokens as they come, up to the first string that ends it."""
+
+    def __init__(self, tokenizer: Tokenizer, how: Sampling | None = None) -> None:
+        self.stream, self.stop = tokenizer.stream(), how.stop if how else ()
+        self.waiting, self.over = "", False  # what may be the beginning of a stop string; has the text ended?
+
+    def push(self, token: int) -> str:
+        """The text that is complete with this token."""
+        return self._shown(self.stream.push(token))
+
+    def finish(self) -> str:
+        """What is left when no more tokens come."""
+        text = self._shown(self.stream.flush())
+        rest, self.waiting, self.over = self.waiting, "", True
+        return text + rest
+
+    def _shown(self, text: str) -> str:
+        """Character by character, so that it does not matter in which pieces text comes: the string that is complete first ends it."""
+        if not self.stop:
+            return text
+        shown = ""
+        for character in text:
+            self.waiting += character
+            ended = max((len(string) for string in self.stop if self.waiting.endswith(string)), default=0)
+            if ended:
+                shown, self.waiting, self.over = shown + self.waiting[:-ended], "", True
+                return shown
+            keep = next(n for n in range(len(self.waiting), -1, -1) if self._begins(self.waiting[len(self.waiting) - n :]))
+            clear = len(self.waiting) - keep
+            shown, self.waiting = shown + self.waiting[:clear], self.waiting[clear:]
+        return shown
+
+    def _begins(self, text: str) -> bool:
+        return any(string.startswith(text) for string in self.stop)
 
 
 def default_prompt(tokenizer: Tokenizer) -> str:

@@ -13,7 +13,7 @@ from minimoe.model import Transformer
 from minimoe.modelfolder import INDEX, is_model_folder
 from minimoe.pretrained import open_folder
 from minimoe.run import RUNS, Run
-from minimoe.tensorheader import refuse_pickle
+from minimoe.tensorheader import PICKLE, PICKLES
 from minimoe.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -59,23 +59,15 @@ def open_model(
 
 
 def _model_folder(path: Path) -> Path | None:
-    """The path where it is a model folder, or would be one but for what `ModelFolder` then says; a single file of weights is refused."""
-    if path.is_file() and path.name not in ("last", "best"):
-        refuse_pickle_file(path)
-        raise CheckpointError(f"{path}: is a file: name the folder that it is in")
-    endings = (".safetensors", ".bin", ".pt", ".pth")
+    """The path where it is a model folder, or would be one but for what `ModelFolder` then says; a file of weights is refused."""
+    if path.is_file() and path.suffix in PICKLES:
+        raise CheckpointError(f"{path}: {PICKLE}")
+    if path.is_file() and path.suffix == ".safetensors":
+        raise CheckpointError(f"{path}: weights alone are no model: name the folder that has them, with its config.json")
+    endings = (".safetensors", *PICKLES)
     weights = path.is_dir() and any(entry.suffix in endings or entry.name == INDEX for entry in path.iterdir())
     foreign = weights and not (path / "state.json").exists() and not (path / "config.toml").exists()
     return path if foreign or is_model_folder(path) else None
-
-
-def refuse_pickle_file(path: Path) -> None:
-    """Raises CheckpointError for a pickle, by its name or its first bytes."""
-    with open(path, "rb") as file:
-        try:
-            refuse_pickle(path.name, file.read(8))
-        except CheckpointError as error:
-            raise CheckpointError(f"{path}: {error}") from None
 
 
 def _open_folder(path: Path, dtype: str, backend: Backend | None, max_memory: int | None) -> Loaded:

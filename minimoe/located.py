@@ -3,6 +3,7 @@
 A key that is missing, that nothing asks for, or whose shape is not the one that the configuration says, is named.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -12,11 +13,12 @@ import numpy.typing as npt
 
 from minimoe.config import ModelConfig
 from minimoe.errors import CheckpointError
-from minimoe.families.family import Family
+from minimoe.families.family import MOST_NUMBER, Family
 from minimoe.families.layout import Layout, Layouts, Part, Shape, all_of_it
 from minimoe.modelfolder import ModelFolder
 from minimoe.quantised import fill_fp8_blocks, fill_mxfp4
 from minimoe.tensorfile import FLOATS, fill
+from minimoe.tensorheader import shown
 
 Host = npt.NDArray[Any]
 SCALE = "_scale_inv"  # beside a weight in float8: a number for each block
@@ -56,20 +58,26 @@ class Keys:
         self.used.add(name)
         return key
 
-    def check_rest(self, config: ModelConfig) -> list[str]:
-        """Refuse tensors that nothing asked for.   -> those that the family keeps without computing with them"""
-        kept = []
+    def check_rest(self, config: ModelConfig) -> dict[str, str]:
+        """Refuse tensors that nothing asked for.   -> those that the family keeps without computing with them: {name: key}"""
+        kept, end = {}, self._end(config)
         for name in sorted(self.spelled.keys() - self.used):
             if name in self.family.copies and self._repeats(name, self.family.copies[name]):
                 continue
             if any(re.search(pattern, name) for pattern in self.family.dropped):
                 continue
             matches = (re.search(pattern, name) for pattern in self.family.unused)
-            if any(match and int(match.groupdict().get("beyond", config.n_layers)) >= config.n_layers for match in matches):
-                kept.append(self.spelled[name])
+            layers = [int(match.groupdict().get("beyond", -1)) for match in matches if match]
+            if any(layer < 0 or config.n_layers <= layer < end for layer in layers):
+                kept[name] = self.spelled[name]
                 continue
             raise CheckpointError(f"{self.folder.path}: tensor {self.spelled[name]!r} is unexpected in this {self.family.model_type}")
         return kept
+
+    def _end(self, config: ModelConfig) -> int:
+        """The number of layers, with those that the family has past the last."""
+        further = self.family.further.value(self.folder.config) if self.family.further else 0
+        return config.n_layers + (further if isinstance(further, int) else 0)
 
     def _repeats(self, name: str, other: str) -> bool:
         """Is a tensor the same as the one that it is tied to?"""
@@ -155,8 +163,11 @@ def _find(part: Part, shape: Shape, e: int | None, keys: Keys) -> tuple[str, ...
     return key, keys.use(name + SCALE, tuple(-(-size // 128) for size in shape))
 
 
-def locate(shapes: dict[str, Shape], config: ModelConfig, folder: ModelFolder, family: Family) -> tuple[dict[str, Location], list[str]]:
-    """Where each parameter of these shapes lies.   -> locations by our names; tensors that are kept without being computed with
+def locate(
+    shapes: dict[str, Shape], config: ModelConfig, folder: ModelFolder, family: Family
+) -> tuple[dict[str, Location], dict[str, str]]:
+    """Where each parameter of these shapes lies.   -> locations by our names; tensors that are kept without being computed with, as the
+    family names them: the folder's keys
 
     Raises CheckpointError naming the first tensor that is missing, unexpected, or of a shape or dtype that does not fit.
     """
@@ -166,6 +177,8 @@ def locate(shapes: dict[str, Shape], config: ModelConfig, folder: ModelFolder, f
     for name, layouts in family.names(config):
         if name not in shapes:
             raise CheckpointError(f"{folder.path}: {family.model_type} has {name}, which the model of config.json lacks")
+        if math.prod(shapes[name]) > MOST_NUMBER:
+            raise CheckpointError(f"{folder.path}: config.json says that {name} is {list(shapes[name])}: no array is so large")
         found[name] = Location(_choose(layouts, keys), shapes[name], keys)
     return found, keys.check_rest(config)
 
@@ -175,7 +188,7 @@ def _choose(layouts: Layouts, keys: Keys) -> Layout:
     for layout in layouts:
         part = layout.parts[0]
         name = part.key.replace("{e}", "0") if layout.kind == "each" else part.key
-        if (name + MXFP4[0] if part.packed else name) in keys:
+        if any(name + end in keys for end in (MXFP4 if part.packed else ("",))):
             return layout
     return layouts[0]
 
@@ -186,9 +199,9 @@ def check_quantisation(folder: ModelFolder) -> None:
     if quantised is None:
         return
     method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
-    if method not in QUANTISED:
+    if not isinstance(method, str) or method not in QUANTISED:
         known = " and ".join(f"{name} ({what})" for name, what in QUANTISED.items())
-        raise CheckpointError(f"{folder.path}: weights quantised by {method!r} are not read here: {known} are")
+        raise CheckpointError(f"{folder.path}: weights quantised by {shown(method)} are not read here: {known} are")
     block = quantised.get("weight_block_size", [128, 128])
     if method == "fp8" and block != [128, 128]:
-        raise CheckpointError(f"{folder.path}: float8 with weight_block_size = {block!r} is not read here: [128, 128] is")
+        raise CheckpointError(f"{folder.path}: float8 with weight_block_size = {shown(block)} is not read here: [128, 128] is")

@@ -7,6 +7,7 @@ Pre-norm:  x = x + attention(norm(x)), x = x + ffn(norm(x)).   Post-norm:  x = n
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +18,12 @@ import numpy as np
 from minimoe import ops
 from minimoe.autograd import Tensor, recompute
 from minimoe.backend import Array, Backend
+from minimoe.cache import Cache as Cache
 from minimoe.config import ModelConfig
 from minimoe.errors import ConfigError
 from minimoe.latent_attention import LatentAttention
 from minimoe.moe import MoE, MoEStats, joined_aux_loss, joined_z_loss
-from minimoe.nn import Attention, Dropout, Embedding, FeedForward, KeyValueCache, Linear, Module, Norm, Parameter, lowered
+from minimoe.nn import Attention, Dropout, Embedding, FeedForward, Linear, Module, Norm, Parameter, lowered
 from minimoe.random import Rng
 from minimoe.reference.loss import IGNORE
 from minimoe.weights import FileWeights
@@ -41,31 +43,6 @@ class LossParts:
     def z_loss(self) -> Tensor | None:
         """Raw, mean over layers; None without routed layers."""
         return joined_z_loss(self.stats) if self.stats else None
-
-
-class Cache:
-    """Keys and values of a whole model's earlier positions, which count from 0."""
-
-    def __init__(self, model: Transformer, batch: int = 1, capacity: int | None = None) -> None:
-        config, embed = model.config, model.embed.weight
-        capacity = capacity or config.max_seq_len
-        self.positions = embed.backend.xp.zeros((batch, capacity), dtype=embed.backend.xp.int32)
-        shape = (batch, capacity, config.kv_heads, config.head_width)
-        self.layers = [KeyValueCache(*shape, model.dtype, embed.backend) for _ in range(config.n_layers)]
-
-    @property
-    def length(self) -> int:
-        """Positions so far."""
-        return self.layers[0].length
-
-    def place(self, positions: Array, b: int, t: int) -> Array:
-        """Note the positions [B or 1,T] of new tokens; gives those of all keys so far.   [B,Tk]"""
-        batch, capacity = self.positions.shape
-        stop = self.length + t
-        if b != batch or stop > capacity:
-            raise ValueError(f"cache: {b} sequences of {stop} positions do not fit into {batch} of {capacity}")
-        self.positions[:, self.length : stop] = positions
-        return self.positions[:, :stop]
 
 
 class Block(Module):
@@ -109,7 +86,7 @@ class Block(Module):
         else:
             h = x
         cache = None if call.cache is None else call.cache.layers[layer]
-        a = self.attention(h, call.positions, call.valid, call.rng, cache, call.k_positions)
+        a = self.attention(h, call.positions, call.valid, call.rng, cache)
         a = self.attention_dropout(a, call.rng)
         if self.pre:
             x, h = self.ffn_norm.after_add(x, a)
@@ -133,17 +110,17 @@ class Call:
     """What every block of one forward pass shares."""
 
     positions: Array  # [B or 1,T] int32
-    k_positions: Array | None  # [B,Tk] int32, with a cache
-    valid: Array | None  # [B,Tk] bool: keys that count
+    valid: Array | None  # [B,T] bool: keys that count; with a cache, it knows which
     token_valid: Array | None  # [B,T] bool: tokens that are routed
     rng: Rng | None
     cache: Cache | None
 
 
 class MaskedHead(Module):
-    """BERT's head over the vocabulary: norm(gelu(dense(x))) W^T + b, W tied to the embedding or its own."""
+    """BERT's head over the vocabulary: norm(f(dense(x))) W^T + b, W tied to the embedding or its own; f is the blocks', gelu for swiglu."""
 
     def __init__(self, config: ModelConfig, vocab: int) -> None:
+        self.activation = config.activation
         self.dense = Linear(config.d_model, config.d_model, True, config.init_std)
         self.norm = Norm(config.d_model, "layer", config.norm_eps, True)
         self.bias = Parameter(vocab, role="vector")
@@ -151,20 +128,22 @@ class MaskedHead(Module):
             self.weight = Parameter(vocab, config.d_model, std=config.init_std, role="head")
 
     def __call__(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.norm(ops.gelu(self.dense(x)))
+        h = self.dense(x)
+        h = self.norm(ops.relu(h) if self.activation == "relu" else ops.gelu(h, self.activation == "gelu_tanh"))
         return ops.linear(h, lowered(getattr(self, "weight", embedding), h), lowered(self.bias, h))
 
 
 class Transformer(Module):
     """`logits = model(tokens)`, `model.loss(tokens, targets)`. `seed` draws the weights; `backend` defaults to the current one.
 
-    With `seed` None nothing is drawn: the weights are to be read from somewhere (`weights.py`).
+    With `seed` None nothing is allocated: the weights are to be read from somewhere (`pretrained.py`), after `prepare`.
     """
 
     tokenizer: Any = None  # of the text that it was trained on, where it was loaded from a checkpoint
     weights: FileWeights | None = None  # of a model folder that it was opened from
     origin: Any = None  # that folder (`pretrained.Origin`)
     end_tokens: tuple[int, ...] = ()  # ids that end a text
+    expert_rows: Sequence[Array] = ()  # of each routed layer, the rows that its experts [E] were given, where that is counted
 
     def __init__(self, config: ModelConfig, seed: int | None = 0, dtype: str = "float32", backend: Backend | None = None) -> None:
         self.config = c = config
@@ -179,9 +158,7 @@ class Transformer(Module):
             self.head = MaskedHead(c, self.vocab_size)
         elif c.head == "lm" and not c.tie_embeddings:
             self.head = Linear(c.d_model, self.vocab_size, False, c.init_std, role="head")
-        if seed is None:
-            self.prepare(dtype, backend)
-        else:
+        if seed is not None:
             self.init(seed, dtype, backend)
 
     def setup(self, backend: Backend, dtype: str) -> None:
@@ -233,7 +210,8 @@ class Transformer(Module):
     ) -> Tensor:  # fmt: skip
         """tokens [B,T] int (or images [B,channels,height,width]) -> logits [B,T,V]; classes [B,n_classes]; without a head [B,T,D]
 
-        `attention_mask` [B,Tk]: 0 where padding. `cache` holds earlier positions and takes up these. `rng` None: evaluation.
+        `attention_mask` [B,T], or [B,Tk] with those of a cache: 0 where padding. `cache` holds earlier positions and takes up these.
+        `rng` None: evaluation.
         Raises ValueError for shapes, positions or ids that do not fit.
         """
         x, _ = self.hidden(tokens, attention_mask, positions, token_types, cache, rng)
@@ -267,6 +245,8 @@ class Transformer(Module):
                 stats.append(layer_stats)
         if self.config.norm_position == "pre":
             x = self.norm(x) if delta is None else self.norm.after_add(x, delta)[1]
+        for rows, layer_stats in zip(self.expert_rows, stats, strict=False):
+            rows[...] = rows + layer_stats.counts
         return x, stats
 
     def loss(
@@ -320,18 +300,20 @@ class Transformer(Module):
         if c.norm_position == "post":
             x = self.embed_norm(x)
         valid, token_valid = self._masks(attention_mask, b, t, past)
-        k_positions = None if cache is None else cache.place(pos, b, t)
+        if cache is not None:
+            cache.place(pos, valid, b, t)
         x = ops.astype(x, self.dtype)
-        return self.dropout(x, rng), Call(pos, k_positions, valid, token_valid, rng, cache)
+        return self.dropout(x, rng), Call(pos, valid, token_valid, rng, cache)
 
     def _masks(self, attention_mask: Any, b: int, t: int, past: int) -> tuple[Array | None, Array | None]:
         """Keys that count [B,Tk] and tokens that are routed [B,T], from a mask over all keys or over the new ones."""
         if attention_mask is None:
             return None, None
         valid = self._ints(attention_mask) != 0
-        if tuple(valid.shape) != (b, past + t):
-            raise ValueError(f"attention_mask has shape {tuple(valid.shape)}, expected {(b, past + t)}: a value for each key")
-        return valid, valid[:, past:]
+        shape = tuple(valid.shape)
+        if shape not in ((b, t), (b, past + t)):
+            raise ValueError(f"attention_mask has shape {shape}, expected {(b, past + t)}: a value for each key")
+        return valid, valid if shape == (b, t) else valid[:, past:]
 
     def _patches(self, images: Any) -> Tensor:
         """Images cut into patches, each a row of the patch embedding, after a class token.   [B,channels,S,S] -> [B,n_patches+1,D]"""

@@ -15,6 +15,7 @@ import numpy as np
 from minimoe import ops
 from minimoe.autograd import Tensor, current_backend, tensor
 from minimoe.backend import Array, Backend
+from minimoe.cache import KeyValueCache
 from minimoe.config import RopeConfig
 from minimoe.errors import CheckpointError, ConfigError
 from minimoe.frequencies import frequencies
@@ -253,25 +254,6 @@ class FeedForward(Module):
         return ops.ffn(x, w_up, w_down, up_bias, down_bias, self.activation)
 
 
-class KeyValueCache:
-    """Keys and values of one layer from earlier calls.   k, v [B,capacity,G,C]"""
-
-    def __init__(self, batch: int, capacity: int, groups: int, width: int, dtype: Any, backend: Backend) -> None:
-        self.k = backend.xp.zeros((batch, capacity, groups, width), dtype=dtype)
-        self.v = backend.xp.zeros((batch, capacity, groups, width), dtype=dtype)
-        self.length = 0
-
-    def append(self, k: Array, v: Array) -> tuple[Array, Array]:
-        """Add the keys and values of new positions [B,T,G,C]; gives all so far."""
-        stop = self.length + k.shape[1]
-        if stop > self.k.shape[1]:
-            raise ValueError(f"cache: {stop} positions do not fit into {self.k.shape[1]}")
-        self.k[:, self.length : stop, :, :] = k
-        self.v[:, self.length : stop, :, :] = v
-        self.length = stop
-        return self.k[:, :stop, :, :], self.v[:, :stop, :, :]
-
-
 class Attention(Module):
     """Attention with grouped heads: one product makes all of q, k, v, another joins the heads again.   [B,T,D] -> [B,T,D]
 
@@ -308,18 +290,19 @@ class Attention(Module):
             self.inv_freq = backend.from_host(angles.astype(np.float64 if dtype == "float64" else np.float32))
 
     def __call__(
-        self, x: Tensor, positions: Array, valid: Array | None = None, rng: Rng | None = None, cache: KeyValueCache | None = None,
-        k_positions: Array | None = None,
-    ) -> Tensor:  # fmt: skip
-        """x [B,T,D], positions [B or 1,T] int32, valid [B,Tk] bool: keys that count; with a cache, k_positions [B or 1,Tk] of all keys"""
+        self, x: Tensor, positions: Array, valid: Array | None = None, rng: Rng | None = None, cache: KeyValueCache | None = None
+    ) -> Tensor:
+        """x [B,T,D], positions [B or 1,T] int32, valid [B,T] bool: keys that count (with a cache, it knows which)"""
         b, t, _ = x.shape
         q, k, v = self._project(x, b, t, positions)
+        k_positions = positions
         if cache is not None:
-            k, v = (Tensor(array, x.backend) for array in cache.append(k.data, v.data))
+            k_seen, v_seen, k_positions, valid = cache.append(k.data, v.data)
+            k, v = Tensor(k_seen, x.backend), Tensor(v_seen, x.backend)
         dropout = self.dropout if rng is not None else 0.0
         y = ops.attention(
             q, k, v, lowered_or_none(self.sinks, q), scale=self.scale, causal=self.causal, window=self.window, q_pos=positions,
-            k_pos=positions if k_positions is None else k_positions, k_valid=valid, dropout=dropout,
+            k_pos=k_positions, k_valid=valid, dropout=dropout,
             rng=rng.draw(self.path, "attention_dropout") if rng is not None and dropout else None,
         )  # fmt: skip
         return self.o_proj(y.reshape(b, t, self.heads * self.v_width))
@@ -339,6 +322,12 @@ class Attention(Module):
         if inv_freq is not None:
             q, k = self._turn(q, positions), self._turn(k, positions)
         return q, k, v
+
+    def make_cache(self, batch: int, capacity: int, dtype: Any, backend: Backend) -> KeyValueCache:
+        """Buffers for so many columns, or for its window's where that is less."""
+        rolls = self.causal and 0 < self.window <= capacity
+        slots = self.window if rolls else capacity
+        return KeyValueCache(batch, slots, self.groups, (self.width, self.v_width), dtype, backend, rolls)
 
     def _turn(self, x: Tensor, positions: Array) -> Tensor:
         """Rotary positions.   [B,T,heads,C], whose first coordinates are turned"""

@@ -43,7 +43,7 @@ class Origin:
     folder: ModelFolder
     family: Family
     config: ModelConfig
-    kept: list[str]  # tensors that are not computed with
+    kept: dict[str, str]  # tensors that are not computed with, by the family's names: the folder's keys
 
 
 def model_config(folder: Path) -> tuple[ModelConfig, Family, Json]:
@@ -73,14 +73,17 @@ def open_folder(path: Path, dtype: str = "float32", backend: Backend | None = No
     if config.n_layers > len(folder.keys()):
         raise CheckpointError(f"{folder.path}: config.json says {config.n_layers} layers, and there are {len(folder.keys())} tensors")
     backend = backend or current_backend()
-    model = Transformer(config, seed=None, dtype=dtype, backend=backend)
+    model = Transformer(config, seed=None)
     parameters = dict(model.named_state())
     locations, kept = locate({name: p.shape for name, p in parameters.items()}, config, folder, found)
+    model.prepare(dtype, backend)  # not before sizes are known to be those of real tensors
     experts = {name: module for name, module in model.named_modules() if isinstance(module, Experts)}
     names = {path: [name for name in parameters if name.startswith(f"{path}.")] for path in experts}
     model.weights, shelves = attach(parameters, locations, names, backend, dtype, max_memory)
     for name, shelf in shelves.items():
         experts[name].on_demand = shelf.on_demand
+    e = config.moe.n_experts if config.moe is not None else 0
+    model.expert_rows = [backend.from_host(np.zeros(e, dtype=np.int32)) for _ in config.moe_layers()]
     model.origin = Origin(folder, found, config, kept)
     model.end_tokens = _end_tokens(folder)
     return model
@@ -111,8 +114,10 @@ def save_pretrained(model: Transformer, path: Path | str, dtype: str | None = No
     found = origin.family if origin is not None and same else family_for(model.config)
     written = Written(model, found, dtype)
     config = dict(origin.folder.config) if origin is not None and same else found.config_json(model.config)
-    if origin is not None and not same:
-        config |= {key: origin.folder.config[key] for key in KEPT if key in origin.folder.config and key not in config}
+    if not same:
+        kept = {key: origin.folder.config[key] for key in KEPT if key in origin.folder.config} if origin is not None else {}
+        unset = dict.fromkeys(("bos_token_id", "eos_token_id") if model.config.head == "lm" else ())  # else transformers fills them in
+        config = {**unset, **kept, **config}
     config.pop("quantization_config", None)
     config.pop("torch_dtype", None)
     config["dtype"] = written.main_dtype
@@ -176,10 +181,10 @@ class Written:
 
     def keep(self, origin: Origin) -> None:
         """Write these tensors of the folder that the model came from as they are."""
-        for key in origin.kept:
+        for name, key in origin.kept.items():
             entry = origin.folder.entry(key)
-            self.plan[key] = (entry.dtype, tuple(entry.shape))
-            self.makers[key] = lambda key=key: origin.folder.raw(key)  # type: ignore[misc]
+            self.plan[name] = (entry.dtype, tuple(entry.shape))
+            self.makers[name] = lambda key=key: origin.folder.raw(key)  # type: ignore[misc]
 
     def produce(self, key: str) -> Array:
         """A tensor in the plan's dtype."""

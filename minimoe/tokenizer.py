@@ -38,10 +38,15 @@ class Tokenizer(ABC):
 
     name: str
     vocab_size: int
+    mask_id: int | None = None  # of its mask token, where it has one
 
     @abstractmethod
     def encode(self, text: str, what: str = "text") -> Ids:
         """The ids of a text, int32 [n]. Raises `UserError` for what the vocabulary lacks, and calls the text `what` there."""
+
+    def encode_prompt(self, text: str) -> Ids:
+        """The ids of a text to go on from, with what begins one where the tokenizer has that (Llama's <s>)."""
+        return self.encode(text, "prompt")
 
     @abstractmethod
     def decode(self, ids: npt.ArrayLike) -> str:
@@ -197,10 +202,17 @@ class HuggingFaceTokenizer(Tokenizer):
         self._tokenizer.no_padding()
         self.name = json_file(path).name
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1  # ids may have holes
+        self.mask_id = next((id for id in map(self._tokenizer.token_to_id, ("[MASK]", "<mask>")) if id is not None), None)
 
     def encode(self, text: str, what: str = "text") -> Ids:
+        return self._encode(text, what, add_special_tokens=False)
+
+    def encode_prompt(self, text: str) -> Ids:
+        return self._encode(text, "prompt", add_special_tokens=True)
+
+    def _encode(self, text: str, what: str, add_special_tokens: bool) -> Ids:
         try:
-            return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+            return np.array(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids, np.int32)
         except Exception as error:  # the library raises nothing narrower
             raise UserError(f"{what}: {self.name} cannot encode it: {' '.join(str(error).split())}") from None
 

@@ -153,13 +153,12 @@ class ExpertSource:
 
 
 class Shelf:
-    """The experts of one layer: which of them are in memory, and how many rows each has been given."""
+    """The experts of one layer, and which of them are in memory."""
 
     def __init__(self, sources: list[ExpertSource], store: Store) -> None:
         self.sources, self.store = sources, store
         self.experts = sources[0].location.shape[0]
         self.here = np.zeros(self.experts, dtype=bool)
-        self.rows = np.zeros(self.experts, dtype=np.int64)  # since the model was opened
         self.open = False
         for source in sources:
             source.shelf = self
@@ -176,9 +175,7 @@ class Shelf:
         if bounds is None or self.sources[0].array is not None:
             yield
             return
-        rows = np.diff(np.asarray(bounds))
-        self.rows += rows
-        self.need(np.flatnonzero(rows))
+        self.need(np.flatnonzero(np.diff(np.asarray(bounds))))
         self.open = True
         try:
             yield

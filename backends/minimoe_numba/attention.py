@@ -143,7 +143,7 @@ def attention_heads(
     """
     tq, queries, v_width = y.shape[1], y.shape[2], y.shape[3]
     tk, heads = k_pos.shape[1], queries // groups
-    tokens = tokens_of_block(heads, tk)
+    tokens = min(tq, tokens_of_block(heads, tk))
     packed = np.empty((heads * tokens, width), np.float32)
     scores = np.empty(heads * tokens * tk, np.float32)
     values, shares = np.empty((heads * tokens, v_width), np.float32), np.empty(heads * tokens, np.float32)

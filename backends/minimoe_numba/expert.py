@@ -19,7 +19,8 @@ from minimoe.reference.expert import ExpertWeights
 from minimoe.reference.routing import Plan
 from minimoe_numba.activation import KINDS, activate, activate_backward
 from minimoe_numba.arrays import as_rows, optional, result, singles, zeros
-from minimoe_numba.compiling import compiled
+from minimoe_numba.blocks import add_to, at, block_of, gather, matrix_at
+from minimoe_numba.few_rows import PART, hidden_slices, output_slices
 from minimoe_numba.kernel import F1, F2, F3, I1, kernel
 from minimoe_numba.machine import machine
 from minimoe_numba.maths import ONE, ZERO
@@ -28,7 +29,7 @@ from minimoe_numba.routing import FastRouting
 from minimoe_numba.tape import contiguous, empty, traced
 
 BLOCK = 256  # rows at most: what a block's numbers take still fits in a core's own cache
-PART = 128  # columns of the hidden layer that are computed, activated and multiplied again before the next
+FEW = 64  # rows of all experts up to which their products are cut along the weights: each is read once, and that is what takes time
 NO_BIAS = np.zeros((0, 0), np.float32)
 
 
@@ -40,48 +41,6 @@ class Saved(NamedTuple):
     gate_weights: Array  # [N,W]
     plan: Plan
     weights: ExpertWeights
-
-
-@compiled
-def block_of(index, offsets, size):  # type: ignore[no-untyped-def]
-    """The expert and the rows of a block of at most `size`; past the last block no rows.   -> e, first, last"""
-    for e in range(len(offsets) - 1):
-        first, last = np.int64(offsets[e]), np.int64(offsets[e + 1])
-        blocks = (last - first + size - 1) // size
-        if index < blocks:
-            # even blocks: a product of few rows is slow
-            even = (last - first + blocks - 1) // blocks
-            return e, min(last, first + index * even), min(last, first + (index + 1) * even)
-        index -= blocks
-    return 0, 0, 0
-
-
-@compiled
-def at(x, row):  # type: ignore[no-untyped-def]
-    """The address of a row."""
-    return x.ctypes.data + row * x.shape[1] * 4
-
-
-@compiled
-def matrix_at(x, index):  # type: ignore[no-untyped-def]
-    """The address of one matrix of a stack."""
-    return x.ctypes.data + index * x.shape[1] * x.shape[2] * 4
-
-
-@compiled
-def gather(x, order, slots, first, y):  # type: ignore[no-untyped-def]
-    """y[r] = x[order[first + r] // slots]"""
-    for r in range(len(y)):
-        source = order[first + r] // slots
-        for d in range(y.shape[1]):
-            y[r, d] = x[source, d]
-
-
-@compiled
-def add_to(y, x):  # type: ignore[no-untyped-def]
-    """y += x, a row each"""
-    for d in range(len(x)):
-        y[d] += x[d]
 
 
 @kernel
@@ -311,6 +270,9 @@ class FastExpert(FastRouting):
         assert blas is not None
         r, (e, both, width) = len(plan.order), weights.up.shape
         before, y_rows = empty((r, both)), empty((r, width))
+        if r <= FEW:
+            self._forward_few(x, plan, weights, KINDS[activation], limit, before, y_rows)
+            return y_rows, before
         count, size = blocks(r, e)
         expert_blocks(
             count, 1, blas.sgemm, size, as_rows(x), plan.order, plan.inverse.shape[1], plan.offsets, whole(weights.up),
@@ -318,6 +280,21 @@ class FastExpert(FastRouting):
             before, y_rows,
         )  # fmt: skip
         return y_rows, before
+
+    def _forward_few(self, x: Array, plan: Plan, weights: ExpertWeights, kind: int, limit: float, before: Array, y_rows: Array) -> None:
+        """Fills before and y_rows, with the same sums as blocks of rows have."""
+        blas = machine().blas
+        assert blas is not None
+        r, (e, width, hidden_width) = len(plan.order), weights.down.shape
+        hidden, most = empty((r, hidden_width)), min(r, e)  # experts that have a row
+        up_bias, down_bias = optional(weights.up_bias, NO_BIAS), optional(weights.down_bias, NO_BIAS)
+        slices = -(-hidden_width // PART)
+        hidden_slices(
+            most * slices, 1, blas.sgemm, slices, as_rows(x), plan.order, plan.inverse.shape[1], plan.offsets, whole(weights.up), up_bias,
+            kind, limit, before, hidden,
+        )  # fmt: skip
+        slices = -(-width // PART)
+        output_slices(most * slices, 1, blas.sgemm, slices, plan.offsets, whole(weights.down), down_bias, hidden, y_rows)
 
     def _backward(
         self, dy: Array, saved: Saved, activation: str, limit: float, out: ExpertWeights | None, accumulate: bool

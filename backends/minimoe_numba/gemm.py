@@ -2,7 +2,7 @@
 
 After Goto and van de Geijn 2008 and the BLIS project: op(B) is packed, DEPTH rows and WIDE_BLOCK columns at a time, into panels of COLUMNS,
 each of which stays in the first cache while tiles of C (`vector.py`) are summed in registers over all rows of op(A). op(A) is read where it
-lies; only a transposed A is packed too, where many columns repay it.
+lies; only a transposed A is packed too, where many columns repay it. Few rows, as in decoding, take as long as it takes to read B, once.
 
     for columns j of C, WIDE_BLOCK at a time
         for depth k, DEPTH at a time              pack op(B)[k, j] into panels
@@ -21,9 +21,11 @@ from numba.core import types
 
 from minimoe_numba.compiling import compiled, kept, stamp
 from minimoe_numba.native import PLAIN, floats_at
-from minimoe_numba.vector import COLUMNS, ROWS, WIDTH, copy_of, prefetch, tile_of, transpose_square
+from minimoe_numba.vector import COLUMNS, ROWS, WIDTH, copy_of, prefetch, tile_of, transpose_square, turning_tile_of
 
 DEPTH, WIDE_BLOCK, TALL_BLOCK = 256, 512, 128
+FEW = 8  # rows of C up to which B is read where it lies: packing it would cost more than the product
+NARROW = 128  # columns up to which it is, if it is not transposed: they are read a strip at a time
 REPAYS = 48  # columns above which packing a transposed A repays its cost
 LINE = 16  # floats of a cache line: panels begin on one, and lie one apart from a power of two, so that they do not share a cache's ways
 TALL = ROWS[0]
@@ -32,7 +34,7 @@ copy_row, copy_column = copy_of(COLUMNS), copy_of(COPIED)
 
 
 def strip_of(sizes: tuple[int, ...], row_major: bool) -> Any:
-    """strip(a, stride, next_tile, panel, c, c_stride, rows, depth, add): tiles one below another, the tallest first.
+    """strip(a, stride, next_tile, panel, panel_stride, c, c_stride, rows, depth, add): tiles one below another, the tallest first.
 
     `next_tile`: the bytes in A from one of the tallest tiles to the next. Smaller ones follow each other's rows.
     """
@@ -40,24 +42,71 @@ def strip_of(sizes: tuple[int, ...], row_major: bool) -> Any:
     rest: Any = strip_of(sizes[1:], row_major) if len(sizes) > 1 else None
 
     @compiled
-    def last(a, stride, next_tile, panel, c, c_stride, rows, depth, add):  # type: ignore[no-untyped-def]
+    def last(a, stride, next_tile, panel, panel_stride, c, c_stride, rows, depth, add):  # type: ignore[no-untyped-def]
         if rows:
-            tile(a, stride, panel, c, c_stride, depth, add)
+            tile(a, stride, panel, panel_stride, c, c_stride, depth, add)
 
     @compiled
-    def strip(a, stride, next_tile, panel, c, c_stride, rows, depth, add):  # type: ignore[no-untyped-def]
+    def strip(a, stride, next_tile, panel, panel_stride, c, c_stride, rows, depth, add):  # type: ignore[no-untyped-def]
         while rows >= rows_here:
-            tile(a, stride, panel, c, c_stride, depth, add)
+            tile(a, stride, panel, panel_stride, c, c_stride, depth, add)
             a += next_tile
             c += 4 * rows_here * c_stride
             rows -= rows_here
-        rest(a, stride, step_of_rest * (stride if row_major else 1), panel, c, c_stride, rows, depth, add)
+        rest(a, stride, step_of_rest * (stride if row_major else 1), panel, panel_stride, c, c_stride, rows, depth, add)
 
     step_of_rest = 4 * sizes[1] if len(sizes) > 1 else 0
     return last if rest is None else strip
 
 
 strip_row_major, strip_column_major = strip_of(ROWS, True), strip_of(ROWS, False)
+
+
+def turning_strip_of(sizes: tuple[int, ...]) -> Any:
+    """The same for B read where it lies, WIDTH columns of C."""
+    rows_here, tile = sizes[0], turning_tile_of(sizes[0])
+    rest: Any = turning_strip_of(sizes[1:]) if len(sizes) > 1 else None
+
+    @compiled
+    def last(a, a_stride, b, b_stride, c, c_stride, rows, depth, add):  # type: ignore[no-untyped-def]
+        if rows:
+            tile(a, a_stride, b, b_stride, c, c_stride, depth, add)
+
+    @compiled
+    def strip(a, a_stride, b, b_stride, c, c_stride, rows, depth, add):  # type: ignore[no-untyped-def]
+        while rows >= rows_here:
+            tile(a, a_stride, b, b_stride, c, c_stride, depth, add)
+            a += 4 * rows_here * a_stride
+            c += 4 * rows_here * c_stride
+            rows -= rows_here
+        rest(a, a_stride, b, b_stride, c, c_stride, rows, depth, add)
+
+    return last if rest is None else strip
+
+
+turning_strip = turning_strip_of((8, 7, 6, 5, 4, 3, 2, 1))
+
+
+@compiled
+def few_rows_turned(m, n, k, a, lda, b, ldb, add, c, ldc):  # type: ignore[no-untyped-def]
+    """C = A B^T (+ C) without packing, for the columns of C that fill vectors.   -> how many those are"""
+    whole = n // WIDTH * WIDTH
+    for j in range(0, whole, WIDTH):
+        for first in range(0, k, DEPTH):
+            depth = min(DEPTH, k - first)
+            turning_strip(a + 4 * first, lda, b + 4 * (j * ldb + first), ldb, c + 4 * j, ldc, m, depth, 1 if first else add)
+    return whole
+
+
+@compiled
+def few_rows_plain(m, n, k, a, lda, b, ldb, add, c, ldc):  # type: ignore[no-untyped-def]
+    """C = A B (+ C), the same."""
+    whole = n // COLUMNS * COLUMNS
+    for first in range(0, k, DEPTH):
+        depth, sums = min(DEPTH, k - first), 1 if first else add
+        for j in range(0, whole, COLUMNS):
+            strip_row_major(a + 4 * first, lda, 4 * TALL * lda, b + 4 * (first * ldb + j), ldb, c + 4 * j, ldc, m, depth, sums)
+    return whole
 
 
 @compiled
@@ -150,6 +199,17 @@ def sgemm(order, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc)
     turned_a, turned_b = trans_a != PLAIN, trans_b != PLAIN
     if k == 0 or (beta != np.float32(0.0) and beta != np.float32(1.0)):
         scale(c, ldc, m, n, beta)
+    if m <= FEW and not turned_a and (turned_b or n <= NARROW):
+        add_to_c = 1 if beta != np.float32(0.0) else 0
+        if turned_b:
+            done = few_rows_turned(m, n, k, a, lda, b, ldb, add_to_c, c, ldc)
+        else:
+            done = few_rows_plain(m, n, k, a, lda, b, ldb, add_to_c, c, ldc)
+        b += 4 * done * (ldb if turned_b else 1)
+        c += 4 * done
+        n -= done
+        if n == 0:
+            return
     deep, packs_a = min(k, DEPTH), turned_a and n > REPAYS
     b_floats = (min(n, WIDE_BLOCK) + COLUMNS - 1) // COLUMNS * (deep * COLUMNS + LINE)
     a_floats = (min(m, TALL_BLOCK) // TALL + 1) * (deep * TALL + LINE) if packs_a else 0
@@ -177,11 +237,11 @@ def sgemm(order, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc)
                     whole = there == COLUMNS
                     place, stride, sums = (to, ldc, add) if whole else (edge, COLUMNS, 0)
                     if packs_a:
-                        strip_column_major(a_panels, TALL, panel_bytes(depth, TALL), panel, place, stride, rows, depth, sums)
+                        strip_column_major(a_panels, TALL, panel_bytes(depth, TALL), panel, COLUMNS, place, stride, rows, depth, sums)
                     elif turned_a:
-                        strip_column_major(a_here, lda, 4 * TALL, panel, place, stride, rows, depth, sums)
+                        strip_column_major(a_here, lda, 4 * TALL, panel, COLUMNS, place, stride, rows, depth, sums)
                     else:
-                        strip_row_major(a_here, lda, 4 * TALL * lda, panel, place, stride, rows, depth, sums)
+                        strip_row_major(a_here, lda, 4 * TALL * lda, panel, COLUMNS, place, stride, rows, depth, sums)
                     if not whole:
                         finish_edge(edge, to, ldc, rows, there, add)
     space[0] = np.float32(0.0)  # Numba frees an array after its last use, and does not see that its address is used

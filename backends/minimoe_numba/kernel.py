@@ -46,7 +46,7 @@ L1: TypeAlias = Annotated[npt.NDArray[np.int64], "int64", 1]
 B1: TypeAlias = Annotated[npt.NDArray[np.bool_], "bool", 1]
 B2: TypeAlias = Annotated[npt.NDArray[np.bool_], "bool", 2]
 
-SHARED = ("activation", "compiling", "kernel", "maths", "native", "vector")  # the files that kernels of other files take functions from
+SHARED = ("activation", "blocks", "compiling", "kernel", "maths", "native", "vector")  # what kernels of other files take functions from
 MAX_WORDS = 128  # of 8 bytes: what the arguments of one call take
 DATA = ctypes.sizeof(ctypes.c_void_p) * 2  # where CPython keeps the address of an array's numbers, behind count and type
 read = ctypes.c_void_p.from_address

@@ -7,6 +7,7 @@ from numba import carray
 
 from minimoe.backend import Array
 from minimoe_numba.arrays import optional, result, singles
+from minimoe_numba.gemm import FEW
 from minimoe_numba.kernel import F1, address, kernel
 from minimoe_numba.machine import machine
 from minimoe_numba.native import PLAIN, call_sgemm, pointer
@@ -15,6 +16,7 @@ from minimoe_numpy import NumpyBackend
 WORD = 4  # bytes of a float32
 SMALL = 2**18  # multiply-adds below which a product is one piece: some microseconds
 PIECES = 1  # a thread: more would balance better, but each packs the other side anew
+FEW_ROWS_SMALL, FEW_ROWS_PIECES = 2**15, 4  # the same where rows are few and nothing is packed: of weights, which are then what takes time
 ROUND = 32  # pieces end at a multiple of this, as tiles do
 
 
@@ -46,7 +48,10 @@ def multiply(a: Array, b: Array, c: Array, trans_a: int = 0, trans_b: int = 0, b
     assert blas is not None
     by_columns = n > m
     whole = n if by_columns else m
-    grain = shared_out(whole, m * n * k // SMALL)
+    if by_columns and m <= FEW:
+        grain = shared_out(whole, n * k // FEW_ROWS_SMALL, FEW_ROWS_PIECES)
+    else:
+        grain = shared_out(whole, m * n * k // SMALL)
     lda, ldb, ldc = (x.strides[0] // WORD for x in (a, b, c))
     product(
         whole, grain, blas.sgemm, trans_a, trans_b, m, n, k, address(a), lda, address(b), ldb, beta, address(c), ldc, optional(bias),
@@ -54,10 +59,10 @@ def multiply(a: Array, b: Array, c: Array, trans_a: int = 0, trans_b: int = 0, b
     )  # fmt: skip
 
 
-def shared_out(rows: int, pieces: int = 2**30) -> int:
-    """Rows to a piece for a product of so many rows: PIECES a thread, at most `pieces`."""
+def shared_out(rows: int, most: int = 2**30, each: int = PIECES) -> int:
+    """Rows to a piece for a product of so many rows: `each` a thread, at most `most` in all."""
     threads = machine().pool.threads
-    pieces = max(1, min(PIECES * threads, pieces)) if threads > 1 else 1
+    pieces = max(1, min(each * threads, most)) if threads > 1 else 1
     return -(-rows // (pieces * ROUND)) * ROUND
 
 

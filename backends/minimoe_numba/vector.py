@@ -27,6 +27,8 @@ FITS = WIDE or (has("avx2") and has("fma"))  # what the tiles below were measure
 WIDTH = 16 if WIDE else 8 if FITS else 4  # floats of a vector
 VECTORS = 2  # of a row of a tile
 COLUMNS = VECTORS * WIDTH
+STEPS = tuple(step for step in (1, 2, 4, 8) if step < WIDTH)
+AHEAD = 64  # floats of a row of B that are asked for beforehand where it is read as it lies
 ROWS = (12, 8, 4, 2, 1) if WIDE else (6, 4, 2, 1)  # of a tile; the largest fills 24 of 32 registers with sums, or 12 of 16
 VECTOR = ir.VectorType(FLOAT, WIDTH)
 
@@ -56,14 +58,14 @@ def prefetch_at(builder: Any, place: Any, for_writing: int) -> None:
 def tile_of(rows: int, row_major: bool) -> Any:
     """The innermost loop of a product: sums of `rows` x COLUMNS in registers.
 
-    tile(a, stride, panel, c, c_stride, depth, add):  c[i, j] = (c[i, j] if add) + sum over k < depth of a[i, k] panel[k, j]
-    a[i, k] is at a + i * stride + k (row major) or a + i + k * stride; panel [depth,COLUMNS] without gaps.
+    tile(a, stride, panel, panel_stride, c, c_stride, depth, add):  c[i, j] = (c[i, j] if add) + sum over k < depth of a[i, k] panel[k, j]
+    a[i, k] is at a + i * stride + k (row major) or a + i + k * stride; panel [depth,COLUMNS].
     """
 
     @intrinsic
-    def tile(typing: Any, a: Any, stride: Any, panel: Any, c: Any, c_stride: Any, depth: Any, add: Any) -> Any:
+    def tile(typing: Any, a: Any, stride: Any, panel: Any, panel_stride: Any, c: Any, c_stride: Any, depth: Any, add: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            a, stride, panel, c, c_stride, depth, add = args
+            a, stride, panel, panel_stride, c, c_stride, depth, add = args
             a, panel, c = (builder.inttoptr(x, FLOAT.as_pointer()) for x in (a, panel, c))
             rows_of_c = [builder.mul(c_stride, number(i)) for i in range(rows)]
             to = [[vector_at(builder, c, builder.add(row, number(v * WIDTH))) for v in range(VECTORS)] for row in rows_of_c]
@@ -75,10 +77,9 @@ def tile_of(rows: int, row_major: bool) -> Any:
             k, a_k, panel_k = builder.phi(INT64), builder.phi(a.type), builder.phi(panel.type)
             sums = [[builder.phi(VECTOR) for _ in range(VECTORS)] for _ in range(rows)]
             right = [builder.load(vector_at(builder, panel_k, number(v * WIDTH)), align=4) for v in range(VECTORS)]
-            nothing = ir.Constant(VECTOR, ir.Undefined)
             for i in range(rows):
                 one = builder.load(builder.gep(a_k, [builder.mul(stride, number(i)) if row_major else number(i)]), align=4)
-                left = builder.shuffle_vector(builder.insert_element(nothing, one, ir.Constant(INT32, 0)), nothing, lanes([0] * WIDTH))
+                left = spread(builder, one)
                 for v in range(VECTORS):
                     total = builder.fadd(builder.fmul(left, right[v], flags=FUSED), sums[i][v], flags=FUSED)
                     sums[i][v].add_incoming(ir.Constant(VECTOR, [0.0] * WIDTH), before)
@@ -87,7 +88,7 @@ def tile_of(rows: int, row_major: bool) -> Any:
             following = builder.add(k, number(1))
             for value, first, then in (
                 (k, number(0), following), (a_k, a, builder.gep(a_k, [number(1) if row_major else stride])),
-                (panel_k, panel, builder.gep(panel_k, [number(COLUMNS)])),
+                (panel_k, panel, builder.gep(panel_k, [panel_stride])),
             ):  # fmt: skip
                 value.add_incoming(first, before)
                 value.add_incoming(then, loop)
@@ -103,32 +104,132 @@ def tile_of(rows: int, row_major: bool) -> Any:
                         builder.store(total, place, align=4)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 7), generate
+        return types.void(*[types.int64] * 8), generate
 
     return tile
 
 
+def exchanged(builder: Any, rows: list[Any], steps: tuple[int, ...]) -> list[Any]:
+    """Vectors that exchange blocks of so many lanes: of a square, with all steps 1, 2, 4 .. below its side, the columns."""
+    rows = list(rows)
+    for step in steps:
+        low = lanes([WIDTH + (lane ^ step) if lane & step else lane for lane in range(WIDTH)])
+        high = lanes([WIDTH + lane if lane & step else lane ^ step for lane in range(WIDTH)])
+        for i in (i for i in range(len(rows)) if not i & step):
+            pair = rows[i], rows[i | step]
+            rows[i], rows[i | step] = builder.shuffle_vector(*pair, low), builder.shuffle_vector(*pair, high)
+    return rows
+
+
 @intrinsic
 def transpose_square(typing: Any, source: Any, stride: Any, to: Any, to_stride: Any) -> Any:
-    """to[j, i] = source[i, j] for WIDTH rows and columns, by exchanging blocks of 1, 2, 4 .. lanes between rows."""
+    """to[j, i] = source[i, j] for WIDTH rows and columns."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         source, stride, to, to_stride = args
         source, to = builder.inttoptr(source, FLOAT.as_pointer()), builder.inttoptr(to, FLOAT.as_pointer())
         rows = [builder.load(vector_at(builder, source, builder.mul(stride, number(i))), align=4) for i in range(WIDTH)]
-        step = 1
-        while step < WIDTH:
-            low = lanes([WIDTH + (lane ^ step) if lane & step else lane for lane in range(WIDTH)])
-            high = lanes([WIDTH + lane if lane & step else lane ^ step for lane in range(WIDTH)])
-            for i in (i for i in range(WIDTH) if not i & step):
-                pair = rows[i], rows[i | step]
-                rows[i], rows[i | step] = builder.shuffle_vector(*pair, low), builder.shuffle_vector(*pair, high)
-            step *= 2
-        for i, row in enumerate(rows):
+        for i, row in enumerate(exchanged(builder, rows, STEPS)):
             builder.store(row, vector_at(builder, to, builder.mul(to_stride, number(i))), align=4)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 4), generate
+
+
+def four_columns(builder: Any, rows: list[Any], k: Any) -> list[Any]:
+    """Four columns from k on of WIDTH rows (pointers), as vectors.
+
+    Fours of different rows are loaded side by side into one vector, so that only neighbours need be exchanged, and few vectors are alive.
+    """
+    kind = ir.VectorType(FLOAT, 4)
+    vectors = []
+    for i in range(4):
+        parts = [builder.load(builder.bitcast(builder.gep(row, [k]), kind.as_pointer()), align=4) for row in rows[i::4]]
+        while len(parts) > 1:
+            all_lanes = ir.Constant(ir.VectorType(INT32, 2 * parts[0].type.count), list(range(2 * parts[0].type.count)))
+            parts = [builder.shuffle_vector(*pair, all_lanes) for pair in zip(parts[::2], parts[1::2], strict=True)]
+        vectors.append(parts[0])
+    return exchanged(builder, vectors, (1, 2))
+
+
+def turning_tile_of(rows: int) -> Any:
+    """Sums of `rows` x WIDTH in registers, B read where it lies: for so few rows that packing it would cost more than the product.
+
+    tile(a, a_stride, b, b_stride, c, c_stride, depth, add):  c[i, j] = (c[i, j] if add) + sum over k < depth of a[i, k] b[j, k]
+    The sums are those of `tile_of`, in the same order.
+    """
+
+    @intrinsic
+    def tile(typing: Any, a: Any, a_stride: Any, b: Any, b_stride: Any, c: Any, c_stride: Any, depth: Any, add: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            a, a_stride, b, b_stride, c, c_stride, depth, add = args
+            a, b, c = (builder.inttoptr(x, FLOAT.as_pointer()) for x in (a, b, c))
+            rows_of_a = [builder.gep(a, [builder.mul(a_stride, number(i))]) for i in range(rows)]
+            rows_of_b = [builder.gep(b, [builder.mul(b_stride, number(j))]) for j in range(WIDTH)]
+            squares = builder.mul(builder.udiv(depth, number(WIDTH)), number(WIDTH))
+
+            def add_products(sums: list[Any], column: Any, k: Any) -> list[Any]:
+                left = [builder.load(builder.gep(row, [k]), align=4) for row in rows_of_a]
+                return [
+                    builder.fadd(builder.fmul(spread(builder, one), column, flags=FUSED), total, flags=FUSED)
+                    for one, total in zip(left, sums, strict=True)
+                ]
+
+            def squares_at(k: Any, sums: list[Any]) -> list[Any]:
+                for row in rows_of_b:
+                    prefetch_at(builder, builder.gep(row, [builder.add(k, number(AHEAD))]), for_writing=0)
+                for first in range(0, WIDTH, 4):
+                    for step, column in enumerate(four_columns(builder, rows_of_b, builder.add(k, number(first)))):
+                        sums = add_products(sums, column, builder.add(k, number(first + step)))
+                return sums
+
+            def single_at(k: Any, sums: list[Any]) -> list[Any]:
+                column = ir.Constant(VECTOR, ir.Undefined)
+                for j, row in enumerate(rows_of_b):
+                    column = builder.insert_element(column, builder.load(builder.gep(row, [k]), align=4), ir.Constant(INT32, j))
+                return add_products(sums, column, k)
+
+            sums = [ir.Constant(VECTOR, [0.0] * WIDTH)] * rows
+            sums = loop(builder, number(0), squares, WIDTH, sums, squares_at)
+            sums = loop(builder, squares, depth, 1, sums, single_at)
+            places = [vector_at(builder, c, builder.mul(c_stride, number(i))) for i in range(rows)]
+            with builder.if_else(builder.icmp_signed("!=", add, number(0))) as (adding, writing):
+                with adding:
+                    for total, place in zip(sums, places, strict=True):
+                        builder.store(builder.fadd(total, builder.load(place, align=4)), place, align=4)
+                with writing:
+                    for total, place in zip(sums, places, strict=True):
+                        builder.store(total, place, align=4)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 8), generate
+
+    return tile
+
+
+def spread(builder: Any, one: Any) -> Any:
+    """A float in every lane."""
+    nothing = ir.Constant(VECTOR, ir.Undefined)
+    return builder.shuffle_vector(builder.insert_element(nothing, one, ir.Constant(INT32, 0)), nothing, lanes([0] * WIDTH))
+
+
+def loop(builder: Any, start: Any, stop: Any, step: int, values: list[Any], body: Any) -> list[Any]:
+    """values = body(k, values) for k from start to stop."""
+    before = builder.basic_block
+    head, inside, after = (builder.append_basic_block(name) for name in ("head", "inside", "after"))
+    builder.branch(head)
+    builder.position_at_end(head)
+    k, carried = builder.phi(INT64), [builder.phi(value.type) for value in values]
+    builder.cbranch(builder.icmp_signed("<", k, stop), inside, after)
+    builder.position_at_end(inside)
+    results = body(k, list(carried))
+    end, following = builder.basic_block, builder.add(k, number(step))
+    builder.branch(head)
+    for phi, first, then in ((k, start, following), *zip(carried, values, results, strict=True)):
+        phi.add_incoming(first, before)
+        phi.add_incoming(then, end)
+    builder.position_at_end(after)
+    return carried
 
 
 def copy_of(count: int) -> Any:

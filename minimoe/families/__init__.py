@@ -7,8 +7,9 @@ tests/test_families.py then checks its round trip, tests/parity/test_pretrained.
 from importlib import import_module
 
 from minimoe.config import ModelConfig
-from minimoe.errors import ConfigError, UserError, nearest
+from minimoe.errors import ConfigError, UserError
 from minimoe.families.family import Family
+from minimoe.tensorheader import shown
 
 NAMES = ("gpt2", "bert", "vit", "llama", "mistral", "mixtral", "olmoe", "qwen3_moe", "gpt_oss", "deepseek_v3")
 
@@ -16,8 +17,7 @@ NAMES = ("gpt2", "bert", "vit", "llama", "mistral", "mixtral", "olmoe", "qwen3_m
 def family(model_type: object) -> Family:
     """The family of a config.json's `model_type`. Raises UserError for one that is not known, with those that are."""
     if model_type not in NAMES:
-        known = f" (known: {', '.join(NAMES)})"
-        raise UserError(f"model_type = {model_type!r} is not known here{nearest(str(model_type)[:80], NAMES) if model_type else known}")
+        raise UserError(f"model_type = {shown(model_type)} is not known here (known: {', '.join(NAMES)})")
     found: Family = import_module(f"minimoe.families.{model_type}").FAMILY
     return found
 
@@ -27,9 +27,13 @@ def family_for(config: ModelConfig) -> Family:
     judged = []
     for name in NAMES:
         found = family(name)
-        problems = found.contradictions(config)
+        try:
+            problems = found.contradictions(config)
+            judged.append((False, len(problems), name, problems))
+        except ConfigError as error:
+            judged.append((True, 1, name, [str(error)]))
+            continue
         if not problems:
             return found
-        judged.append((len(problems), name, problems))
-    _, name, problems = min(judged, key=lambda one: one[0])
+    *_, name, problems = min(judged)
     raise ConfigError(f"no family expresses this model; the nearest is {name}, but {'; '.join(problems[:3])}")

@@ -28,9 +28,11 @@ def names(config: ModelConfig) -> Names:
     if config.head == "mlm":
         yield from pair("head.dense", "cls.predictions.transform.dense")
         yield from pair("head.norm", "cls.predictions.transform.LayerNorm")
-        yield "head.bias", whole("cls.predictions.bias")
-        if not config.tie_embeddings:
+        bias = whole("cls.predictions.bias")
+        if not config.tie_embeddings:  # the bias that is added is then the decoder's own
             yield "head.weight", whole("cls.predictions.decoder.weight")
+            bias = whole("cls.predictions.decoder.bias") + bias
+        yield "head.bias", bias
 
 
 def read(given: Json, tables: Tables) -> None:
@@ -42,7 +44,7 @@ def read(given: Json, tables: Tables) -> None:
 
 def write(config: ModelConfig, written: Json) -> None:
     theirs = {ours: name for name, ours in reversed(ACTIVATIONS.items())}
-    written["hidden_act"] = theirs.get(config.activation, config.activation)
+    written |= {"hidden_act": theirs.get(config.activation, config.activation), "pad_token_id": config.pad_token_id}
 
 
 FAMILY = Family(
@@ -78,6 +80,6 @@ FAMILY = Family(
     copies={
         "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.bias": "cls.predictions.bias",
     },
-    unused=(r"^bert\.pooler\.", r"^cls\.seq_relationship\."),
+    unused=(r"^bert\.pooler\.", r"^cls\.seq_relationship\.", r"^cls\.predictions\.bias$"),
     dropped=(r"\.position_ids$",),
 )

@@ -10,7 +10,7 @@ COPIES = {"lm_head.weight": "model.embed_tokens.weight"}
 DROPPED = (r"\.rotary_emb\.inv_freq$",)
 
 
-def keys(eps: float, kv_heads: int | None = None, seq_len: int | type = Absent) -> dict[str, Key]:
+def keys(eps: float, kv_heads: int | None = None, seq_len: int | type = Absent, padding: int | None = None) -> dict[str, Key]:
     """Keys that all have. The defaults are those that differ from family to family."""
     return {
         "model.vocab_size": Key("vocab_size"),
@@ -21,6 +21,7 @@ def keys(eps: float, kv_heads: int | None = None, seq_len: int | type = Absent) 
         "model.d_hidden": Key("intermediate_size"),
         "model.max_seq_len": Key("max_position_embeddings", seq_len),
         "model.norm_eps": Key("rms_norm_eps", eps),
+        "model.pad_token_id": Key("pad_token_id", padding),
         "model.tie_embeddings": Key("tie_word_embeddings", False),
         "model.attention_dropout": Key("attention_dropout", 0.0),
         "model.init_std": Key("initializer_range", 0.02),

@@ -51,7 +51,7 @@ def write(config: ModelConfig, written: Json) -> None:
     write_rotary(config, written)
     routed = config.moe_layers()
     written["first_k_dense_replace"] = min(routed) if routed else config.n_layers
-    written["num_nextn_predict_layers"] = 0
+    written |= {"num_nextn_predict_layers": 0, "rope_interleave": config.interleaved}
     if written["q_lora_rank"] == 0:
         written["q_lora_rank"] = None
 
@@ -84,5 +84,6 @@ FAMILY = Family(
     write=write,
     copies=COPIES,
     unused=(r"^model\.layers\.(?P<beyond>\d+)\.",),  # layers past the last predict further tokens in training
+    further=Key("num_nextn_predict_layers", 1, ("num_mtp_layers",)),
     dropped=DROPPED,
 )

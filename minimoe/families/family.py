@@ -16,15 +16,23 @@ import msgspec
 from minimoe.config import ModelConfig, config_from_tables
 from minimoe.errors import ConfigError
 from minimoe.families.layout import Names
+from minimoe.tensorheader import shown
 
 Json = dict[str, Any]
 MOST_LAYERS = 10_000
+MOST_NUMBER = 2**63 - 1
 Tables = dict[str, dict[str, Any]]  # {"model": {...}, "moe": {...}} as in a TOML file
 
 # What does not change a prediction: a family need not express it.
 TRAINING = {"model.dropout", "model.attention_dropout", "model.init_std", "model.pad_token_id"} | {
     f"moe.{key}" for key in ("capacity_factor", "drop_priority", "jitter", "jitter_experts", "noise_std", "aux_loss_coef", "aux_convention",
                              "z_loss_coef", "bias_rate", "router_bias_std")
+}  # fmt: skip
+
+# Keys of which null says the same as their absence from a ModelConfig; any other would silently take a value of ours.
+NULLABLE = TRAINING | {
+    "model.n_kv_heads", "model.head_dim", "model.sliding_window", "model.tie_embeddings", "model.attention_bias", "model.bias",
+    "model.attention.interleaved", "model.mla.q_rank", "moe.n_groups", "moe.top_groups",
 }  # fmt: skip
 
 
@@ -60,6 +68,7 @@ class Family:
     aliases: tuple[tuple[str, str], ...] = ()  # other spellings of tensors' names: pattern, the spelling of `names`
     copies: Mapping[str, str] = field(default_factory=dict)  # tensors that repeat another where weights are tied
     unused: tuple[str, ...] = ()  # patterns of tensors that are not computed with, and are kept when the model is saved again
+    further: Key | None = None  # how many layers past the last, whose number is (?P<beyond>...) in a pattern of `unused`, there may be
     dropped: tuple[str, ...] = ()  # patterns of tensors that hold constants
 
     # ---- config.json -> ModelConfig -------------------------------------------------------------------------------------------------
@@ -68,8 +77,8 @@ class Family:
         """The configuration that a config.json means. Raises ConfigError naming the key that is missing, wrong or not computed here."""
         for name, values in self.only.items():
             if given.get(name, values[0]) not in values:
-                shown = " or ".join(repr(value) for value in values)
-                raise ConfigError(f"{name} = {given[name]!r} is not computed here: {self.model_type} is, with {name} = {shown}")
+                known = " or ".join(repr(value) for value in values)
+                raise ConfigError(f"{name} = {shown(given[name])} is not computed here: {self.model_type} is, with {name} = {known}")
         tables: Tables = {"model": {}, "moe": {}}
         for path, value in self.fixed.items():
             put(tables, path, value)
@@ -77,12 +86,17 @@ class Family:
             value = key.value(given)
             if value is Absent:
                 raise ConfigError(f"{key.name} is missing: {self.model_type} needs it")
+            if value is None and key.default is not None and path not in NULLABLE:
+                raise ConfigError(f"{key.name} is null: {self.model_type} needs a value")
             if value is not None:
                 put(tables, path, value)
+        padding, vocab = get(tables, "model.pad_token_id"), get(tables, "model.vocab_size")
+        if isinstance(padding, int) and isinstance(vocab, int) and -vocab <= padding < 0:
+            put(tables, "model.pad_token_id", vocab + padding)  # counted from the end, as in PyTorch
         put(tables, "model.head", self.head(given))
         layers = tables["model"].get("n_layers")
         if not isinstance(layers, int) or layers > MOST_LAYERS:
-            raise ConfigError(f"{self.keys['model.n_layers'].name} = {layers!r}: expected a number of layers, {MOST_LAYERS} at most")
+            raise ConfigError(f"{self.keys['model.n_layers'].name} = {shown(layers)}: expected a number of layers, {MOST_LAYERS} at most")
         try:
             self.read(given, tables)
         except (TypeError, ValueError, KeyError, AttributeError) as error:
@@ -92,6 +106,7 @@ class Family:
         if not tables["moe"]:
             del tables["moe"]
         try:
+            refuse_huge(tables)
             return config_from_tables(tables, self.model_type).model
         except ConfigError as error:
             raise ConfigError(self._in_their_words(str(error))) from None
@@ -99,9 +114,9 @@ class Family:
     def head(self, given: Json) -> str:
         """The head by the class that config.json names; where it names none, the first. Raises ConfigError for an unknown class."""
         named = given.get("architectures") or [next(iter(self.architectures))]
-        if not isinstance(named, list) or named[0] not in self.architectures:
+        if not isinstance(named, list) or not isinstance(named[0], str) or named[0] not in self.architectures:
             known = ", ".join(self.architectures)
-            raise ConfigError(f"architectures = {named!r} is not computed here: {self.model_type} is, as {known}")
+            raise ConfigError(f"architectures = {shown(named)} is not computed here: {self.model_type} is, as {known}")
         return self.architectures[named[0]]
 
     def _in_their_words(self, message: str) -> str:
@@ -114,6 +129,7 @@ class Family:
     def config_json(self, config: ModelConfig) -> Json:
         """The config.json of a model. What the family cannot express is left out: see `contradictions`."""
         tables = built_in(config)
+        say_plainly(tables["moe"])
         written: Json = {"model_type": self.model_type}
         architecture = next((name for name, head in self.architectures.items() if head == config.head), next(iter(self.architectures)))
         written["architectures"] = [architecture]
@@ -124,12 +140,11 @@ class Family:
         return written
 
     def contradictions(self, config: ModelConfig) -> list[str]:
-        """What would be another model if this one were written in the family's words; empty where it can be."""
-        try:
-            back = essence(self.model_config(self.config_json(config)))
-        except ConfigError as error:
-            return [str(error)]
-        ours = essence(config)
+        """What would be another model if this one were written in the family's words; empty where it can be.
+
+        Raises ConfigError where the family has no words for it.
+        """
+        back, ours = essence(self.model_config(self.config_json(config))), essence(config)
         return [
             f"{path} is {back.get(path)!r} there, not {ours.get(path)!r}"
             for path in sorted(ours.keys() | back.keys())
@@ -162,19 +177,33 @@ def essence(config: ModelConfig) -> dict[str, Any]:
     if not config.bias and config.norm == "layer":
         model["norm"] = "layer without bias"
     if config.image_size:
-        del model["max_seq_len"]
+        del model["max_seq_len"], model["vocab_size"]
     if model.get("attention") == {"sinks": False, "interleaved": False}:
         model["attention"] = None
     if not routed:
         moe.clear()
     else:
         del moe["every"], moe["layers"]
-        if moe["router"] == "switch":  # the largest p, with weight p
-            moe |= {"router": "softmax_topk", "norm_topk_prob": False}
-        if moe["router"] == "topk_softmax":  # the softmax over k logits is p over the sum of those k
-            moe |= {"router": "softmax_topk", "norm_topk_prob": True}
+        say_plainly(moe)
     found = {f"{table}.{key}": value for table in tables for key, value in tables[table].items()}
     return {path: value for path, value in found.items() if path not in TRAINING}
+
+
+def say_plainly(moe: dict[str, Any]) -> None:
+    """Routers that are softmax_topk by another name, in place."""
+    if moe.get("router") == "switch":  # the largest p, with weight p
+        moe |= {"router": "softmax_topk", "norm_topk_prob": False}
+    if moe.get("router") == "topk_softmax":  # the softmax over k logits is p over the sum of those k
+        moe |= {"router": "softmax_topk", "norm_topk_prob": True}
+
+
+def refuse_huge(table: Mapping[str, Any], path: str = "") -> None:
+    """Raises ConfigError for a whole number that no machine counts to."""
+    for name, value in table.items():
+        if isinstance(value, dict):
+            refuse_huge(value, f"{path}{name}.")
+        elif isinstance(value, int) and abs(value) > MOST_NUMBER:
+            raise ConfigError(f"{path}{name} is too large a number: {shown(value)}")
 
 
 def put(tables: Tables, path: str, value: Any) -> None:

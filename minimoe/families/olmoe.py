@@ -27,11 +27,16 @@ def read(given: Json, tables: Tables) -> None:
     read_rotary(given, tables, 10000.0)
 
 
+def write(config: ModelConfig, written: Json) -> None:
+    write_rotary(config, written)
+    written["pad_token_id"] = config.pad_token_id
+
+
 FAMILY = Family(
     model_type="olmoe",
     architectures={"OlmoeForCausalLM": "lm"},
     keys={
-        **keys(eps=1e-5, seq_len=4096),
+        **keys(eps=1e-5, seq_len=4096, padding=1),
         "model.attention_bias": Key("attention_bias", False),
         "moe.d_hidden": Key("intermediate_size"),
         "moe.n_experts": Key("num_experts", 64, ("num_local_experts",)),
@@ -43,7 +48,7 @@ FAMILY = Family(
     only={"hidden_act": SILU, "clip_qkv": (None,)},
     names=names,
     read=read,
-    write=write_rotary,
+    write=write,
     copies=COPIES,
     dropped=DROPPED,
 )

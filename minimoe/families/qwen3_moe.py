@@ -1,19 +1,24 @@
 """Qwen3-MoE (2025): many small experts, queries and keys normalised head by head; some layers may be dense."""
 
 from minimoe.config import ModelConfig
+from minimoe.errors import ConfigError
 from minimoe.families.decoder import COPIES, DROPPED, FIXED, SILU, keys
 from minimoe.families.family import Family, Json, Key, Tables
 from minimoe.families.olmoe import names
 from minimoe.families.rotary import read_rotary, write_rotary
+from minimoe.tensorheader import shown
 
 
 def read(given: Json, tables: Tables) -> None:
     read_rotary(given, tables, 10000.0)
-    model, dense = tables["model"], given.get("mlp_only_layers") or []
+    model, dense, step = tables["model"], given.get("mlp_only_layers"), given.get("decoder_sparse_step", 1)
+    if not isinstance(dense, list | None):
+        raise ConfigError(f"mlp_only_layers = {shown(dense)}: expected a list of layers")
+    if not isinstance(step, int) or step < 1:
+        raise ConfigError(f"decoder_sparse_step = {shown(step)}: expected a whole number above 0")
     if given.get("use_sliding_window"):
-        model["sliding_window"] = given.get("sliding_window") or 0
-    step = given.get("decoder_sparse_step", 1)
-    tables["moe"]["layers"] = [i for i in range(model["n_layers"]) if i not in dense and (i + 1) % step == 0]
+        model["sliding_window"] = given.get("sliding_window", 4096) or 0
+    tables["moe"]["layers"] = [i for i in range(model["n_layers"]) if i not in (dense or ()) and (i + 1) % step == 0]
 
 
 def write(config: ModelConfig, written: Json) -> None:

@@ -8,11 +8,17 @@ from minimoe.errors import ConfigError
 from minimoe.families.bert import ACTIVATIONS
 from minimoe.families.family import Family, Json, Key, Tables
 from minimoe.families.layout import Names, pair, rows, whole
+from minimoe.tensorheader import shown
 
 MODULES = {
     "attention_norm": "layernorm_before", "attention.o_proj": "attention.output.dense", "ffn_norm": "layernorm_after",
     "ffn.up_proj": "intermediate.dense", "ffn.down_proj": "output.dense",
 }  # fmt: skip
+SPELLINGS = (  # of transformers 5, where it is told not to write those of before
+    (r"^vit\.layers\.", "vit.encoder.layer."), (r"\.q_proj\.", ".attention.query."), (r"\.k_proj\.", ".attention.key."),
+    (r"\.v_proj\.", ".attention.value."), (r"\.o_proj\.", ".output.dense."), (r"\.mlp\.fc1\.", ".intermediate.dense."),
+    (r"\.mlp\.fc2\.", ".output.dense."),
+)  # fmt: skip
 
 
 def names(config: ModelConfig) -> Names:
@@ -41,8 +47,10 @@ def read(given: Json, tables: Tables) -> None:
     for key in ("image_size", "patch_size"):
         if isinstance(model[key], list):
             if len(set(map(str, model[key]))) != 1:
-                raise ConfigError(f"{key} = {model[key]} is not computed here: images and patches are squares")
+                raise ConfigError(f"{key} = {shown(model[key])} is not computed here: images and patches are squares")
             model[key] = model[key][0]
+    if not model["image_size"]:
+        raise ConfigError(f"image_size = {model['image_size']!r}: expected a number of pixels above 0")
 
 
 def write(config: ModelConfig, written: Json) -> None:
@@ -76,4 +84,5 @@ FAMILY = Family(
     names=names,
     read=read,
     write=write,
+    aliases=SPELLINGS,
 )

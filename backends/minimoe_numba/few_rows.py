@@ -1,0 +1,68 @@
+"""The experts' forward where rows are few, as in decoding: the time is that of reading the weights, which are shared out to threads.
+
+Two kernels, whose pieces are slices of one expert's weights: rows gathered -> up product -> activation, then the down product. Both sum as
+`expert.py` does, so the results are the same bits.
+"""
+
+import numpy as np
+
+from minimoe_numba.activation import activate
+from minimoe_numba.blocks import add_to, at, block_of, gather
+from minimoe_numba.kernel import F2, F3, I1, kernel
+from minimoe_numba.maths import ONE, ZERO
+from minimoe_numba.native import PLAIN, TRANSPOSED, call_sgemm
+
+PART = 128  # columns of the hidden layer that are computed, activated and multiplied again before the next
+NEAR = 16  # rows of the down weights that are read side by side
+
+
+@kernel
+def hidden_slices(
+    start: int, stop: int, sgemm: int, slices: int, x: F2, order: I1, slots: int, offsets: I1, up: F3, up_bias: F2, kind: int,
+    limit: float, before: F2, hidden: F2,
+) -> None:  # fmt: skip
+    """`slices` units for each expert that has rows: PART columns of before [R,O] and hidden [R,H]."""
+    width, both, hidden_width = x.shape[1], before.shape[1], hidden.shape[1]
+    rows = np.empty((len(order), width), np.float32)
+    for unit in range(start, stop):
+        e, first, last = block_of(unit // slices, offsets, len(order))
+        m, column = last - first, unit % slices * PART
+        if m == 0:
+            continue
+        count, other = min(PART, hidden_width - column), both - hidden_width + column
+        gather(x, order, slots, first, rows[:m])
+        for half in range(both // hidden_width):
+            place = half * hidden_width + column
+            call_sgemm(
+                sgemm, PLAIN, TRANSPOSED, m, count, width, rows.ctypes.data, width, at(up[e], place), width, ZERO,
+                at(before, first) + 4 * place, both,
+            )  # fmt: skip
+        for r in range(first, last):
+            gate, other_half = before[r, column : column + count], before[r, other : other + count]
+            if up_bias.size:
+                add_to(gate, up_bias[e, column : column + count])
+                if both > hidden_width:
+                    add_to(other_half, up_bias[e, other : other + count])
+            activate(gate, other_half, hidden[r, column : column + count], kind, limit)
+    rows[0, 0] = ZERO  # Numba frees an array after its last use, and does not see that a product has its address
+
+
+@kernel
+def output_slices(start: int, stop: int, sgemm: int, slices: int, offsets: I1, down: F3, down_bias: F2, hidden: F2, y_rows: F2) -> None:
+    """`slices` units for each expert that has rows: PART columns of y_rows [R,D], NEAR at a time."""
+    width, hidden_width = y_rows.shape[1], hidden.shape[1]
+    for unit in range(start, stop):
+        e, first, last = block_of(unit // slices, offsets, len(hidden))
+        m, place = last - first, unit % slices * PART
+        if m == 0:
+            continue
+        end = min(place + PART, width)
+        for row in range(place, end, NEAR):
+            for column in range(0, hidden_width, PART):
+                call_sgemm(
+                    sgemm, PLAIN, TRANSPOSED, m, min(NEAR, end - row), min(PART, hidden_width - column), at(hidden, first) + 4 * column,
+                    hidden_width, at(down[e], row) + 4 * column, hidden_width, ONE if column else ZERO, at(y_rows, first) + 4 * row, width,
+                )  # fmt: skip
+        if down_bias.size:
+            for r in range(first, last):
+                add_to(y_rows[r, place:end], down_bias[e, place:end])
