@@ -19,10 +19,11 @@ from minimoe import __version__
 from minimoe.errors import Interrupted, UserError, nearest
 
 if TYPE_CHECKING:
+    from minimoe.loading import Loaded
     from minimoe.trainer import Listener, TrainedRun
 
 CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
-VERBS = ("train", "resume", "generate", "eval", "inspect", "compare", "runs", "config", "backends", "bench")
+VERBS = ("train", "resume", "generate", "eval", "inspect", "convert", "compare", "runs", "config", "backends", "bench")
 
 
 class Verbs(click.Group):
@@ -65,7 +66,7 @@ backend_option = option("--backend", metavar="NAME", help="numpy, numba, cupy, .
 seed_option = option("--seed", type=click.IntRange(0), metavar="N", help="of weights, data, noise and dropout")
 threads_option = option("--threads", type=click.IntRange(0), metavar="N", help="processor threads; 0: all")
 set_option = option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="set a key, as in --set moe.top_k=1; may be repeated")
-data_option = option("--data", metavar="SRC", help="python-docs, python-code, python-mix, a text file, or a folder of them")
+data_option = option("--data", metavar="SRC", help="python-docs, python-code, python-mix, a text file, a folder of them; digits: images")
 json_option = option("--json", "as_json", is_flag=True, help="print JSON")
 quiet_option = option("--quiet", is_flag=True, help="no progress; print the run's folder alone")
 
@@ -90,7 +91,8 @@ def train(
 ) -> None:  # fmt: skip
     """Train a preset or a TOML file.
 
-    Without an argument: tiny-moe, a routed decoder, on Python's own documentation.
+    Without an argument: tiny-moe, a routed decoder, on Python's own documentation. What is learnt is the model's head's: the next token
+    (lm), hidden tokens (mlm: bert-tiny) or the class of an image (classifier: vit-tiny).
     """
     from minimoe.config import load_config
 
@@ -127,51 +129,86 @@ def _listener(quiet: bool) -> Listener:
 
 
 def _finish(trained: TrainedRun, quiet: bool) -> None:
-    """The last words of a training run: a sample of text, and where everything is."""
+    """The last words of a training run: what it has learnt, to look at, and where everything is."""
     if quiet:
         click.echo(trained.path)
         return
-    from minimoe.generation import Sampling, default_prompt, generate
-
-    click.echo("\nA sample:")
+    task = trained.task
+    click.echo()
     try:
-        for piece in generate(trained.model, trained.corpus.tokenizer, default_prompt(trained.corpus.tokenizer), 300, Sampling(top_k=40)):
+        for piece in task.show(trained.model):
             _write(piece)
     except UserError as error:  # the run is done and saved, whatever it has learnt
         _write(f"none: {error}")
-    click.echo(f"\n\nrun: {trained.path}   validation loss {trained.val_loss:.4f}")
-    click.echo(f"next: minimoe generate {trained.path} --prompt 'The '   |   minimoe inspect {trained.path}")
+    accuracy = "" if task.chance is None else f"   {task.accuracy(trained.val_accuracy)}"
+    click.echo(f"\n\nrun: {trained.path}   validation loss {trained.val_loss:.4f}{accuracy}")
+    click.echo(f"next: {task.next_command(str(trained.path))}   |   minimoe inspect {trained.path}")
 
 
 # ---- using what was trained ------------------------------------------------------------------------------------------------------------
 
 
+class Size(click.ParamType):  # type: ignore[type-arg]
+    """500MB, 8GB, or plain bytes, as an integer."""
+
+    name = "size"
+    units = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        text = str(value).strip().lower()
+        number, unit = (text[:-2], self.units[text[-2:]]) if text[-2:] in self.units else (text, 1)
+        try:
+            size = int(float(number) * unit)
+        except (ValueError, OverflowError):
+            size = 0
+        if size <= 0:
+            self.fail(f"{value!r} is no size: give one as 8GB, 500MB, or bytes", param, ctx)
+        return size
+
+
 @cli.command()
-@click.argument("run", required=False)
-@option("--prompt", metavar="TEXT", help="what to go on from (default: a new line)")
+@click.argument("run", required=False, metavar="[RUN|FOLDER]")
+@option("--prompt", "prompts", multiple=True, metavar="TEXT", help="what to go on from (default: a new line); several are one batch")
 @option("--tokens", type=click.IntRange(1), default=300, metavar="N", show_default=True)
 @option("--temperature", type=float, default=0.8, metavar="T", show_default=True, help="0: always the likeliest")
 @option("--top-k", type=int, default=0, metavar="K", help="draw among the K likeliest; 0: all")
 @option("--top-p", type=float, default=1.0, metavar="P", help="draw among the fewest that hold this probability")
+@option("--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1: what was there already becomes less likely")
+@option("--stop", multiple=True, metavar="TEXT", help="end before this text; may be repeated")
 @option("--seed", type=click.IntRange(0), default=0, metavar="N")
-def generate(run: str | None, prompt: str | None, tokens: int, temperature: float, top_k: int, top_p: float, seed: int) -> None:
-    """Write text with a trained model.
+@option("--max-memory", type=Size(), metavar="SIZE", help="that a folder's weights may take, as 8GB: experts are let go and read again")
+def generate(
+    run: str | None, prompts: tuple[str, ...], tokens: int, temperature: float, top_k: int, top_p: float, repetition_penalty: float,
+    stop: tuple[str, ...], seed: int, max_memory: int | None,
+) -> None:  # fmt: skip
+    """Write text with a trained model, or one of a folder.
 
-    Default: the newest run. The text comes as it is drawn.
+    Default: the newest run. The text comes as it is drawn; of several prompts, each when it is complete.
     """
-    from minimoe.generation import Sampling, default_prompt
+    from minimoe.generation import Sampling, default_prompt, generate_texts
     from minimoe.generation import generate as write
 
-    how = Sampling(temperature, top_k, top_p, seed)
-    loaded = _open(run)
-    if prompt is None:
-        prompt = default_prompt(loaded.tokenizer)
-    else:
-        loaded.tokenizer.encode(prompt, "prompt")  # refuses unknown characters before anything is shown
-        _write(prompt)
-    for piece in write(loaded.model, loaded.tokenizer, prompt, tokens, how):
-        _write(piece)
-    click.echo()
+    how = Sampling(temperature, top_k, top_p, seed, repetition_penalty, stop)
+    loaded = _open(run, max_memory)
+    head = loaded.model.config.head
+    if head != "lm":  # it may have no tokenizer either
+        raise UserError(f"{loaded.folder}: generation needs a causal language model: this one has head = {head!r}; eval measures it")
+    tokenizer = loaded.text
+    for prompt in prompts:
+        tokenizer.encode_prompt(prompt)  # refuses unknown characters before anything is shown
+    try:
+        if len(prompts) > 1:
+            for row, text in generate_texts(loaded.model, tokenizer, prompts, tokens, how):
+                _write(f"== prompt {row + 1} of {len(prompts)}\n{prompts[row]}{text}\n\n")
+            return
+        _write("".join(prompts))
+        for piece in write(loaded.model, tokenizer, prompts[0] if prompts else default_prompt(tokenizer), tokens, how):
+            _write(piece)
+        click.echo()
+    finally:
+        _note_touched(loaded)
 
 
 @cli.command(name="eval")
@@ -179,18 +216,18 @@ def generate(run: str | None, prompt: str | None, tokens: int, temperature: floa
 @data_option
 @json_option
 def evaluate(run: str | None, data: str | None, as_json: bool) -> None:
-    """Measure a trained model on held-out text.
+    """Measure a trained model on held-out data.
 
-    On the whole validation split of its own text, or on all of another.
+    On the whole validation split of its own text or images, or on all of another text.
     """
     from minimoe.inspection import evaluate_run
 
     result = evaluate_run(_open(run), data)
+    summary = result.pop("summary")
     if as_json:
         _print_json(result)
         return
-    click.echo(f"{result['model']}: loss {result['loss']:.4f} nats a token, perplexity {result['perplexity']:.2f}", nl=False)
-    click.echo(f", {result['tokens']:,} tokens of {result['source']} ({result['split']})")
+    click.echo(summary)
     if any(result["expert_load_by_domain"].values()):
         from minimoe.progress import domains_table, show
 
@@ -198,13 +235,13 @@ def evaluate(run: str | None, data: str | None, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("what", metavar="RUN|CONFIG|PRESET")
+@click.argument("what", metavar="RUN|FOLDER|CONFIG|PRESET")
 @set_option
 @json_option
 def inspect(what: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Count parameters, FLOPs and memory.
 
-    Total and active, part by part, nothing allocated; of a run also the load of its experts.
+    Total and active, part by part, nothing allocated; of a run also the load of its experts, of a model folder which were touched.
     """
     from minimoe.inspection import inspect as look
 
@@ -213,6 +250,29 @@ def inspect(what: str, overrides: tuple[str, ...], as_json: bool) -> None:
         _print_json(report.to_dict())
     else:
         report.show()
+
+
+@cli.command()
+@click.argument("source", metavar="RUN|FOLDER")
+@click.argument("target", metavar="DST", type=click.Path(path_type=Path))
+@option("--dtype", metavar="TYPE", help="of the file: float32, bfloat16, float16, float64 (default: as the weights are)")
+@option("--upcycle", type=click.IntRange(2), metavar="N", help="make a run of a dense model, each layer N copies of its dense one")
+@set_option
+def convert(source: str, target: Path, dtype: str | None, upcycle: int | None, overrides: tuple[str, ...]) -> None:
+    """Write a model as a folder that transformers opens.
+
+    With --upcycle: a dense model as a routed run, which resume trains; --set then says how.
+    """
+    from minimoe import convert as conversion
+
+    if upcycle is None:
+        if overrides:
+            raise UserError("--set goes with --upcycle: a model that is only converted stays what it is")
+        click.echo(conversion.convert(source, target, dtype))
+        return
+    if dtype is not None:
+        raise UserError("--dtype goes with a model folder: a run keeps float32 weights (--set train.dtype)")
+    click.echo(conversion.upcycle(source, target, upcycle, overrides))
 
 
 @cli.command()
@@ -352,14 +412,21 @@ def bench_kernels(config: str, backend: str | None, overrides: tuple[str, ...], 
 # ---- parts -------------------------------------------------------------------------------------------------------------------------------
 
 
-def _open(run: str | None) -> Any:
+def _open(run: str | None, max_memory: int | None = None) -> Loaded:
     """A trained model and its tokenizer; damaged checkpoints that were passed over are named."""
     from minimoe.loading import open_model
 
-    loaded = open_model(run)
+    loaded = open_model(run, max_memory=max_memory)
     for problem in loaded.problems:
         click.echo(f"damaged: {problem}; using step {loaded.step}", err=True)
     return loaded
+
+
+def _note_touched(loaded: Loaded) -> None:
+    """Keep for `inspect` which experts of a model folder were used."""
+    from minimoe.touched import note
+
+    note(loaded.folder, [loaded.model.backend.to_host(rows) for rows in loaded.model.expert_rows])
 
 
 def _print_json(value: Any) -> None:

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 
 from minimoe.config import DataConfig
 from minimoe.errors import UserError, nearest
@@ -28,6 +29,7 @@ IGNORE = -100  # the target of padding: adds nothing to the loss
 SEPARATOR = "\n\n"  # between topics and files
 CODE_BYTES = 4_000_000  # python-code takes whole files, in order, up to this
 MIX_CHUNK = 4096  # characters after which python-mix changes domain, at the end of a line
+IMAGE_SOURCES = ("digits",)  # no text: minimoe/tasks/digits.py
 NOT_LIBRARY_CODE = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "pydoc_data"}
 
 
@@ -73,6 +75,20 @@ def load_corpus(data: DataConfig, base: Path | None = None, tokenizer: Tokenizer
         sha256=hashlib.sha256(text.encode("utf-8")).hexdigest(),
         source=data.source,
     )
+
+
+def whole_corpus(data: DataConfig, source: str, tokenizer: Tokenizer | None = None) -> Corpus:
+    """All of another text as one split, to measure a trained model on. Raises `UserError` as `load_corpus` does."""
+    pieces, domains = read_source(replace(data, source=source).source)
+    text = "".join(piece for piece, _ in pieces)
+    tokenizer = tokenizer or make_tokenizer(data.tokenizer, text)
+    parts = [tokenizer.encode(piece, source) for piece, _ in pieces]
+    tokens = np.concatenate(parts)
+    if len(tokens) < 2:
+        raise UserError(f"{source}: too short: an evaluation needs two tokens or more")
+    labels = np.repeat(np.array([domain for _, domain in pieces], np.int8), [len(part) for part in parts]) if domains else None
+    digest = hashlib.sha256(text.encode("utf-8")).hexdigest()
+    return Corpus(tokens, tokens, labels, labels, domains, tokenizer, digest, source)
 
 
 def check_length(data: DataConfig, n_train: int, n_val: int, seq_len: int | None) -> None:

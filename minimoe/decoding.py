@@ -35,6 +35,8 @@ class Decoder:
         self.limit = None if endless(model.config) else model.config.max_seq_len
         self.cache = Cache(model, len(prompts), min(model.config.max_seq_len, max(1, longest - 1)))
         self.positions = np.zeros((len(prompts), 1), dtype=np.int32)  # of the next token
+        if model.weights is not None:
+            model.weights.settle()
         self.recorded = Recorded(self._step, model.backend, lambda why: None) if can_record(model) else None
 
     def predict(self) -> Floats:

@@ -82,7 +82,7 @@ class _Seen:
 def generate(model: Transformer, tokenizer: Tokenizer, prompt: str, tokens: int = 200, how: Sampling | None = None) -> Iterator[str]:
     """The text that goes on from a prompt, piece by piece as characters become complete; it ends before the first string of `how.stop`."""
     writer = Writer(tokenizer, how)
-    for token in generate_ids(model, tokenizer.encode(prompt, "prompt"), tokens, how):
+    for token in generate_ids(model, tokenizer.encode_prompt(prompt), tokens, how):
         piece = writer.push(token)
         if piece:
             yield piece
@@ -98,7 +98,7 @@ def generate_texts(
 ) -> Iterator[tuple[int, str]]:
     """The number of a prompt and the text that goes on from it, each as soon as it is complete; all are made as one batch."""
     open_rows = {row: (Writer(tokenizer, how), list[str]()) for row in range(len(prompts))}
-    for drawn in generate_batch(model, [tokenizer.encode(prompt, "prompt") for prompt in prompts], tokens, how):
+    for drawn in generate_batch(model, [tokenizer.encode_prompt(prompt) for prompt in prompts], tokens, how):
         for row, (writer, parts) in list(open_rows.items()):
             token = drawn[row]
             parts.append(writer.finish() if token is None else writer.push(token))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from minimoe.config import Config, load_config, preset_names, to_toml
 from minimoe.cost import Cost, check_memory, cost
 from minimoe.errors import CheckpointError, ConfigError, UserError
+from minimoe.modelfolder import is_model_folder
 from minimoe.run import Run, check_empty
 
 if TYPE_CHECKING:
@@ -27,27 +28,37 @@ class Report:
     config: Config
     cost: Cost
     run: dict[str, Any] | None = None
+    folder: dict[str, Any] | None = None  # of one of transformers' families
 
     def to_dict(self) -> dict[str, Any]:
         """What `inspect --json` prints."""
-        return {"name": self.name, **self.cost.to_dict(), **({"run": self.run} if self.run else {})}
+        facts = {"run": self.run, "folder": self.folder}
+        return {"name": self.name, **self.cost.to_dict(), **{key: value for key, value in facts.items() if value}}
 
     def show(self) -> None:
         """Tables: part by part, and the load."""
         from minimoe.moe import uniform_aux_loss
-        from minimoe.progress import load_table, number, show
+        from minimoe.progress import load_table, number, percent, show
 
         show_cost(self)
+        if self.folder:
+            show_folder(self.folder)
         if self.run:
             facts = self.run
-            show(f"{facts['state']} at step {facts['step']}   loss {number(facts['loss'])}   validation loss {number(facts['val_loss'])}\n")
+            accuracy = "" if facts["val_accuracy"] is None else f"   accuracy {percent(facts['val_accuracy'])}"
+            losses = f"loss {number(facts['loss'])}   validation loss {number(facts['val_loss'])}"
+            show(f"{facts['state']} at step {facts['step']}   {losses}{accuracy}\n")
             moe = self.config.model.moe
             if self.run["expert_load"] and moe is not None:
                 show(load_table(self.run["expert_load"], uniform_aux_loss(moe, len(self.run["expert_load"])), self.run["last"]))
 
 
 def inspect(what: str, overrides: tuple[str, ...] = ()) -> Report:
-    """A preset, a TOML file, or a run. Nothing is allocated."""
+    """A preset, a TOML file, a run, or a model folder. Nothing is allocated."""
+    if is_model_folder(what):
+        if overrides:
+            raise ConfigError(f"{what}: is a model, it is what it is: --set goes with a preset or a TOML file")
+        return _inspect_folder(Path(what))
     is_config = what in preset_names() or (what.endswith(".toml") and Path(what).is_file())
     if is_config:
         config = load_config(what, overrides)
@@ -68,18 +79,55 @@ def inspect(what: str, overrides: tuple[str, ...] = ()) -> Report:
     return Report(run.name, config, cost(config.model, config.train.seq_len), _run_facts(run))
 
 
+def _inspect_folder(path: Path) -> Report:
+    """A model folder: its names and shapes are compared, its weights not read; with the experts that were used here."""
+    from minimoe.pretrained import open_folder
+    from minimoe.touched import recall
+
+    model = open_folder(path)
+    files = model.origin.folder.files.values()
+    facts: dict[str, Any] = {
+        "path": str(path), "family": model.origin.family.model_type, "files": len(files),
+        "bytes": sum(entry.stop - entry.start for file in files for entry in file.entries.values()),
+        "dtypes": sorted({entry.dtype for file in files for entry in file.entries.values()}),
+        "routed_layers": list(model.config.moe_layers()),
+        "expert_rows": [layer.tolist() for layer in recall(path) or []],
+    }  # fmt: skip
+    config = Config(model=model.config, name=path.resolve().name or "model")
+    return Report(config.name, config, cost(model.config), folder=facts)
+
+
+def show_folder(facts: dict[str, Any]) -> None:
+    """Where a model lies, and which of its experts a token was ever routed to here."""
+    from minimoe.progress import load_table, show
+
+    show(f"{facts['family']}: {size(facts['bytes'])} in {facts['files']} files, {', '.join(facts['dtypes'])}, read when needed\n")
+    rows = facts["expert_rows"]
+    if not rows and facts["routed_layers"]:
+        show("experts touched: none yet (`minimoe generate` notes them)")
+    if rows:
+        touched = [sum(n > 0 for n in layer) for layer in rows]
+        fewest, most, experts = min(touched), max(touched), len(rows[0])
+        a_layer = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+        show(f"experts touched here: {sum(touched)} of {experts * len(rows)}, {a_layer} of {experts} a layer; their share of all rows:")
+        show(load_table([[n / max(1, sum(layer)) for n in layer] for layer in rows], 0.0))
+
+
 def _with_vocabulary(config: Config) -> Config:
     """A byte tokenizer's vocabulary is known; a char tokenizer's depends on the text, which is read if it is there."""
     from msgspec.structs import replace
 
     if config.model.vocab_size is not None or config.model.image_size:
         return config
-    size = BYTE_VOCABULARY
+    masked = config.model.head == "mlm"
+    size = BYTE_VOCABULARY + masked
     if config.data.tokenizer != "byte":
         from minimoe.data import load_corpus
+        from minimoe.tasks.masked import masked_vocabulary
 
         try:
-            size = load_corpus(config.data).tokenizer.vocab_size
+            tokenizer = load_corpus(config.data).tokenizer
+            size = masked_vocabulary(tokenizer) if masked else tokenizer.vocab_size
         except UserError as error:
             raise ConfigError(f"model.vocab_size comes from the text, and {error}: give it with --set model.vocab_size=65") from None
     return replace(config, model=replace(config.model, vocab_size=size))
@@ -88,12 +136,13 @@ def _with_vocabulary(config: Config) -> Config:
 def _run_facts(run: Run) -> dict[str, Any]:
     rows = run.metrics()
     last = rows[-1] if rows else {}
-    validated = [row["val_loss"] for row in rows if "val_loss" in row]
+    validated = [row for row in rows if "val_loss" in row]
+    latest = validated[-1] if validated else {}
     loads = last.get("expert_load") or []
     entropies = [-sum(share * math.log(share) for share in layer if share > 0) for layer in loads]
     return {
         "path": str(run.path), "state": run.status()["state"], "step": last.get("step", 0), "loss": last.get("loss"),
-        "val_loss": validated[-1] if validated else None, "expert_load": loads, "load_entropy": entropies,
+        "val_loss": latest.get("val_loss"), "val_accuracy": latest.get("val_accuracy"), "expert_load": loads, "load_entropy": entropies,
         "skipped": sum(bool(row.get("skipped")) for row in rows), "last": last or None,
     }  # fmt: skip
 
@@ -138,9 +187,9 @@ def size(n: float) -> str:
 def show_plan(config: Config, out: Path | None, **options: Any) -> None:
     """What `train --dry-run` prints, after everything that can be checked without training was."""
     from minimoe.backend import load
-    from minimoe.data import load_corpus
     from minimoe.progress import duration, show
-    from minimoe.trainer import with_options, with_vocabulary
+    from minimoe.tasks import load_task
+    from minimoe.trainer import with_options
 
     config = with_options(config, **options)
     config.check_trainable()
@@ -149,48 +198,49 @@ def show_plan(config: Config, out: Path | None, **options: Any) -> None:
         raise ConfigError(f"backend {backend.name} has no {config.train.dtype}: it has {', '.join(backend.dtypes)}")
     if out is not None:
         check_empty(out)
-    corpus = load_corpus(config.data, seq_len=config.train.seq_len)
-    config = with_vocabulary(config, corpus.tokenizer.vocab_size)
+    task = load_task(config)
+    config = task.config
     check_memory(config.model)
     counted = cost(config.model, config.train.seq_len)
-    tokens = config.train.steps * config.train.accumulate * config.train.batch_size * config.train.seq_len
+    tokens = config.train.steps * task.tokens_a_step
     show(to_toml(config))
     show_cost(Report(config.name, config, counted))
     flops = counted.training_flops_per_token * tokens
     show(
-        f"{tokens:,} tokens to train on ({tokens / len(corpus.train):.1f} times the text), {flops:.3g} FLOPs on {backend.name}: "
+        f"{tokens:,} tokens to train on ({task.passes():.1f} times the training data), {flops:.3g} FLOPs on {backend.name}: "
         f"about {duration(flops / 50e9)} at 50 GFLOP/s"
     )
 
 
 def evaluate_run(loaded: Any, data: str | None) -> dict[str, Any]:
-    """The loss of a trained model over the validation split of its own text, or over all of another."""
-    import numpy as np
+    """The loss, and accuracy where its task has one, of a trained model on its own held-out data, or on all of another source.
+
+    `summary` says it in a line.
+    """
     from msgspec.structs import replace
 
-    from minimoe.data import load_corpus, read_source, windows
-    from minimoe.evaluation import evaluate
+    from minimoe.tasks import load_task
 
-    config = loaded.config
-    t = config.train
-    sides = None
-    domains: tuple[str, ...] = ()
-    if data is None:
-        corpus = load_corpus(config.data, tokenizer=loaded.tokenizer)
-        tokens, split, source, domains = corpus.val, "validation split", corpus.source, corpus.domains
-        if corpus.val_domains is not None:  # of each input, at the places of the inputs
-            sides = (first for first, _ in windows(corpus.val_domains.astype(np.int32), t.seq_len, t.batch_size))
-    else:
-        pieces, _ = read_source(replace(config.data, source=data).source)
-        text = "".join(piece for piece, _ in pieces)
-        tokens, split, source = loaded.tokenizer.encode(text, data), "all of it", data
-        if len(tokens) < 2:
-            raise UserError(f"{data}: too short: an evaluation needs two tokens or more")
-    result = evaluate(loaded.model, windows(tokens, t.seq_len, t.batch_size), sides, len(domains))
+    config: Config = loaded.config
+    if not config.model.image_size and config.train.seq_len > config.model.max_seq_len:  # of a model that was trained elsewhere
+        config = replace(config, train=replace(config.train, seq_len=config.model.max_seq_len))
+    task = load_task(config, None if config.model.image_size else loaded.text, all_of=data)
+    result = task.measure(loaded.model, by_domain=True)
+    images, domains = task.unit == "image", () if task.corpus is None else task.corpus.domains
+    found: dict[str, Any] = {"model": str(loaded.folder), "step": loaded.step, "loss": result.loss}
+    words = [f"loss {result.loss:.4f} nats {'an' if images else 'a'} {task.unit}"]
+    if not images:
+        found["perplexity"] = result.perplexity
+        words.append(f"perplexity {result.perplexity:.2f}")
+    if task.chance is not None:
+        found |= {"accuracy": result.accuracy, "baseline_accuracy": task.chance}
+        words.append(task.accuracy(result.accuracy))
+    split = "validation split" if data is None else "all of it"
+    words.append(f"{result.tokens:,} {task.unit}s of {task.source} ({split})")
     return {
-        "model": str(loaded.folder), "step": loaded.step, "loss": result.loss, "perplexity": result.perplexity, "tokens": result.tokens,
-        "source": source, "split": split, "expert_load": result.expert_load,
-        "expert_load_by_domain": dict(zip(domains, result.domain_load or [], strict=True)),
+        **found, "images" if images else "tokens": result.tokens, "source": task.source, "split": split,
+        "expert_load": result.expert_load, "expert_load_by_domain": dict(zip(domains, result.domain_load or [], strict=True)),
+        "summary": f"{loaded.folder}: {', '.join(words)}",
     }  # fmt: skip
 
 

@@ -173,7 +173,7 @@ class Written:
             return self.last[2]
         parameter = self.parameters[name]
         if isinstance(parameter.source, DenseSource | ExpertSource):
-            array = parameter.source.read(expert)
+            array = parameter.source.read(expert, exact=True)
         else:
             array = self.model.backend.to_host(parameter.data if expert is None else parameter.data[expert, ...])
         self.last = (name, expert, array)

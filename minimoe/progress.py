@@ -50,8 +50,7 @@ def describe(trainer: Trainer) -> str:
     if counted.active != counted.total:
         size += f", {counted.active / 1e6:.2f} M active"
     return (
-        f"{config.name}: {size}; {trainer.corpus.source}: {len(trainer.corpus.train):,} + {len(trainer.corpus.val):,} tokens; "
-        f"{config.train.steps} steps of {config.train.accumulate * config.train.batch_size * config.train.seq_len:,} tokens "
+        f"{config.name}: {size}; {trainer.task.source}: {trainer.task.size()}; {config.train.steps} steps of {trainer.task.step_size()} "
         f"on {trainer.backend.name}"
     )
 
@@ -107,6 +106,8 @@ class PlainProgress(Listener):
         text = f"step {row['step']:>5}/{self.pace.steps}  loss {number(row['loss'])}"
         if "val_loss" in row:
             text += f"  val {number(row['val_loss'])}"
+        if "val_accuracy" in row:
+            text += f"  accuracy {percent(row['val_accuracy'])}"
         text += f"  {row['tokens_per_s']:,.0f} tokens/s  left {duration(self.pace.left(row['step']))}"
         loads = [share for layer in row["expert_load"] for share in layer]
         if loads:
@@ -129,6 +130,7 @@ class LiveProgress(Listener):
         self.pace = Pace(trainer.config.train.steps)
         self.row: dict[str, Any] = {}
         self.val: float | None = trainer.best
+        self.accuracy: float | None = None
         self.skipped = 0
         self.losses: list[float] = []
         screen = Console(stderr=True)
@@ -144,7 +146,7 @@ class LiveProgress(Listener):
         for row in rows:
             self.losses.append(row["loss"])
             self.skipped += bool(row["skipped"])
-            self.val = row.get("val_loss", self.val)
+            self.val, self.accuracy = row.get("val_loss", self.val), row.get("val_accuracy", self.accuracy)
             self.row = row
 
     def said(self, text: str) -> None:
@@ -173,7 +175,8 @@ class LiveProgress(Listener):
             return Group(top)
         measures = Table.grid(padding=(0, 2))
         measures.add_row(
-            f"[bold]loss {number(row['loss'])}[/]", f"validation {number(self.val)}", f"{row['tokens_per_s']:,.0f} tokens/s",
+            f"[bold]loss {number(row['loss'])}[/]", f"validation {number(self.val)}",
+            *([] if self.accuracy is None else [f"accuracy {percent(self.accuracy)}"]), f"{row['tokens_per_s']:,.0f} tokens/s",
             f"lr {row['lr']:.2e}", f"gradient norm {number(row['grad_norm'], 2)}",
             f"[red]skipped {self.skipped}[/]" if self.skipped else "",
         )  # fmt: skip
@@ -266,6 +269,7 @@ def runs_table(rows: list[dict[str, Any]]) -> Table:
         ("loss", "right"),
         ("validation", "right"),
         ("best", "right"),
+        ("accuracy", "right"),
         ("parameters", "right"),
     ):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
@@ -273,6 +277,6 @@ def runs_table(rows: list[dict[str, Any]]) -> Table:
         count = row["parameters"]
         table.add_row(
             row["name"], row["state"], f"{row['step']}/{row['steps'] or '?'}", number(row["loss"]), number(row["val_loss"]),
-            number(row["best_val_loss"]), "-" if count is None else f"{count:,}",
+            number(row["best_val_loss"]), percent(row["val_accuracy"]), "-" if count is None else f"{count:,}",
         )  # fmt: skip
     return table

@@ -231,10 +231,11 @@ class _Row(msgspec.Struct):
     step: int
     loss: float | None = None
     val_loss: float | None = None
+    val_accuracy: float | None = None
 
 
 def list_runs(root: Path = RUNS) -> list[dict[str, Any]]:
-    """The runs under a folder, oldest first: name, state, step, steps, loss, val_loss, best_val_loss, parameters.
+    """The runs under a folder, oldest first: name, state, step, steps, loss, val_loss, best_val_loss, val_accuracy, parameters.
 
     What a damaged folder does not tell is None, and its state `damaged` where config.toml or metrics.jsonl cannot be read.
     """
@@ -260,6 +261,7 @@ def _summary(run: Run) -> dict[str, Any]:
         "loss": rows[-1].loss if rows else None,
         "val_loss": losses[-1] if losses else None,
         "best_val_loss": min(losses, default=None),
+        "val_accuracy": next((row.val_accuracy for row in reversed(rows) if row.val_loss is not None), None),
         "parameters": status.get("parameters"),
         "created": str(_parse_file(run.path / "env.json").get("created", "")),
     }

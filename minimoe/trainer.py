@@ -1,5 +1,6 @@
 """Training: the loop, its metrics, evaluations and checkpoints, and going on where a run stopped.
 
+What is learnt, and from what, is the task's affair (`tasks/`): the loop is the same for text, for text with blanks and for images.
 A step is one function of arrays (`_work`), which a backend may record once and repeat (`recording.py`). It reads nothing back from the
 device: the verdict on non-finite values, the counts and the losses stay there, and leave packed in one array every `log_every` steps.
 Data, noise and dropout are functions of (seed, step), so a checkpoint needs no generator's state, and a run that was stopped ends with the
@@ -24,15 +25,16 @@ from minimoe.backend import Array, Backend, load
 from minimoe.checkpoint import Checkpoint
 from minimoe.config import Config, config_from_tables, load_config
 from minimoe.cost import check_memory
-from minimoe.data import Corpus, batch, load_corpus, sample_windows, windows
+from minimoe.data import IMAGE_SOURCES, Corpus
 from minimoe.errors import CheckpointError, ConfigError, Diverged, Interrupted, UserError
-from minimoe.evaluation import evaluate
+from minimoe.evaluation import Evaluation
 from minimoe.model import LossParts, Transformer
 from minimoe.moe import uniform_aux_loss
 from minimoe.optim import learning_rate, make_optimizer
 from minimoe.random import Rng
 from minimoe.recording import Recorded
 from minimoe.run import Run
+from minimoe.tasks import Task, load_task
 
 SKIPS_ALLOWED = 10  # so many non-finite steps in a row stop a run
 
@@ -62,7 +64,7 @@ class TrainedRun:
 
     run: Run
     model: Transformer
-    corpus: Corpus
+    task: Task
     metrics: list[dict[str, Any]]
 
     @property
@@ -75,10 +77,23 @@ class TrainedRun:
         return self.run.config
 
     @property
+    def corpus(self) -> Corpus:
+        """The text that it was trained on. Raises `UserError` where it was images."""
+        if self.task.corpus is None:
+            raise UserError(f"{self.path}: trained on {self.task.source}, which is no text")
+        return self.task.corpus
+
+    @property
     def val_loss(self) -> float:
-        """Cross-entropy over the whole validation split at the end, nats a token."""
+        """Cross-entropy over the whole validation split at the end, nats a token (a masked token, an image)."""
         last = self.metrics[-1]["val_loss"]  # null in the file where it was not finite
         return float("nan") if last is None else float(last)
+
+    @property
+    def val_accuracy(self) -> float | None:
+        """The share of hidden tokens or of images that is told right, over the whole validation split; None for a language model."""
+        accuracy: float | None = self.metrics[-1].get("val_accuracy")
+        return accuracy
 
 
 def train(
@@ -121,19 +136,11 @@ def with_options(
     given = {"steps": steps, "backend": backend, "seed": seed, "threads": threads}
     settings = replace(config.train, **{key: value for key, value in given.items() if value is not None})
     text = config.data if data is None else replace(config.data, source=data)
-    if Path(text.source).exists() and not text.source.startswith("python-"):
+    if Path(text.source).exists() and not text.source.startswith("python-") and text.source not in IMAGE_SOURCES:
         text = replace(text, source=str(Path(text.source).resolve()))
     if Path(text.tokenizer).exists() and text.tokenizer not in ("byte", "char"):
         text = replace(text, tokenizer=str(Path(text.tokenizer).resolve()))
     return replace(config, train=settings, data=text)
-
-
-def with_vocabulary(config: Config, vocab_size: int) -> Config:
-    """The model's vocabulary is the tokenizer's, unless a larger one is given."""
-    given = config.model.vocab_size
-    if given is not None and given < vocab_size:
-        raise ConfigError(f"model.vocab_size ({given}) is smaller than the tokenizer's vocabulary ({vocab_size})")
-    return config if given is not None else replace(config, model=replace(config.model, vocab_size=vocab_size))
 
 
 @dataclass
@@ -151,14 +158,14 @@ class Trainer:
         config.check_trainable()
         self.backend: Backend = load(config.train.backend)
         self.listener = listener or Listener()
-        self.corpus = load_corpus(config.data, seq_len=config.train.seq_len)
-        config = with_vocabulary(config, self.corpus.tokenizer.vocab_size)
+        self.task = load_task(config)
+        config = self.task.config
         check_memory(config.model)
         self.config = config = replace(config, train=replace(config.train, backend=self.backend.name))
         with told_of_memory(self.backend):
             self.model = Transformer(config.model, seed=config.train.seed, dtype=config.train.dtype, backend=self.backend)
             self.optimizer = make_optimizer(self.model.parameters(), config.train)
-        self.model.tokenizer = self.corpus.tokenizer
+        self.model.tokenizer = self.task.tokenizer
         self.step = 0  # steps done
         self.elapsed = 0.0  # seconds of training, over all sittings
         self.best: float | None = None  # lowest validation loss of an evaluation
@@ -171,7 +178,15 @@ class Trainer:
 
     def environment(self) -> dict[str, Any]:
         """What env.json says beyond the machine."""
-        return {"backend": self.backend.name, "data": {"source": self.corpus.source, "sha256": self.corpus.sha256}}
+        return {"backend": self.backend.name, "data": {"source": self.task.source, "sha256": self.task.sha256}}
+
+    def begin(self, out: Path | None) -> Run:
+        """A run's folder with its first checkpoint and no step done: `resume` goes on from there."""
+        run = self.folder = Run.create(self.config, out, extra=self.environment())
+        run.start(parameters=sum(p.size for p in self.model.parameters()), steps=self.config.train.steps, step=0)
+        self._save()
+        run.write_status("interrupted", step=0)
+        return run
 
     # ---- the loop ----------------------------------------------------------------------------------------------------------------
 
@@ -191,7 +206,7 @@ class Trainer:
         finally:
             self.backend.tell(None)
             self.listener.ended(self)
-        return TrainedRun(run, self.model, self.corpus, run.metrics())
+        return TrainedRun(run, self.model, self.task, run.metrics())
 
     def _loop(self, run: Run) -> None:
         """Steps up to the last, or to a signal, with what follows each."""
@@ -221,28 +236,28 @@ class Trainer:
         settings, began = self.config.train, time.perf_counter()
         rate = learning_rate(self.step, settings)
         wide = np.float64 if settings.dtype == "float64" else np.float32
-        micro = range(settings.accumulate)
-        drawn = [batch(self.corpus.train, settings.seed, self.step, i, settings.batch_size, settings.seq_len) for i in micro]
-        tokens, targets = (np.stack(part).astype(np.int32, copy=False) for part in zip(*drawn, strict=True))
-        inputs = np.asarray(self.step, dtype=np.int32), np.asarray(rate, dtype=wide), tokens, targets
-        self.pending.arrays.append(self.work(*map(self.backend.from_host, inputs)))
+        drawn = [self.task.batch(self.step, micro) for micro in range(settings.accumulate)]
+        inputs, targets = (np.stack(part) for part in zip(*drawn, strict=True))
+        arrays = np.asarray(self.step, dtype=np.int32), np.asarray(rate, dtype=wide), inputs, targets
+        self.pending.arrays.append(self.work(*map(self.backend.from_host, arrays)))
         self.step += 1
         took = time.perf_counter() - began
         self.elapsed += took
-        tokens_done = settings.accumulate * settings.batch_size * settings.seq_len
-        self.pending.rows.append(
-            {"step": self.step, "lr": rate, "step_ms": took * 1e3, "tokens_per_s": tokens_done / took, "elapsed_s": self.elapsed}
-        )
+        speed = self.task.tokens_a_step / took
+        self.pending.rows.append({"step": self.step, "lr": rate, "step_ms": took * 1e3, "tokens_per_s": speed, "elapsed_s": self.elapsed})
 
-    def _work(self, step: Array, lr: Array, tokens: Array, targets: Array) -> Array:
-        """The step on the device, from arrays to the packed metrics; what it keeps it keeps in place.   tokens, targets [accumulate,B,T]"""
+    def _work(self, step: Array, lr: Array, inputs: Array, targets: Array) -> Array:
+        """The step on the device, from arrays to the packed metrics; what it keeps it keeps in place.
+
+        inputs, targets [accumulate,B,T], of images [accumulate,B,channels,S,S] and [accumulate,B]
+        """
         settings, xp = self.config.train, self.backend.xp
         gathered: list[Array] = []
         counts: list[Array] = []
         self.optimizer.zero_grad()  # here, so that a step that was given up half way can be done again
         for micro in range(settings.accumulate):
             rng = Rng(settings.seed, step, micro)
-            parts = self.model.loss(tokens[micro, :, :], targets[micro, :, :], rng=rng, recompute_blocks=settings.recompute)
+            parts = self.model.loss(inputs[micro, ...], targets[micro, ...], rng=rng, recompute_blocks=settings.recompute)
             weight = xp.full((), 1.0 / settings.accumulate, dtype=parts.total.dtype)
             parts.total.backward(weight)
             gathered.append(self._measures(parts))
@@ -295,7 +310,10 @@ class Trainer:
         rows = self._fetch()
         better = False
         if evaluates:
-            rows[-1]["val_loss"] = loss = self._evaluate(whole=last)
+            found = self._evaluate(whole=last)
+            rows[-1]["val_loss"] = loss = found.loss
+            if found.accuracy is not None:
+                rows[-1]["val_accuracy"] = found.accuracy
             better = np.isfinite(loss) and (self.best is None or loss < self.best)
             self.best, self.best_step = (loss, step) if better else (self.best, self.best_step)
         self.folder.append_metrics(rows)
@@ -334,12 +352,9 @@ class Trainer:
             f"the last good state is kept in {kept}: try a lower train.lr (now {self.config.train.lr})"
         )
 
-    def _evaluate(self, whole: bool) -> float:
-        """Validation loss: over the whole split, or over `eval_batches` fixed batches."""
-        t = self.config.train
-        val = self.corpus.val
-        text = windows(val, t.seq_len, t.batch_size) if whole else sample_windows(val, t.seq_len, t.batch_size, t.eval_batches)
-        return evaluate(self.model, text).loss
+    def _evaluate(self, whole: bool) -> Evaluation:
+        """On held-out data: the whole split, or `eval_batches` fixed batches."""
+        return self.task.measure(self.model, whole)
 
     def _save(self, best: bool = False) -> None:
         to_host = self.backend.to_host
@@ -354,7 +369,7 @@ class Trainer:
                 "bad": int(to_host(self.bad)),
                 "data": self.environment()["data"],
             },
-            tokenizer_json=self.corpus.tokenizer.to_json(),
+            tokenizer_json=tokenizer_json(self.task),
             best=best,
         )
 
@@ -369,10 +384,10 @@ class Trainer:
         for problem in problems:
             self.listener.said(f"damaged: {problem}: going back to step {saved.step}")
         self._check_same(saved, run)
-        if saved.state["data"]["sha256"] != self.corpus.sha256:
+        if saved.state["data"]["sha256"] != self.task.sha256:
             raise CheckpointError(
-                f"{run.path}: the text of {self.corpus.source} has changed since the run began (its SHA-256 differs): "
-                "resume needs the same text"
+                f"{run.path}: the data of {self.task.source} have changed since the run began (their SHA-256 differs): "
+                "resume needs the same data"
             )
         done = saved.step > self.config.train.steps or (saved.step == self.config.train.steps and run.status()["state"] == "finished")
         if done:
@@ -389,7 +404,7 @@ class Trainer:
         pairs = {
             "model": (before.model, now.model),
             "dtype": (before.train.dtype, now.train.dtype),
-            "tokenizer": (saved.tokenizer_json(), self.corpus.tokenizer.to_json()),
+            "tokenizer": (saved.tokenizer_json(), tokenizer_json(self.task)),
             "val_fraction": (before.data.val_fraction, now.data.val_fraction),
         }
         for name, (old, new) in pairs.items():
@@ -403,6 +418,11 @@ class Trainer:
         """What the raw balance loss is when the load is even."""
         moe = self.config.model.moe
         return uniform_aux_loss(moe, self.layers) if moe is not None and self.layers else 0.0
+
+
+def tokenizer_json(task: Task) -> str | None:
+    """The tokenizer.json that a checkpoint keeps; None where the task reads no text."""
+    return None if task.tokenizer is None else task.tokenizer.to_json()
 
 
 @contextmanager

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from minimoe.located import Location
 
 Host = npt.NDArray[Any]
+LITTLE = 1_000_000_000  # bytes: less than a second's reading
 
 
 class Store:
@@ -80,9 +81,9 @@ class DenseSource:
             self.store.use(self)
         return self.array
 
-    def read(self, expert: int | None = None) -> Host:
-        """The numbers, read into an array of their own."""
-        out = np.empty(self.location.shape, self.dtype)
+    def read(self, expert: int | None = None, exact: bool = False) -> Host:
+        """The numbers, read into an array of their own; `exact`: in float64 where the file has that."""
+        out = np.empty(self.location.shape, _width(self, exact))
         self.location.read(out)
         return out
 
@@ -133,9 +134,9 @@ class ExpertSource:
             self.stack = np.frombuffer(self.memory, self.dtype, math.prod(self.location.shape)).reshape(self.location.shape)
         return self.stack
 
-    def read(self, expert: int | None = None) -> Host:
-        """All experts, or one's slice, in an array of its own."""
-        out = np.empty(self.location.shape if expert is None else self.location.shape[1:], self.dtype)
+    def read(self, expert: int | None = None, exact: bool = False) -> Host:
+        """All experts, or one's slice, in an array of its own; `exact` as above."""
+        out = np.empty(self.location.shape if expert is None else self.location.shape[1:], _width(self, exact))
         for e in range(len(out)) if expert is None else (expert,):
             self.location.read(out[e] if expert is None else out, e)
         return out
@@ -150,6 +151,10 @@ class ExpertSource:
         start, stop = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, stop // mmap.PAGESIZE * mmap.PAGESIZE
         if self.memory is not None and start < stop:
             self.memory.madvise(mmap.MADV_DONTNEED, start, stop - start)
+
+
+def _width(source: DenseSource | ExpertSource, exact: bool) -> np.dtype[Any]:
+    return np.dtype(np.float64) if exact and source.location.dtype == "F64" else source.dtype
 
 
 class Shelf:
@@ -218,13 +223,18 @@ class FileWeights:
         least = sum(source.size for source in self.dense) + max((s.expert_size * s.experts for s in self.shelves), default=0)
         if budget < least:
             raise ConfigError(
-                f"max_memory = {budget / 1e9:.2f} GB is too little: the dense weights and one layer's experts need {least / 1e9:.2f} GB"
+                f"max_memory = {budget / 1e6:,.1f} MB is too little: the dense weights and one layer's experts need {least / 1e6:,.1f} MB"
             )
 
     @property
     def complete(self) -> bool:
         """Is everything in memory, to stay?"""
         return self.store.budget is None and all(s.complete for s in self.dense) and all(shelf.here.all() for shelf in self.shelves)
+
+    def settle(self) -> None:
+        """Read the rest where all of it takes little: then nothing is looked up any more, and a step can be recorded."""
+        if self.size <= LITTLE:
+            self.read_all()
 
     def read_all(self) -> None:
         """Read what has not been read, unless memory is bounded."""

@@ -224,7 +224,7 @@ def copy_run(source: Path, target: Path, **changes: object) -> Path:
         (["{moe}", "tiny-dens"], {}, "tiny-dens: no preset, TOML file or run of that name (did you mean 'tiny-dense'?)"),
         (["{moe}", "moe-002"], {}, "(did you mean 'moe-001'?)"),
         (["{moe}", "no/such.toml"], {}, "no configuration file no/such.toml"),
-        (["{moe}", "bert-base"], {}, "causal language model"),
+        (["{moe}", "vit-b16"], {}, "'vit-b16' classifies images: give digits"),
         (["{moe}", "{dense}"], {"data": "nowhere.txt"}, "nowhere.txt"),
         (["{moe}", "{dense}"], {"backend": "nump"}, "no backend 'nump'"),
         (["moe-001", "dense-001"], {"seeds": 3}, "nothing is trained"),

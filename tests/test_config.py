@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 from minimoe.config import Config, DataConfig, ModelConfig, MoEConfig, TrainConfig, load_config, preset_names, preset_text, to_toml
 from minimoe.errors import ConfigError
 
-PRESETS = ["bert-base", "collapse", "gpt2", "mixtral-8x7b", "shakespeare-dense", "shakespeare-moe", "tiny-dense", "tiny-moe", "vit-b16"]
+PRESETS = [
+    "bert-base", "bert-tiny", "bert-tiny-moe", "collapse", "gpt2", "mixtral-8x7b", "shakespeare-dense", "shakespeare-moe",
+    "tiny-dense", "tiny-moe", "vit-b16", "vit-tiny", "vit-tiny-moe",
+]  # fmt: skip
 
 
 def complaint(*overrides: str, source: str | Path = "tiny-moe") -> str:
@@ -43,6 +46,11 @@ def test_a_preset_loads_under_its_name_and_its_text_opens_by_saying_what_it_is(p
 @pytest.mark.parametrize("preset", ["tiny-moe", "tiny-dense", "shakespeare-dense", "shakespeare-moe", "collapse", "gpt2", "mixtral-8x7b"])
 def test_a_causal_language_model_among_the_presets_can_be_trained(preset: str) -> None:
     load_config(preset, ["train.seq_len=64"]).check_trainable()
+
+
+@pytest.mark.parametrize("preset", ["bert-base", "bert-tiny", "bert-tiny-moe", "vit-b16", "vit-tiny", "vit-tiny-moe"])
+def test_an_encoder_among_the_presets_has_a_task(preset: str) -> None:
+    load_config(preset).check_trainable()
 
 
 def test_the_default_preset_is_the_default_configuration_with_experts() -> None:
@@ -157,9 +165,11 @@ UNTRAINABLE = [
     ("tiny-moe", ["moe.top_k=1", "moe.router=topk_softmax"], "moe.router = 'topk_softmax' with moe.top_k = 1 gives the router no gradient"),
     ("tiny-moe", ["moe.top_k=1", "moe.router=noisy_topk"], "moe.router = 'noisy_topk' with moe.top_k = 1 gives the router no gradient"),
     ("tiny-moe", ["train.seq_len=129"], "train.seq_len (129) must not exceed model.max_seq_len (128)"),
-    ("tiny-moe", ["model.causal=false"], "minimoe train needs a causal language model: set model.causal = true"),
-    ("bert-base", [], "minimoe train needs a causal language model: 'bert-base' has head = 'mlm'"),
-    ("vit-b16", [], "minimoe train needs a causal language model: 'vit-b16' has head = 'classifier'"),
+    ("tiny-moe", ["model.causal=false"], "model.head = 'lm' learns to predict the next token: set model.causal = true, or"),
+    ("bert-base", ["model.causal=true"], "model.head = 'mlm' fills in blanks from both sides: set model.causal = false"),
+    ("vit-b16", ["model.causal=true"], "model.head = 'classifier' reads an image's class where its first token is: set"),
+    ("vit-b16", ["model.head=none"], "there is no task for model.head = 'none': set 'lm' or 'mlm', or 'classifier' with model.image_size"),
+    ("tiny-dense", ["model.head=classifier", "model.n_classes=2"], "there is no task for model.head = 'classifier' over tokens: set"),
 ]
 
 

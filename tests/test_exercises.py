@@ -17,13 +17,15 @@ import numpy as np
 import pytest
 
 import minimoe as mm
+from minimoe import sampling
 from minimoe.backend import load
+from minimoe.cache import pieces
 from minimoe.cost import cost
 from minimoe.reference.gating import Rule
 
 Array = Any  # NumPy's
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("autograd", "attention", "gating", "routing-plan", "losses-and-collapse", "cost")
+PAGES = ("autograd", "attention", "gating", "routing-plan", "losses-and-collapse", "cost", "generation")
 
 # ---- model answers --------------------------------------------------------------------------------------------------------------------
 
@@ -112,6 +114,18 @@ def parameters(d: int, layers: int, q: int, g: int, c: int, h: int, e: int, k: i
 def flops_per_token(d: int, layers: int, q: int, g: int, c: int, h: int, e: int, k: int, v: int, t: int) -> int:
     weights = d * c * (q + 2 * g) + q * c * d + e * d + 3 * k * d * h
     return layers * (2 * weights + 4 * t * q * c) + 2 * v * d
+
+
+def ring_slots(first: int, columns: int, slots: int) -> Array:
+    last = first + columns
+    return np.asarray([max((c for c in range(max(0, last - slots), last) if c % slots == slot), default=-1) for slot in range(slots)])
+
+
+def nucleus(z: Array, p: float) -> Array:
+    order = np.argsort(-z, kind="stable")
+    probabilities = np.exp(z[order] - z.max())
+    held = np.cumsum(probabilities / probabilities.sum())
+    return order[: int(np.searchsorted(held, p)) + 1]
 
 
 # ---- whose answer is judged -----------------------------------------------------------------------------------------------------------
@@ -262,6 +276,24 @@ def test_cost_2_flops_are_two_a_weight_and_grow_with_the_keys(shape: tuple[int, 
 
 
 # ---- the plug ---------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first, columns, slots", [(0, 3, 5), (0, 5, 5), (3, 4, 5), (4, 1, 4), (7, 9, 4), (0, 1, 1)])
+def test_generation_1_a_ring_holds_the_last_columns(first: int, columns: int, slots: int) -> None:
+    ring = np.full(slots, -1)
+    for start, count in ((0, first), (first, columns)):
+        for into, of in pieces(start, count, slots):
+            ring[into] = np.arange(start, start + count)[of]
+    np.testing.assert_array_equal(answer("ring_slots")(first, columns, slots), ring)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9, 1.0])
+def test_generation_2_the_nucleus_is_what_is_drawn(p: float) -> None:
+    z = np.random.default_rng(5).permutation(np.linspace(-2.0, 2.0, 9))
+    drawn = {sampling.draw(z, sampling.Sampling(temperature=1.0, top_p=p), position) for position in range(600)}
+    kept_ids = answer("nucleus")(z, p)
+    assert drawn == {int(i) for i in kept_ids}
+    assert (np.diff(z[kept_ids]) < 0).all()
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -83,7 +83,10 @@ def test_both_spellings_of_rotary_positions_say_the_same(name: str, scaling: Jso
 # ---- what is absent -----------------------------------------------------------------------------------------------------------
 
 # The defaults of transformers 5.24's configuration classes, for keys that decide what is computed.
-_LLAMA = {"hidden_act": "silu", "tie_word_embeddings": False, "attention_dropout": 0.0, "initializer_range": 0.02, "rope_parameters": None}
+_LLAMA = {
+    "hidden_act": "silu", "tie_word_embeddings": False, "attention_dropout": 0.0, "initializer_range": 0.02, "rope_parameters": None,
+    "pad_token_id": None,
+}  # fmt: skip
 DEFAULTS: dict[str, Json] = {
     "gpt2": {
         "vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12, "n_inner": None, "layer_norm_epsilon": 1e-5,
@@ -118,7 +121,7 @@ DEFAULTS: dict[str, Json] = {
     "olmoe": {
         **_LLAMA, "vocab_size": 50304, "hidden_size": 2048, "intermediate_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 16,
         "num_key_value_heads": None, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "attention_bias": False, "clip_qkv": None,
-        "num_experts_per_tok": 8, "num_experts": 64, "router_aux_loss_coef": 0.01, "norm_topk_prob": False,
+        "pad_token_id": 1, "num_experts_per_tok": 8, "num_experts": 64, "router_aux_loss_coef": 0.01, "norm_topk_prob": False,
     },
     "qwen3_moe": {
         **_LLAMA, "vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 24, "num_attention_heads": 32,

@@ -7,7 +7,7 @@ was made from minimoe's tables. "layers.{0..31}" stands for 32 names.
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from itertools import product
@@ -103,7 +103,7 @@ class Checkpoint:
         spelled = ([key for key in spelled_out(one["key"]) if key not in self.not_computed] for one in self.said["tensors"])
         return [keys[-1] for keys in spelled if keys]
 
-    def located(self, **changes: Any) -> tuple[dict[str, Location], list[str]]:
+    def located(self, **changes: Any) -> tuple[dict[str, Location], Collection[str]]:
         headers: Any = replace(self.headers, **changes)
         return locate(self.shapes, self.config, headers, self.family)
 

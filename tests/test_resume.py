@@ -282,7 +282,7 @@ def test_a_changed_text_is_refused(tmp_path: Path) -> None:
     source = write_text(tmp_path)
     run = stopped(tiny(source), tmp_path / "runs", 5)
     source.write_text(source.read_text() + "more\n")
-    with pytest.raises(CheckpointError, match=r"text\.txt has changed"):
+    with pytest.raises(CheckpointError, match=r"text\.txt have changed"):
         mm.resume(run.path)
     source.unlink()
     with pytest.raises(UserError, match="no such file"):

@@ -121,7 +121,7 @@ def test_the_first_lines_numbers_are_those_of_the_model_itself(text: Path, tmp_p
     trainer = Trainer(config)
     parts = []
     for micro in range(2):
-        tokens, targets = batch(trainer.corpus.train, 0, 0, micro, 4, 16)
+        tokens, targets = batch(trainer.task.corpus.train, 0, 0, micro, 4, 16)
         parts.append(trainer.model.loss(tokens, targets, rng=Rng(0, 0, micro)))
         (parts[-1].total * 0.5).backward()
     norm = math.sqrt(sum(float((p.grad**2).sum()) for p in trainer.model.parameters() if p.grad is not None))
@@ -207,7 +207,7 @@ def test_accumulation_is_the_mean_over_micro_batches(text: Path) -> None:
     config = tiny(text, dense=True, accumulate=2, dtype="float64", grad_clip=0.0)
     trainer, other = Trainer(config), Trainer(config)
     trainer._step()
-    pairs = [batch(other.corpus.train, 0, 0, micro, 4, 16) for micro in range(2)]
+    pairs = [batch(other.task.corpus.train, 0, 0, micro, 4, 16) for micro in range(2)]
     tokens, targets = (np.concatenate(side) for side in zip(*pairs, strict=True))
     other.model.loss(tokens, targets).total.backward()
     other.optimizer.step(lr=learning_rate(0, config.train))
@@ -309,7 +309,7 @@ def test_threads_may_be_limited(text: Path, tmp_path: Path) -> None:
         ({"max_seq_len": 8}, {}, "train.seq_len"),
         ({}, {"top_k": 1}, "no gradient"),
         ({"causal": False}, {}, "causal"),
-        ({"head": "none"}, {}, "language model"),
+        ({"head": "none"}, {}, "there is no task"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_a_folder_is_made(
@@ -412,7 +412,7 @@ def test_nine_bad_steps_in_a_row_do_not_end_a_run(text: Path, tmp_path: Path, po
     assert run.metrics[-1]["loss"] < run.metrics[0]["loss"] - 0.3 and run.run.status()["state"] == "finished"
 
 
-@pytest.mark.parametrize("place", ["minimoe.trainer.Transformer", "minimoe.trainer.batch"])
+@pytest.mark.parametrize("place", ["minimoe.trainer.Transformer", "minimoe.tasks.language.batch"])
 def test_a_device_whose_memory_does_not_do_is_one_line_with_what_needs_less(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:

@@ -99,7 +99,7 @@ def test_the_least_recently_used_goes_first():
 
 
 def test_too_small_a_bound_says_what_is_needed(folder):
-    with pytest.raises(ConfigError, match=r"max_memory = 0\.00 GB is too little: .* need \d+\.\d\d GB"):
+    with pytest.raises(ConfigError, match=r"max_memory = 0\.0 MB is too little: .* need \d+\.\d MB"):
         open_folder(folder, max_memory=1000)
 
 

@@ -1,8 +1,9 @@
-"""One whole training step on random tokens, and backends whose kernels can be watched."""
+"""One whole training step on random tokens or images, and backends whose kernels can be watched."""
 
 from __future__ import annotations
 
 import copy
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from msgspec.structs import replace
 
 from minimoe.autograd import use_backend
@@ -29,21 +31,19 @@ BYTES_VOCABULARY = 256  # where the configuration leaves the vocabulary to a tok
 
 
 class TrainingStep:
-    """One whole training step as the trainer does it, on the same random tokens each time, without metrics and checkpoints."""
+    """One whole training step as the trainer does it, on the same random inputs each time, without metrics and checkpoints."""
 
     def __init__(self, config: Config, backend: Backend) -> None:
         config.check_trainable()
-        if config.model.vocab_size is None:
+        if config.model.vocab_size is None and not config.model.image_size:
             config = replace(config, model=replace(config.model, vocab_size=BYTES_VOCABULARY))
         check_memory(config.model)
         self.config, self.backend, self.done = config, backend, 0
         t = config.train
-        self.tokens_a_step = t.accumulate * t.batch_size * t.seq_len
+        self.tokens_a_step = t.accumulate * t.batch_size * (config.model.n_patches + 1 if config.model.image_size else t.seq_len)
         self.model = Transformer(config.model, seed=t.seed, dtype=t.dtype, backend=backend)
         self.optimizer = make_optimizer(self.model.parameters(), t)
-        bits = host_bits(t.accumulate * t.batch_size * (t.seq_len + 1), t.seed, "bench.tokens") % self.model.vocab_size
-        rows = bits.astype(np.int32).reshape(t.accumulate, t.batch_size, t.seq_len + 1)
-        self.batch = rows[:, :, :-1].copy(), rows[:, :, 1:].copy()
+        self.batch = random_images(config) if config.model.image_size else random_tokens(config, self.model.vocab_size)
         self.recorded = Recorded(self.work, backend, lambda why: print(f"minimoe: {why}", file=sys.stderr))
 
     def __call__(self) -> None:
@@ -55,14 +55,14 @@ class TrainingStep:
         self.backend.synchronize()
         self.done += 1
 
-    def work(self, step: Array, lr: Array, tokens: Array, targets: Array) -> Array:
-        """The step from arrays.   tokens, targets [accumulate,B,T] -> the gradient's norm"""
+    def work(self, step: Array, lr: Array, inputs: Array, targets: Array) -> Array:
+        """The step from arrays.   tokens, targets [accumulate,B,T], or images and classes -> the gradient's norm"""
         t, xp = self.config.train, self.backend.xp
         counts: list[Any] = []
         self.optimizer.zero_grad()
         for micro in range(t.accumulate):
             rng = Rng(t.seed, step, micro)
-            parts = self.model.loss(tokens[micro, :, :], targets[micro, :, :], rng=rng, recompute_blocks=t.recompute)
+            parts = self.model.loss(inputs[micro, ...], targets[micro, ...], rng=rng, recompute_blocks=t.recompute)
             parts.total.backward(xp.full((), 1.0 / t.accumulate, dtype=parts.total.dtype))
             new = [stats.counts for stats in parts.stats]
             counts = new if not counts else [a + c for a, c in zip(counts, new, strict=True)]
@@ -71,6 +71,26 @@ class TrainingStep:
         self.optimizer.step(lr=lr, scale=scale, ok=ok)
         self.model.update_balance(counts, ok)
         return norm
+
+
+Drawn = npt.NDArray[Any]
+
+
+def random_tokens(config: Config, vocab_size: int) -> tuple[Drawn, Drawn]:
+    """-> tokens, targets [accumulate,B,T]"""
+    t = config.train
+    bits = host_bits(t.accumulate * t.batch_size * (t.seq_len + 1), t.seed, "bench.tokens") % vocab_size
+    rows = bits.astype(np.int32).reshape(t.accumulate, t.batch_size, t.seq_len + 1)
+    return rows[:, :, :-1].copy(), rows[:, :, 1:].copy()
+
+
+def random_images(config: Config) -> tuple[Drawn, Drawn]:
+    """-> images [accumulate,B,channels,S,S], classes [accumulate,B]"""
+    t, m = config.train, config.model
+    shape = (t.accumulate, t.batch_size, m.n_channels, m.image_size, m.image_size)
+    pixels = host_bits(math.prod(shape), t.seed, "bench.images").astype(np.float32).reshape(shape) * np.float32(2.0**-32)
+    classes = host_bits(t.accumulate * t.batch_size, t.seed, "bench.classes") % m.n_classes
+    return pixels, classes.astype(np.int32).reshape(shape[:2])
 
 
 @contextmanager

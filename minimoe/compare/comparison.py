@@ -15,7 +15,7 @@ from minimoe.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
-LEGEND = "Validation loss: nats a token over the whole validation split, at the end. Training loss, load and drops: the last 10 steps."
+LEGEND = "Validation: nats a token (image) over the whole validation split, at the end. Training loss, load and drops: the last 10 steps."
 Cell = tuple[str, ...]  # what a row shows of each source
 
 
@@ -37,7 +37,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Row:
-    """One source: what it is, what it cost, and what came of it. Losses are in nats a token; None where a dense model has no experts."""
+    """One source: what it is, what it cost, and what came of it. Losses: nats a token (image); None where a dense model has no experts."""
 
     name: str
     source: str
@@ -58,6 +58,7 @@ class Row:
     dropped: float | None  # fraction of the slots that capacity dropped, last 10 steps, mean over seeds
     dead_experts: float | None  # with a load below 1 / (20 E) in the last 10 steps, over all layers; mean over seeds
     experts: int  # over all layers
+    val_accuracy: Spread | None = None  # whole validation split, at the end; None for a language model
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,8 @@ class Comparison:
         if any(len(row.runs) > 1 for row in rows):
             ends = (f"{row.val_loss.min:.4f} to {row.val_loss.max:.4f}" if len(row.runs) > 1 else "-" for row in rows)
             found["  lowest to highest seed"] = tuple(ends)
+        if any(row.val_accuracy for row in rows):
+            found["validation accuracy"] = tuple("-" if row.val_accuracy is None else f"{row.val_accuracy.mean:.1%}" for row in rows)
         if any(row.experts for row in rows):
             found["least load entropy / ln E"] = tuple("-" if row.load_entropy is None else f"{row.load_entropy:.3f}" for row in rows)
             found["dropped"] = tuple("-" if row.dropped is None else f"{row.dropped:.1%}" for row in rows)

@@ -30,6 +30,7 @@ class Line(msgspec.Struct):
     expert_load: list[list[float | None]]
     dropped: float | None
     val_loss: float | None = None
+    val_accuracy: float | None = None
 
 
 def row_of(name: str, source: str, runs: list[Run], trained: bool = False) -> Row:
@@ -55,6 +56,7 @@ def row_of(name: str, source: str, runs: list[Run], trained: bool = False) -> Ro
         tokens_per_s=statistics.fmean(statistics.median(line.tokens_per_s for line in each) for each in lines),
         loss=Spread.of([statistics.fmean(number(line.loss) for line in end) for end in ends]),
         val_loss=Spread.of([number(each[-1].val_loss) for each in lines]),
+        val_accuracy=None if lines[0][-1].val_accuracy is None else Spread.of([number(each[-1].val_accuracy) for each in lines]),
         load_entropy=statistics.fmean(least_entropy(load) for load in loads) if routed else None,
         dropped=statistics.fmean(number(line.dropped) for end in ends for line in end) if routed else None,
         dead_experts=statistics.fmean(int((load < 1 / (DEAD * load.shape[1])).sum()) for load in loads) if routed else None,
@@ -112,10 +114,11 @@ def check_finished(run: Run) -> None:
         raise CheckpointError(f"{run.path}: is not finished ({state} at step {status.get('step')} of {steps}): {advice}")
 
 
-def text_of(run: Run) -> tuple[str, str]:
-    """What losses are measured on: the text's SHA-256 and the tokenizer. Empty where env.json does not tell."""
+def text_of(run: Run) -> tuple[str, str, str]:
+    """What losses are measured on: the data's SHA-256 (empty where env.json does not tell), the tokenizer, and the head (the task)."""
     try:
         env = json.loads((run.path / "env.json").read_text(encoding="utf-8"))
-        return str(env["data"]["sha256"]), run.config.data.tokenizer
+        digest = str(env["data"]["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
-        return "", run.config.data.tokenizer
+        digest = ""
+    return digest, run.config.data.tokenizer, run.config.model.head

@@ -98,13 +98,12 @@ def find(source: str, root: Path, overrides: tuple[str, ...], data: str | None, 
         run = find_run(source, root)
         return Entry(source, run.name, run.config, run)
     from minimoe.backend import load
-    from minimoe.data import load_corpus
-    from minimoe.trainer import with_options, with_vocabulary
+    from minimoe.tasks import load_task
+    from minimoe.trainer import with_options
 
     config = with_options(load_config(source, overrides), data=data, backend=backend)
     config.check_trainable()
-    corpus = load_corpus(config.data, seq_len=config.train.seq_len)
-    config = with_vocabulary(config, corpus.tokenizer.vocab_size)
+    config = load_task(config).config
     settings = replace(config.train, backend=load(config.train.backend).name)
     return Entry(source, config.name, replace(config, train=settings), None)
 
@@ -172,7 +171,7 @@ def train_seeds(entry: Entry, seeds: int, root: Path, listener_for: Callable[[st
 def texts_note(runs: list[list[Run]]) -> list[str]:
     texts = {text_of(run) for group in runs for run in group}
     same = len(texts) == 1
-    return [] if same else ["The texts or tokenizers differ: losses in nats a token do not compare."]
+    return [] if same else ["The data, tokenizers or tasks differ: losses do not compare."]
 
 
 def budget_notes(entries: list[Entry], rows: list[Row], budget: str) -> list[str]:

@@ -1,6 +1,5 @@
 """The tables of a configuration: model, experts, training, data. What cannot be is refused, by the key's full path."""
 
-import math
 from typing import Literal, get_args
 
 from msgspec import Struct, ValidationError, convert
@@ -8,6 +7,7 @@ from msgspec.structs import FieldInfo, fields, force_setattr
 
 from minimoe.errors import ConfigError, nearest
 
+MOST = 1e300  # above it products overflow, and an integer has no float
 Activation = Literal["swiglu", "gelu", "gelu_tanh", "relu"]
 Router = Literal["softmax_topk", "topk_softmax", "switch", "noisy_topk", "sigmoid_bias", "expert_choice"]
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
@@ -37,8 +37,8 @@ def check_table(table: Struct, path: str, zero_ok: set[str]) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         key = f"{path}.{field.name}"
-        if not math.isfinite(value):
-            raise ConfigError(f"{key} ({value}) must be a finite number")
+        if not abs(value) < MOST:  # NaN too
+            raise ConfigError(f"{key} ({str(value)[:40]}) must be a finite number")
         if value < 0:
             raise ConfigError(f"{key} ({value}) must not be negative")
         is_size = field.type is not float and float not in get_args(field.type)
@@ -160,6 +160,8 @@ class RopeConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         check_table(self, "model.rope", {"attention_factor"})
+        if self.type == "yarn" and not self.beta_fast > self.beta_slow > 0.0:
+            raise ConfigError(f"model.rope.beta_fast ({self.beta_fast}) must exceed model.rope.beta_slow ({self.beta_slow}), both above 0")
         if self.factor < 1.0:
             raise ConfigError(f"model.rope.factor ({self.factor}) must be 1 or more")
         if self.type == "llama3" and self.high_freq_factor <= self.low_freq_factor:
@@ -259,6 +261,8 @@ class ModelConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
         self._check_attention()
 
     def _check_attention(self) -> None:
+        if self.position == "rope" and self.rope_theta <= 1.0:
+            raise ConfigError(f"model.rope_theta ({self.rope_theta}) must exceed 1: each pair turns more slowly than the one before")
         if self.position != "rope" and (self.rope is not None or self.mla is not None):
             raise ConfigError(f"model.rope and model.mla turn by position: model.position must be 'rope', not {self.position!r}")
         if self.mla is not None and (self.sinks or self.qk_norm != "none" or self.kv_heads != self.n_heads):
@@ -381,7 +385,7 @@ class DataConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         check_table(self, "data", set())
         if not self.source:
-            raise ConfigError("data.source is empty: give python-docs, python-code, python-mix, a text file or a folder of them")
+            raise ConfigError("data.source is empty: give python-docs, python-code, python-mix, digits, a text file or a folder of them")
         if not self.tokenizer:
             raise ConfigError("data.tokenizer is empty: give byte, char or the path of a tokenizer.json")
         if not 0.0 < self.val_fraction < 1.0:
@@ -400,9 +404,18 @@ class Config(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
         """Refuse what can be built but not trained."""
         if self.model.moe is not None and self.model.moe_layers():
             self.model.moe.check_trainable()
-        if self.model.image_size or self.model.head != "lm":
-            raise ConfigError(f"minimoe train needs a causal language model: {self.name!r} has head = {self.model.head!r}")
-        if not self.model.causal:
-            raise ConfigError("minimoe train needs a causal language model: set model.causal = true")
-        if self.train.seq_len > self.model.max_seq_len:
+        self.check_task()
+        if not self.model.image_size and self.train.seq_len > self.model.max_seq_len:
             raise ConfigError(f"train.seq_len ({self.train.seq_len}) must not exceed model.max_seq_len ({self.model.max_seq_len})")
+
+    def check_task(self) -> None:
+        """Refuse a head that has no task, or sees too much or too little for it; minimoe/tasks has the tasks."""
+        head, causal = self.model.head, self.model.causal
+        if head == "none" or (head == "classifier" and not self.model.image_size):
+            what = f"{head!r} over tokens" if head == "classifier" else repr(head)
+            raise ConfigError(f"there is no task for model.head = {what}: set 'lm' or 'mlm', or 'classifier' with model.image_size")
+        if head == "lm" and not causal:
+            raise ConfigError("model.head = 'lm' learns to predict the next token: set model.causal = true, or model.head = 'mlm'")
+        if head != "lm" and causal:
+            why = "fills in blanks from both sides" if head == "mlm" else "reads an image's class where its first token is"
+            raise ConfigError(f"model.head = {head!r} {why}: set model.causal = false")

@@ -6,6 +6,7 @@ Gate and up rows are interleaved in the file, and its stacked weights are [E, in
 from typing import Any
 
 from minimoe.config import ModelConfig
+from minimoe.errors import ConfigError
 from minimoe.families.decoder import COPIES, FIXED, SILU, attention_names, keys, norm_names, outer_names
 from minimoe.families.family import Family, Json, Key, Tables
 from minimoe.families.layout import Array, Layout, Layouts, Names, Part, whole
@@ -59,6 +60,8 @@ def read(given: Json, tables: Tables) -> None:
     model = tables["model"]
     kinds = given.get("layer_types") or ["full_attention" if i % 2 else "sliding_attention" for i in range(model["n_layers"])]
     model["layer_types"] = [KINDS.get(kind, kind) for kind in kinds]
+    if not model["activation_limit"]:
+        raise ConfigError(f"swiglu_limit = {model['activation_limit']!r}: the experts clip, at a number above 0")
 
 
 def write(config: ModelConfig, written: Json) -> None:

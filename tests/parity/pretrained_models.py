@@ -1,8 +1,7 @@
 """Small random models of transformers' families, at odd sizes, as folders that transformers itself wrote.
 
-    theirs = build("llama, biases, llama3 rope")      # a model of transformers; cached: change a copy
-    folder = saved("llama, biases, llama3 rope")      # where it was saved; kept for the whole run of tests
-    ours = opened("llama, biases, llama3 rope")
+`build(name)` is a case's model in transformers, cached (change a copy); `saved(name)` its folder, kept for the whole run of tests;
+`opened(name)` that folder in minimoe.
 """
 
 import tempfile
@@ -24,6 +23,10 @@ VOCAB, LENGTH = 61, 17
 FOLDERS = tempfile.TemporaryDirectory(prefix="minimoe-pretrained-", ignore_cleanup_errors=True)
 
 
+RIGHT = (np.arange(LENGTH) < np.array([[17], [11], [1]])).astype(np.int64)  # 0 where padding
+MASKS = {"right": RIGHT, "left": RIGHT[:, ::-1].copy(), "holes": (np.arange(LENGTH) % np.array([[17], [4], [2]]) < 1).astype(np.int64)}
+
+
 def decoder(**keys):
     """Keys of Llama's kin. The heads are 3 of width 10 over 1 group, the layers 2, unless said otherwise."""
     sizes = {"vocab_size": VOCAB, "hidden_size": 30, "num_hidden_layers": 2, "num_attention_heads": 3, "num_key_value_heads": 1}
@@ -36,7 +39,7 @@ def rope(kind, theta=1000.0, **keys):
 
 GROUPS = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
 LLAMA3 = rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)
-YARN = rope("yarn", factor=4.0, original_max_position_embeddings=8, beta_fast=2.0, beta_slow=0.5)
+YARN = rope("yarn", factor=4.0, original_max_position_embeddings=32, beta_fast=4.0, beta_slow=0.05)
 GPT2 = {"n_embd": 30, "n_layer": 2, "n_head": 3, "n_positions": 19, "vocab_size": VOCAB, "bos_token_id": None, "eos_token_id": None}
 BERT = {"vocab_size": VOCAB, "hidden_size": 30, "num_hidden_layers": 2, "num_attention_heads": 5, "intermediate_size": 41,
         "max_position_embeddings": 19}  # fmt: skip
@@ -167,8 +170,7 @@ CASES = {
     ),
     "deepseek_v3, one group, one expert a token, linear rope": (
         "DeepseekV3ForCausalLM",
-        DEEPSEEK
-        | {"n_group": 1, "topk_group": 1, "num_experts_per_tok": 1, "routed_scaling_factor": 1.5, "rope_parameters": rope("linear", factor=2.0)},
+        DEEPSEEK | {"n_group": 1, "topk_group": 1, "num_experts_per_tok": 1, "rope_parameters": rope("linear", factor=2.0)},
     ),
 }  # fmt: skip
 FAMILIES = tuple(dict.fromkeys(name.split(",")[0] for name in CASES))
@@ -193,7 +195,7 @@ def randomise(model, seed=0, std=0.2):
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             is_norm = name.endswith("weight") and any(word in name.lower() for word in ("norm", ".ln_"))
-            tensor.copy_(is_norm + std * torch.randn(tensor.shape, generator=generator))
+            tensor.copy_(is_norm + std * torch.randn(tensor.shape, generator=generator, dtype=torch.float64))
     model.tie_weights()
     return model
 
@@ -206,9 +208,9 @@ def build(name):
 
 @cache
 def saved(name, dtype="float32"):
-    """The folder that transformers made of it, rounded to a dtype."""
+    """The folder that transformers made of it, its numbers rounded to a dtype."""
     folder = Path(FOLDERS.name) / f"{dtype} {name}"
-    model = build(name) if dtype == "float32" else make(name).to(getattr(torch, dtype))
+    model = build(name) if dtype == "float32" else randomise(make(name).to(getattr(torch, dtype)))
     model.save_pretrained(folder)
     return folder
 

@@ -6,7 +6,22 @@ import numpy as np
 import pytest
 import torch
 from parity.peers import close
-from parity.pretrained_models import CASES, FIRST, VOCAB, build, inputs_of, make, opened, our_tensors, outputs, saved, their_logits, their_tensors
+from parity.pretrained_models import (
+    CASES,
+    FIRST,
+    MASKS,
+    VOCAB,
+    YARN,
+    build,
+    inputs_of,
+    make,
+    opened,
+    our_tensors,
+    outputs,
+    rope,
+    their_logits,
+    their_tensors,
+)
 
 from minimoe.backend import load
 
@@ -26,23 +41,50 @@ def test_the_compiled_kernels_have_them_too(name):
     close(opened(name, backend=load("numba"))(inputs), their_logits(build(name), inputs), LOGITS, "logits")
 
 
+# What the cases are there for changes what is computed: a key that changed nothing would be compared with nothing.
+MATTERS = [
+    ("gpt2, large eps", {"layer_norm_epsilon": 1e-5}), ("bert, relu, large eps", {"hidden_act": "gelu"}), ("vit", {"hidden_act": "relu"}),
+    ("llama, tied, linear rope", {"rope_parameters": rope("default")}),
+    ("llama, biases, own head width, llama3 rope", {"rope_parameters": rope("default")}),
+    ("llama, attention's biases, yarn", {"rope_parameters": YARN | {"truncate": False}}),
+    ("llama, yarn with mscale", {"rope_parameters": YARN}), ("llama, yarn with a factor of its own", {"rope_parameters": YARN}),
+    ("llama, yarn over the whole length", {"rope_parameters": YARN}), ("mistral, window, tied", {"sliding_window": 6}),
+    ("mixtral, one expert a token, window", {"sliding_window": None}), ("olmoe", {"norm_topk_prob": True}),
+    ("qwen3_moe, normalised, a dense layer", {"norm_topk_prob": False}),
+    ("qwen3_moe, every other layer, window", {"use_sliding_window": False}),
+    ("gpt_oss", {"swiglu_limit": 7.0}), ("gpt_oss", {"sliding_window": 17}),
+    ("gpt_oss, one expert a token, own kinds of layers", {"layer_types": ["full_attention"] * 3}),
+    ("deepseek_v3", {"topk_group": 4}), ("deepseek_v3", {"routed_scaling_factor": 1.0}), ("deepseek_v3", {"rope_interleave": False}),
+    ("deepseek_v3, halves turned, biases, all layers routed, not normalised", {"norm_topk_prob": True}),
+    ("deepseek_v3, plain queries, two shared experts, yarn with mscale", {"rope_parameters": YARN}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, changes", MATTERS)
+def test_what_a_case_is_there_for_changes_the_logits(name, changes):
+    inputs = inputs_of(name)
+    before, after = their_logits(build(name), inputs), their_logits(make(name, **changes), inputs)
+    assert np.abs(before - after).max() > 20 * LOGITS * np.abs(before).max()
+
+
 # ---- gradients -------------------------------------------------------------------------------------------------------------------------
 
 
-def targets_of(name, inputs):
+def targets_of(name, inputs, mask=None):
     """A class for each image, or for most tokens one that is not -100; of a bare model, a coordinate of its hidden states."""
     rng = np.random.default_rng(1)
     config = build(name).config
     if inputs.ndim == 4:
         return rng.integers(0, config.num_labels, len(inputs))
     classes = config.hidden_size if "bare" in name else VOCAB
-    return np.where(rng.random(inputs.shape) < 0.2, -100, rng.integers(0, classes, inputs.shape))
+    left_out = (rng.random(inputs.shape) < 0.2) | (False if mask is None else mask == 0)
+    return np.where(left_out, -100, rng.integers(0, classes, inputs.shape))
 
 
-def their_gradients(name, inputs, targets, folder):
+def their_gradients(name, inputs, targets, folder, **options):
     """Cross-entropy, and its gradients as transformers names and lays out weights: it saves them in the weights' place."""
     model = copy.deepcopy(build(name))
-    logits = outputs(model, torch.tensor(inputs))
+    logits = outputs(model, torch.tensor(inputs), **options)
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, -2), torch.tensor(targets).flatten())
     loss.backward()
     with torch.no_grad():
@@ -54,13 +96,12 @@ def their_gradients(name, inputs, targets, folder):
     return loss, their_tensors(folder)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_every_weight_has_the_gradient_that_transformers_gives_it(name, tmp_path):
+def compare_gradients(name, folder, mask=None):
     inputs = inputs_of(name)
-    targets = targets_of(name, inputs)
-    loss, theirs = their_gradients(name, inputs, targets, tmp_path)
+    targets = targets_of(name, inputs, mask)
+    loss, theirs = their_gradients(name, inputs, targets, folder, **({} if mask is None else {"attention_mask": torch.tensor(mask)}))
     ours = opened(name)
-    cross_entropy = ours.loss(inputs, targets).cross_entropy
+    cross_entropy = ours.loss(inputs, targets, attention_mask=mask).cross_entropy
     close(cross_entropy, loss, LOGITS, "cross-entropy")
     cross_entropy.backward()
     for _, p in ours.named_state():
@@ -70,7 +111,18 @@ def test_every_weight_has_the_gradient_that_transformers_gives_it(name, tmp_path
     assert theirs.keys() == gradients.keys() | ours.origin.kept.keys()
     largest = max(float(gradient.abs().max()) for gradient in theirs.values())
     for key, array in gradients.items():
-        close(array, theirs[key], GRADIENTS, key, floor=1e-3 * largest)
+        close(array, theirs[key], GRADIENTS, key, floor=1e-3 * largest)  # a softmax's keys have biases that change nothing
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_weight_has_the_gradient_that_transformers_gives_it(name, tmp_path):
+    compare_gradients(name, tmp_path)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("name", [name for family, name in FIRST.items() if family != "vit"])
+def test_so_it_has_beside_padding(name, side, tmp_path):
+    compare_gradients(name, tmp_path, MASKS[side])
 
 
 # ---- balance losses --------------------------------------------------------------------------------------------------------------------
@@ -82,7 +134,7 @@ BALANCED = [name for name in CASES if name.startswith(("mixtral", "olmoe", "qwen
 @pytest.mark.parametrize("name", BALANCED)
 def test_the_balance_loss_is_that_of_transformers(name, padded):
     tokens = inputs_of(name)
-    mask = (np.arange(tokens.shape[1]) < np.array([[17], [11], [5]])).astype(np.int64) if padded else None
+    mask = MASKS["right"] if padded else None
     given = {} if mask is None else {"attention_mask": torch.tensor(mask)}
     with torch.no_grad():
         expected = build(name)(torch.tensor(tokens), output_router_logits=True, **given).aux_loss
