@@ -1,4 +1,4 @@
-"""How long a large model folder takes to open, and what memory it then has: `python -m benchmarks.loading [--gigabytes 2] [--max-memory 1]`.
+"""What opening a large model folder takes: `python -m benchmarks.loading [--gigabytes 2] [--max-memory 1]`.
 
 A Mixtral-shaped folder of random bf16 weights is written into a temporary place, and opened by a fresh process that tells its resident
 memory before, after, and while it generates; with --max-memory its weights may take no more than that.

@@ -222,6 +222,8 @@ def evaluate_run(loaded: Any, data: str | None) -> dict[str, Any]:
     from minimoe.tasks import load_task
 
     config: Config = loaded.config
+    if data is None and is_model_folder(loaded.folder):
+        raise UserError(f"{loaded.folder}: a model folder has no data of its own to be measured on: give some with --data")
     if not config.model.image_size and config.train.seq_len > config.model.max_seq_len:  # of a model that was trained elsewhere
         config = replace(config, train=replace(config.train, seq_len=config.model.max_seq_len))
     task = load_task(config, None if config.model.image_size else loaded.text, all_of=data)

@@ -46,15 +46,6 @@ class Origin:
     kept: dict[str, str]  # tensors that are not computed with, by the family's names: the folder's keys
 
 
-def model_config(folder: Path) -> tuple[ModelConfig, Family, Json]:
-    """What the config.json of a model folder means: nothing else is opened."""
-    from minimoe.modelfolder import read_config
-
-    given = read_config(folder)
-    found, config = _translated(folder, given)
-    return config, found, given
-
-
 def _translated(path: Path, given: Json) -> tuple[Family, ModelConfig]:
     try:
         found = family(given.get("model_type"))

@@ -143,6 +143,13 @@ def test_convert_and_inspect_from_the_command_line(dense, tmp_path, monkeypatch,
     assert "experts touched here" in run(capsys, "inspect", str(tmp_path / "mixtral"))
 
 
+def test_a_folder_is_measured_on_data_that_are_given(dense, tmp_path, capsys):
+    convert(dense, tmp_path / "folder")
+    text = write_text(tmp_path)
+    assert "(all of it)" in run(capsys, "eval", str(tmp_path / "folder"), "--data", str(text))
+    assert "has no data of its own" in failure(capsys, "eval", str(tmp_path / "folder"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
