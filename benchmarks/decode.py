@@ -4,18 +4,20 @@
 on from random prompts. Peers are transformers' `generate` and a bare loop over its forward with its cache, which leaves out what `generate`
 does besides; both with each implementation of the experts. All have the same number of threads and float32.
 
-- A process for each side. Each makes two runs first; then of each peer only its fastest implementation stays, and all take turns.
+- A process for each. Each makes two runs first; those far behind another implementation go, the others take turns. A peer's figure is that
+  of its implementation with the lowest median.
 - A run is a whole call: the prompts read, then every new token. Ratios are of median times.
 - A side's tokens are compared by their checksum: equal to minimoe's, or the row says so.
 """
 
 import argparse
 import json
+import math
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -35,7 +37,7 @@ MODEL = ModelConfig(
     moe=MoEConfig(n_experts=8, top_k=2),
 )  # fmt: skip
 PROMPT, NEW = 32, 128  # tokens read, and made, in each row
-FAR = 3.0  # times slower in its first run than another in its second: there is no need of a second
+FAR = 3.0  # times slower than another implementation: it need not take turns
 IMPLEMENTATIONS = ("eager", "grouped_mm", "batched_mm")
 OURS, GENERATE, LOOP = "minimoe, numba", "transformers generate", "transformers forward in a loop"
 
@@ -130,69 +132,73 @@ def loop_run(case: Case, implementation: str) -> Step:
 # ---- in the process that asks --------------------------------------------------------------------------------------------------------
 
 
-def sides(threads: int) -> dict[str, list[tuple[str, Side]]]:
-    """What competes: each with its implementations by name."""
+class Entry(NamedTuple):
+    """One that takes its turns: which side, with which implementation of the experts."""
+
+    side: str
+    experts: str
+    worker: Worker
+
+    @property
+    def median(self) -> float:
+        """Seconds of a run."""
+        return statistics.median(self.worker.times)
+
+
+def sides(threads: int) -> list[tuple[str, str, Side]]:
+    """What competes: name, implementation of the experts, how it is made."""
     libraries = ("torch", "transformers", "transformers.models.mixtral.modeling_mixtral")
     peers: dict[str, Callable[..., Step]] = {GENERATE: generate_run, LOOP: loop_run}
-    found = {OURS: [("", Side("minimoe", ("minimoe_numba",), minimoe_run, (threads,)))]}
-    for name, make in peers.items():
-        found[name] = [(style, Side("eager", libraries, make, (style,))) for style in IMPLEMENTATIONS]
-    return found
+    theirs = [(name, style, Side("eager", libraries, make, (style,))) for name, make in peers.items() for style in IMPLEMENTATIONS]
+    return [(OURS, "", Side("minimoe", ("minimoe_numba",), minimoe_run, (threads,))), *theirs]
 
 
-def fastest(case: Case, choices: list[tuple[str, Side]], threads: int, console: Console) -> tuple[str, Worker, dict[str, float]]:
-    """Of a side's implementations the quickest after its first run; the others are ended.   -> name, its process, tokens/s of all"""
-    best: tuple[str, Worker] | None = None
-    found: dict[str, float] = {}
-    for style, side in choices:
+def started(case: Case, threads: int, console: Console) -> Iterator[Entry]:
+    """All that run here after their first run, but for those that are far behind."""
+    best: dict[str, float] = {}
+    for name, experts, side in sides(threads):
         worker = Worker(side, case, threads, patience=300.0)
-        first = worker.take(1)
-        far = best is not None and first and first[0] > FAR * best[1].times[0]
-        worker.times = first if far else worker.take(1)
+        worker.times = worker.take(1)
+        if not worker.failed and worker.times[0] < FAR * best.get(name, math.inf):
+            worker.times = worker.take(1)
         if worker.failed:
-            console.print(f"  {style} failed: {worker.failed}", markup=False)
+            console.print(f"  {name} {experts}: failed: {worker.failed}", markup=False)
             continue
-        found[style] = case.tokens / worker.times[0]
-        slower = worker
-        if best is None or worker.times[0] < best[1].times[0]:
-            slower, best = (worker if best is None else best[1]), (style, worker)
-        if slower is not best[1]:
-            slower.stop()
-    if best is None:
-        raise SystemExit("benchmarks.decode: a side has no implementation that runs here")
-    return *best, found
+        console.print(f"  {name} {experts}: {case.tokens / worker.times[0]:.0f} tokens/s", markup=False)
+        best[name] = min(worker.times[0], best.get(name, math.inf))
+        if worker.times[0] < FAR * best[name]:
+            yield Entry(name, experts, worker)
+        else:
+            worker.stop()
 
 
 def measure(case: Case, threads: int, rounds: int, console: Console) -> dict[str, Any]:
-    """All sides in turns; a row of figures for each."""
-    workers: dict[str, tuple[str, Worker, dict[str, float]]] = {}
+    """All in turns; of each side a row of figures, of its fastest implementation."""
+    entries: list[Entry] = []
     try:
-        for name, choices in sides(threads).items():
-            workers[name] = fastest(case, choices, threads, console)
-            console.print(f"  {name}: ready {shown(workers[name][2])}", markup=False)
-        for _, worker, _ in workers.values():
+        entries.extend(started(case, threads, console))
+        for _, _, worker in entries:
             worker.times = []
         for done in range(1, rounds + 1):
-            for _, worker, _ in workers.values():
+            for _, _, worker in entries:
                 worker.times += worker.take(1)
-            console.print(f"  round {done} of {rounds}: " + " | ".join(f"{w.times[-1]:.2f} s" for _, w, _ in workers.values()))
+            console.print(f"  round {done} of {rounds}: " + " | ".join(f"{entry.worker.times[-1]:.2f} s" for entry in entries))
     finally:
-        for _, worker, _ in workers.values():
+        for _, _, worker in entries:
             worker.stop()
-    own = workers[OURS][1]
-    rows: dict[str, Any] = {}
-    for name, (style, worker, tried) in workers.items():
-        median = statistics.median(worker.times)
-        rows[name] = {
-            "experts": style, "median_s": median, "fastest_s": min(worker.times), "slowest_s": max(worker.times), "runs": len(worker.times),
-            "tokens_per_s": case.tokens / median, "over_minimoe": median / statistics.median(own.times),
-            "same_tokens": worker.loss == own.loss, "peak_mb": worker.peak / 1e6, "tried_tokens_per_s": tried,
-        }  # fmt: skip
-    return rows
+    best = {name: min((e for e in entries if e.side == name), key=lambda e: e.median) for name in dict.fromkeys(e.side for e in entries)}
+    return {name: row(case, entry, best[OURS], [e for e in entries if e.side == name]) for name, entry in best.items()}
 
 
-def shown(tried: dict[str, float]) -> str:
-    return ", ".join(f"{style or 'once'} {speed:.0f} tokens/s" for style, speed in tried.items())
+def row(case: Case, entry: Entry, own: Entry, tried: list[Entry]) -> dict[str, Any]:
+    """What the JSON file says of a side."""
+    times = entry.worker.times
+    return {
+        "experts": entry.experts, "median_s": entry.median, "fastest_s": min(times), "slowest_s": max(times), "runs": len(times),
+        "tokens_per_s": case.tokens / entry.median, "over_minimoe": entry.median / own.median,
+        "same_tokens": entry.worker.loss == own.worker.loss, "peak_mb": entry.worker.peak / 1e6,
+        "tokens_per_s_by_experts": {other.experts: case.tokens / other.median for other in tried},
+    }  # fmt: skip
 
 
 def table(case: Case, rows: dict[str, Any]) -> Table:

@@ -91,8 +91,8 @@ def train(
 ) -> None:  # fmt: skip
     """Train a preset or a TOML file.
 
-    Without an argument: tiny-moe, a routed decoder, on Python's own documentation. What is learnt is the model's head's: the next token
-    (lm), hidden tokens (mlm: bert-tiny) or the class of an image (classifier: vit-tiny).
+    Without an argument: tiny-moe, a routed decoder, on Python's own documentation. The model's head says what is learnt: the next
+    token (lm), hidden tokens (mlm: bert-tiny) or the class of an image (classifier: vit-tiny).
     """
     from minimoe.config import load_config
 

@@ -7,13 +7,12 @@ import hashlib
 import os
 import sysconfig
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from msgspec.structs import replace
 
 from minimoe.config import DataConfig
 from minimoe.errors import UserError, nearest
@@ -53,39 +52,28 @@ def load_corpus(data: DataConfig, base: Path | None = None, tokenizer: Tokenizer
     A given `tokenizer` (of a run that goes on, of a model to evaluate) takes the place of `data.tokenizer`. With `seq_len` both splits must
     hold seq_len + 2 tokens. Raises `UserError`, naming the source, for one that is missing, binary, empty or too short.
     """
-    pieces, domains = read_source(data.source, base)
-    text = "".join(piece for piece, _ in pieces)
-    if not text:
-        raise UserError(f"{data.source}: empty: data.source needs text")
-    tokenizer = tokenizer or make_tokenizer(data.tokenizer, text, base)
-    parts = [tokenizer.encode(piece, data.source) for piece, _ in pieces]
-    tokens = np.concatenate(parts)
+    whole = whole_corpus(data.source, data.tokenizer, base, tokenizer)
+    tokens, labels = whole.val, whole.val_domains
     n_train = int(len(tokens) * (1 - data.val_fraction))
     check_length(data, n_train, len(tokens) - n_train, seq_len)
-    labels = None
-    if domains:
-        labels = np.repeat(np.array([domain for _, domain in pieces], np.int8), [len(part) for part in parts])
-    return Corpus(
+    return replace(
+        whole,
         train=tokens[:n_train],
         val=tokens[n_train:],
         train_domains=None if labels is None else labels[:n_train],
         val_domains=None if labels is None else labels[n_train:],
-        domains=domains,
-        tokenizer=tokenizer,
-        sha256=hashlib.sha256(text.encode("utf-8")).hexdigest(),
-        source=data.source,
     )
 
 
-def whole_corpus(data: DataConfig, source: str, tokenizer: Tokenizer | None = None) -> Corpus:
-    """All of another text as one split, to measure a trained model on. Raises `UserError` as `load_corpus` does."""
-    pieces, domains = read_source(replace(data, source=source).source)
+def whole_corpus(source: str, tokenizer_name: str, base: Path | None = None, tokenizer: Tokenizer | None = None) -> Corpus:
+    """All of a source as both splits, to measure a trained model on. Raises `UserError` for one that is missing, binary or empty."""
+    pieces, domains = read_source(source, base)
     text = "".join(piece for piece, _ in pieces)
-    tokenizer = tokenizer or make_tokenizer(data.tokenizer, text)
+    if not text:
+        raise UserError(f"{source}: empty: data.source needs text")
+    tokenizer = tokenizer or make_tokenizer(tokenizer_name, text, base)
     parts = [tokenizer.encode(piece, source) for piece, _ in pieces]
     tokens = np.concatenate(parts)
-    if len(tokens) < 2:
-        raise UserError(f"{source}: too short: an evaluation needs two tokens or more")
     labels = np.repeat(np.array([domain for _, domain in pieces], np.int8), [len(part) for part in parts]) if domains else None
     digest = hashlib.sha256(text.encode("utf-8")).hexdigest()
     return Corpus(tokens, tokens, labels, labels, domains, tokenizer, digest, source)

@@ -223,7 +223,7 @@ COMMANDS = {
     "generate tiny-moe-001/checkpoints/step-9": "no such run",
     "generate chars --prompt QX?": "prompt: the characters '?', 'Q', 'X' are not in the char tokenizer's vocabulary",
     "eval nowhere": "no such run",
-    "eval --data empty.txt": "too short: an evaluation needs two tokens or more",
+    "eval --data empty.txt": "empty.txt: empty: data.source needs text",
     "eval chars --data FILE": "not in the char tokenizer's vocabulary",
     "runs extra": "unexpected extra argument",
 }

@@ -111,7 +111,7 @@ def test_a_model_that_slides_everywhere_goes_on_beyond_its_context_and_forgets_n
 def test_what_a_later_mask_hides_is_hidden_and_a_mask_may_tell_of_new_tokens_alone(window: int) -> None:
     model = make(sliding_window=window)
     tokens, mask = np.array([[7, 1, 2, 3, 4, 5, 6, 8]]), np.array([[1, 1, 1, 1, 0, 1, 1, 1]])
-    positions, after = np.array([[0, 1, 2, 3, 7, 4, 5, 6]]), logits_at_end(model, [7, 1, 2, 3, 5, 6, 8])
+    positions, after = np.array([[0, 1, 2, 3, 4, 4, 5, 6]]), logits_at_end(model, [7, 1, 2, 3, 5, 6, 8])
     for masks in ((None, mask), (mask[:, :5], mask[:, 5:])):
         cache = mm.Cache(model)
         model(tokens[:, :5], masks[0], positions[:, :5], cache=cache)
@@ -179,12 +179,15 @@ def test_padding_is_not_routed() -> None:
 
 def test_a_full_context_of_a_batch_is_forgotten_in_all_rows_when_the_longest_must() -> None:
     model, prompts = make(max_seq_len=8), [[1, 2, 3, 4, 5], [7, 7]]
-    texts, seen = [list(p) for p in prompts], [list(p) for p in prompts]
-    for count, drawn in enumerate(generate_batch(model, prompts, 14, GREEDY)):
+    texts, seen, decoder = [list(p) for p in prompts], [list(p) for p in prompts], Decoder(model, prompts, 14)
+    for count in range(14):
         if count in (4, 9):  # 5 + 3 columns are full, then 4 + 4
             seen = [text[-4:] for text in texts]
+        logits = decoder.predict()
+        np.testing.assert_allclose(logits, [logits_at_end(model, context) for context in seen], rtol=1e-9, atol=1e-9)
+        drawn = [int(token) for token in logits.argmax(axis=-1)]
+        decoder.add(drawn)
         for text, context, token in zip(texts, seen, drawn, strict=True):
-            assert token == int(np.argmax(logits_at_end(model, context)))
             text.append(token)
             context.append(token)
 

@@ -346,6 +346,12 @@ def test_a_text_of_which_nothing_held_out_is_hidden_is_refused(tmp_path: Path) -
         load_task(masked(tmp_path / "short.txt", seq_len=2))
 
 
+def test_a_text_to_measure_on_needs_two_tokens(text: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("x")
+    with pytest.raises(UserError, match=r"one\.txt: too short: an evaluation needs two tokens or more"):
+        load_task(tiny(text), all_of=str(tmp_path / "one.txt"))
+
+
 def test_without_scikit_learn_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(UserError, match=r"pip install 'minimoe\[digits\]'"):

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from msgspec.structs import replace
+
 from minimoe.config import Config
 from minimoe.tasks.images import ImageClassification as ImageClassification
 from minimoe.tasks.language import LanguageModelling as LanguageModelling
@@ -16,7 +18,7 @@ from minimoe.tasks.masked import MaskedLanguageModelling as MaskedLanguageModell
 from minimoe.tasks.task import Task as Task
 from minimoe.tokenizer import Tokenizer
 
-TASKS: dict[str, Callable[[Config, Tokenizer | None, str | None], Task]] = {
+TASKS: dict[str, Callable[[Config, Tokenizer | None, bool], Task]] = {
     "lm": LanguageModelling, "mlm": MaskedLanguageModelling, "classifier": ImageClassification,
 }  # fmt: skip
 
@@ -28,4 +30,6 @@ def load_task(config: Config, tokenizer: Tokenizer | None = None, all_of: str | 
     held-out data are all of that source. Raises `UserError` for a head without a task, and for data that are not there or do not fit.
     """
     config.check_task()
-    return TASKS[config.model.head](config, tokenizer, all_of)
+    if all_of is not None:
+        config = replace(config, data=replace(config.data, source=all_of))
+    return TASKS[config.model.head](config, tokenizer, all_of is not None)

@@ -31,15 +31,15 @@ class ImageClassification(Task):
 
     unit = "image"
 
-    def __init__(self, config: Config, tokenizer: Tokenizer | None = None, all_of: str | None = None) -> None:
-        source = config.data.source if all_of is None else all_of
+    def __init__(self, config: Config, tokenizer: Tokenizer | None = None, whole: bool = False) -> None:
+        source = config.data.source
         if source not in IMAGE_SOURCES:
             raise UserError(f"data.source = {source!r} is not images, {config.name!r} classifies images: give digits (--data digits)")
         check_shape(config)
         self.source, self.data = source, load_digits(config.data.val_fraction)
         self.sha256 = self.data.sha256
         self.val, self.val_classes = self.data.val, self.data.val_classes
-        if all_of is not None:
+        if whole:
             self.val = np.concatenate([self.data.train, self.val])
             self.val_classes = np.concatenate([self.data.train_classes, self.val_classes])
         if not len(self.data.train):

@@ -23,8 +23,8 @@ class LanguageModelling(Task):
     corpus: Corpus
     tokenizer: Tokenizer
 
-    def __init__(self, config: Config, tokenizer: Tokenizer | None = None, all_of: str | None = None) -> None:
-        self.corpus = read_corpus(config, tokenizer, all_of)
+    def __init__(self, config: Config, tokenizer: Tokenizer | None = None, whole: bool = False) -> None:
+        self.corpus = read_corpus(config, tokenizer, whole)
         self.tokenizer, self.source, self.sha256 = self.corpus.tokenizer, self.corpus.source, self.corpus.sha256
         self.config = self._with_vocabulary(config)
 
@@ -65,14 +65,17 @@ class LanguageModelling(Task):
         return f"minimoe generate {run} --prompt 'The '"
 
 
-def read_corpus(config: Config, tokenizer: Tokenizer | None, all_of: str | None) -> Corpus:
-    """The text that is trained on, or all of another to measure on. Raises `UserError` for data that are images."""
-    source = config.data.source if all_of is None else all_of
+def read_corpus(config: Config, tokenizer: Tokenizer | None, whole: bool) -> Corpus:
+    """The text that is trained on or, `whole`, all of it to measure on. Raises `UserError` for data that are images."""
+    source = config.data.source
     if source in IMAGE_SOURCES:
         raise UserError(
             f"data.source = {source!r} is images, {config.name!r} reads text: give python-docs, python-code, python-mix, a text file or a "
             f"folder of them (a folder of that name as ./{source})"
         )
-    if all_of is None:
+    if not whole:
         return load_corpus(config.data, tokenizer=tokenizer, seq_len=config.train.seq_len)
-    return whole_corpus(config.data, all_of, tokenizer)
+    corpus = whole_corpus(source, config.data.tokenizer, tokenizer=tokenizer)
+    if len(corpus.val) < 2:
+        raise UserError(f"{source}: too short: an evaluation needs two tokens or more")
+    return corpus

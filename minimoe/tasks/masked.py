@@ -38,8 +38,8 @@ class MaskedLanguageModelling(LanguageModelling):
 
     unit = "masked token"
 
-    def __init__(self, config: Config, tokenizer: Tokenizer | None = None, all_of: str | None = None) -> None:
-        super().__init__(config, tokenizer, all_of)
+    def __init__(self, config: Config, tokenizer: Tokenizer | None = None, whole: bool = False) -> None:
+        super().__init__(config, tokenizer, whole)
         self.mask_id = mask_id(self.tokenizer)
         if not (self._hidden_val[1] != IGNORE).any():
             raise UserError(f"{self.source}: too short: none of its {len(self.corpus.val)} held-out tokens is hidden: use more text")
