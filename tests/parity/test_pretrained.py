@@ -24,6 +24,7 @@ from parity.pretrained_models import (
 )
 
 from minimoe.backend import load
+from minimoe.families import family
 
 pytestmark = pytest.mark.parity
 LOGITS, GRADIENTS, BALANCE = 1e-4, 1e-3, 1e-6
@@ -65,6 +66,13 @@ def test_what_a_case_is_there_for_changes_the_logits(name, changes):
     inputs = inputs_of(name)
     before, after = their_logits(build(name), inputs), their_logits(make(name, **changes), inputs)
     assert np.abs(before - after).max() > 20 * LOGITS * np.abs(before).max()
+
+
+@pytest.mark.parametrize("family_name", ["bert", "llama", "mistral", "mixtral", "olmoe", "qwen3_moe", "gpt_oss", "deepseek_v3"])
+def test_the_padding_token_that_config_json_does_not_name_is_that_of_transformers(family_name):
+    config = build(FIRST[family_name]).config
+    given = {key: value for key, value in config.to_dict().items() if key != "pad_token_id"}
+    assert family(family_name).model_config(given).pad_token_id == type(config)().pad_token_id
 
 
 # ---- gradients -------------------------------------------------------------------------------------------------------------------------
