@@ -1,5 +1,6 @@
 """The tables of a configuration: model, experts, training, data. What cannot be is refused, by the key's full path."""
 
+import sys
 from typing import Literal, get_args
 
 from msgspec import Struct, ValidationError, convert
@@ -7,7 +8,6 @@ from msgspec.structs import FieldInfo, fields, force_setattr
 
 from minimoe.errors import ConfigError, nearest
 
-MOST = 1e300  # above it products overflow, and an integer has no float
 Activation = Literal["swiglu", "gelu", "gelu_tanh", "relu"]
 Router = Literal["softmax_topk", "topk_softmax", "switch", "noisy_topk", "sigmoid_bias", "expert_choice"]
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
@@ -37,7 +37,7 @@ def check_table(table: Struct, path: str, zero_ok: set[str]) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         key = f"{path}.{field.name}"
-        if not abs(value) < MOST:  # NaN too
+        if not abs(value) <= sys.float_info.max:  # NaN, infinity, and an integer that no float holds
             raise ConfigError(f"{key} ({str(value)[:40]}) must be a finite number")
         if value < 0:
             raise ConfigError(f"{key} ({value}) must not be negative")
