@@ -242,7 +242,8 @@ class MoE(Module):
         xp = b.backend.xp
         counts = xp.astype(counts, b.dtype)
         change = self.moe.bias_rate * xp.sign(xp.mean(counts) - counts)
-        b.data += change if ok is None else xp.where(ok, change, xp.zeros_like(change))
+        bias = b.own()
+        bias += change if ok is None else xp.where(ok, change, xp.zeros_like(change))
 
 
 def _valid_rows(valid: Any, b: Backend, n: int) -> Array | None:

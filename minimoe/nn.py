@@ -73,6 +73,12 @@ class Parameter(Tensor):
         """Take the numbers from there when they are needed."""
         self.backend, self.source, self.held, self.grad = backend, source, None, None
 
+    def own(self) -> Array:
+        """The numbers in an array that may be changed in place; from now on they are no longer those of a source."""
+        if self.source is not None:
+            self.data = self.backend.xp.asarray(self.source.get(), copy=True)
+        return self.data
+
     def fill(self, name: str, seed: int, dtype: str, backend: Backend) -> None:
         """Draw the initial numbers of a parameter of this name."""
         values = np.full(self.declared, self.start, dtype=np.float64)
@@ -164,7 +170,7 @@ class Module:
             value = arrays[name]
             if not isinstance(value, type(parameter.data)):
                 value = tensor(value, backend=parameter.backend).data
-            parameter.data[...] = parameter.backend.xp.astype(value, parameter.data.dtype)
+            parameter.own()[...] = parameter.backend.xp.astype(value, parameter.data.dtype)
 
 
 def lowered(parameter: Tensor, x: Tensor) -> Tensor:

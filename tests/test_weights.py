@@ -126,3 +126,23 @@ def test_numbers_are_those_of_a_model_that_never_lay_in_a_file(tmp_path):
     made.save_pretrained(tmp_path / "model")
     with mm.no_grad():
         np.testing.assert_array_equal(open_folder(tmp_path / "model")(TOKENS).numpy(), made(TOKENS).numpy())
+
+
+def test_numbers_that_are_loaded_over_a_files_own_are_those_that_are_written(folder, tmp_path):
+    other = mm.Transformer(routed(), seed=9)
+    model = open_folder(folder)
+    model.load_state_dict(other.state_dict())
+    model.save_pretrained(tmp_path / "changed")
+    again = open_folder(tmp_path / "changed").state_dict()
+    for name, array in other.state_dict().items():
+        np.testing.assert_array_equal(again[name], array, err_msg=name)
+
+
+def test_the_balance_bias_of_an_opened_model_is_updated(tmp_path):
+    shape = {**SHAPE, "n_kv_heads": None, "d_hidden": 16}
+    moe = MoEConfig(n_experts=4, top_k=2, router="sigmoid_bias", n_shared_experts=1)
+    config = ModelConfig(**shape, mla=mm.config.LatentConfig(kv_rank=8, rope_dim=4), moe=moe)
+    mm.Transformer(config, seed=1).save_pretrained(tmp_path / "model")
+    model = open_folder(tmp_path / "model")
+    model.update_balance([np.array([4, 0, 0, 0])] * 2)
+    assert model.blocks[0].moe.router.balance_bias.data[0] < 0 < model.blocks[1].moe.router.balance_bias.data[1]
