@@ -16,8 +16,8 @@ import numpy as np
 
 import minimoe as mm
 from benchmarks.machine import machine
-from minimoe.data import batch
-from minimoe.trainer import TrainedRun
+from minimoe.data.batches import batch
+from minimoe.training.trainer import TrainedRun
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "losses-and-collapse.md"

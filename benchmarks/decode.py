@@ -57,8 +57,8 @@ def checksum(tokens: Any) -> float:
 
 def minimoe_run(case: Case, threads: int) -> Step:
     from minimoe.backend import load
-    from minimoe.generation import Sampling, generate_batch
-    from minimoe.model import Transformer
+    from minimoe.generation.generation import Sampling, generate_batch
+    from minimoe.model.transformer import Transformer
 
     backend, prompts = load("numba"), prompts_of(case)
     backend.use_threads(threads)
@@ -71,7 +71,7 @@ def their_model(case: Case, implementation: str) -> Any:
     import torch
 
     from minimoe.backend import load
-    from minimoe.model import Transformer
+    from minimoe.model.transformer import Transformer
 
     c = case.model
     ours = Transformer(c, seed=0, backend=load("numpy")).state_dict()

@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from minimoe.config import ModelConfig, MoEConfig
-from minimoe.families import family
-from minimoe.model import Transformer
-from minimoe.modelfolder import write_model_folder
-from minimoe.pretrained import Written
-from minimoe.tokenizer import ByteTokenizer
+from minimoe.data.tokenizer import ByteTokenizer
+from minimoe.model.transformer import Transformer
+from minimoe.pretrained.families.table import family
+from minimoe.pretrained.folder import write_model_folder
+from minimoe.pretrained.models import Written
 
 BYTES = {"BF16": 2, "F32": 4}
 

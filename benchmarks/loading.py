@@ -19,14 +19,14 @@ import json, sys, time
 import numpy as np
 import minimoe as mm
 from minimoe.backend import load as backend
-from minimoe.generation import Sampling, generate_ids
+from minimoe.generation.generation import Sampling, generate_ids
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
 
 path, limit, tokens = sys.argv[1], int(sys.argv[2]) or None, int(sys.argv[3])
 mm.set_backend(sys.argv[4])
-import minimoe.loading
+import minimoe.pretrained.loading
 before, began = resident(), time.perf_counter()
 model = mm.load(path, max_memory=limit)
 opened, after = time.perf_counter() - began, resident()

@@ -7,7 +7,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from minimoe.config import ModelConfig, MoEConfig, load_config
-from minimoe.cost import parameter_shapes, part_of, vocabulary
+from minimoe.config.cost import parameter_shapes, part_of, vocabulary
 
 BYTES, CHARACTERS = 256, 65  # vocabularies: of bytes, and of tinyshakespeare
 

@@ -33,7 +33,7 @@ def sides(case: Case, backends: list[str], threads: int, compiled: bool) -> dict
     """Every side that a model has, by name: the products, minimoe on each backend, and its peers."""
     found = {"matrix products alone": Side("products", ("numpy",), products_step)}
     for backend in backends:
-        libraries = ("minimoe.model", "minimoe.optim", *([BUILT_IN[backend]] if backend in BUILT_IN else []))
+        libraries = ("minimoe.model.transformer", "minimoe.training.optim", *([BUILT_IN[backend]] if backend in BUILT_IN else []))
         found[f"minimoe, {backend}"] = Side("minimoe", libraries, minimoe_step, (backend, threads))
     torch = ("torch", "benchmarks.torch_models")
     routed = bool(case.model.moe_layers())
@@ -58,10 +58,10 @@ def join(*words: str) -> str:
 
 def minimoe_step(case: Case, backend: str, threads: int) -> Step:
     from minimoe.backend import load
-    from minimoe.model import Transformer
+    from minimoe.engine.random import Rng
+    from minimoe.engine.recording import Recorded
+    from minimoe.model.transformer import Transformer
     from minimoe.optim import AdamW
-    from minimoe.random import Rng
-    from minimoe.recording import Recorded
 
     chosen = load(backend)
     chosen.use_threads(threads)

@@ -29,7 +29,7 @@ STEP_TOKENS, LENGTHS = 4096, (256, 512, 1024, 2048)
 def layer_step(experts: int, backend: str) -> Callable[[], None]:
     """Forward and backward of one routed layer, gradients written over the last ones."""
     import minimoe as mm
-    from minimoe.autograd import use_backend
+    from minimoe.backend import use_backend
 
     draw = np.random.default_rng(0)
     with use_backend(backend):
@@ -67,8 +67,8 @@ def time_layers(backend: str, rounds: int) -> list[dict[str, float]]:
 def step_memory(length: int, backend: str, answer: Any) -> None:
     """In a process of its own: the most memory of three training steps."""
     from minimoe.backend import load
-    from minimoe.bench import TrainingStep
     from minimoe.config import Config, ModelConfig, TrainConfig
+    from minimoe.study.bench import TrainingStep
 
     model = ModelConfig(vocab_size=256, d_model=128, n_layers=4, n_heads=4, n_kv_heads=2, d_hidden=512, max_seq_len=length)
     config = Config(name="scaling", model=model, train=TrainConfig(batch_size=STEP_TOKENS // length, seq_len=length))

@@ -16,10 +16,10 @@ from msgspec.structs import replace
 
 from benchmarks.machine import machine
 from minimoe.config import Config, load_config
-from minimoe.convert import upcycled_state
-from minimoe.cost import cost
-from minimoe.run import Run
-from minimoe.trainer import TrainedRun, Trainer
+from minimoe.config.cost import cost
+from minimoe.runs.run import Run
+from minimoe.study.convert import upcycled_state
+from minimoe.training.trainer import TrainedRun, Trainer
 
 
 def configuration(preset: str, seed: int, steps: int, overrides: tuple[str, ...] = ()) -> Config:

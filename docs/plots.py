@@ -15,8 +15,8 @@ sys.path[:0] = [path for path in (str(ROOT), str(ROOT / "backends")) if path not
 
 import minimoe as mm  # noqa: E402
 from minimoe.backend import load  # noqa: E402
-from minimoe.cost import cost  # noqa: E402
-from minimoe.random import host_normal  # noqa: E402
+from minimoe.config.cost import cost  # noqa: E402
+from minimoe.engine.random import host_normal  # noqa: E402
 from minimoe.reference.gating import Rule  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"

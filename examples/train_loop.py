@@ -8,9 +8,10 @@ import sys
 import numpy as np
 
 import minimoe as mm
-from minimoe.data import batch, load_corpus, windows
-from minimoe.evaluation import evaluate
-from minimoe.generation import Sampling
+from minimoe.data.batches import batch, windows
+from minimoe.data.corpus import load_corpus
+from minimoe.generation.sampling import Sampling
+from minimoe.training.evaluation import evaluate
 
 STEPS, BATCH, CONTEXT = int(sys.argv[1]) if len(sys.argv) > 1 else 200, 16, 64
 

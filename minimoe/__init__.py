@@ -15,35 +15,37 @@ if TYPE_CHECKING:
     from minimoe import ops as ops
     from minimoe import optim as optim
     from minimoe import testing as testing
-    from minimoe.autograd import Tensor as Tensor
-    from minimoe.autograd import no_grad as no_grad
-    from minimoe.autograd import set_backend as set_backend
-    from minimoe.autograd import tensor as tensor
-    from minimoe.autograd import use_backend as use_backend
+    from minimoe.backend import set_backend as set_backend
+    from minimoe.backend import use_backend as use_backend
     from minimoe.config import Config as Config
     from minimoe.config import DataConfig as DataConfig
     from minimoe.config import ModelConfig as ModelConfig
     from minimoe.config import MoEConfig as MoEConfig
     from minimoe.config import TrainConfig as TrainConfig
     from minimoe.config import load_config as load_config
+    from minimoe.engine.creation import tensor as tensor
+    from minimoe.engine.random import Rng as Rng
+    from minimoe.engine.tensor import Tensor as Tensor
+    from minimoe.engine.tensor import no_grad as no_grad
     from minimoe.errors import UserError as UserError
-    from minimoe.generation import generate as generate
-    from minimoe.loading import load as load
-    from minimoe.model import Cache as Cache
-    from minimoe.model import Transformer as Transformer
-    from minimoe.moe import MoE as MoE
-    from minimoe.random import Rng as Rng
-    from minimoe.trainer import resume as resume
-    from minimoe.trainer import train as train
+    from minimoe.generation.generation import generate as generate
+    from minimoe.layers.cache import Cache as Cache
+    from minimoe.layers.moe import MoE as MoE
+    from minimoe.model.transformer import Transformer as Transformer
+    from minimoe.pretrained.loading import load as load
+    from minimoe.training.trainer import resume as resume
+    from minimoe.training.trainer import train as train
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Tensor": "autograd", "no_grad": "autograd", "set_backend": "autograd", "tensor": "autograd", "use_backend": "autograd",
+    "Tensor": "engine.tensor", "no_grad": "engine.tensor", "tensor": "engine.creation", "Rng": "engine.random",
+    "set_backend": "backend", "use_backend": "backend", "UserError": "errors",
     "Config": "config", "DataConfig": "config", "ModelConfig": "config", "MoEConfig": "config", "TrainConfig": "config",
-    "load_config": "config", "UserError": "errors", "generate": "generation", "load": "loading", "Cache": "model", "Transformer": "model",
-    "MoE": "moe", "Rng": "random", "resume": "trainer", "train": "trainer",
+    "load_config": "config", "MoE": "layers.moe", "Cache": "layers.cache", "Transformer": "model.transformer",
+    "load": "pretrained.loading", "generate": "generation.generation", "resume": "training.trainer", "train": "training.trainer",
 }  # fmt: skip
+_BINDING = {"Transformer": "pretrained", "train": "pretrained", "resume": "pretrained"}  # imported too: gives Transformer.save_pretrained
 _MODULES = ("nn", "ops", "optim", "testing")
 __all__ = ["__version__", *sorted(_HOME), *_MODULES]
 
@@ -52,6 +54,8 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return import_module(f"minimoe.{name}")
     if name in _HOME:
+        if name in _BINDING:
+            import_module(f"minimoe.{_BINDING[name]}")
         value = getattr(import_module(f"minimoe.{_HOME[name]}"), name)
         globals()[name] = value
         return value

@@ -9,7 +9,9 @@ has a function `backend_class()`, which needs none: so the kernels of a backend 
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -248,3 +250,35 @@ def _class_without_device(name: str) -> type[Backend] | None:
     except Exception:  # whatever a package raises that does not run here: `load` has said why
         return None
     return kind
+
+
+# ---- the current one ------------------------------------------------------------------------------------------------------------
+
+_backend: ContextVar[Backend | None] = ContextVar("minimoe_backend", default=None)  # of use_backend: in this thread alone
+_default: list[Backend] = []  # of set_backend: everywhere; at most one
+
+
+def current_backend() -> Backend:
+    """The backend on which tensors and modules are made when none is named."""
+    backend = _backend.get()
+    if backend is not None:
+        return backend
+    return _default[0] if _default else set_backend("auto")
+
+
+def set_backend(backend: str | Backend) -> Backend:
+    """Make tensors and modules on this backend from now on."""
+    chosen = load(backend) if isinstance(backend, str) else backend
+    _default[:] = [chosen]
+    return chosen
+
+
+@contextmanager
+def use_backend(backend: str | Backend) -> Iterator[Backend]:
+    """`set_backend` for the length of a with block."""
+    chosen = load(backend) if isinstance(backend, str) else backend
+    token = _backend.set(chosen)
+    try:
+        yield chosen
+    finally:
+        _backend.reset(token)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from minimoe.cli import main
+from minimoe.cli.commands import main
 
 ROOT = Path(__file__).parent.parent
 KEYS = (

@@ -9,7 +9,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores; set befo
 
 import pytest
 
-from minimoe.autograd import use_backend
+from minimoe.backend import use_backend
 
 ALLOWED_SKIPS = ("needs a physical GPU", "MINIMOE_SHAKESPEARE is not set")
 refused: list[str] = []

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from minimoe.families import family
-from minimoe.model import Transformer
-from minimoe.modelfolder import write_model_folder
-from minimoe.pretrained import Written
-from minimoe.tensorfile import pack
-from minimoe.tokenizer import ByteTokenizer
+from minimoe.data.tokenizer import ByteTokenizer
+from minimoe.model.transformer import Transformer
+from minimoe.pretrained.families.table import family
+from minimoe.pretrained.file import pack
+from minimoe.pretrained.folder import write_model_folder
+from minimoe.pretrained.models import Written
 
 Json = dict[str, Any]
 Arrays = dict[str, npt.NDArray[Any]]

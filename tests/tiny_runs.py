@@ -8,8 +8,9 @@ from typing import Any
 from msgspec.structs import replace
 
 import minimoe as mm
-from minimoe.checkpoint import step_name
 from minimoe.config import Config, DataConfig, ModelConfig, MoEConfig, TrainConfig
+from minimoe.runs.checkpoint import step_name
+from minimoe.training.trainer import TrainedRun
 
 BACKEND = {"name": "numpy"}  # what `tiny` trains on; a test that is to hold on others puts theirs here
 TIMINGS = {"step_ms", "tokens_per_s", "elapsed_s"}
@@ -50,7 +51,7 @@ def sha256_of(run: Path, step: int) -> str:
     return hashlib.sha256(weights_of(run, step)).hexdigest()
 
 
-def train(config: Config, root: Path, **options: Any) -> "mm.trainer.TrainedRun":
+def train(config: Config, root: Path, **options: Any) -> TrainedRun:
     return mm.train(config, root=root, **options)
 
 

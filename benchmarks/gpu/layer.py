@@ -1,7 +1,7 @@
 """The MoE layer, forward and backward, router and balance loss included: minimoe's beside PyTorch's styles and transformers' Mixtral.
 
 Every side begins with float32 weights, computes in the row's dtype, and ends with float32 gradients of the weights and that of x.
-minimoe's is recorded as it is in training (`minimoe.recording`), and once as it comes; PyTorch's grouped style can be recorded too.
+minimoe's is recorded as it is in training (`minimoe.engine.recording`), and once as it comes; PyTorch's grouped style can be recorded too.
 """
 
 from functools import partial
@@ -12,9 +12,10 @@ from benchmarks.gpu.models import FilledMoE
 from benchmarks.gpu.problems import Row
 from benchmarks.gpu.sides import Made, Side
 from benchmarks.gpu.torch_sides import How, Layer, Style, mixtral_layer, torch_layer
-from minimoe.autograd import Tensor, backward, use_backend
-from minimoe.backend import Array
-from minimoe.recording import Recorded
+from minimoe.backend import Array, use_backend
+from minimoe.engine.backward import backward
+from minimoe.engine.recording import Recorded
+from minimoe.engine.tensor import Tensor
 
 CASES = {
     "full": [

@@ -3,10 +3,9 @@
 from typing import Self
 
 from benchmarks.gpu.data import Data
-from minimoe.autograd import current_backend
-from minimoe.backend import Backend
-from minimoe.model import Transformer
-from minimoe.moe import MoE
+from minimoe.backend import Backend, current_backend
+from minimoe.layers.moe import MoE
+from minimoe.model.transformer import Transformer
 from minimoe.nn import Module
 
 

@@ -1,7 +1,7 @@
 """A whole training step of a small Mixture of Experts: forward, backward, clipping, AdamW; its loss stays on the device.
 
-minimoe's is what `minimoe.trainer` does, recorded once as a CUDA graph and repeated: bfloat16 beside float32 weights by `cupy`, float32 by
-`numba-cuda`, whose kernels have nothing else. All sides train on the same tokens.
+minimoe's is what `minimoe.training.trainer` does, recorded once as a CUDA graph and repeated: bfloat16 beside float32 weights by `cupy`,
+float32 by `numba-cuda`, whose kernels have nothing else. All sides train on the same tokens.
 """
 
 from functools import partial
@@ -14,12 +14,11 @@ from benchmarks.gpu.models import FilledTransformer
 from benchmarks.gpu.sides import Made, Side
 from benchmarks.gpu.torch_sides import mixtral_step, torch_step
 from benchmarks.models import BYTES, Case
-from minimoe.autograd import use_backend
-from minimoe.backend import Array
+from minimoe.backend import Array, use_backend
 from minimoe.config import ModelConfig, MoEConfig
+from minimoe.engine.random import Rng
+from minimoe.engine.recording import Recorded
 from minimoe.optim import AdamW
-from minimoe.random import Rng
-from minimoe.recording import Recorded
 
 COMPILED, GRAPHS = "default", "reduce-overhead"  # torch.compile's modes: the second also makes CUDA graphs
 
@@ -70,7 +69,7 @@ def step_sides(case: Case) -> list[Side]:
 
 
 def minimoe_step(case: Case, name: str, dtype: str, lab: Lab) -> Made:
-    """What `minimoe.trainer.Trainer` does on the device in a step."""
+    """What `minimoe.training.trainer.Trainer` does on the device in a step."""
     backend = lab.backend(name)
     xp = backend.xp
     model = FilledTransformer(case.model, dtype=dtype, backend=backend)

@@ -19,7 +19,7 @@ from minimoe.errors import ConfigError, nearest
 
 def preset_names() -> list[str]:
     """The presets that minimoe ships."""
-    names = (entry.name for entry in resources.files("minimoe.presets").iterdir())
+    names = (entry.name for entry in resources.files("minimoe.config.presets").iterdir())
     return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
 
 
@@ -27,7 +27,7 @@ def preset_text(name: str) -> str:
     """A preset as commented TOML."""
     if name not in preset_names():
         raise ConfigError(f"no preset {name!r}{nearest(name, preset_names())}")
-    return (resources.files("minimoe.presets") / f"{name}.toml").read_text(encoding="utf-8")
+    return (resources.files("minimoe.config.presets") / f"{name}.toml").read_text(encoding="utf-8")
 
 
 def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:

@@ -144,7 +144,7 @@ class MoEConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
 
 
 class RopeConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """How rotary frequencies are stretched beyond the length of pretraining; formulas in minimoe/frequencies.py."""
+    """How rotary frequencies are stretched beyond the length of pretraining; formulas in minimoe/layers/rotary.py."""
 
     type: Literal["linear", "llama3", "yarn"] = "linear"
     factor: float = 1.0

@@ -16,9 +16,9 @@ from minimoe.testing.tolerances import KERNELS
 
 XP_FUNCTIONS = (
     "abs", "any", "arange", "argsort", "asarray", "astype", "broadcast_to", "clip", "concat", "cos", "cumulative_sum", "empty",
-    "empty_like", "exp", "full", "full_like", "isdtype", "isinf", "log", "logaddexp", "matmul", "matrix_transpose", "max", "mean",
-    "minimum", "ones", "ones_like", "permute_dims", "reshape", "result_type", "sign", "sin", "sqrt", "squeeze", "stack", "sum", "take",
-    "take_along_axis", "tanh", "where", "zeros", "zeros_like",
+    "empty_like", "exp", "full", "full_like", "isdtype", "isfinite", "isinf", "log", "logaddexp", "matmul", "matrix_transpose", "max",
+    "mean", "minimum", "ones", "ones_like", "permute_dims", "reshape", "result_type", "sign", "sin", "sqrt", "squeeze", "stack", "sum",
+    "take", "take_along_axis", "tanh", "where", "zeros", "zeros_like",
 )  # fmt: skip
 """All that minimoe asks of `xp`, as the Array API standard 2024.12 defines it."""
 

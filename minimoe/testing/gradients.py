@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from minimoe.autograd import Tensor, backward, current_backend, no_grad, tensor
-from minimoe.backend import Backend
+from minimoe.backend import Backend, current_backend
+from minimoe.engine.backward import backward
+from minimoe.engine.creation import tensor
+from minimoe.engine.tensor import Tensor, no_grad
 from minimoe.testing.tolerances import CHECK_GRADS
 
 Floats = npt.NDArray[np.float64]

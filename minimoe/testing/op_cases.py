@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from minimoe.autograd import Tensor, backward
 from minimoe.backend import Backend
+from minimoe.engine.backward import backward
+from minimoe.engine.tensor import Tensor
 from minimoe.testing.conformance import Case, compare, rounded, to_device, to_host
 from minimoe.testing.dense_examples import floats, reference
 from minimoe.testing.op_examples import OpExample, op_examples

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minimoe import ops
-from minimoe.autograd import Tensor, recompute
 from minimoe.backend import Array, Backend
+from minimoe.engine import ops
+from minimoe.engine.recompute import recompute
+from minimoe.engine.tensor import Tensor
 from minimoe.reference.gating import Rule
 from minimoe.reference.random import Draw
 from minimoe.testing.conformance import to_device
@@ -248,6 +249,6 @@ def expert_layers() -> Iterator[OpExample]:
 
 
 def op_examples() -> list[OpExample]:
-    """Every operation of `minimoe/ops.py` and its corner cases."""
+    """Every operation of `minimoe/engine/ops.py` and its corner cases."""
     groups = (elementwise, arithmetic, reductions, shapes, layers, sequences, routing)
     return [example for group in groups for example in group()]

@@ -41,7 +41,7 @@ def expected_curve() -> tuple[float, ...]:
 def tiny_model(backend: Backend, dtype: str) -> Any:
     """Two layers, one dense and one with four experts of which two are chosen."""
     from minimoe.config import ModelConfig, MoEConfig
-    from minimoe.model import Transformer
+    from minimoe.model.transformer import Transformer
 
     moe = MoEConfig(n_experts=4, top_k=2, d_hidden=12, layers=(1,))
     config = ModelConfig(d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, d_hidden=24, max_seq_len=12, vocab_size=19, moe=moe)
@@ -57,7 +57,7 @@ def batch(step: int) -> Any:
 
 def train(backend: Backend, dtype: str) -> list[float]:
     """The loss before each of 20 steps."""
-    from minimoe import optim
+    from minimoe.training import optim
 
     model = tiny_model(backend, dtype)
     optimizer = optim.AdamW(model.parameters(), lr=1e-3)

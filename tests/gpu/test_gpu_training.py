@@ -7,9 +7,9 @@ from tiny_runs import tiny, train, untimed, weights_of, write_text
 
 import minimoe as mm
 from benchmarks.gpu.lab import COMPUTES
+from minimoe.engine.recording import Recorded
 from minimoe.errors import UserError
-from minimoe.recording import Recorded
-from minimoe.trainer import Listener, told_of_memory
+from minimoe.training.trainer import Listener, told_of_memory
 
 ROUTERS = ("softmax_topk", "topk_softmax", "switch", "noisy_topk", "sigmoid_bias", "expert_choice")
 READS = ("get", "item", "tolist", "__int__", "__float__", "__bool__", "__complex__", "__index__")
@@ -44,7 +44,7 @@ def test_a_run_of_recorded_steps_ends_with_the_bytes_of_a_plain_one(backend, key
         for recorded in (True, False):
             with monkeypatch.context() as patch:
                 if not recorded:
-                    patch.setattr("minimoe.trainer.Recorded", lambda function, backend, say: function)
+                    patch.setattr("minimoe.training.trainer.Recorded", lambda function, backend, say: function)
                 ears = Ears()
                 run = train(config, tmp_path, listener=ears)
             assert not [words for words in ears.words if "not repeated" in words]

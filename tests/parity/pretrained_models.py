@@ -14,7 +14,7 @@ import transformers
 from parity.peers import NUMPY
 from safetensors.torch import load_file
 
-from minimoe.pretrained import Written, open_folder
+from minimoe.pretrained.models import Written, open_folder
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()

@@ -15,6 +15,7 @@ from tiny_runs import write_text
 import minimoe as mm
 from minimoe import backend as backends
 from minimoe.backend import check_overrides, describe, kernel_kinds, load
+from minimoe.runs.run import Run
 from minimoe.testing import LEVELS, cases
 
 pytestmark = pytest.mark.parity
@@ -87,7 +88,7 @@ def test_it_trains_saves_and_writes_text(installed, tmp_path, monkeypatch, capsy
     for backend in ("torch", "numpy"):
         code, _, _ = call(capsys, "train", "tiny-moe", *TINY, "--backend", backend, "--data", "text.txt", "--steps", "3", "--out", backend)
         assert code == 0
-    losses = {name: [row["loss"] for row in mm.run.Run.open(name).metrics()] for name in ("torch", "numpy")}
+    losses = {name: [row["loss"] for row in Run.open(name).metrics()] for name in ("torch", "numpy")}
     assert len(losses["torch"]) == 3 and np.allclose(losses["torch"], losses["numpy"], rtol=1e-4)
     tokens = np.arange(12, dtype=np.int32)[None]
     logits = {}

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from minimoe.autograd import Tensor, tensor
 from minimoe.backend import load
+from minimoe.engine.creation import tensor
+from minimoe.engine.tensor import Tensor
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.parity

@@ -9,7 +9,7 @@ from parity.peers import random_state
 
 import minimoe as mm
 from minimoe.backend import load
-from minimoe.generation import Sampling, generate_batch
+from minimoe.generation.generation import Sampling, generate_batch
 
 pytestmark = pytest.mark.parity
 VOCAB, NEW, PAD = 61, 25, 0
@@ -127,7 +127,7 @@ def test_rows_end_where_theirs_do(pair):
 @pytest.mark.parametrize("how", [{"top_k": 5}, {"top_p": 0.6}, {"top_k": 7, "top_p": 0.5}, {"temperature": 0.4, "top_p": 0.8}])
 def test_what_may_be_drawn_is_what_their_cuts_leave(how):
     """Penalty, temperature, top-k, top-p: in their order, on the same logits."""
-    from minimoe.sampling import draw
+    from minimoe.generation.sampling import draw
 
     logits = np.random.default_rng(1).standard_normal(40).astype(np.float32) * 2
     options = {"temperature": 1.5, "repetition_penalty": 1.2, **how}

@@ -16,7 +16,7 @@ from benchmarks.models import NAMES, case, products
 from benchmarks.peers import Side, is_mixtral, minimoe_step, mixtral_losses, mixtral_model, sides, torch_model
 from benchmarks.torch_models import load_arrays, stacked_name
 from benchmarks.turns import measure
-from minimoe.cost import attention_flops, cost
+from minimoe.config.cost import attention_flops, cost
 
 pytestmark = pytest.mark.parity
 PRESETS = ("tiny-moe", "tiny-dense", "shakespeare-dense")
@@ -122,7 +122,7 @@ def test_every_eager_side_takes_steps_that_lower_the_loss(name):
 def test_a_side_that_fails_is_a_row_that_says_why():
     small = shrunk("micro")
     chosen = {
-        "minimoe, numpy": Side("minimoe", ("minimoe.model",), minimoe_step, ("numpy", 1)),
+        "minimoe, numpy": Side("minimoe", ("minimoe.model.transformer",), minimoe_step, ("numpy", 1)),
         "minimoe, nowhere": Side("minimoe", (), minimoe_step, ("nowhere", 1)),
     }
     found = measure(small, chosen, rounds=2, threads=1, patience=60.0, console=Console(file=io.StringIO()))

@@ -24,7 +24,7 @@ from parity.pretrained_models import (
 )
 
 from minimoe.backend import load
-from minimoe.families import family
+from minimoe.pretrained.families.table import family
 
 pytestmark = pytest.mark.parity
 LOGITS, GRADIENTS, BALANCE = 1e-4, 1e-3, 1e-6

@@ -11,9 +11,9 @@ from parity.pretrained_models import CASES, CAUSAL, LENGTH, MASKS, VOCAB, YARN, 
 import minimoe as mm
 from minimoe.config import load_config
 from minimoe.errors import ConfigError
-from minimoe.families import family_for
-from minimoe.generation import Sampling, generate_ids
-from minimoe.pretrained import open_folder, save_pretrained
+from minimoe.generation.generation import Sampling, generate_ids
+from minimoe.pretrained.families.table import family_for
+from minimoe.pretrained.models import open_folder, save_pretrained
 
 pytestmark = pytest.mark.parity
 LOGITS = 1e-4

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from minimoe.quantised import FLOAT8, fill_fp8_blocks, fill_mxfp4
-from minimoe.tensorfile import fill, pack
+from minimoe.pretrained.file import fill, pack
+from minimoe.pretrained.quantised import FLOAT8, fill_fp8_blocks, fill_mxfp4
 
 pytestmark = pytest.mark.parity
 

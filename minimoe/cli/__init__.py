@@ -1,0 +1,3 @@
+"""The command line."""
+
+from minimoe.cli.commands import main as main

@@ -1,0 +1,338 @@
+"""Tokenizers: text to integer ids and back. Bytes and characters are our own; any other tokenizer.json goes through the extra `hf`.
+
+Each is saved as a tokenizer.json that Hugging Face's `tokenizers` reads to the same ids: a byte or a character is the base symbol of a
+byte-pair encoding (Sennrich et al. 2016) that has no merges.
+"""
+
+
+import codecs
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from minimoe.errors import UserError, nearest
+
+Ids = npt.NDArray[np.int32]
+REPLACEMENT = "\ufffd"  # what Unicode puts in place of bytes that are no text, and we in place of an id that no token has
+BUILT_IN = ("byte", "char")
+
+
+class StreamDecoder(ABC):
+    """Ids to text, one at a time, for output as it is generated. All pieces joined are what `Tokenizer.decode` gives for all ids."""
+
+    @abstractmethod
+    def push(self, token: int) -> str:
+        """The text that this id completes; empty while a character still misses some of its bytes."""
+
+    def flush(self) -> str:
+        """The text of what was left incomplete; the stream is over."""
+        return ""
+
+
+class Tokenizer(ABC):
+    """What turns text into ids in [0, vocab_size) and back."""
+
+    name: str
+    vocab_size: int
+    mask_id: int | None = None  # of its mask token, where it has one
+
+    @abstractmethod
+    def encode(self, text: str, what: str = "text") -> Ids:
+        """The ids of a text, int32 [n]. Raises `UserError` for what the vocabulary lacks, and calls the text `what` there."""
+
+    def encode_prompt(self, text: str) -> Ids:
+        """The ids of a text to go on from, with what begins one where the tokenizer has that (Llama's <s>)."""
+        return self.encode(text, "prompt")
+
+    @abstractmethod
+    def decode(self, ids: npt.ArrayLike) -> str:
+        """The text of ids [n]; incomplete or unknown ones become the replacement character (U+FFFD)."""
+
+    @abstractmethod
+    def stream(self) -> StreamDecoder:
+        """A fresh decoder that takes one id at a time."""
+
+    @abstractmethod
+    def to_json(self) -> str:
+        """The tokenizer.json, the same text for the same tokenizer."""
+
+    def save(self, path: Path) -> None:
+        """Write the tokenizer.json to this file, or under that name into this folder."""
+        json_file(path).write_text(self.to_json(), encoding="utf-8", newline="\n")
+
+
+# ---- bytes -------------------------------------------------------------------------------------------------------------------
+
+
+class ByteTokenizer(Tokenizer):
+    """The 256 bytes of UTF-8: an id is its byte. Knows every text."""
+
+    name = "byte"
+    vocab_size = 256
+
+    def encode(self, text: str, what: str = "text") -> Ids:
+        try:
+            data = text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UserError(f"{what}: not valid Unicode: {text[error.start]!r} at position {error.start} is half a character") from None
+        return np.frombuffer(data, np.uint8).astype(np.int32)
+
+    def decode(self, ids: npt.ArrayLike) -> str:
+        ids = flat(ids)
+        known = (ids >= 0) & (ids < 256)
+        return np.where(known, ids, 0xFF).astype(np.uint8).tobytes().decode("utf-8", errors="replace")  # 0xFF never occurs in UTF-8
+
+    def stream(self) -> StreamDecoder:
+        return ByteStream()
+
+    def to_json(self) -> str:
+        level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+        return to_text(bpe_json(byte_alphabet(), pre_tokenizer=level, decoder=level))
+
+
+class ByteStream(StreamDecoder):
+    """Holds back the first bytes of a character until the last has come."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token: int) -> str:
+        return self._decoder.decode(bytes([token if 0 <= token < 256 else 0xFF]))
+
+    def flush(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+def byte_alphabet() -> list[str]:
+    """GPT-2's printable character for each byte: its own where Latin-1 prints it, else the next from U+0100 on (Radford et al. 2019)."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    free = iter(range(0x100, 0x200))
+    return [chr(byte if byte in printable else next(free)) for byte in range(256)]
+
+
+# ---- characters --------------------------------------------------------------------------------------------------------------
+
+
+class CharTokenizer(Tokenizer):
+    """Distinct characters (Unicode code points); an id is the place in `chars`. `encode` refuses characters that are not among them."""
+
+    name = "char"
+
+    def __init__(self, chars: Iterable[str]) -> None:
+        self.chars = tuple(chars)
+        if any(len(char) != 1 for char in self.chars) or len(set(self.chars)) != len(self.chars):
+            raise ValueError("CharTokenizer: chars must be single characters, all different")
+        self.vocab_size = len(self.chars)
+        codes = code_points("".join(self.chars))
+        self._codes = np.append(codes, np.uint32(ord(REPLACEMENT))).astype("<u4")  # id -> code point; the last stands for unknown ids
+        self._ids = np.full(int(codes.max(initial=0)) + 2, -1, np.int32)  # code point -> id; the last stands for all above
+        self._ids[codes] = np.arange(self.vocab_size)
+
+    @classmethod
+    def from_text(cls, text: str) -> "CharTokenizer":
+        """The characters of a text, sorted."""
+        return cls(sorted(set(text)))
+
+    def encode(self, text: str, what: str = "text") -> Ids:
+        ids: Ids = self._ids[np.minimum(code_points(text), len(self._ids) - 1)]
+        if ids.size and ids.min() < 0:
+            self._refuse(text, what)
+        return ids
+
+    def _refuse(self, text: str, what: str) -> None:
+        unknown = sorted(set(text) - set(self.chars))
+        shown = ", ".join(repr(char) for char in unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
+        subject = f"the character {shown} is" if len(unknown) == 1 else f"the characters {shown} are"
+        raise UserError(
+            f"{what}: {subject} not in the char tokenizer's vocabulary of {self.vocab_size}; "
+            "use characters of the training text, or train with data.tokenizer = 'byte'"
+        )
+
+    def decode(self, ids: npt.ArrayLike) -> str:
+        ids = flat(ids)
+        known = (ids >= 0) & (ids < self.vocab_size)
+        return self._codes[np.where(known, ids, self.vocab_size)].tobytes().decode("utf-32-le", errors="surrogatepass")
+
+    def stream(self) -> StreamDecoder:
+        return CharStream(self.chars)
+
+    def to_json(self) -> str:
+        return to_text(bpe_json(self.chars, pre_tokenizer=None, decoder={"type": "Fuse"}))
+
+
+class CharStream(StreamDecoder):
+    """Every id is a whole character."""
+
+    def __init__(self, chars: tuple[str, ...]) -> None:
+        self._chars = chars
+
+    def push(self, token: int) -> str:
+        return self._chars[token] if 0 <= token < len(self._chars) else REPLACEMENT
+
+
+def code_points(text: str) -> npt.NDArray[np.uint32]:
+    """The Unicode code points of a text, uint32 [n]."""
+    return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), "<u4").astype(np.uint32)
+
+
+# ---- any other tokenizer.json ------------------------------------------------------------------------------------------------
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """Any tokenizer.json, run by Hugging Face's `tokenizers`. Special tokens are not added; padding and truncation are off.
+
+    Raises `UserError` where the extra `hf` is not installed, or the file is no tokenizer.json.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import tokenizers
+        except ImportError:
+            raise UserError(f"{path}: this tokenizer needs Hugging Face's tokenizers: pip install 'minimoe[hf]'") from None
+        self._json = read_json_text(json_file(path))
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(self._json)
+        except Exception as error:  # the library raises nothing narrower
+            raise UserError(f"{path}: not a tokenizer.json: {' '.join(str(error).split())}") from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self.name = json_file(path).name
+        self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1  # ids may have holes
+        self.mask_id = next((id for id in map(self._tokenizer.token_to_id, ("[MASK]", "<mask>")) if id is not None), None)
+
+    def encode(self, text: str, what: str = "text") -> Ids:
+        return self._encode(text, what, add_special_tokens=False)
+
+    def encode_prompt(self, text: str) -> Ids:
+        return self._encode(text, "prompt", add_special_tokens=True)
+
+    def _encode(self, text: str, what: str, add_special_tokens: bool) -> Ids:
+        try:
+            return np.array(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids, np.int32)
+        except Exception as error:  # the library raises nothing narrower
+            raise UserError(f"{what}: {self.name} cannot encode it: {' '.join(str(error).split())}") from None
+
+    def decode(self, ids: npt.ArrayLike) -> str:
+        text: str = self._tokenizer.decode(flat(ids).tolist(), skip_special_tokens=False)
+        return text
+
+    def stream(self) -> StreamDecoder:
+        return WindowStream(self)
+
+    def to_json(self) -> str:
+        return self._json
+
+
+class WindowStream(StreamDecoder):
+    """Decodes the ids since the text before last was complete, and gives out what is new: a decoder may treat a first token apart."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []  # those of the piece given out last, then those still incomplete
+        self._done = 0  # how many of them were given out
+
+    def push(self, token: int) -> str:
+        self._ids.append(token)
+        new = self._new()
+        if not new or new.endswith(REPLACEMENT):
+            return ""
+        self._ids = self._ids[self._done :]
+        self._done = len(self._ids)
+        return new
+
+    def flush(self) -> str:
+        new = self._new()
+        self._done = len(self._ids)
+        return new
+
+    def _new(self) -> str:
+        return self._tokenizer.decode(self._ids)[len(self._tokenizer.decode(self._ids[: self._done])) :]
+
+
+# ---- by name and by file -----------------------------------------------------------------------------------------------------
+
+
+def make_tokenizer(name: str, text: str, base: Path | None = None) -> Tokenizer:
+    """The tokenizer of `data.tokenizer`: "byte", "char" (the characters of `text`), or the path of a tokenizer.json, relative to `base`.
+
+    Raises `UserError` for a name that is none of these.
+    """
+    if name == "byte":
+        return ByteTokenizer()
+    if name == "char":
+        return CharTokenizer.from_text(text)
+    path = (base or Path()) / Path(name).expanduser()
+    if path.exists():
+        return load_tokenizer(path)
+    if path.suffix == ".json" or path.name != name:
+        raise UserError(f"data.tokenizer = {name!r}: no such file; give byte, char or the path of a tokenizer.json")
+    raise UserError(f"data.tokenizer = {name!r} is not byte, char or the path of a tokenizer.json{nearest(name, BUILT_IN)}")
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a tokenizer.json, or of the one in a folder. Our own two kinds need no extra.
+
+    Raises `UserError` where there is no such file, where it is no tokenizer.json, and where it needs the extra `hf`.
+    """
+    path = json_file(path)
+    try:
+        table = json.loads(read_json_text(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not a tokenizer.json: {error}") from None
+    return built_in(table) or HuggingFaceTokenizer(path)
+
+
+def built_in(table: Any) -> Tokenizer | None:
+    """Our own tokenizer whose tokenizer.json says exactly this; None where another library has to run it."""
+    vocab = table.get("model", {}).get("vocab") if isinstance(table, dict) and isinstance(table.get("model"), dict) else None
+    if not isinstance(vocab, dict):
+        return None
+    candidates: list[Tokenizer] = [ByteTokenizer()]
+    if all(len(char) == 1 for char in vocab) and sorted(vocab.values(), key=str) == sorted(range(len(vocab)), key=str):
+        candidates.append(CharTokenizer(sorted(vocab, key=vocab.__getitem__)))
+    return next((tokenizer for tokenizer in candidates if json.loads(tokenizer.to_json()) == table), None)
+
+
+def bpe_json(symbols: Iterable[str], pre_tokenizer: dict[str, Any] | None, decoder: dict[str, Any]) -> dict[str, Any]:
+    """A tokenizer.json whose tokens are these symbols, in this order, and which merges none of them."""
+    model: dict[str, Any] = {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": False,
+        "vocab": {symbol: token for token, symbol in enumerate(symbols)},
+        "merges": [],
+    }
+    head: dict[str, Any] = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None}
+    return {**head, "pre_tokenizer": pre_tokenizer, "post_processor": None, "decoder": decoder, "model": model}
+
+
+def to_text(table: dict[str, Any]) -> str:
+    return json.dumps(table, indent=2, ensure_ascii=True) + "\n"
+
+
+def json_file(path: Path) -> Path:
+    return path / "tokenizer.json" if path.is_dir() else path
+
+
+def read_json_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a tokenizer.json: it is not UTF-8 text") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def flat(ids: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """Ids of any integer kind as int64 [n]."""
+    return np.asarray(ids, dtype=np.int64).reshape(-1)

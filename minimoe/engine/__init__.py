@@ -1,0 +1,5 @@
+"""The engine: tensors that remember how they were made, their operations, and backward."""
+
+from minimoe.engine.operators import bind
+
+bind()

@@ -1,0 +1,40 @@
+"""Recomputation: runs a function again in backward instead of keeping what lies between (Chen et al. 2016)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from minimoe.backend import Array
+from minimoe.engine.backward import backward
+from minimoe.engine.tensor import Tensor, _grad_enabled, grad_mode, no_grad
+
+
+def recompute(function: Callable[..., tuple[Any, ...]], *inputs: Tensor) -> tuple[Any, ...]:
+    """function(*inputs), without keeping what lies between: backward runs it again (Chen et al. 2016, gradient checkpointing).
+
+    It must draw the same random numbers each time, as counter-based ones do. Of the tuple that it returns, tensors are differentiable and
+    everything else passes through. Parameters that it uses get their gradients as usual.
+    """
+    if not _grad_enabled.get():
+        return function(*inputs)
+    backend = inputs[0].backend
+    arrays = [tensor.data for tensor in inputs]
+    with no_grad():
+        results = function(*inputs)
+    places = [i for i, result in enumerate(results) if isinstance(result, Tensor)]
+
+    def backward_again(*gradients: Array | None) -> tuple[Array | None, ...]:
+        again = [Tensor(array, backend, requires_grad=True) for array in arrays]
+        with grad_mode(True):
+            outputs = function(*again)
+        pairs = [(outputs[i], g) for i, g in zip(places, gradients, strict=True) if g is not None and outputs[i].requires_grad]
+        backward([output for output, _ in pairs], [gradient for _, gradient in pairs])
+        return tuple(tensor.grad for tensor in again)
+
+    anchors = [tensor if tensor.requires_grad else Tensor(tensor.data, backend, requires_grad=True) for tensor in inputs]
+    outputs = Tensor.from_op(tuple(results[i].data for i in places), anchors, backward_again)
+    recorded = list(results)
+    for place, output in zip(places, outputs, strict=True):
+        recorded[place] = output
+    return tuple(recorded)

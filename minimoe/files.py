@@ -1,0 +1,67 @@
+"""Durable writes: a file is whole or absent, whenever the process ends."""
+
+
+import errno
+import json
+import os
+import re
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    pass
+# `.step-000300.tmp-1a2b3c4d`: being written, or on its way out. `.step-000300.old-...`: counts until step-000300 exists again.
+HIDDEN = re.compile(r"\.(?P<target>.+)\.(?P<kind>tmp|old)-[0-9a-f]{8}")
+
+
+# ---- files that survive a kill -----------------------------------------------------------------------------------------------
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a text file in one step: readers, and a kill, see the old text or the new. Raises `OSError`."""
+    temporary = _sibling(path, "tmp")
+    try:
+        write_synced(temporary, text.encode())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_synced(path: Path, data: bytes, mode: str = "wb") -> None:
+    """Write (`wb`), append (`ab`) or create (`xb`), and return when the bytes are on the disk. Raises `OSError`."""
+    with open(path, mode) as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Put a folder's entries on the disk, where the system can: Windows and some file systems cannot."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def to_json(value: Mapping[str, Any]) -> str:
+    """JSON with sorted keys; NumPy's numbers and arrays become plain ones."""
+    return json.dumps(value, indent=2, sort_keys=True, default=lambda other: other.tolist()) + "\n"
+
+
+def reason(error: OSError) -> str:
+    """What the system says, without number and path: `No space left on device`."""
+    return error.strerror or str(error)
+
+
+def _sibling(path: Path, kind: str) -> Path:
+    return path.with_name(f".{path.name}.{kind}-{secrets.token_hex(4)}")

@@ -1,0 +1,99 @@
+"""A batch of texts and a model that reads them: all of each once, then a token a row at a time, through a cache.
+
+Prompts of unequal length stand to the right of padding, which counts nowhere. A step of one token a row is recorded and repeated where
+the backend can and the weights are in memory. When the context is full, the older half is forgotten and the rest is read again; in a batch
+all rows do so when the longest must. Models whose layers all slide over a window, without learned positions, need forget nothing.
+"""
+
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from minimoe.backend import Array, Backend
+from minimoe.config import ModelConfig
+from minimoe.engine.recording import Recorded
+from minimoe.engine.tensor import no_grad
+from minimoe.layers.cache import Cache
+from minimoe.model.transformer import Transformer
+
+Floats = npt.NDArray[Any]
+
+
+class Decoder:
+    """The texts of a batch, [B,.] int32, and what follows them."""
+
+    def __init__(self, model: Transformer, prompts: Sequence[Sequence[int]], tokens: int) -> None:
+        """`tokens`: how many will be added to each prompt (of one id or more) at most."""
+        self.model = model
+        self.lengths = np.asarray([len(prompt) for prompt in prompts], dtype=np.int32)
+        longest = int(self.lengths.max()) + tokens
+        self.texts = np.zeros((len(prompts), longest), dtype=np.int32)
+        for row, prompt in enumerate(prompts):
+            self.texts[row, : len(prompt)] = prompt
+        self.limit = None if endless(model.config) else model.config.max_seq_len
+        self.cache = Cache(model, len(prompts), min(model.config.max_seq_len, max(1, longest - 1)))
+        self.positions = np.zeros((len(prompts), 1), dtype=np.int32)  # of the next token
+        if model.weights is not None:
+            model.weights.settle()
+        self.recorded = Recorded(self._step, model.backend, lambda why: None) if can_record(model) else None
+
+    def predict(self) -> Floats:
+        """The logits of the token that follows each text.   [B,V]"""
+        with no_grad(), np.errstate(all="ignore"):
+            if not self.cache.length:
+                logits = self._read(self.limit)
+            elif self.limit is not None and self.cache.length == self.limit:
+                logits = self._read(max(1, self.limit // 2))
+            else:
+                logits = self._next()
+            return self.model.backend.to_host(logits)[:, -1, :]
+
+    def add(self, tokens: Sequence[int]) -> None:
+        """Append a token to each text."""
+        self.texts[np.arange(len(self.texts)), self.lengths] = tokens
+        self.lengths += 1
+
+    def _read(self, most: int | None) -> Array:
+        """Forget all and read the last tokens of each text, so many at most; the last logits.   [B,1,V]"""
+        counts = self.lengths if most is None else np.minimum(self.lengths, most)
+        width = int(counts.max())
+        column = np.arange(width, dtype=np.int32) - (width - counts)[:, None]  # from 0 on, behind the padding   [B,T]
+        mask, positions = column >= 0, np.maximum(column, 0)
+        tokens = np.where(mask, np.take_along_axis(self.texts, positions + (self.lengths - counts)[:, None], axis=1), 0)
+        self.positions[:, 0] = counts
+        self.cache.clear()
+        padding, places = (None, None) if mask.all() else (mask.astype(np.int32), positions)
+        x, _ = self.model.hidden(tokens, padding, places, cache=self.cache)
+        return self.model.logits(x[:, -1:, :]).data
+
+    def _next(self) -> Array:
+        """Read the last token of each text.   [B,1,V]"""
+        tokens = self.texts[np.arange(len(self.texts)), self.lengths - 1][:, None]
+        if self.recorded is None:
+            x, _ = self.model.hidden(tokens, positions=self.positions, cache=self.cache)
+            logits = self.model.logits(x).data
+        else:
+            slots = [np.asarray([slot], dtype=np.int32) for slot in self.cache.next_slots()]
+            logits = self.recorded(*(self.model.backend.from_host(array) for array in (tokens, self.positions, *slots)))
+            self.cache.length += 1
+        self.positions += 1
+        return logits
+
+    def _step(self, tokens: Array, positions: Array, *slots: Array) -> Array:
+        """The same for arrays on the device alone."""
+        x, _ = self.model.hidden(tokens, positions=positions, cache=self.cache.at(slots))
+        return self.model.logits(x).data
+
+
+def endless(config: ModelConfig) -> bool:
+    """Does a model look at no more than its window, however long the text is?"""
+    windows = [config.window(layer) for layer in range(config.n_layers)]
+    return config.position != "learned" and all(0 < window <= config.max_seq_len for window in windows)
+
+
+def can_record(model: Transformer) -> bool:
+    """Can the backend repeat a step, and are all weights in memory?"""
+    return type(model.backend).record is not Backend.record and model.resident

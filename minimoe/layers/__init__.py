@@ -1,0 +1,1 @@
+"""The layers: modules and parameters, dense and routed feed-forward layers, attention and its cache."""

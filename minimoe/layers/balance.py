@@ -1,0 +1,129 @@
+"""What a routed layer did, and the balance losses that keep its experts evenly used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from minimoe.backend import Array
+from minimoe.config import MoEConfig
+from minimoe.engine import ops
+from minimoe.engine.tensor import Tensor
+
+
+@dataclass(frozen=True)
+class MoEStats:
+    """What one routed layer did in one call; its losses are computed when they are first asked for. Counts are taken before capacity,
+    over valid tokens."""
+
+    logits: Tensor  # [N,E], without noise
+    valid: Array | None  # [N] bool
+    prob_sum: Tensor  # [E]: sum over tokens of the router's probabilities
+    counts: Array  # [E] int32
+    processed: Array  # [E] int32: rows that each expert worked on, after capacity
+    tokens: Array | int  # valid tokens
+    dropped: Array  # 0-d: fraction of the chosen slots that capacity dropped
+    ids: Array  # [N,W] int32: the experts of each token (expert choice: -1 where not chosen)
+    moe: MoEConfig
+    own_loss: Tensor | None  # 0-d: noisy_topk's balance loss
+
+    @property
+    def coefs(self) -> tuple[float, float]:
+        """What the two losses are multiplied with."""
+        return self.moe.aux_loss_coef or 0.0, self.moe.z_loss_coef
+
+    @cached_property
+    def aux_loss(self) -> Tensor:
+        """The raw balance loss: 1 when uniform (`mixtral`: k; noisy_topk's own: 0).   0-d"""
+        return balance_loss(self, self.moe.k, self.moe.aux_convention) if self.own_loss is None else self.own_loss
+
+    @cached_property
+    def z_loss(self) -> Tensor:
+        """The raw mean squared logsumexp of the logits; differentiable where it is added to the loss.   0-d"""
+        logits = self.logits if self.moe.z_loss_coef else self.logits.detach()
+        return mean_over_valid(ops.power(ops.logsumexp(logits), 2.0), self.valid)
+
+    @property
+    def loss(self) -> Tensor:
+        """aux_loss_coef * aux_loss + z_loss_coef * z_loss, to be added to the task's loss.   0-d"""
+        aux, z = self.coefs
+        return self.aux_loss * aux + self.z_loss * z if z else self.aux_loss * aux
+
+    @property
+    def load(self) -> Array:
+        """The fraction of all chosen slots that each expert got.   [E]"""
+        backend = self.prob_sum.backend
+        counts = backend.xp.astype(self.counts, self.prob_sum.dtype)
+        return counts / backend.xp.clip(backend.xp.sum(counts), min=1.0)
+
+    @property
+    def entropy(self) -> Array:
+        """Entropy of the load in nats: ln E when even, 0 when one expert takes all.   0-d"""
+        xp = self.prob_sum.backend.xp
+        load = self.load
+        return -xp.sum(load * xp.log(xp.where(load > 0, load, xp.ones_like(load))))
+
+
+def cv_squared(x: Tensor) -> Tensor:
+    """The squared coefficient of variation, var(x) / (mean(x)^2 + 1e-10), population variance.   [E] -> 0-d"""
+    mean = x.mean()
+    centred = x - mean
+    return (centred * centred).mean() / (mean * mean + 1e-10)
+
+
+def mean_over_valid(x: Tensor, valid: Array | None) -> Tensor:
+    """The mean over valid tokens; 0 where there is none.   [N] -> 0-d"""
+    if valid is None:
+        return x.sum() * (1.0 / max(1, x.size))
+    xp = x.backend.xp
+    count = xp.clip(xp.sum(xp.astype(valid, x.dtype)), min=1.0)
+    return ops.where(valid, x, 0.0).sum() * Tensor(1.0 / count, x.backend)
+
+
+# ---- balance losses: E sum_i f_i P_i, and how layers are joined -----------------------------------------------------------------------
+
+
+def balance_loss(stats: MoEStats, k: int, convention: str) -> Tensor:
+    """E * sum_i f_i P_i of one layer, f_i = count_i / (N k), P_i = mean p_i: 1 when uniform (Fedus et al. 2021). `mixtral`: times k."""
+    loss = _f_times_p(stats.prob_sum, stats.counts, stats.tokens, k)
+    return loss * float(k) if convention == "mixtral" else loss
+
+
+def _f_times_p(prob_sum: Tensor, counts: Array, tokens: Array | int, k: int) -> Tensor:
+    """E * sum_i count_i / (N k) * prob_sum_i / N"""
+    b = prob_sum.backend
+    xp, dtype = b.xp, prob_sum.dtype
+    if hasattr(tokens, "dtype"):
+        n = xp.clip(xp.astype(tokens, dtype), min=1.0)
+        f = xp.astype(counts, dtype) * (counts.shape[0] / k) / n / n
+    else:
+        f = xp.astype(counts, dtype) * (counts.shape[0] / k / max(tokens, 1) ** 2)
+    return (prob_sum * Tensor(f, b)).sum()
+
+
+def joined_aux_loss(layers: list[MoEStats], moe: MoEConfig) -> Tensor:
+    """The balance loss of a model, raw: `switch` sums its layers', `megablocks` averages, `mixtral` pools f and P over layers first."""
+    if moe.aux_convention == "mixtral" and moe.router != "noisy_topk":
+        prob_sum, counts = layers[0].prob_sum, layers[0].counts
+        for stats in layers[1:]:
+            prob_sum, counts = prob_sum + stats.prob_sum, counts + stats.counts
+        return _f_times_p(prob_sum, counts, layers[0].tokens * len(layers), moe.k) * float(moe.k)
+    total = layers[0].aux_loss
+    for stats in layers[1:]:
+        total = total + stats.aux_loss
+    return total * (1.0 / len(layers)) if moe.aux_convention == "megablocks" else total
+
+
+def joined_z_loss(layers: list[MoEStats]) -> Tensor:
+    """The mean over layers."""
+    total = layers[0].z_loss
+    for stats in layers[1:]:
+        total = total + stats.z_loss
+    return total * (1.0 / len(layers))
+
+
+def uniform_aux_loss(moe: MoEConfig, n_layers: int) -> float:
+    """What the raw balance loss of a model is when the load is even."""
+    if moe.router == "noisy_topk":
+        return 0.0
+    return {"switch": float(n_layers), "megablocks": 1.0, "mixtral": float(moe.k)}[moe.aux_convention]

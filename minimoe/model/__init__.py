@@ -1,0 +1,1 @@
+"""The Transformer, put together from layers."""

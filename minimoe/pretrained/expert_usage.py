@@ -1,0 +1,46 @@
+"""Which experts of a model folder a token was ever routed to here: noted after a model was used, read by `inspect`.
+
+The notes lie in the user's cache, not in the folder, which may belong to others; a folder whose weights change starts anew.
+"""
+
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from minimoe.files import write_atomically
+
+Rows = list[npt.NDArray[np.int64]]
+
+
+def note(folder: Path, rows: Rows) -> None:
+    """Add the rows that each routed layer gave its experts [E]; where the cache cannot be written, nothing is noted."""
+    if not rows or not any(layer.any() for layer in rows):
+        return
+    before = recall(folder) or [np.zeros_like(layer) for layer in rows]
+    path = _file(folder)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps([(a + b).tolist() for a, b in zip(before, rows, strict=True)]))
+    except OSError:
+        return
+
+
+def recall(folder: Path) -> Rows | None:
+    """What was noted of a folder, None where nothing was."""
+    try:
+        return [np.asarray(layer, dtype=np.int64) for layer in json.loads(_file(folder).read_text())]
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _file(folder: Path) -> Path:
+    """Where the notes of a folder lie: by its place, and the sizes and times of its weights."""
+    home = os.environ.get("MINIMOE_CACHE_DIR") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minimoe"
+    states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(folder.glob("*.safetensors"))]
+    name = hashlib.sha256(repr((str(folder.resolve()), states)).encode()).hexdigest()[:24]
+    return Path(home) / "touched" / f"{name}.json"

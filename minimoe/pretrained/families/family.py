@@ -1,0 +1,223 @@
+"""A family of models: how its config.json reads as a ModelConfig and back, and under which names its weights lie.
+
+Both ways stand in one table of keys. Whether a family can express a model is not judged by rules: the configuration is written down,
+read again, and compared with what it was.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from minimoe.config import ModelConfig, config_from_tables
+from minimoe.errors import ConfigError
+from minimoe.pretrained.families.layout import Names
+from minimoe.pretrained.header import shown
+
+Json = dict[str, Any]
+MOST_LAYERS = 10_000
+MOST_NUMBER = 2**63 - 1
+Tables = dict[str, dict[str, Any]]  # {"model": {...}, "moe": {...}} as in a TOML file
+
+# What does not change a prediction: a family need not express it.
+TRAINING = {"model.dropout", "model.attention_dropout", "model.init_std", "model.pad_token_id"} | {
+    f"moe.{key}" for key in ("capacity_factor", "drop_priority", "jitter", "jitter_experts", "noise_std", "aux_loss_coef", "aux_convention",
+                             "z_loss_coef", "bias_rate", "router_bias_std")
+}  # fmt: skip
+
+# Keys of which null says the same as their absence from a ModelConfig; any other would silently take a value of ours.
+NULLABLE = TRAINING | {
+    "model.n_kv_heads", "model.head_dim", "model.sliding_window", "model.tie_embeddings", "model.attention_bias", "model.bias",
+    "model.attention.interleaved", "model.mla.q_rank", "moe.n_groups", "moe.top_groups",
+}  # fmt: skip
+
+
+class Absent:
+    """A key that config.json must have."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key of config.json, and what its absence means (by default an error)."""
+
+    name: str
+    default: Any = Absent
+    others: tuple[str, ...] = ()  # that some writers give it
+
+    def value(self, given: Json) -> Any:
+        """What config.json says, or its absence means."""
+        return next((given[name] for name in (self.name, *self.others) if name in given), self.default)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One `model_type`. Paths of keys are those of a TOML file: "model.d_model", "moe.n_experts", "model.mla.kv_rank"."""
+
+    model_type: str
+    architectures: Mapping[str, str]  # class in transformers -> model.head; the first of each head is the one that is written
+    keys: Mapping[str, Key]
+    names: Callable[[ModelConfig], Names]
+    fixed: Mapping[str, Any] = field(default_factory=dict)  # what every model of the family has
+    only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # keys of config.json with the values that are computed here
+    read: Callable[[Json, Tables], None] = lambda given, tables: None  # what one key for one key does not say
+    write: Callable[[ModelConfig, Json], None] = lambda config, written: None
+    aliases: tuple[tuple[str, str], ...] = ()  # other spellings of tensors' names: pattern, the spelling of `names`
+    copies: Mapping[str, str] = field(default_factory=dict)  # tensors that repeat another where weights are tied
+    unused: tuple[str, ...] = ()  # patterns of tensors that are not computed with, and are kept when the model is saved again
+    further: Key | None = None  # how many layers past the last, whose number is (?P<beyond>...) in a pattern of `unused`, there may be
+    dropped: tuple[str, ...] = ()  # patterns of tensors that hold constants
+
+    # ---- config.json -> ModelConfig -------------------------------------------------------------------------------------------------
+
+    def model_config(self, given: Json) -> ModelConfig:
+        """The configuration that a config.json means. Raises ConfigError naming the key that is missing, wrong or not computed here."""
+        for name, values in self.only.items():
+            if given.get(name, values[0]) not in values:
+                known = " or ".join(repr(value) for value in values)
+                raise ConfigError(f"{name} = {shown(given[name])} is not computed here: {self.model_type} is, with {name} = {known}")
+        tables: Tables = {"model": {}, "moe": {}}
+        for path, value in self.fixed.items():
+            put(tables, path, value)
+        for path, key in self.keys.items():
+            value = key.value(given)
+            if value is Absent:
+                raise ConfigError(f"{key.name} is missing: {self.model_type} needs it")
+            if value is None and key.default is not None and path not in NULLABLE:
+                raise ConfigError(f"{key.name} is null: {self.model_type} needs a value")
+            if value is not None:
+                put(tables, path, value)
+        padding, vocab = get(tables, "model.pad_token_id"), get(tables, "model.vocab_size")
+        if isinstance(padding, int) and isinstance(vocab, int) and -vocab <= padding < 0:
+            put(tables, "model.pad_token_id", vocab + padding)  # counted from the end, as in PyTorch
+        put(tables, "model.head", self.head(given))
+        layers = tables["model"].get("n_layers")
+        if not isinstance(layers, int) or layers > MOST_LAYERS:
+            raise ConfigError(f"{self.keys['model.n_layers'].name} = {shown(layers)}: expected a number of layers, {MOST_LAYERS} at most")
+        try:
+            self.read(given, tables)
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(f"a value of the wrong kind: {error}") from None
+        if not tables["moe"]:
+            del tables["moe"]
+        try:
+            refuse_huge(tables)
+            return config_from_tables(tables, self.model_type).model
+        except ConfigError as error:
+            raise ConfigError(self._in_their_words(str(error))) from None
+
+    def head(self, given: Json) -> str:
+        """The head by the class that config.json names; where it names none, the first. Raises ConfigError for an unknown class."""
+        named = given.get("architectures") or [next(iter(self.architectures))]
+        if not isinstance(named, list) or not isinstance(named[0], str) or named[0] not in self.architectures:
+            known = ", ".join(self.architectures)
+            raise ConfigError(f"architectures = {shown(named)} is not computed here: {self.model_type} is, as {known}")
+        return self.architectures[named[0]]
+
+    def _in_their_words(self, message: str) -> str:
+        for path, key in self.keys.items():
+            message = re.sub(rf"{re.escape(path)}\b", f"{key.name} ({path})", message)
+        return message
+
+    # ---- ModelConfig -> config.json -------------------------------------------------------------------------------------------------
+
+    def config_json(self, config: ModelConfig) -> Json:
+        """The config.json of a model. What the family cannot express is left out: see `contradictions`."""
+        tables = built_in(config)
+        say_plainly(tables["moe"])
+        written: Json = {"model_type": self.model_type}
+        architecture = next((name for name, head in self.architectures.items() if head == config.head), next(iter(self.architectures)))
+        written["architectures"] = [architecture]
+        for path, key in self.keys.items():
+            value = get(tables, path)
+            written[key.name] = key.default if value is None and key.default is not Absent else value
+        self.write(config, written)
+        return written
+
+    def contradictions(self, config: ModelConfig) -> list[str]:
+        """What would be another model if this one were written in the family's words; empty where it can be.
+
+        Raises ConfigError where the family has no words for it.
+        """
+        back, ours = essence(self.model_config(self.config_json(config))), essence(config)
+        return [
+            f"{path} is {back.get(path)!r} there, not {ours.get(path)!r}"
+            for path in sorted(ours.keys() | back.keys())
+            if ours.get(path) != back.get(path)
+        ]
+
+
+def built_in(config: ModelConfig) -> Tables:
+    """A ModelConfig as the tables of a TOML file, with what it works out to where a key is not set."""
+    model = msgspec.to_builtins(config)
+    moe = model.pop("moe") or {}
+    model |= {"n_kv_heads": config.kv_heads, "head_dim": None if config.mla else config.head_width}
+    if moe:
+        moe |= {"d_hidden": config.expert_hidden, "top_k": config.moe.k if config.moe else None}
+    return {"model": model, "moe": moe}
+
+
+def essence(config: ModelConfig) -> dict[str, Any]:
+    """What a prediction depends on, by path, each thing said in one way."""
+    tables = built_in(config)
+    model, moe = tables["model"], tables["moe"]
+    routed = config.moe_layers()
+    model |= {"windows": [config.window(layer) for layer in range(config.n_layers)], "routed_layers": list(routed)}
+    for said_otherwise in ("sliding_window", "layer_types"):
+        del model[said_otherwise]
+    if len(routed) == config.n_layers:
+        del model["d_hidden"]
+    if config.position != "rope":
+        del model["rope_theta"]
+    if not config.bias and config.norm == "layer":
+        model["norm"] = "layer without bias"
+    if config.image_size:
+        del model["max_seq_len"], model["vocab_size"]
+    if model.get("attention") == {"sinks": False, "interleaved": False}:
+        model["attention"] = None
+    if not routed:
+        moe.clear()
+    else:
+        del moe["every"], moe["layers"]
+        say_plainly(moe)
+    found = {f"{table}.{key}": value for table in tables for key, value in tables[table].items()}
+    return {path: value for path, value in found.items() if path not in TRAINING}
+
+
+def say_plainly(moe: dict[str, Any]) -> None:
+    """Routers that are softmax_topk by another name, in place."""
+    if moe.get("router") == "switch":  # the largest p, with weight p
+        moe |= {"router": "softmax_topk", "norm_topk_prob": False}
+    if moe.get("router") == "topk_softmax":  # the softmax over k logits is p over the sum of those k
+        moe |= {"router": "softmax_topk", "norm_topk_prob": True}
+
+
+def refuse_huge(table: Mapping[str, Any], path: str = "") -> None:
+    """Raises ConfigError for a whole number that no machine counts to."""
+    for name, value in table.items():
+        if isinstance(value, dict):
+            refuse_huge(value, f"{path}{name}.")
+        elif isinstance(value, int) and abs(value) > MOST_NUMBER:
+            raise ConfigError(f"{path}{name} is too large a number: {shown(value)}")
+
+
+def put(tables: Tables, path: str, value: Any) -> None:
+    """tables["model"]["mla"]["kv_rank"] = value for "model.mla.kv_rank"."""
+    *above, last = path.split(".")
+    table: dict[str, Any] = tables
+    for name in above:
+        table = table.setdefault(name, {})
+    table[last] = value
+
+
+def get(tables: Tables, path: str) -> Any:
+    """The value at a path; None where there is none."""
+    value: Any = tables
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value

@@ -1,0 +1,53 @@
+"""The table of model families, and finding one by a config.json's model_type or by what a model needs."""
+
+from minimoe.config import ModelConfig
+from minimoe.errors import ConfigError, UserError
+from minimoe.pretrained.families.bert import FAMILY as BERT
+from minimoe.pretrained.families.deepseek_v3 import FAMILY as DEEPSEEK_V3
+from minimoe.pretrained.families.family import Family
+from minimoe.pretrained.families.gpt2 import FAMILY as GPT2
+from minimoe.pretrained.families.gpt_oss import FAMILY as GPT_OSS
+from minimoe.pretrained.families.llama import FAMILY as LLAMA
+from minimoe.pretrained.families.mistral import FAMILY as MISTRAL
+from minimoe.pretrained.families.mixtral import FAMILY as MIXTRAL
+from minimoe.pretrained.families.olmoe import FAMILY as OLMOE
+from minimoe.pretrained.families.qwen3_moe import FAMILY as QWEN3_MOE
+from minimoe.pretrained.families.vit import FAMILY as VIT
+from minimoe.pretrained.header import shown
+
+FAMILIES: dict[str, Family] = {
+    "gpt2": GPT2,
+    "bert": BERT,
+    "vit": VIT,
+    "llama": LLAMA,
+    "mistral": MISTRAL,
+    "mixtral": MIXTRAL,
+    "olmoe": OLMOE,
+    "qwen3_moe": QWEN3_MOE,
+    "gpt_oss": GPT_OSS,
+    "deepseek_v3": DEEPSEEK_V3,
+}
+"""Every family by its model_type, in the order in which `family_for` tries them."""
+
+
+def family(model_type: object) -> Family:
+    """The family of a config.json's `model_type`. Raises UserError for one that is not known, with those that are."""
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise UserError(f"model_type = {shown(model_type)} is not known here (known: {', '.join(FAMILIES)})")
+    return FAMILIES[model_type]
+
+
+def family_for(config: ModelConfig) -> Family:
+    """The first family that can express a model. Raises ConfigError, with what the nearest one lacks, where none can."""
+    judged = []
+    for name, found in FAMILIES.items():
+        try:
+            problems = found.contradictions(config)
+            judged.append((False, len(problems), name, problems))
+        except ConfigError as error:
+            judged.append((True, 1, name, [str(error)]))
+            continue
+        if not problems:
+            return found
+    *_, name, problems = min(judged)
+    raise ConfigError(f"no family expresses this model; the nearest is {name}, but {'; '.join(problems[:3])}")

@@ -1,0 +1,283 @@
+"""A model folder as Hugging Face lays it out: config.json, and model.safetensors or its shards with model.safetensors.index.json.
+
+Anyone may have made the folder, so whatever its files say of each other is checked as it is opened: the index against every shard's header,
+and every name against leaving the folder. Only headers are read then; tensors are views of memory maps (`minimoe.tensorfile`). minimoe's
+own checkpoints have files of the same names and are another thing: `is_model_folder` tells them apart.
+"""
+
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from minimoe.errors import CheckpointError
+from minimoe.files import HIDDEN, reason, sync_folder, to_json, write_synced
+from minimoe.pretrained.file import Array, Entry, Plan, TensorFile, beside, fill, stream
+from minimoe.pretrained.header import PICKLE, PICKLES, STORED, shown
+from minimoe.runs.checkpoint import MANIFEST, TOKENIZER
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+MOST_CONFIG = 10_000_000  # bytes
+MOST_INDEX = 100_000_000  # bytes
+
+
+class _Index(msgspec.Struct):
+    """What model.safetensors.index.json says that is used; other members are passed over without being kept."""
+
+    weight_map: dict[str, str]
+
+
+def is_model_folder(path: Path | str) -> bool:
+    """Whether a path is a Hugging Face model folder: it has a config.json, and is neither a run of minimoe nor a checkpoint."""
+    return os.path.isfile(os.path.join(path, CONFIG)) and not any(
+        os.path.lexists(os.path.join(path, name)) for name in ("config.toml", MANIFEST)
+    )
+
+
+class ModelFolder:
+    """A model folder, open. `path`; `config`: what config.json says; `files`: the weights' files by name.
+
+    Raises `CheckpointError`, one line, where a file is missing, is a pickle or lies about itself, or where index and shards differ.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.files: dict[str, TensorFile] = {}
+        self._file_of: dict[str, TensorFile] = {}
+        self.config = read_config(self.path)
+        try:
+            self._open()
+        except BaseException as error:
+            self.close()
+            if isinstance(error, OSError):
+                raise CheckpointError(f"{shown(self.path)}: cannot be read: {reason(error)}") from error
+            raise
+
+    def _open(self) -> None:
+        """Open every weight file, and note which tensor is in which. Where both are there, model.safetensors counts, as in transformers."""
+        if os.path.lexists(self.path / WEIGHTS):
+            self._add(WEIGHTS)
+            return
+        if not os.path.lexists(self.path / INDEX):
+            raise CheckpointError(_why_no_weights(self.path))
+        weight_map = _read_index(self.path)
+        for name in sorted(set(weight_map.values())):
+            self._add(name)
+        _check_index(self.path, weight_map, self._file_of)
+
+    def _add(self, name: str) -> None:
+        file = self.files[name] = TensorFile(_inside(self.path, name))
+        for key in file.entries:
+            if key in self._file_of:
+                other = self._file_of[key].path.name
+                raise CheckpointError(f"{shown(self.path)}: tensor {shown(key)} is in two files: {other} and {name}")
+            self._file_of[key] = file
+
+    def keys(self) -> set[str]:
+        """The names of all tensors."""
+        return set(self._file_of)
+
+    def file_of(self, name: str) -> TensorFile:
+        """The file that a tensor is in. Raises `CheckpointError` where there is no such tensor."""
+        if name not in self._file_of:
+            raise CheckpointError(f"{shown(self.path)}: has no tensor {shown(name)}")
+        return self._file_of[name]
+
+    def entry(self, name: str) -> Entry:
+        """A tensor's dtype, as safetensors' word, and shape."""
+        return self.file_of(name).entry(name)
+
+    def raw(self, name: str) -> Array:
+        """A tensor as it lies in its file: a read-only view (see `TensorFile.raw`)."""
+        return self.file_of(name).raw(name)
+
+    def fill(self, name: str, out: Array) -> None:
+        """Write a tensor's numbers into `out`: float32 or float64, of the same shape, any strides. Raises `CheckpointError`."""
+        try:
+            fill(out, self.raw(name), self.entry(name).dtype)
+        except CheckpointError as error:
+            raise CheckpointError(f"{shown(self.path)}: tensor {shown(name)}: {error}") from None
+
+    def release(self, name: str) -> None:
+        """Tell the system that a tensor's pages need not stay in memory."""
+        self.file_of(name).release(name)
+
+    def close(self) -> None:
+        """Let the maps go; views that are held stay valid."""
+        for file in self.files.values():
+            file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+# ---- what the folder's files say of each other -------------------------------------------------------------------------------
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """The path of a file of the folder. Raises `CheckpointError` where its name, or a link that it is, leads out of it.
+
+    The hub's cache is let through: its snapshots/REVISION/ has links to the files in blobs/ beside snapshots/.
+    """
+    if name in ("", ".", "..") or any(mark in name for mark in "/\\:") or not name.isprintable():
+        raise CheckpointError(f"{shown(folder)}: the file name {shown(name)} leaves the folder: expected a plain name")
+    real, home = Path(os.path.realpath(folder / name)), Path(os.path.realpath(folder))
+    blobs = home.parent.parent / "blobs"
+    if real.parent != home and not (home.parent.name == "snapshots" and real.parent == blobs):
+        raise CheckpointError(f"{shown(folder / name)}: is a link that leaves the folder")
+    return folder / name
+
+
+def _read(folder: Path, name: str, most: int) -> bytes:
+    path = _inside(folder, name)
+    try:
+        if not path.is_file():
+            raise CheckpointError(f"{shown(path)}: {'is not a file' if path.exists() else 'is missing'}")
+        with open(path, "rb") as file:
+            data = file.read(most + 1)
+    except OSError as error:
+        raise CheckpointError(f"{shown(path)}: cannot be read: {reason(error)}") from error
+    if len(data) > most:
+        raise CheckpointError(f"{shown(path)}: is larger than {most} bytes")
+    return data
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The object in config.json. Raises `CheckpointError` where there is none."""
+    if not os.path.isdir(folder):
+        raise CheckpointError(f"{shown(folder)}: no such folder")
+    if not os.path.lexists(folder / CONFIG):
+        raise CheckpointError(f"{shown(folder)}: a model folder needs {CONFIG} and {WEIGHTS} (or shards with {INDEX}): no {CONFIG} there")
+    try:
+        config = json.loads(_read(folder, CONFIG, MOST_CONFIG))
+    except (ValueError, RecursionError):
+        raise CheckpointError(f"{shown(folder / CONFIG)}: is not JSON") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{shown(folder / CONFIG)}: expected a JSON object")
+    return config
+
+
+def _read_index(folder: Path) -> dict[str, str]:
+    """The index's weight_map: which file each tensor is in."""
+    try:
+        index = msgspec.json.decode(_read(folder, INDEX, MOST_INDEX), type=_Index)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        raise CheckpointError(f"{shown(folder / INDEX)}: expected JSON with a weight_map of tensor names to file names") from None
+    return index.weight_map
+
+
+def _check_index(folder: Path, weight_map: Mapping[str, str], file_of: Mapping[str, TensorFile]) -> None:
+    """The index and the shards must name the same tensors, each in the same file."""
+    for key, name in weight_map.items():
+        if key not in file_of or file_of[key].path.name != name:
+            raise CheckpointError(f"{shown(folder / INDEX)}: says that tensor {shown(key)} is in {name}, which does not have it")
+    for key, file in file_of.items():
+        if key not in weight_map:
+            raise CheckpointError(f"{shown(folder / INDEX)}: does not list tensor {shown(key)} of {file.path.name}")
+
+
+def _why_no_weights(folder: Path) -> str:
+    """What to say of a folder with neither model.safetensors nor an index."""
+    names = sorted(entry.name for entry in folder.iterdir())
+    tensors = [shown(name) for name in names if name.endswith(".safetensors")]
+    pickles = [name for name in names if os.path.splitext(name)[1].lower() in PICKLES]
+    if tensors:
+        several = f"{tensors[0]} and {len(tensors) - 1} more" if len(tensors) > 1 else tensors[0]
+        return f"{shown(folder)}: has {several}, but no {WEIGHTS}, and no {INDEX} that says which shards belong together"
+    if pickles:
+        return f"{shown(folder)}: has no {WEIGHTS}, and {shown(pickles[0])} {PICKLE}"
+    return f"{shown(folder)}: a model folder needs {CONFIG} and {WEIGHTS} (or shards with {INDEX}): no weights there"
+
+
+# ---- writing -----------------------------------------------------------------------------------------------------------------
+
+
+def write_model_folder(
+    path: Path | str,
+    config: Mapping[str, Any],
+    plan: Plan,
+    produce: Callable[[str], Array],
+    shard_bytes: int = 5_000_000_000,
+    tokenizer_json: str | None = None,
+    texts: Mapping[str, str] | None = None,
+) -> None:
+    """Write a model folder that transformers reads, one tensor in memory at a time; a kill leaves it whole or absent.
+
+    plan, produce: as for `write_tensor_file`. shard_bytes: the most a weight file holds (a larger tensor has one to itself); tensors are
+    dealt out in the plan's order. texts: further files by name. Raises
+    `CheckpointError` where the path is taken (an empty folder is not) or cannot be written.
+    """
+    path = Path(os.path.abspath(path))
+    temporary = beside(path)
+    try:
+        if os.path.lexists(path) and (not path.is_dir() or any(path.iterdir())):
+            raise CheckpointError(f"{shown(path)}: is there already: name a folder that is new or empty")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _clear_leftovers(path)
+        temporary.mkdir()
+        _write_weights(temporary, _shards(plan, shard_bytes), plan, produce)
+        write_synced(temporary / CONFIG, to_json(config).encode())
+        if tokenizer_json is not None:
+            write_synced(temporary / TOKENIZER, tokenizer_json.encode())
+        for name, text in (texts or {}).items():
+            write_synced(temporary / name, text.encode())
+        sync_folder(temporary)
+        if path.exists():
+            path.rmdir()
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise CheckpointError(f"{shown(path)}: cannot be written: {reason(error)}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _clear_leftovers(path: Path) -> None:
+    """Remove what a killed writer of the same folder left beside it."""
+    for entry in path.parent.iterdir():
+        match = HIDDEN.fullmatch(entry.name)
+        if match and (match["target"], match["kind"]) == (path.name, "tmp"):
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def _shards(plan: Plan, shard_bytes: int) -> list[list[str]]:
+    """The names of each shard, in the plan's order; at least one shard."""
+    shards: list[list[str]] = [[]]
+    room = shard_bytes
+    for name in plan:
+        size = _size(plan, name)
+        if size > room and shards[-1]:
+            shards.append([])
+            room = shard_bytes
+        shards[-1].append(name)
+        room -= size
+    return shards
+
+
+def _size(plan: Plan, name: str) -> int:
+    dtype, shape = plan[name]
+    return math.prod(shape) * STORED[dtype].itemsize
+
+
+def _write_weights(folder: Path, shards: list[list[str]], plan: Plan, produce: Callable[[str], Array]) -> None:
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, 1):
+        file_name = WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        weight_map.update(dict.fromkeys(names, file_name))
+        # transformers refuses a file that does not say which framework's layout it has.
+        stream(folder / file_name, {name: plan[name] for name in names}, produce, {"format": "pt"})
+    if len(shards) > 1:
+        total = sum(_size(plan, name) for name in plan)
+        write_synced(folder / INDEX, to_json({"metadata": {"total_size": total}, "weight_map": weight_map}).encode())

@@ -1,0 +1,103 @@
+"""Opening a model, ready to predict: a run, a checkpoint, or a folder of one of transformers' families."""
+
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from minimoe.backend import Backend, current_backend
+from minimoe.config import Config, config_from_tables
+from minimoe.data.tokenizer import Tokenizer, load_tokenizer
+from minimoe.errors import CheckpointError, UserError
+from minimoe.model.transformer import Transformer
+from minimoe.pretrained.folder import INDEX, is_model_folder
+from minimoe.pretrained.header import PICKLE, PICKLES
+from minimoe.pretrained.models import open_folder
+from minimoe.runs.checkpoint import TOKENIZER, Checkpoint, load_checkpoint
+from minimoe.runs.run import RUNS, Run
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with what belongs to it."""
+
+    model: Transformer
+    tokenizer: Tokenizer | None
+    config: Config
+    folder: Path  # of the checkpoint, or of the model
+    step: int
+    problems: list[str]  # damaged checkpoints that were passed over
+    no_tokenizer: str = ""  # why there is none
+
+    @property
+    def text(self) -> Tokenizer:
+        """Its tokenizer. Raises UserError, with the reason, where it has none."""
+        if self.tokenizer is None:
+            raise UserError(self.no_tokenizer or f"{self.folder}: has no {TOKENIZER}: text cannot be turned into its tokens")
+        return self.tokenizer
+
+
+def open_model(
+    path: str | Path | None = None, root: str | Path = RUNS, backend: Backend | None = None, *, dtype: str = "float32",
+    max_memory: int | None = None,
+) -> Loaded:  # fmt: skip
+    """The model of a run (its newest whole checkpoint), of a checkpoint's folder, or of a model folder; None: the newest run.
+
+    dtype, max_memory (bytes of weights): of a model folder alone. Raises `UserError` where there is none, or it is damaged.
+    """
+    folder = None if path is None else _model_folder(Path(path))
+    if folder is not None:
+        return _open_folder(folder, dtype, backend, max_memory)
+    if max_memory is not None:
+        raise UserError("max_memory bounds what is read of a model folder; a run's checkpoint is read as a whole")
+    saved, problems = _find(path, Path(root))
+    config = config_from_tables(saved.config, saved.folder.name)
+    model = Transformer(config.model, dtype=config.train.dtype, backend=backend or current_backend())
+    model.load_state_dict(saved.model)
+    tokenizer = load_tokenizer(saved.tokenizer_path) if saved.tokenizer_path is not None else None
+    return Loaded(model, tokenizer, config, saved.folder, saved.step, problems)
+
+
+def _model_folder(path: Path) -> Path | None:
+    """The path where it is a model folder, or would be one but for what `ModelFolder` then says; a file of weights is refused."""
+    if path.is_file() and path.suffix in PICKLES:
+        raise CheckpointError(f"{path}: {PICKLE}")
+    if path.is_file() and path.suffix == ".safetensors":
+        raise CheckpointError(f"{path}: weights alone are no model: name the folder that has them, with its config.json")
+    endings = (".safetensors", *PICKLES)
+    weights = path.is_dir() and any(entry.suffix in endings or entry.name == INDEX for entry in path.iterdir())
+    foreign = weights and not (path / "state.json").exists() and not (path / "config.toml").exists()
+    return path if foreign or is_model_folder(path) else None
+
+
+def _open_folder(path: Path, dtype: str, backend: Backend | None, max_memory: int | None) -> Loaded:
+    model = open_folder(path, dtype, backend, max_memory)
+    tokenizer, why = None, ""
+    if (path / TOKENIZER).is_file():
+        try:
+            tokenizer = load_tokenizer(path / TOKENIZER)
+        except UserError as error:  # the model can be used without it
+            why = str(error)
+    config = Config(model=model.config, name=path.resolve().name or "model")
+    return Loaded(model, tokenizer, config, path, 0, [], why)
+
+
+def _find(path: str | Path | None, root: Path) -> tuple[Checkpoint, list[str]]:
+    if path is not None and (Path(path) / "model.safetensors").is_file():
+        return load_checkpoint(Path(path), optimizer=False), []
+    run = Run.open(path, root)
+    if run.newest_checkpoint() is None:
+        raise CheckpointError(f"{run.path}: has no checkpoint yet")
+    return run.load(optimizer=False)
+
+
+def load(path: str | Path | None = None, *, dtype: str = "float32", max_memory: int | None = None) -> Transformer:
+    """The model of a run, a checkpoint, or a Hugging Face model folder: `logits = load("runs/last")(tokens)`.
+
+    Its tokenizer is `model.tokenizer` (None where it has none, or the extra `hf` is missing). dtype, max_memory: as `open_model`'s.
+    """
+    loaded = open_model(path, dtype=dtype, max_memory=max_memory)
+    for problem in loaded.problems:
+        warnings.warn(f"damaged: {problem}; step {loaded.step} is loaded", stacklevel=2)
+    loaded.model.tokenizer = loaded.tokenizer
+    return loaded.model

@@ -1,0 +1,289 @@
+"""Checkpoints: arrays and JSON in a folder that a kill at any moment leaves whole or absent, with a SHA-256 of every file.
+
+A checkpoint is `step-000300/` with model.safetensors, optimizer.safetensors, state.json, config.json, tokenizer.json (where there is a
+tokenizer to keep) and MANIFEST.sha256, which `sha256sum -c` reads. It is written into a hidden sibling, synced file by file, and renamed.
+A checkpoint of the same step that stood there is moved aside first and counts until the new one has its name. One process writes to a
+folder of checkpoints at a time; any number may read. NumPy is imported where arrays are met, so that listing checkpoints is quick.
+"""
+
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from minimoe.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+from minimoe.files import HIDDEN, _sibling, reason, sync_folder, to_json, write_atomically, write_synced
+
+Arrays: TypeAlias = "Mapping[str, NDArray[Any]]"
+
+MANIFEST = "MANIFEST.sha256"
+REQUIRED = frozenset({"model.safetensors", "optimizer.safetensors", "state.json", "config.json"})
+TOKENIZER = "tokenizer.json"
+# What safetensors' NumPy reader reads back: it writes more than that (bfloat16, float8).
+DTYPES = frozenset({"float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool"})
+STEP = re.compile(r"step-(\d{6,})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint's folder holds. `optimizer` is empty where it was not asked for."""
+
+    folder: Path
+    step: int
+    model: "dict[str, NDArray[Any]]"
+    optimizer: "dict[str, NDArray[Any]]"
+    state: dict[str, Any]
+    config: dict[str, Any]
+    tokenizer_path: Path | None
+
+    def tokenizer_json(self) -> str | None:
+        """The text of its tokenizer.json; None where it has none."""
+        return None if self.tokenizer_path is None else self.tokenizer_path.read_bytes().decode("utf-8")
+
+
+# ---- writing -----------------------------------------------------------------------------------------------------------------
+
+
+def step_name(step: int) -> str:
+    """The folder's name: 300 -> step-000300."""
+    return f"step-{step:06d}"
+
+
+def save_checkpoint(
+    folder: Path, *, model: Arrays, optimizer: Arrays, state: Mapping[str, Any], config: Mapping[str, Any], tokenizer_json: str | None
+) -> None:
+    """Write a checkpoint, replacing one of the same name; equal contents give equal bytes.
+
+    Raises `CheckpointError` where the disk is full, the folder cannot be written, or an array's dtype could not be read back; checkpoints
+    that were there before are untouched.
+    """
+    files = {
+        "model.safetensors": _pack(model),
+        "optimizer.safetensors": _pack(optimizer),
+        "state.json": to_json(state).encode(),
+        "config.json": to_json(config).encode(),
+    }
+    if tokenizer_json is not None:
+        files[TOKENIZER] = tokenizer_json.encode()
+    files[MANIFEST] = _manifest_text({name: _sha256(data) for name, data in files.items()}).encode()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        tidy(folder.parent)
+        _put_in_place(folder, files)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be saved: {reason(error)} (earlier checkpoints are untouched)") from error
+
+
+def _pack(arrays: Arrays) -> bytes:
+    """safetensors bytes, names sorted. Contiguous first: safetensors writes the buffer as it lies, wrong values for `.T` or `[::2]`."""
+    import numpy as np
+    from safetensors.numpy import save
+
+    for name, array in arrays.items():
+        if array.dtype.name not in DTYPES:
+            raise CheckpointError(f"{name}: dtype {array.dtype.name} could not be read back from a checkpoint: save it as float32")
+    return save({name: np.asarray(arrays[name], order="C") for name in sorted(arrays)})
+
+
+def _put_in_place(folder: Path, files: Mapping[str, bytes]) -> None:
+    temporary, displaced = _sibling(folder, "tmp"), _sibling(folder, "old")
+    try:
+        temporary.mkdir()
+        for name, data in files.items():
+            write_synced(temporary / name, data)
+        sync_folder(temporary)
+        if folder.exists():
+            os.replace(folder, displaced)
+        os.replace(temporary, folder)
+        sync_folder(folder.parent)
+    except BaseException:
+        if displaced.exists() and not folder.exists():
+            os.replace(displaced, folder)
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    shutil.rmtree(displaced, ignore_errors=True)
+
+
+def tidy(parent: Path) -> None:
+    """Clear what dead writers left in a folder: a checkpoint moved aside whose successor never came gets its name back, the rest goes."""
+    for entry in sorted(parent.iterdir()):
+        match = HIDDEN.fullmatch(entry.name)
+        if match is None:
+            continue
+        target = parent / match["target"]
+        if match["kind"] == "old" and not target.exists():
+            os.replace(entry, target)
+        elif entry.is_file():
+            entry.unlink()
+        else:
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def prune(folder: Path, keep: int, best: int | None) -> None:
+    """Remove all but the newest `keep` checkpoints (at least one) and the one of step `best`.
+
+    Each is renamed out of sight before it is taken apart, so that a kill leaves no half of a checkpoint under a checkpoint's name.
+    """
+    for checkpoint in checkpoints(folder)[: -max(keep, 1)]:
+        if step_of(checkpoint) != best:
+            _remove(checkpoint)
+
+
+def cut(folder: Path, step: int) -> None:
+    """Remove the checkpoints after a step, damaged or not: a run that goes on from an earlier one writes them anew."""
+    for checkpoint in reversed(checkpoints(folder)):
+        if (step_of(checkpoint) or 0) > step:
+            _remove(checkpoint)
+
+
+def _remove(checkpoint: Path) -> None:
+    leaving = _sibling(checkpoint, "tmp")
+    try:
+        os.replace(checkpoint, leaving)
+    except OSError as error:
+        raise CheckpointError(f"{checkpoint}: cannot be removed: {reason(error)}") from error
+    shutil.rmtree(leaving, ignore_errors=True)
+
+
+def write_best(folder: Path, step: int) -> None:
+    """Name the best checkpoint in the text file `best`."""
+    write_atomically(folder / "best", f"{step_name(step)}\n")
+
+
+def read_best(folder: Path) -> int | None:
+    """The step of the best checkpoint; None where none is named or it is no longer there."""
+    try:
+        name = (folder / "best").read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    match = STEP.fullmatch(name)
+    return int(match[1]) if match and (folder / name).is_dir() else None
+
+
+# ---- reading -----------------------------------------------------------------------------------------------------------------
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, by step, oldest first. One that was moved aside counts where its successor never came."""
+    found: dict[int, Path] = {}
+    for entry in sorted(folder.iterdir(), reverse=True) if folder.is_dir() else []:  # "step-..." sorts above ".step-..."
+        step = step_of(entry)
+        hidden = HIDDEN.fullmatch(entry.name)
+        if step is not None and entry.is_dir() and (hidden is None or hidden["kind"] == "old"):
+            found.setdefault(step, entry)
+    return [found[step] for step in sorted(found)]
+
+
+def step_of(folder: Path) -> int | None:
+    """The step that a checkpoint's folder is named after; None where the name says none."""
+    hidden = HIDDEN.fullmatch(folder.name)
+    match = STEP.fullmatch(hidden["target"] if hidden else folder.name)
+    return int(match[1]) if match else None
+
+
+def newest_whole(folder: Path, optimizer: bool = True) -> tuple[Checkpoint, list[str]]:
+    """The newest checkpoint that agrees with its manifest, and what is wrong with those that are newer, a line each.
+
+    Raises `CheckpointError` where there is none, with what is wrong with each.
+    """
+    problems: list[str] = []
+    for path in reversed(checkpoints(folder)):
+        try:
+            return load_checkpoint(path, optimizer=optimizer), problems
+        except CheckpointError as error:
+            problems.append(str(error))
+    if not problems:
+        raise CheckpointError(f"{folder}: no checkpoint yet")
+    raise CheckpointError(f"{folder}: no checkpoint is whole: {'; '.join(problems)}")
+
+
+def load_checkpoint(folder: Path, verify: bool = True, optimizer: bool = True) -> Checkpoint:
+    """Read a checkpoint; the arrays are writable.
+
+    verify: compare every file that is read with the manifest. optimizer: False leaves that file alone (to generate or evaluate).
+    Raises `CheckpointError` naming checkpoint and file where one is missing, damaged or unreadable.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such checkpoint")
+    digests = _read_manifest(folder) if verify else {}
+    state = _json(folder, "state.json", digests)
+    step = state.get("step", step_of(folder))
+    if not isinstance(step, int):
+        raise CheckpointError(f"{folder.name}/state.json: names no step")
+    tokenizer = folder / TOKENIZER if (folder / TOKENIZER).exists() or TOKENIZER in digests else None
+    if tokenizer is not None:
+        _read(folder, TOKENIZER, digests)
+    return Checkpoint(
+        folder=folder,
+        step=step,
+        model=_arrays(folder, "model.safetensors", digests),
+        optimizer=_arrays(folder, "optimizer.safetensors", digests) if optimizer else {},
+        state=state,
+        config=_json(folder, "config.json", digests),
+        tokenizer_path=tokenizer,
+    )
+
+
+def _arrays(folder: Path, name: str, digests: Mapping[str, str]) -> "dict[str, NDArray[Any]]":
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    data = _read(folder, name, digests)
+    try:
+        arrays = load(data)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{folder.name}/{name}: not a safetensors file that can be read here: {error}") from None
+    return {key: array if array.flags.writeable else array.copy() for key, array in arrays.items()}
+
+
+def _json(folder: Path, name: str, digests: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        value = json.loads(_read(folder, name, digests))
+    except ValueError as error:
+        raise CheckpointError(f"{folder.name}/{name}: not JSON (damaged): {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{folder.name}/{name}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _read(folder: Path, name: str, digests: Mapping[str, str]) -> bytes:
+    """A file's bytes, compared with the digest where one is given."""
+    try:
+        data = (folder / name).read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder.name}/{name}: is missing") from None
+    except OSError as error:
+        raise CheckpointError(f"{folder.name}/{name}: cannot be read: {reason(error)}") from error
+    if name in digests and _sha256(data) != digests[name]:
+        raise CheckpointError(f"{folder.name}/{name}: its SHA-256 does not match the manifest (damaged)")
+    return data
+
+
+def _read_manifest(folder: Path) -> dict[str, str]:
+    """The digests by file name. A manifest that minimoe would not have written so, to the byte, is damaged."""
+    text = _read(folder, MANIFEST, {}).decode("utf-8", errors="replace")
+    digests = {name: digest for digest, _, name in (line.partition("  ") for line in text.split("\n")[:-1])}
+    known = REQUIRED | {TOKENIZER}
+    unlisted = sorted(name for name in known - digests.keys() if name in REQUIRED or (folder / name).exists())
+    if unlisted:
+        raise CheckpointError(f"{folder.name}/{MANIFEST}: does not list {unlisted[0]} (damaged)")
+    if not digests.keys() <= known or _manifest_text(digests) != text:
+        raise CheckpointError(f"{folder.name}/{MANIFEST}: is not what was written (damaged)")
+    return digests
+
+
+def _manifest_text(digests: Mapping[str, str]) -> str:
+    return "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

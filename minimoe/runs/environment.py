@@ -1,0 +1,98 @@
+"""The machine that a run is on: its libraries, for the record, and whether a process still lives."""
+
+
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from minimoe.config import ModelConfig
+from minimoe.config.cost import cost
+from minimoe.errors import ConfigError
+
+
+def environment() -> dict[str, Any]:
+    """The machine and the libraries that a run's numbers depend on."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from threadpoolctl import threadpool_info
+
+    def version_of(package: str) -> str | None:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return None
+
+    blas = [library for library in threadpool_info() if library["user_api"] == "blas"]
+    return {
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "minimoe": version_of("minimoe") or getattr(sys.modules["minimoe"], "__version__", None),
+        "python": platform.python_version(),
+        "numpy": version_of("numpy"),
+        "blas": [{"name": library["internal_api"], "version": library["version"], "threads": library["num_threads"]} for library in blas],
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+    }
+
+
+def machine_memory() -> int | None:
+    """Bytes of memory that this machine, or the container on Linux, has; None where the system does not say."""
+    try:
+        bytes_here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return None
+    try:
+        return min(bytes_here, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # no container, or "max"
+        return bytes_here
+
+
+def process_identity(pid: int) -> str | None:
+    """Boot and start time of a process, which tell it from a later one of the same number; "" where the system does not say; None: gone."""
+    if sys.platform == "win32":
+        return _windows_process(pid)
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return None if fields[0] == "Z" else f"{boot}:{fields[19]}"
+    except OSError:
+        pass
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return ""
+    except OSError:
+        return None
+    return ""
+
+
+def _windows_process(pid: int) -> str | None:
+    """Signal 0 would be Ctrl-C there, so the system is asked instead."""
+    import ctypes
+
+    kernel = ctypes.windll.kernel32  # type: ignore[attr-defined, unused-ignore]
+    query_limited_information, still_active = 0x1000, 259
+    handle = kernel.OpenProcess(query_limited_information, False, pid)
+    if not handle:
+        return None
+    code = ctypes.c_ulong()
+    kernel.GetExitCodeProcess(handle, ctypes.byref(code))
+    kernel.CloseHandle(handle)
+    return "" if code.value == still_active else None
+
+
+def is_alive(pid: object, identity: object) -> bool:
+    return isinstance(pid, int) and pid > 0 and process_identity(pid) == identity is not None
+
+
+def check_memory(model: ModelConfig) -> None:
+    """Refuse to train what this machine cannot hold: weights, gradients and two moments, in float32. Raises `ConfigError`."""
+    needed = cost(model).bytes
+    needs, has = needed.weights + needed.gradients + needed.optimizer, machine_memory()
+    if has is not None and needs > has:
+        raise ConfigError(
+            f"training this model needs {needs / 2**30:,.1f} GiB for weights, gradients and optimizer, "
+            f"this machine has {has / 2**30:,.1f} GiB: take a smaller model (minimoe inspect counts its parts)"
+        )

@@ -1,0 +1,363 @@
+"""A run's folder: what was asked for, where it ran, what it measured, how it stands, and its checkpoints.
+
+config.toml     the resolved configuration        metrics.jsonl   a line for every step
+env.json        machine, libraries, data          status.json     running, finished, interrupted or diverged; step and losses
+checkpoints/    see minimoe/runs/checkpoint.py         ../last         a text file beside the runs that names the newest
+"""
+
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from minimoe import files
+from minimoe.config import Config, load_config, to_tables, to_toml
+from minimoe.errors import CheckpointError, ConfigError, UserError, nearest
+from minimoe.runs import checkpoint
+from minimoe.runs.environment import environment, is_alive, process_identity
+
+if TYPE_CHECKING:
+    from minimoe.runs.checkpoint import Arrays, Checkpoint
+
+RUNS = Path("runs")
+
+
+class Run:
+    """The folder of one run. `checkpoint` is the one that was named when it was opened, else None."""
+
+    def __init__(self, path: Path, chosen: Path | None = None) -> None:
+        self.path = path
+        self.checkpoint = chosen
+
+    # ---- making and finding ------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, config: Config, out: Path | None = None, root: Path = RUNS, extra: Mapping[str, Any] | None = None) -> "Run":
+        """A new run in `out`, which must be empty or absent; by default in `root/NAME-001`, counting up.
+
+        extra: what the caller knows of the environment (backend, SHA-256 of the data, command), for env.json.
+        Raises `ConfigError` where the folder is not empty or cannot be written.
+        """
+        try:
+            path = _next_folder(config.name, root) if out is None else _empty_folder(out)
+            files.write_synced(path / "env.json", files.to_json({**environment(), **(extra or {})}).encode(), "xb")
+            files.write_atomically(path / "config.toml", to_toml(config))  # last and whole: with it the folder is a run
+            if path.resolve().is_relative_to(root.resolve()):
+                files.write_atomically(root / "last", f"{path.resolve().relative_to(root.resolve()).as_posix()}\n")
+        except OSError as error:
+            raise ConfigError(f"{out or root}: cannot be written: {files.reason(error)}") from error
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: str | Path | None = None, root: Path = RUNS) -> "Run":
+        """A run by its folder, its name under `root`, a checkpoint inside it, or a file that names one (`last`, `best`); None: the newest.
+
+        Raises `CheckpointError` where it does not exist, with the nearest that does.
+        """
+        if path is None:
+            if not (root / "last").is_file():
+                raise CheckpointError(f"{root}: no run here yet: `minimoe train` starts one")
+            path = root / "last"
+        for candidate in (Path(path), root / path):
+            run = cls._at(_follow(candidate))
+            if run is not None:
+                return run
+        wanted = _follow(Path(path))
+        known = _run_names(root)
+        hint = nearest(wanted.name, known) if known else f" (and no run under {root} yet: `minimoe train` starts one)"
+        problem = "is not a run's folder: it has no config.toml" if wanted.is_dir() else "no such run"
+        raise CheckpointError(f"{wanted}: {problem}{hint}")
+
+    @classmethod
+    def _at(cls, path: Path) -> "Run | None":
+        if (path / "config.toml").is_file():
+            return cls(path)
+        path = path.absolute()
+        if path.name == "checkpoints" and (path.parent / "config.toml").is_file():
+            return cls(path.parent)
+        inside = path.is_dir() and path.parent.name == "checkpoints" and (path.parent.parent / "config.toml").is_file()
+        return cls(path.parent.parent, chosen=path) if inside else None
+
+    @property
+    def name(self) -> str:
+        """The folder's name: tiny-moe-001."""
+        return self.path.resolve().name
+
+    @cached_property
+    def config(self) -> Config:
+        """The configuration, read back from config.toml."""
+        return load_config(self.path / "config.toml")
+
+    def replace_config(self, config: Config) -> None:
+        """Write another configuration: a run that goes on for more steps."""
+        self._write(lambda: files.write_atomically(self.path / "config.toml", to_toml(config)), "config.toml")
+        self.__dict__["config"] = config
+
+    # ---- checkpoints -------------------------------------------------------------------------------------------------------
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        """The folder that holds the run's checkpoints."""
+        return self.path / "checkpoints"
+
+    def save(
+        self,
+        step: int,
+        *,
+        model: "Arrays",
+        optimizer: "Arrays",
+        state: Mapping[str, Any],
+        tokenizer_json: str | None = None,
+        best: bool = False,
+    ) -> Path:
+        """Write the checkpoint of a step, note it as the best if it is, and prune to the newest `train.keep` and the best."""
+        folder = self.checkpoint_folder / checkpoint.step_name(step)
+        checkpoint.save_checkpoint(
+            folder,
+            model=model,
+            optimizer=optimizer,
+            state={**state, "step": step},
+            config=to_tables(self.config),
+            tokenizer_json=tokenizer_json,
+        )
+        if best:
+            self.note_best(step)
+        checkpoint.prune(self.checkpoint_folder, self.config.train.keep, checkpoint.read_best(self.checkpoint_folder))
+        return folder
+
+    def note_best(self, step: int) -> None:
+        """Name a checkpoint as the best, where it is still there."""
+        if (self.checkpoint_folder / checkpoint.step_name(step)).is_dir():
+            self._write(lambda: checkpoint.write_best(self.checkpoint_folder, step), "best")
+
+    def newest_checkpoint(self) -> Path | None:
+        """The folder of the newest checkpoint, whole or not; None before the first."""
+        found = checkpoint.checkpoints(self.checkpoint_folder)
+        return found[-1] if found else None
+
+    def load(self, optimizer: bool = True) -> "tuple[Checkpoint, list[str]]":
+        """The checkpoint that was named when the run was opened, else the newest whole one; and what is wrong with newer ones."""
+        if self.checkpoint is not None:
+            return checkpoint.load_checkpoint(self.checkpoint, optimizer=optimizer), []
+        return checkpoint.newest_whole(self.checkpoint_folder, optimizer=optimizer)
+
+    def go_back(self, step: int, best: int | None) -> None:
+        """Leave the folder as it was right after the checkpoint of a step, of which `best` was the best so far.
+
+        Later checkpoints go, then later metrics, so that a kill in between leaves no hole in them. A kill may also have come after a
+        checkpoint was written, but before it was named the best or older ones were removed: that is made up for.
+        """
+        folder = self.checkpoint_folder
+        if folder.is_dir():
+            self._write(lambda: checkpoint.tidy(folder), folder.name)
+            checkpoint.cut(folder, step)
+            if best is not None:
+                self.note_best(best)
+            checkpoint.prune(folder, self.config.train.keep, checkpoint.read_best(folder))
+        self.cut_metrics(step)
+
+    # ---- metrics -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """A dict for every step. A torn last line is left out; raises `CheckpointError` for a damaged one before it."""
+        rows: list[dict[str, Any]] = []
+        for number, line in enumerate(_whole_lines(self.metrics_path), start=1):
+            row = _parse(line)
+            if row is None:
+                raise CheckpointError(f"{self.metrics_path}: line {number} is not a JSON object (damaged)")
+            rows.append(row)
+        return rows
+
+    def append_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add a line for every row, on the disk when this returns. What is not a number (NaN, infinity) becomes null."""
+        text = "".join(_valid_json(row) + "\n" for row in rows)
+        self._write(lambda: files.write_synced(self.metrics_path, text.encode(), "ab"), "metrics.jsonl")
+
+    def cut_metrics(self, step: int) -> None:
+        """Drop the lines after a step, and those that are torn; the others stay as they are, to the byte."""
+        if not self.metrics_path.exists():
+            return
+        kept = []
+        for line in _whole_lines(self.metrics_path):
+            row = _parse(line)
+            if row is not None and isinstance(row.get("step"), int) and row["step"] <= step:
+                kept.append(line + b"\n")
+        self._write(lambda: files.write_atomically(self.metrics_path, b"".join(kept).decode()), "metrics.jsonl")
+
+    # ---- status ------------------------------------------------------------------------------------------------------------
+
+    def start(self, **fields: Any) -> None:
+        """Set the state to running, before anything else is written. Raises `CheckpointError` where another process trains this run."""
+        status = self.status()
+        if status["state"] == "running" and status["pid"] != os.getpid():
+            raise CheckpointError(f"{self.path}: process {status['pid']} is still training this run: wait for it or stop it, then resume")
+        self._write(lambda: checkpoint.tidy(self.path), ".")
+        self.write_status("running", **fields)
+
+    def write_status(self, state: str, **fields: Any) -> None:
+        """Set the state (running, finished, interrupted, diverged); fields that were set before stay unless named anew."""
+        before = _parse_file(self.path / "status.json")
+        status = {**before, **fields, "state": state, "pid": os.getpid(), "process": process_identity(os.getpid())}
+        self._write(lambda: files.write_atomically(self.path / "status.json", _valid_json(status) + "\n"), "status.json")
+
+    def status(self) -> dict[str, Any]:
+        """The state and its fields. A run that says running, but whose process is gone, was killed; without a readable file: unknown."""
+        status = {"state": "unknown", "pid": None, **_parse_file(self.path / "status.json")}
+        if status["state"] == "running" and not is_alive(status["pid"], status.get("process")):
+            status["state"] = "killed"
+        return status
+
+    def _write(self, write: Callable[[], None], name: str) -> None:
+        try:
+            write()
+        except OSError as error:
+            raise CheckpointError(f"{self.path / name}: cannot be written: {files.reason(error)}") from error
+
+
+# ---- the runs of a folder ----------------------------------------------------------------------------------------------------
+
+
+class _Row(msgspec.Struct):
+    """What the list of runs shows of a line of metrics; reading these fields alone is quick."""
+
+    step: int
+    loss: float | None = None
+    val_loss: float | None = None
+    val_accuracy: float | None = None
+
+
+def list_runs(root: Path = RUNS) -> list[dict[str, Any]]:
+    """The runs under a folder, oldest first: name, state, step, steps, loss, val_loss, best_val_loss, val_accuracy, parameters.
+
+    What a damaged folder does not tell is None, and its state `damaged` where config.toml or metrics.jsonl cannot be read.
+    """
+    found = [_summary(Run(root / name)) for name in _run_names(root)]
+    return sorted(found, key=lambda row: (row["created"], row["name"]))
+
+
+def _summary(run: Run) -> dict[str, Any]:
+    status = run.status()
+    rows: list[_Row] = []
+    steps = None
+    try:
+        rows.extend(_quick_rows(run.metrics_path))
+        steps = run.config.train.steps
+    except UserError:
+        status["state"] = "damaged"
+    losses = [row.val_loss for row in rows if row.val_loss is not None]
+    return {
+        "name": run.name,
+        "state": status["state"],
+        "step": rows[-1].step if rows else status.get("step", 0),
+        "steps": status.get("steps", steps),
+        "loss": rows[-1].loss if rows else None,
+        "val_loss": losses[-1] if losses else None,
+        "best_val_loss": min(losses, default=None),
+        "val_accuracy": next((row.val_accuracy for row in reversed(rows) if row.val_loss is not None), None),
+        "parameters": status.get("parameters"),
+        "created": str(_parse_file(run.path / "env.json").get("created", "")),
+    }
+
+
+def _quick_rows(path: Path) -> Iterator[_Row]:
+    decoder = msgspec.json.Decoder(_Row)
+    for line in _whole_lines(path):
+        try:
+            yield decoder.decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            continue
+
+
+def _run_names(root: Path) -> list[str]:
+    marks = ("config.toml", "metrics.jsonl", "status.json")
+    folders = [entry for entry in root.iterdir() if entry.is_dir()] if root.is_dir() else []
+    return sorted(entry.name for entry in folders if any((entry / mark).exists() for mark in marks))
+
+
+def _next_folder(name: str, root: Path) -> Path:
+    """`root/NAME-001`, one above the highest that exists. mkdir decides between processes that start at once."""
+    name = re.sub(r"[^\w.-]+", "-", name).strip(".-") or "model"
+    root.mkdir(parents=True, exist_ok=True)
+    taken = [re.fullmatch(re.escape(name) + r"-(\d{3,})", entry.name) for entry in root.iterdir()]
+    number = max((int(match[1]) for match in taken if match), default=0)
+    while True:
+        number += 1
+        path = root / f"{name}-{number:03d}"
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        return path
+
+
+def check_empty(out: Path) -> None:
+    """Refuse a run's folder that is not new or empty, or lies where no folder can be made. Raises `ConfigError`."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out}: is a file: --out needs a new or empty folder")
+    if out.is_dir() and any(out.iterdir()):
+        raise ConfigError(f"{out}: is not empty: --out needs a new or empty folder (minimoe resume goes on with a run)")
+    above = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ConfigError(f"{out}: cannot be written: {above} is no folder that can be written to")
+
+
+def _empty_folder(out: Path) -> Path:
+    check_empty(out)
+    out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def _follow(path: Path) -> Path:
+    """The path itself or, for a text file that names a folder beside it (`last`, `best`), that folder."""
+    if path.name not in ("last", "best") or not path.is_file():
+        return path
+    try:
+        return path.parent / path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return path
+
+
+# ---- lines of JSON -----------------------------------------------------------------------------------------------------------
+
+
+def _valid_json(row: Mapping[str, Any]) -> str:
+    """One line; Python's NaN and Infinity, which JSON does not have, become null."""
+    text = json.dumps(row, default=lambda other: other.tolist())
+    if "NaN" in text or "Infinity" in text:
+        text = json.dumps(json.loads(text, parse_constant=lambda _: None))
+    return text
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    """The lines that end with a newline; none where there is no file."""
+    try:
+        return path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {files.reason(error)}") from error
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _parse_file(path: Path) -> dict[str, Any]:
+    try:
+        return _parse(path.read_bytes()) or {}
+    except OSError:
+        return {}

@@ -1,0 +1,1 @@
+"""Looking at models and runs: inspection, comparison, benchmarks and conversion."""

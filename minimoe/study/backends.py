@@ -1,0 +1,76 @@
+"""What `minimoe backends` shows: the backends that are available here, and their kernels."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    pass
+
+
+# ---- backends ---------------------------------------------------------------------------------------------------------------------------
+
+
+def backends_report() -> dict[str, dict[str, Any]]:
+    """Every known backend: whether it runs here, why not, its dtypes and the kind of each kernel."""
+    from minimoe.backend import available, describe
+
+    report = {}
+    for name in available():
+        about = describe(name)
+        report[name] = {
+            "available": about.available, "why_not": about.why_not, "dtypes": list(about.dtypes), "kernels": about.kernels,
+            "proven": about.proven,
+        }  # fmt: skip
+    return report
+
+
+def show_backends() -> None:
+    """The report as tables."""
+    import platform
+
+    from rich.table import Table
+
+    import minimoe
+    from minimoe.backend import CONTRACT, load
+    from minimoe.runs.environment import environment
+    from minimoe.study.tables import show
+
+    facts, report = environment(), backends_report()
+    versions = f"minimoe {minimoe.__version__}, contract {CONTRACT}, Python {platform.python_version()}, numpy {facts['numpy']}"
+    show(f"{versions}, {facts['platform']}")
+    table = Table()
+    for column in ("backend", "here", "dtypes", "hand-written", "library", "reference"):
+        table.add_column(column, justify="left" if column in ("backend", "here", "dtypes") else "right")
+    for name, about in report.items():
+        kinds = list(about["kernels"].values())
+        here = "yes" if about["available"] else "no"
+        table.add_row(name, here, ", ".join(about["dtypes"]), *(str(kinds.count(k)) for k in ("hand-written", "library", "reference")))
+    show(table)
+    for name, about in report.items():
+        if not about["available"]:
+            show(_why_not(name, about))
+        for label, kernels in _own_kernels(about).items():
+            show(textwrap.fill(f"{name}, {label}: {', '.join(kernels)}", 120, subsequent_indent="  "))
+    show(f"auto takes {load('auto').name}; `minimoe backends check NAME` runs the conformance suite; --json names every kernel")
+
+
+def _why_not(name: str, about: dict[str, Any]) -> str:
+    """Why a backend does not run here, and how many kernels it would bring."""
+    why = about["why_not"].removeprefix("backend ")
+    own = [kernel for kernel, kind in about["kernels"].items() if kind == "hand-written"]
+    brings = f"it has {len(own)} kernels by hand, {sum(kernel not in about['proven'] for kernel in own)} of them unproven"
+    if not own:
+        brings = "it has no kernel by hand" if about["kernels"] else "its kernels are not known without it"
+    return f"{why if why.startswith(name) else f'{name}: {why}'}; {brings}"
+
+
+def _own_kernels(about: dict[str, Any]) -> dict[str, list[str]]:
+    """The kernels that are not the reference's, by whose they are and where they were proven."""
+    found: dict[str, list[str]] = {}
+    for kernel, kind in about["kernels"].items():
+        if kind != "reference":
+            proof = f"proven {about['proven'][kernel]}" if kernel in about["proven"] else "unproven"
+            found.setdefault(f"{kind}, {proof}", []).append(kernel)
+    return found

@@ -1,0 +1,124 @@
+"""What a finished run says for itself: its row of a comparison, from its configuration and its metrics."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from minimoe.config import Config
+from minimoe.config.cost import Cost, cost
+from minimoe.errors import CheckpointError
+from minimoe.runs.run import Run
+from minimoe.study.compare.comparison import Row, Spread
+
+LAST = 10  # steps at the end over which the loss and the load are averaged
+DEAD = 20  # an expert is dead whose load is below 1 / (20 E)
+
+
+class Line(msgspec.Struct):
+    """What is read of a line of metrics.jsonl; None: not finite. expert_load [L][E]."""
+
+    step: int
+    loss: float | None
+    tokens_per_s: float
+    elapsed_s: float
+    expert_load: list[list[float | None]]
+    dropped: float | None
+    val_loss: float | None = None
+    val_accuracy: float | None = None
+
+
+def row_of(name: str, source: str, runs: list[Run], trained: bool = False) -> Row:
+    """One row of runs that differ in their seed alone. Raises `CheckpointError` for a run that is not finished, or damaged."""
+    config, lines = runs[0].config, [finished_lines(run) for run in runs]
+    counted, tokens = run_cost(config), config.train.steps * tokens_a_step(config)
+    ends = [each[-LAST:] for each in lines]
+    loads = [np.array([line.expert_load for line in end], dtype=float).mean(axis=0) for end in ends if end[0].expert_load]  # [L,E] a seed
+    routed = bool(loads)
+    return Row(
+        name=name,
+        source=source,
+        runs=[str(run.path) for run in runs],
+        trained=trained,
+        backend=config.train.backend,
+        parameters=counted.total,
+        active=counted.active,
+        flops_per_token=counted.flops_per_token,
+        steps=config.train.steps,
+        tokens=tokens,
+        training_flops=counted.training_flops_per_token * tokens,
+        seconds=statistics.fmean(each[-1].elapsed_s for each in lines),
+        tokens_per_s=statistics.fmean(statistics.median(line.tokens_per_s for line in each) for each in lines),
+        loss=Spread.of([statistics.fmean(number(line.loss) for line in end) for end in ends]),
+        val_loss=Spread.of([number(each[-1].val_loss) for each in lines]),
+        val_accuracy=None if lines[0][-1].val_accuracy is None else Spread.of([number(each[-1].val_accuracy) for each in lines]),
+        load_entropy=statistics.fmean(least_entropy(load) for load in loads) if routed else None,
+        dropped=statistics.fmean(number(line.dropped) for end in ends for line in end) if routed else None,
+        dead_experts=statistics.fmean(int((load < 1 / (DEAD * load.shape[1])).sum()) for load in loads) if routed else None,
+        experts=int(loads[0].size) if routed else 0,
+    )
+
+
+def run_cost(config: Config) -> Cost:
+    """The cost at the length of sequence that it is trained on."""
+    return cost(config.model, config.train.seq_len, dtype=config.train.dtype, recompute=config.train.recompute)
+
+
+def tokens_a_step(config: Config) -> int:
+    return config.train.accumulate * config.train.batch_size * config.train.seq_len
+
+
+def least_entropy(load: Any) -> float:
+    """The entropy of each layer's load over ln E, 1 when even; the least of them. One expert alone is even.   load [L,E]"""
+    e = load.shape[1]
+    if e == 1:
+        return 1.0
+    terms = load * np.log(np.where(load > 0, load, 1.0))
+    return float(np.min(-np.sum(terms, axis=1)) / math.log(e))
+
+
+def number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def finished_lines(run: Run) -> list[Line]:
+    """The metrics of every step of a finished run. Raises `CheckpointError`, saying what is wrong, for any other."""
+    check_finished(run)
+    try:
+        lines = msgspec.convert(run.metrics(), list[Line])
+    except msgspec.ValidationError as error:
+        raise CheckpointError(f"{run.metrics_path}: damaged: {error}") from None
+    config = run.config
+    if [line.step for line in lines] != list(range(1, config.train.steps + 1)):
+        raise CheckpointError(f"{run.metrics_path}: damaged: {len(lines)} lines, expected one for each of {config.train.steps} steps")
+    expected = [config.model.moe.n_experts if config.model.moe else 0] * len(config.model.moe_layers())
+    if any([len(layer) for layer in line.expert_load] != expected for line in lines):
+        raise CheckpointError(f"{run.metrics_path}: damaged: expert_load must have {len(expected)} layers of the configuration's experts")
+    return lines
+
+
+def check_finished(run: Run) -> None:
+    status = run.status()
+    state, steps = status["state"], run.config.train.steps
+    if state == "unknown":
+        raise CheckpointError(f"{run.path}: damaged: its status.json is missing or cannot be read")
+    if state == "running":
+        raise CheckpointError(f"{run.path}: still running, at step {status.get('step')} of {steps}: wait until it is finished")
+    if state != "finished":
+        advice = f"`minimoe resume {run.path}` goes on with it" if state != "diverged" else "train it again, with a lower train.lr"
+        raise CheckpointError(f"{run.path}: is not finished ({state} at step {status.get('step')} of {steps}): {advice}")
+
+
+def text_of(run: Run) -> tuple[str, str, str]:
+    """What losses are measured on: the data's SHA-256 (empty where env.json does not tell), the tokenizer, and the head (the task)."""
+    try:
+        env = json.loads((run.path / "env.json").read_text(encoding="utf-8"))
+        digest = str(env["data"]["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        digest = ""
+    return digest, run.config.data.tokenizer, run.config.model.head

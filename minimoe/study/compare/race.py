@@ -1,0 +1,200 @@
+"""Who is compared, how long each is trained, and the training.
+
+A budget says what is equal to the first: steps; tokens (steps x tokens a step); flops (training FLOPs, as config/cost.py counts them); or
+seconds (the first's time in training; a step of the others is measured in a short trial). Steps are rounded to the nearest whole number.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from minimoe.config import Config, load_config, preset_names
+from minimoe.errors import CheckpointError, UserError, nearest
+from minimoe.runs.run import RUNS, Run
+from minimoe.study.compare.comparison import Comparison, Row
+from minimoe.study.compare.measure import check_finished, row_of, run_cost, text_of, tokens_a_step
+
+if TYPE_CHECKING:
+    from minimoe.training.trainer import Listener
+
+BUDGETS = ("steps", "tokens", "flops", "seconds")
+TRIAL_STEPS = 3
+NEAR = 0.05  # a finished run that is this close to the budget needs no note
+
+
+@dataclass
+class Entry:
+    """One source: a configuration to train, or a finished run."""
+
+    source: str
+    name: str
+    config: Config
+    given: Run | None
+
+
+def compare(
+    sources: list[str], budget: str = "steps", seeds: int = 1, overrides: Iterable[str] = (), data: str | None = None,
+    steps: int | None = None, backend: str | None = None, root: Path = RUNS, listener_for: Callable[[str], Listener] | None = None,
+) -> Comparison:  # fmt: skip
+    """Train each preset or TOML file with `seeds` seeds, each a run under `root`; read each finished run; set them side by side.
+
+    overrides, data, backend: for all that are trained. steps: of the first. listener_for: who watches the run of that label.
+    Everything is checked before the first step. Raises `UserError` for fewer than two sources, an unknown name, a configuration that cannot
+    be trained, a run that is not finished or damaged; `Diverged` and `Interrupted` as training does.
+    """
+    overrides = tuple(overrides)
+    check_request(sources, budget, seeds)
+    entries = [find(source, root, overrides, data, backend) for source in sources]
+    check_options(entries, seeds > 1 or bool(overrides or data or steps or backend), steps)
+    distinct_names(entries)
+    first = entries[0]
+    if steps is not None:
+        first.config = with_steps(first.config, steps)
+    rows: list[Row] = []
+    runs: list[list[Run]] = []
+    for entry in entries:
+        if entry.given is None and rows:
+            entry.config = with_steps(entry.config, steps_for(budget, entry.config, first.config, rows[0].seconds))
+        runs.append([entry.given] if entry.given is not None else train_seeds(entry, seeds, root, listener_for))
+        rows.append(row_of(entry.name, entry.source, runs[-1], trained=entry.given is None))
+    notes = [*texts_note(runs), *budget_notes(entries, rows, budget), *chance_note(rows)]
+    return Comparison(budget, seeds, rows, notes)
+
+
+# ---- who -----------------------------------------------------------------------------------------------------------------------------
+
+
+def check_request(sources: list[str], budget: str, seeds: int) -> None:
+    if len(sources) < 2:
+        raise UserError(f"compare: needs two sources at least (presets, TOML files or finished runs), got {len(sources)}")
+    twice = [source for source, times in Counter(sources).items() if times > 1]
+    if twice:
+        raise UserError(f"compare: {twice[0]} is given twice: to see the spread of one configuration, give --seeds")
+    if budget not in BUDGETS:
+        raise UserError(f"compare: no budget {budget!r}{nearest(budget, BUDGETS)}")
+    if seeds < 1:
+        raise UserError(f"compare: --seeds ({seeds}) must be 1 or more")
+
+
+def check_options(entries: list[Entry], options: bool, steps: int | None) -> None:
+    """What says how to train needs something to train."""
+    if options and all(entry.given for entry in entries):
+        raise UserError("compare: all of these are finished runs, nothing is trained: leave out --seeds, --steps, --data, --backend, --set")
+    if steps is not None and entries[0].given is not None:
+        raise UserError(f"compare: --steps is for a first source that is trained, {entries[0].source} is a finished run: put it second")
+
+
+def find(source: str, root: Path, overrides: tuple[str, ...], data: str | None, backend: str | None) -> Entry:
+    """A preset's name, a TOML file, or a finished run (its folder, or its name under `root`), checked as far as can be before training."""
+    if source not in preset_names() and not (source.endswith(".toml") and not Path(source).is_dir()):
+        run = find_run(source, root)
+        return Entry(source, run.name, run.config, run)
+    from minimoe.backend import load
+    from minimoe.training.tasks import load_task
+    from minimoe.training.trainer import with_options
+
+    config = with_options(load_config(source, overrides), data=data, backend=backend)
+    config.check_trainable()
+    config = load_task(config).config
+    settings = replace(config.train, backend=load(config.train.backend).name)
+    return Entry(source, config.name, replace(config, train=settings), None)
+
+
+def find_run(source: str, root: Path) -> Run:
+    """A finished, undamaged run. Raises `CheckpointError`, for an unknown name with the nearest preset or run."""
+    try:
+        run = Run.open(source, root)
+    except CheckpointError:
+        if Path(source).exists() or (root / source).exists():
+            raise
+        known = [*preset_names(), *(entry.name for entry in (root.iterdir() if root.is_dir() else ()) if (entry / "config.toml").is_file())]
+        raise CheckpointError(f"{source}: no preset, TOML file or run of that name{nearest(source, known)}") from None
+    if run.checkpoint is not None:
+        raise CheckpointError(f"{source}: is a checkpoint, compare reads whole runs: give {run.path}")
+    check_finished(run)
+    row_of(source, source, [run])  # a damaged one is found before the others are trained
+    return run
+
+
+def distinct_names(entries: list[Entry]) -> None:
+    """Two of the same name are told apart by what was given."""
+    names = Counter(entry.name for entry in entries)
+    for entry in entries:
+        if names[entry.name] > 1:
+            entry.name = entry.source
+
+
+# ---- how long ------------------------------------------------------------------------------------------------------------------------
+
+
+def with_steps(config: Config, steps: int) -> Config:
+    return replace(config, train=replace(config.train, steps=steps))
+
+
+def steps_for(budget: str, config: Config, first: Config, seconds: float) -> int:
+    """Steps of a configuration that cost what the first did, at least one. `seconds`: the first's."""
+    from minimoe.study.bench import step_seconds
+
+    if budget == "steps":
+        return first.train.steps
+    if budget == "seconds":
+        return max(1, round(seconds / statistics.median(step_seconds(config, config.train.backend, TRIAL_STEPS))))
+    wanted, each = first.train.steps * tokens_a_step(first), tokens_a_step(config)
+    if budget == "flops":
+        wanted, each = wanted * run_cost(first).training_flops_per_token, each * run_cost(config).training_flops_per_token
+    return max(1, round(wanted / each))
+
+
+def train_seeds(entry: Entry, seeds: int, root: Path, listener_for: Callable[[str], Listener] | None) -> list[Run]:
+    """A run for each seed, counting up from the configuration's (0 unless it says otherwise)."""
+    from minimoe.training.trainer import train
+
+    runs = []
+    for seed in range(entry.config.train.seed, entry.config.train.seed + seeds):
+        label = f"{entry.name}, seed {seed}, {entry.config.train.steps} steps"
+        config = replace(entry.config, train=replace(entry.config.train, seed=seed))
+        runs.append(train(config, root=root, listener=listener_for(label) if listener_for else None).run)
+    return runs
+
+
+# ---- what a reader should know -------------------------------------------------------------------------------------------------------
+
+
+def texts_note(runs: list[list[Run]]) -> list[str]:
+    texts = {text_of(run) for group in runs for run in group}
+    same = len(texts) == 1
+    return [] if same else ["The data, tokenizers or tasks differ: losses do not compare."]
+
+
+def budget_notes(entries: list[Entry], rows: list[Row], budget: str) -> list[str]:
+    """Finished runs are taken as they are, whatever the budget."""
+    amounts = {"steps": "steps", "tokens": "tokens", "flops": "training_flops", "seconds": "seconds"}
+    wanted = float(getattr(rows[0], amounts[budget]))
+    found = []
+    for entry, row in zip(entries[1:], rows[1:], strict=True):
+        got = float(getattr(row, amounts[budget]))
+        if entry.given is not None and abs(got - wanted) > NEAR * wanted:
+            unit = "training FLOPs" if budget == "flops" else budget
+            found.append(f"{row.name}, a finished run, has {got:.4g} {unit}, {rows[0].name} {wanted:.4g}: the budget does not hold for it.")
+    return found
+
+
+def chance_note(rows: list[Row]) -> list[str]:
+    """Is the difference at the top larger than what the seed alone does?"""
+    finite = [row for row in rows if math.isfinite(row.val_loss.mean)]
+    if len(finite) < 2:
+        return ["Losses that are not finite (nan) do not compare."]
+    first, second = sorted(finite, key=lambda row: row.val_loss.mean)[:2]
+    if any(len(row.runs) == 1 for row in (first, second)):
+        return ["One seed does not tell a small difference from chance; --seeds 3, for configurations, shows the spread."]
+    if first.val_loss.max < second.val_loss.min:
+        return [f"Every seed of {first.name} is below every seed of {second.name}."]
+    return [f"The seeds of {first.name} and {second.name} overlap: their difference may be chance."]

@@ -1,0 +1,103 @@
+"""Models from one form into another: a run as a folder that transformers opens, a folder in another dtype, a dense model as a routed run.
+
+Upcycling (Komatsuzaki et al. 2022): every expert starts as a copy of the dense layer, the router is new. As equal experts give equal
+outputs and the weights of a token's experts are divided by their sum, the routed model starts with the dense one's predictions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from minimoe.config import Config, DataConfig, ModelConfig, apply_override, config_from_tables, to_tables
+from minimoe.errors import ConfigError
+from minimoe.model.transformer import Transformer
+from minimoe.pretrained.folder import is_model_folder
+from minimoe.pretrained.loading import Loaded, open_model
+from minimoe.pretrained.models import save_pretrained
+
+Arrays = dict[str, npt.NDArray[Any]]
+STACKED = {"weight": "proj", "bias": "bias"}  # ffn.up_proj.weight -> experts.up_proj, ffn.up_proj.bias -> experts.up_bias
+
+
+def convert(source: str | Path, target: Path, dtype: str | None = None) -> str:
+    """Write a run, a checkpoint or a model folder as a model folder.   -> what was written, in a line
+
+    Raises UserError where no family expresses the model, or the target is taken.
+    """
+    loaded = open_model(source)
+    tokenizer = None if is_model_folder(source) else loaded.tokenizer  # of a folder the file itself is copied
+    found = save_pretrained(loaded.model, target, dtype, tokenizer)
+    size = sum(file.stat().st_size for file in target.iterdir())
+    return f"{target}: {found.model_type}, {size / 1e6:,.1f} MB, for transformers' {_class(target)}"
+
+
+def _class(folder: Path) -> str:
+    from minimoe.pretrained.folder import read_config
+
+    return str(read_config(folder)["architectures"][0])
+
+
+# ---- upcycling ----------------------------------------------------------------------------------------------------------------
+
+
+def upcycle(source: str | Path, target: Path, n_experts: int, overrides: Iterable[str] = ()) -> str:
+    """Write a dense model as a run whose every layer routes to `n_experts` copies; `minimoe resume` trains it.   -> a line
+
+    `overrides`: KEY=VALUE of the run's configuration, as moe.top_k=1. Raises UserError for a model that routes already.
+    """
+    from minimoe.training.trainer import Trainer
+
+    loaded = open_model(source)
+    config = upcycled_config(loaded, target.name, n_experts, overrides)
+    trainer = Trainer(config)
+    trainer.model.load_state_dict(upcycled_state(loaded.model, trainer.model))
+    run = trainer.begin(target)
+    total = sum(p.size for p in trainer.model.parameters())
+    layers = config.model.n_layers
+    return f"{run.path}: {total:,} parameters, {n_experts} experts in each of {layers} layers; next: minimoe resume {run.path}"
+
+
+def upcycled_config(loaded: Loaded, name: str, n_experts: int, overrides: Iterable[str] = ()) -> Config:
+    """The dense model's configuration with a table [moe]; a model folder's text is read by its own tokenizer."""
+    config = loaded.config
+    if config.model.moe_layers():
+        raise ConfigError(f"{loaded.folder}: routes already: --upcycle begins with a dense model")
+    tables = to_tables(config) | {"name": name, "moe": {"n_experts": n_experts}}
+    if is_model_folder(loaded.folder):
+        tokenizer = loaded.folder / "tokenizer.json"
+        data = DataConfig(tokenizer=str(tokenizer.resolve()) if tokenizer.is_file() else "byte")
+        tables["data"] = {"source": data.source, "tokenizer": data.tokenizer}
+        tables["train"]["seq_len"] = min(config.train.seq_len, config.model.max_seq_len)
+    for override in overrides:
+        apply_override(tables, override)
+    return config_from_tables(tables, name)
+
+
+def upcycled_state(dense: Transformer, routed: Transformer) -> Arrays:
+    """The routed model's weights: the dense one's, its feed-forward layers once for each expert, and the router as it was drawn."""
+    _check_alike(dense.config, routed.config)
+    state: Arrays = {name: routed.backend.to_host(array) for name, array in routed.state_dict().items() if ".moe.router." in name}
+    for name, parameter in dense.named_state():
+        array = dense.backend.to_host(parameter.data)
+        block, found, inner = name.partition(".ffn.")
+        if not found:
+            state[name] = array
+            continue
+        product, _, x = inner.partition("_proj.")
+        experts = f"{block}.moe.experts.{product}_{STACKED[x]}"
+        e = routed.config.moe.n_experts if routed.config.moe else 1
+        state[experts] = np.broadcast_to(array, (e, *array.shape)).copy()
+    return state
+
+
+def _check_alike(dense: ModelConfig, routed: ModelConfig) -> None:
+    """An override may say how is routed and trained, not what the copies look like."""
+    if routed.moe is None or len(routed.moe_layers()) != routed.n_layers or routed.expert_hidden != dense.d_hidden:
+        raise ConfigError("upcycling makes experts of every layer, copies of its dense one: leave moe.every, moe.layers, moe.d_hidden out")
+    if routed.moe.n_shared_experts or routed.moe.router == "noisy_topk":
+        raise ConfigError("upcycling copies routed experts alone, and noisy_topk starts with noise: another moe.router, none shared")

@@ -1,0 +1,44 @@
+"""What `minimoe train --dry-run` shows: the plan of a run, without training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minimoe.config import Config, to_toml
+from minimoe.config.cost import cost
+from minimoe.errors import ConfigError
+from minimoe.runs.environment import check_memory
+from minimoe.runs.run import check_empty
+
+if TYPE_CHECKING:
+    pass
+from minimoe.study.inspect import Report, show_cost
+
+
+def show_plan(config: Config, out: Path | None, **options: Any) -> None:
+    """What `train --dry-run` prints, after everything that can be checked without training was."""
+    from minimoe.backend import load
+    from minimoe.study.tables import duration, show
+    from minimoe.training.tasks import load_task
+    from minimoe.training.trainer import with_options
+
+    config = with_options(config, **options)
+    config.check_trainable()
+    backend = load(config.train.backend)
+    if config.train.dtype not in backend.dtypes:
+        raise ConfigError(f"backend {backend.name} has no {config.train.dtype}: it has {', '.join(backend.dtypes)}")
+    if out is not None:
+        check_empty(out)
+    task = load_task(config)
+    config = task.config
+    check_memory(config.model)
+    counted = cost(config.model, config.train.seq_len)
+    tokens = config.train.steps * task.tokens_a_step
+    show(to_toml(config))
+    show_cost(Report(config.name, config, counted))
+    flops = counted.training_flops_per_token * tokens
+    show(
+        f"{tokens:,} tokens to train on ({task.passes():.1f} times the training data), {flops:.3g} FLOPs on {backend.name}: "
+        f"about {duration(flops / 50e9)} at 50 GFLOP/s"
+    )

@@ -1,0 +1,46 @@
+"""What `minimoe eval` measures: a run or a model folder on held-out data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from minimoe.config import Config
+from minimoe.errors import UserError
+from minimoe.pretrained.folder import is_model_folder
+
+if TYPE_CHECKING:
+    pass
+
+
+def evaluate_run(loaded: Any, data: str | None) -> dict[str, Any]:
+    """The loss, and accuracy where its task has one, of a trained model on its own held-out data, or on all of another source.
+
+    `summary` says it in a line.
+    """
+    from msgspec.structs import replace
+
+    from minimoe.training.tasks import load_task
+
+    config: Config = loaded.config
+    if data is None and is_model_folder(loaded.folder):
+        raise UserError(f"{loaded.folder}: a model folder has no data of its own to be measured on: give some with --data")
+    if not config.model.image_size and config.train.seq_len > config.model.max_seq_len:  # of a model that was trained elsewhere
+        config = replace(config, train=replace(config.train, seq_len=config.model.max_seq_len))
+    task = load_task(config, None if config.model.image_size else loaded.text, all_of=data)
+    result = task.measure(loaded.model, by_domain=True)
+    images, domains = task.unit == "image", () if task.corpus is None else task.corpus.domains
+    found: dict[str, Any] = {"model": str(loaded.folder), "step": loaded.step, "loss": result.loss}
+    words = [f"loss {result.loss:.4f} nats {'an' if images else 'a'} {task.unit}"]
+    if not images:
+        found["perplexity"] = result.perplexity
+        words.append(f"perplexity {result.perplexity:.2f}")
+    if task.chance is not None:
+        found |= {"accuracy": result.accuracy, "baseline_accuracy": task.chance}
+        words.append(task.accuracy(result.accuracy))
+    split = "validation split" if data is None else "all of it"
+    words.append(f"{result.tokens:,} {task.unit}s of {task.source} ({split})")
+    return {
+        **found, "images" if images else "tokens": result.tokens, "source": task.source, "split": split,
+        "expert_load": result.expert_load, "expert_load_by_domain": dict(zip(domains, result.domain_load or [], strict=True)),
+        "summary": f"{loaded.folder}: {', '.join(words)}",
+    }  # fmt: skip

@@ -1,0 +1,183 @@
+"""Looking without training: what a model costs, how a run's experts are loaded, what the backends here can do."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minimoe.config import Config, load_config, preset_names
+from minimoe.config.cost import Cost, cost
+from minimoe.errors import CheckpointError, ConfigError, UserError
+from minimoe.pretrained.folder import is_model_folder
+from minimoe.runs.run import Run
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+BYTE_VOCABULARY = 256
+
+
+@dataclass(frozen=True)
+class Report:
+    """A model's cost and, for a run, how it stands and how its experts were loaded last."""
+
+    name: str
+    config: Config
+    cost: Cost
+    run: dict[str, Any] | None = None
+    folder: dict[str, Any] | None = None  # of one of transformers' families
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `inspect --json` prints."""
+        facts = {"run": self.run, "folder": self.folder}
+        return {"name": self.name, **self.cost.to_dict(), **{key: value for key, value in facts.items() if value}}
+
+    def show(self) -> None:
+        """Tables: part by part, and the load."""
+        from minimoe.layers.balance import uniform_aux_loss
+        from minimoe.study.tables import load_table, number, percent, show
+
+        show_cost(self)
+        if self.folder:
+            show_folder(self.folder)
+        if self.run:
+            facts = self.run
+            accuracy = "" if facts["val_accuracy"] is None else f"   accuracy {percent(facts['val_accuracy'])}"
+            losses = f"loss {number(facts['loss'])}   validation loss {number(facts['val_loss'])}"
+            show(f"{facts['state']} at step {facts['step']}   {losses}{accuracy}\n")
+            moe = self.config.model.moe
+            if self.run["expert_load"] and moe is not None:
+                show(load_table(self.run["expert_load"], uniform_aux_loss(moe, len(self.run["expert_load"])), self.run["last"]))
+
+
+def inspect(what: str, overrides: tuple[str, ...] = ()) -> Report:
+    """A preset, a TOML file, a run, or a model folder. Nothing is allocated."""
+    if is_model_folder(what):
+        if overrides:
+            raise ConfigError(f"{what}: is a model, it is what it is: --set goes with a preset or a TOML file")
+        return _inspect_folder(Path(what))
+    is_config = what in preset_names() or (what.endswith(".toml") and Path(what).is_file())
+    if is_config:
+        config = load_config(what, overrides)
+        return Report(what, config, cost(_with_vocabulary(config).model))
+    try:
+        run = Run.open(what)
+    except CheckpointError as missing:
+        if Path(what).exists():
+            raise
+        try:
+            load_config(what)
+        except ConfigError as error:
+            raise ConfigError(f"{what}: no run of that name here, and {error}") from None
+        raise missing from None
+    if overrides:
+        raise ConfigError(f"{what}: is a run, it is what it is: --set goes with a preset or a TOML file")
+    config = run.config
+    return Report(run.name, config, cost(config.model, config.train.seq_len), _run_facts(run))
+
+
+def _inspect_folder(path: Path) -> Report:
+    """A model folder: its names and shapes are compared, its weights not read; with the experts that were used here."""
+    from minimoe.pretrained.expert_usage import recall
+    from minimoe.pretrained.models import open_folder
+
+    model = open_folder(path)
+    files = model.origin.folder.files.values()
+    facts: dict[str, Any] = {
+        "path": str(path), "family": model.origin.family.model_type, "files": len(files),
+        "bytes": sum(entry.stop - entry.start for file in files for entry in file.entries.values()),
+        "dtypes": sorted({entry.dtype for file in files for entry in file.entries.values()}),
+        "routed_layers": list(model.config.moe_layers()),
+        "expert_rows": [layer.tolist() for layer in recall(path) or []],
+    }  # fmt: skip
+    config = Config(model=model.config, name=path.resolve().name or "model")
+    return Report(config.name, config, cost(model.config), folder=facts)
+
+
+def show_folder(facts: dict[str, Any]) -> None:
+    """Where a model lies, and which of its experts a token was ever routed to here."""
+    from minimoe.study.tables import load_table, show
+
+    show(f"{facts['family']}: {size(facts['bytes'])} in {facts['files']} files, {', '.join(facts['dtypes'])}, read when needed\n")
+    rows = facts["expert_rows"]
+    if not rows and facts["routed_layers"]:
+        show("experts touched: none yet (`minimoe generate` notes them)")
+    if rows:
+        touched = [sum(n > 0 for n in layer) for layer in rows]
+        fewest, most, experts = min(touched), max(touched), len(rows[0])
+        a_layer = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+        show(f"experts touched here: {sum(touched)} of {experts * len(rows)}, {a_layer} of {experts} a layer; their share of all rows:")
+        show(load_table([[n / max(1, sum(layer)) for n in layer] for layer in rows], 0.0))
+
+
+def _with_vocabulary(config: Config) -> Config:
+    """A byte tokenizer's vocabulary is known; a char tokenizer's depends on the text, which is read if it is there."""
+    from msgspec.structs import replace
+
+    if config.model.vocab_size is not None or config.model.image_size:
+        return config
+    masked = config.model.head == "mlm"
+    size = BYTE_VOCABULARY + masked
+    if config.data.tokenizer != "byte":
+        from minimoe.data.corpus import load_corpus
+        from minimoe.training.tasks.masked import masked_vocabulary
+
+        try:
+            tokenizer = load_corpus(config.data).tokenizer
+            size = masked_vocabulary(tokenizer) if masked else tokenizer.vocab_size
+        except UserError as error:
+            raise ConfigError(f"model.vocab_size comes from the text, and {error}: give it with --set model.vocab_size=65") from None
+    return replace(config, model=replace(config.model, vocab_size=size))
+
+
+def _run_facts(run: Run) -> dict[str, Any]:
+    rows = run.metrics()
+    last = rows[-1] if rows else {}
+    validated = [row for row in rows if "val_loss" in row]
+    latest = validated[-1] if validated else {}
+    loads = last.get("expert_load") or []
+    entropies = [-sum(share * math.log(share) for share in layer if share > 0) for layer in loads]
+    return {
+        "path": str(run.path), "state": run.status()["state"], "step": last.get("step", 0), "loss": last.get("loss"),
+        "val_loss": latest.get("val_loss"), "val_accuracy": latest.get("val_accuracy"), "expert_load": loads, "load_entropy": entropies,
+        "skipped": sum(bool(row.get("skipped")) for row in rows), "last": last or None,
+    }  # fmt: skip
+
+
+def show_cost(report: Report) -> None:
+    """Parameters and FLOPs, in all and part by part, and memory."""
+    from minimoe.study.tables import show
+
+    counted, memory = report.cost, report.cost.bytes
+    parameters = f"{counted.total:,} parameters, {counted.active:,} active a token"
+    show(f"{report.name}: {parameters}, {counted.flops_per_token:,} FLOPs a token forward")
+    show(cost_table(counted))
+    show(
+        f"weights {size(memory.weights)}, gradients {size(memory.gradients)}, optimizer {size(memory.optimizer)}; "
+        f"key/value cache {size(memory.kv_cache_per_token)} a token; sequence length {counted.seq_len}\n"
+    )
+
+
+def cost_table(counted: Cost) -> Table:
+    """A row for each part."""
+    from rich.table import Table
+
+    table = Table()
+    for name in ("part", "count", "parameters", "active", "FLOPs a token", "share"):
+        table.add_column(name, justify="left" if name == "part" else "right")
+    for part in counted.parts:
+        share = part.flops_per_token / max(1, counted.flops_per_token)
+        cells = (f"{n:,}" for n in (part.count, part.parameters, part.active, part.flops_per_token))
+        table.add_row(part.name, *cells, f"{share:.1%}")
+    return table
+
+
+def size(n: float) -> str:
+    """13652480 -> 13.0 MiB"""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if n < 1024:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1024
+    return f"{n:.1f} TiB"

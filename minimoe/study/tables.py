@@ -1,0 +1,127 @@
+"""Tables, bars and numbers as the terminal shows them."""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+
+BARS = " ▁▂▃▄▅▆▇█"
+
+
+def console() -> Console:
+    """The terminal; where output goes to a file, wide enough for every table."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=120)
+
+
+def show(what: RenderableType) -> None:
+    """Print a table, or a text as it is."""
+    if isinstance(what, str):
+        print(what)
+    else:
+        console().print(what)
+
+
+def duration(seconds: float) -> str:
+    """95 -> 1:35"""
+    whole = round(max(0.0, seconds))
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """1.23456 -> 1.2346; what the file has as null (it was not finite) as a dash."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def load_table(loads: list[list[float]], uniform: float, row: dict[str, Any] | None = None) -> RenderableType:
+    """A row for each routed layer, a bar and a share for each expert (even load is half a bar); below it the balance of a metrics row."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 1), show_header=True)
+    table.add_column("expert load", style="dim", no_wrap=True)
+    experts = len(loads[0])
+    if experts <= 8:
+        for expert in range(experts):
+            table.add_column(str(expert), justify="right", style="dim", no_wrap=True)
+        for layer, shares in enumerate(loads):
+            table.add_row(f"layer {layer}", *(_bar(share * experts).append(f"{share:4.0%}") for share in shares))
+    else:  # bars alone, side by side
+        table.add_column(f"0 to {experts - 1}", style="dim", overflow="fold")
+        table.add_column("least", justify="right", no_wrap=True)
+        table.add_column("most", justify="right", no_wrap=True)
+        for layer, shares in enumerate(loads):
+            bars = Text().join(_bar(share * experts) for share in shares)
+            table.add_row(f"layer {layer}", bars, f"{min(shares):.1%}", f"{max(shares):.1%}")
+    if row is None:
+        return table
+    balance = f"balance loss {number(row['aux_loss'], 3)} (even: {uniform:g}"
+    if 1 < len(loads) <= 16:
+        balance += f"; layers: {' '.join(number(own, 2) for own in row['aux_loss_layers'])}"
+    entropy = f"load entropy {number(row['router_entropy'], 3)} (even: {math.log(experts):.3f})"
+    return Group(table, Text(f"{balance})", style="dim"), Text(f"{entropy}   dropped {percent(row['dropped'])}", style="dim"))
+
+
+def _bar(relative: float) -> Text:
+    """The load of one expert, 1 where even: half a bar."""
+    from rich.text import Text
+
+    colour = "red" if relative < 0.05 else "yellow" if relative < 0.5 or relative > 2.0 else "green"
+    return Text(BARS[min(8, round(relative * 4))], style=colour)
+
+
+def domains_table(loads: dict[str, list[list[float]]]) -> Table:
+    """Each expert's share of the tokens of each domain; where a row differs between domains, its experts have specialised."""
+    from rich.table import Table
+
+    table = Table(title="expert load by domain", box=None, padding=(0, 1))
+    table.add_column("", no_wrap=True)
+    experts = len(next(iter(loads.values()))[0])
+    shown = min(experts, 16)
+    for expert in range(shown):
+        table.add_column(str(expert), justify="right", style="dim", no_wrap=True)
+    for layer in range(len(next(iter(loads.values())))):
+        for domain, shares in loads.items():
+            table.add_row(f"layer {layer} {domain}", *(f"{share:.0%}" for share in shares[layer][:shown]))
+    if shown < experts:
+        table.caption = f"the first {shown} of {experts} experts; --json has all"
+    return table
+
+
+def runs_table(rows: list[dict[str, Any]]) -> Table:
+    """What `minimoe runs` prints."""
+    from rich.table import Table
+
+    table = Table(title=None)
+    for name, justify in (
+        ("run", "left"),
+        ("state", "left"),
+        ("step", "right"),
+        ("loss", "right"),
+        ("validation", "right"),
+        ("best", "right"),
+        ("accuracy", "right"),
+        ("parameters", "right"),
+    ):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for row in rows:
+        count = row["parameters"]
+        table.add_row(
+            row["name"], row["state"], f"{row['step']}/{row['steps'] or '?'}", number(row["loss"]), number(row["val_loss"]),
+            number(row["best_val_loss"]), percent(row["val_accuracy"]), "-" if count is None else f"{count:,}",
+        )  # fmt: skip
+    return table

@@ -1,0 +1,100 @@
+"""Evaluation: the mean cross-entropy of a model over held-out data, and its accuracy, without noise, dropout or capacity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from minimoe.backend import Array
+from minimoe.engine import ops
+from minimoe.engine.tensor import no_grad
+from minimoe.layers.balance import MoEStats
+from minimoe.model.transformer import Transformer
+from minimoe.reference.loss import IGNORE
+
+Tokens = npt.NDArray[np.int32]
+Batches: TypeAlias = Iterable[tuple[npt.NDArray[Any], ...]]
+"""(inputs, targets) or (inputs, targets, valid). Without `valid` [B,T], 1 for what is no padding, padding is what has no target."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one pass over held-out data showed."""
+
+    loss: float  # nats a target
+    tokens: int  # targets: tokens, masked tokens or images
+    expert_load: list[list[float]]  # [layer][expert], fractions
+    domain_load: list[list[list[float]]] | None = None  # [domain][layer][expert]
+    accuracy: float | None = None  # the share of targets that have the highest logit; None for a language model
+
+    @property
+    def perplexity(self) -> float:
+        return float(np.exp(min(self.loss, 700.0)))
+
+
+def evaluate(model: Transformer, batches: Batches, domains: Iterable[Tokens] | None = None, n_domains: int = 0) -> Evaluation:
+    """The mean over all targets that are not -100. `domains` [B,T] beside each batch: the load is then told apart by domain as well.
+
+    Sums stay on the device until the end.
+    """
+    b = model.backend
+    xp = b.xp
+    total: Any = 0.0
+    right: Any = 0
+    count = 0
+    loads: list[Any] = []
+    by_domain: list[list[Any]] = [[] for _ in range(n_domains)]
+    sides = iter(domains) if domains is not None else None
+    with no_grad():
+        for inputs, targets, *given in batches:
+            valid = given[0] if given else (targets >= 0).astype(np.int32)
+            loss, hits, stats = _scored(model, inputs, targets, None if valid.all() else valid)
+            total, right, count = total + loss, right + hits, count + int((targets >= 0).sum())
+            loads = _added(loads, [layer.counts for layer in stats])
+            if sides is None:
+                continue
+            side = np.where(valid != 0, next(sides), -1).reshape(-1)
+            for domain in range(n_domains):
+                here = b.from_host((side == domain).astype(np.int32))
+                counts = [_count_where(xp, layer.ids, here, layer.counts.shape[0]) for layer in stats]
+                by_domain[domain] = _added(by_domain[domain], counts)
+    fractions = [_fractions(b.to_host(layer)) for layer in loads]
+    told = [[_fractions(b.to_host(layer)) for layer in domain] for domain in by_domain] if n_domains else None
+    if not count:
+        return Evaluation(float("nan"), 0, fractions, told)
+    accuracy = None if model.config.head == "lm" else float(b.to_host(right)) / count
+    return Evaluation(float(b.to_host(total)) / count, count, fractions, told, accuracy)
+
+
+def _scored(
+    model: Transformer, inputs: npt.NDArray[Any], targets: npt.NDArray[Any], mask: npt.NDArray[Any] | None
+) -> tuple[Array, Array, list[MoEStats]]:
+    """Of one batch: the sum of the cross-entropies, how many targets have the highest logit (0 for a language model), and the stats."""
+    if model.config.head == "lm":  # its loss is made without whole rows of logits
+        parts = model.loss(inputs, targets, attention_mask=mask)
+        return parts.cross_entropy.data * float((targets >= 0).sum()), 0, parts.stats
+    b, xp = model.backend, model.backend.xp
+    x, stats = model.hidden(inputs, mask)
+    logits = model.logits(x)
+    logits, flat = logits.reshape(-1, logits.shape[-1]), b.from_host(targets.reshape(-1))
+    total, _ = ops.cross_entropy(logits, flat, IGNORE)
+    _, told = b.top_k(logits.data, 1)
+    return total.data, xp.sum(xp.astype(told[:, 0] == flat, xp.int32)), stats
+
+
+def _added(sums: list[Any], counts: list[Any]) -> list[Any]:
+    return [a + c for a, c in zip(sums, counts, strict=True)] if sums else counts
+
+
+def _count_where(xp: Any, ids: Any, here: Any, e: int) -> Any:
+    """How many slots of the tokens marked in `here` [N] went to each expert.   ids [N,W] -> [E]"""
+    hit = ids[:, :, None] == xp.arange(e, dtype=ids.dtype)
+    return xp.sum(xp.astype(hit, xp.int32) * here[:, None, None], axis=(0, 1))
+
+
+def _fractions(counts: npt.NDArray[Any]) -> list[float]:
+    return [float(c) for c in counts / max(1, int(counts.sum()))]

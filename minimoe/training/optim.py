@@ -1,0 +1,251 @@
+"""Optimizers over flat buffers, and learning-rate schedules.
+
+Making an optimizer moves the parameters into one flat buffer for each kind (decayed or not, by dtype), and their gradients into another;
+each parameter becomes a view of its place, and its `.grad` keeps that address from then on. So one kernel call updates a whole group, and
+the norm of all gradients is two or three sums. The kernels, with the formulas, stand in `reference/optimizer.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from minimoe.backend import Array, Backend
+from minimoe.config import TrainConfig
+from minimoe.engine.tensor import Tensor
+from minimoe.errors import CheckpointError, ConfigError
+from minimoe.layers.module import Role
+
+
+class Group:
+    """Parameters of one dtype that are treated alike, in one flat buffer."""
+
+    def __init__(self, parameters: list[Tensor], backend: Backend, weight_decay: float, states: tuple[str, ...]) -> None:
+        xp, dtype = backend.xp, parameters[0].dtype
+        self.parameters, self.weight_decay = parameters, weight_decay
+        total = sum(p.size for p in parameters)
+        self.param, self.grad = xp.empty(total, dtype=dtype), xp.zeros(total, dtype=dtype)
+        self.states = {name: xp.zeros(total, dtype=dtype) for name in states}
+        self.places: list[slice] = []
+        start = 0
+        for p in parameters:
+            place = slice(start, start + p.size)
+            self.param[place] = xp.reshape(p.data, (-1,))
+            if p.grad is not None:
+                self.grad[place] = xp.reshape(p.grad, (-1,))
+            p.data, p.grad = xp.reshape(self.param[place], p.shape), xp.reshape(self.grad[place], p.shape)
+            self.places.append(place)
+            start += p.size
+        self.grads: list[Array] = [p.grad for p in parameters]
+
+    def attach(self) -> None:
+        """Gradients that were taken off (`p.grad = None`, as one may do elsewhere) back to their places, with what came since."""
+        for p, place in zip(self.parameters, self.grads, strict=True):
+            gradient = p.grad
+            if gradient is not place:
+                place[...] = 0.0 if gradient is None else gradient
+                p.grad = place
+
+    def zero(self) -> None:
+        """Every gradient counts as zero: the next one is written over it, without a pass that clears it first."""
+        for p, place in zip(self.parameters, self.grads, strict=True):
+            p.grad, p.grad_is_zero = place, True
+
+
+def role_of(p: Tensor) -> Role:
+    """A parameter's role; a plain tensor's by its shape."""
+    role: Role | None = getattr(p, "role", None)
+    return role if role is not None else ("vector" if p.ndim < 2 else "matrix")
+
+
+class Optimizer:
+    """What all have in common: groups, gradient norm, state. Subclasses say how a group is updated."""
+
+    state_names: tuple[str, ...] = ("m",)
+
+    def __init__(self, parameters: Iterable[Tensor], lr: float, weight_decay: float = 0.0, decay_embeddings: bool = False) -> None:
+        self.lr, self.weight_decay = lr, weight_decay
+        everything = list(parameters)
+        if not everything:
+            raise ConfigError("an optimizer needs at least one parameter")
+        self.backend = everything[0].backend
+        self.steps = self.backend.from_host(np.zeros((), dtype=np.int32))  # updates applied; skipped steps do not count
+        self.groups = [Group(members, self.backend, decay, states) for members, decay, states in self._sort(everything, decay_embeddings)]
+
+    def _sort(self, parameters: list[Tensor], decay_embeddings: bool) -> list[tuple[list[Tensor], float, tuple[str, ...]]]:
+        """Parameters by kind, dtype and decay: matrices decay, norms and biases never, embeddings if asked."""
+        sorted_: dict[tuple[Any, ...], list[Tensor]] = {}
+        for p in parameters:
+            role = role_of(p)
+            decays = role in ("matrix", "head") or (role == "embedding" and decay_embeddings)
+            sorted_.setdefault((self.kind(p), str(p.dtype), decays), []).append(p)
+        return [(members, self.weight_decay if key[2] else 0.0, self.state_names) for key, members in sorted_.items()]
+
+    def kind(self, p: Tensor) -> str:
+        """A name of how this parameter is updated, where one optimizer has several ways."""
+        return ""
+
+    def update(self, group: Group, scalars: dict[str, Array]) -> None:
+        """One step of one group; `scalars` are lr, scale and ok as 0-d arrays."""
+        raise AssertionError("a subclass updates")
+
+    # ---- a step ------------------------------------------------------------------------------------------------------------------
+
+    def step(self, lr: Array | float | None = None, scale: Array | None = None, ok: Array | None = None) -> None:
+        """Update every parameter from its gradient, times `scale`; where `ok` (0-d bool) is false nothing changes."""
+        xp = self.backend.xp
+        ok = xp.asarray(True) if ok is None else ok
+        self.steps += xp.astype(ok, xp.int32)  # in place, as all that a recorded step keeps
+        for group in self.groups:
+            group.attach()
+            dtype = group.param.dtype
+            rate = xp.asarray(self.lr if lr is None else lr, dtype=dtype) if not hasattr(lr, "dtype") else xp.astype(lr, dtype)
+            factor = xp.ones((), dtype=dtype) if scale is None else xp.astype(scale, dtype)
+            self.update(group, {"lr": rate, "scale": factor, "ok": ok})
+
+    def zero_grad(self) -> None:
+        """Set every gradient to zero, in place."""
+        for group in self.groups:
+            group.zero()
+
+    def grad_norm(self) -> Array:
+        """The root of the sum of squares of all gradients.   0-d"""
+        xp = self.backend.xp
+        for group in self.groups:
+            group.attach()
+        total = self.backend.sum_of_squares(self.groups[0].grad)
+        for group in self.groups[1:]:
+            total = total + self.backend.sum_of_squares(group.grad)
+        return xp.sqrt(total)
+
+    def clip_scale(self, norm: Array, limit: float) -> Array:
+        """min(1, limit / norm), or 1 for limit 0.   0-d"""
+        xp = self.backend.xp
+        if not limit:
+            return xp.ones_like(norm)
+        return xp.clip(limit / (norm + 1e-6), max=1.0)
+
+    # ---- state -------------------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Array]:
+        """The moments of each group and the number of updates."""
+        state = {f"group{i}.{name}": array for i, group in enumerate(self.groups) for name, array in group.states.items()}
+        return {"steps": self.steps, **state}
+
+    def load_state_dict(self, arrays: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave. Raises CheckpointError where it does not fit."""
+        state = self.state_dict()
+        if set(state) != set(arrays) or any(tuple(arrays[name].shape) != tuple(state[name].shape) for name in state):
+            raise CheckpointError("the optimizer's state does not fit: it was saved with another model or optimizer")
+        for name, array in state.items():
+            value = arrays[name]
+            value = self.backend.from_host(np.asarray(value)) if not isinstance(value, type(array)) else value
+            array[...] = value
+
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
+
+    state_names = ("m", "v")
+
+    def __init__(
+        self, parameters: Iterable[Tensor], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.99), eps: float = 1e-8,
+        weight_decay: float = 0.1, decay_embeddings: bool = False,
+    ) -> None:  # fmt: skip
+        self.betas, self.eps = betas, eps
+        super().__init__(parameters, lr, weight_decay, decay_embeddings)
+
+    def update(self, group: Group, scalars: dict[str, Array]) -> None:
+        self.backend.adamw(
+            group.param, group.states["m"], group.states["v"], group.grad, step=self.backend.xp.clip(self.steps, min=1),
+            beta1=self.betas[0], beta2=self.betas[1], eps=self.eps, weight_decay=group.weight_decay, **scalars,
+        )  # fmt: skip
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum."""
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        lr: float = 0.1,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        decay_embeddings: bool = False,
+    ) -> None:
+        self.momentum = momentum
+        super().__init__(parameters, lr, weight_decay, decay_embeddings)
+
+    def update(self, group: Group, scalars: dict[str, Array]) -> None:
+        self.backend.sgd(group.param, group.states["m"], group.grad, momentum=self.momentum, weight_decay=group.weight_decay, **scalars)
+
+
+class Lion(Optimizer):
+    """The sign of a momentum (Chen et al. 2023); wants a learning rate three to ten times below AdamW's."""
+
+    def __init__(
+        self, parameters: Iterable[Tensor], lr: float = 1e-4, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.1,
+        decay_embeddings: bool = False,
+    ) -> None:  # fmt: skip
+        self.betas = betas
+        super().__init__(parameters, lr, weight_decay, decay_embeddings)
+
+    def update(self, group: Group, scalars: dict[str, Array]) -> None:
+        self.backend.lion(
+            group.param, group.states["m"], group.grad, beta1=self.betas[0], beta2=self.betas[1], weight_decay=group.weight_decay, **scalars
+        )
+
+
+class Muon(AdamW):
+    """Orthogonalised momentum for the matrices of the blocks, each expert's its own; AdamW for all else (Jordan et al. 2024)."""
+
+    def __init__(
+        self, parameters: Iterable[Tensor], lr: float = 1e-3, momentum: float = 0.95, betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-8, weight_decay: float = 0.1, decay_embeddings: bool = False,
+    ) -> None:  # fmt: skip
+        self.momentum = momentum
+        super().__init__(parameters, lr, betas, eps, weight_decay, decay_embeddings)
+
+    def kind(self, p: Tensor) -> str:
+        return "muon" if role_of(p) == "matrix" else "adamw"
+
+    def _sort(self, parameters: list[Tensor], decay_embeddings: bool) -> list[tuple[list[Tensor], float, tuple[str, ...]]]:
+        groups = super()._sort(parameters, decay_embeddings)
+        return [(members, decay, ("m",) if self.kind(members[0]) == "muon" else states) for members, decay, states in groups]
+
+    def update(self, group: Group, scalars: dict[str, Array]) -> None:
+        if "v" in group.states:
+            super().update(group, scalars)
+            return
+        xp = self.backend.xp
+        for p, place in zip(group.parameters, group.places, strict=True):
+            momentum = xp.reshape(group.states["m"][place], p.shape)
+            self.backend.muon(p.data, momentum, p.grad, momentum=self.momentum, weight_decay=group.weight_decay, **scalars)
+
+
+def make_optimizer(parameters: Iterable[Tensor], train: TrainConfig) -> Optimizer:
+    """The optimizer that a [train] table names."""
+    betas, decay = (train.beta1, train.beta2), {"weight_decay": train.weight_decay, "decay_embeddings": train.decay_embeddings}
+    if train.optimizer == "sgd":
+        return SGD(parameters, train.lr, train.momentum, **decay)  # type: ignore[arg-type]
+    if train.optimizer == "lion":
+        return Lion(parameters, train.lr, betas, **decay)  # type: ignore[arg-type]
+    if train.optimizer == "muon":
+        return Muon(parameters, train.lr, train.momentum, betas, train.eps, **decay)  # type: ignore[arg-type]
+    return AdamW(parameters, train.lr, betas, train.eps, **decay)  # type: ignore[arg-type]
+
+
+def learning_rate(step: int, train: TrainConfig) -> float:
+    """The rate of a step that counts from 0: linear warm-up to lr, then cosine or linear down to min_lr (never up to it), or constant."""
+    low = min(train.lr, train.min_lr)
+    if step < train.warmup_steps:
+        return train.lr * (step + 1) / train.warmup_steps
+    done = min(1.0, (step - train.warmup_steps) / max(1, train.steps - train.warmup_steps))
+    if train.schedule == "constant":
+        return train.lr
+    if train.schedule == "linear":
+        return train.lr + (low - train.lr) * done
+    return low + 0.5 * (train.lr - low) * (1.0 + math.cos(math.pi * done))

@@ -1,0 +1,127 @@
+"""Image classification: the class of an image is told from its patches (Dosovitskiy et al. 2020).
+
+In training each image is moved sideways by up to a pixel, so that a small set of images is harder to learn by heart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+from msgspec.structs import replace
+
+from minimoe.config import Config
+from minimoe.data.corpus import IMAGE_SOURCES
+from minimoe.data.tokenizer import Tokenizer
+from minimoe.engine.random import host_bits
+from minimoe.engine.tensor import no_grad
+from minimoe.errors import ConfigError, UserError
+from minimoe.model.transformer import Transformer
+from minimoe.training.evaluation import Batches
+from minimoe.training.tasks.digits import CLASSES, SIDE, Floats, load_digits, shifted
+from minimoe.training.tasks.task import Array, Task
+
+INK = " \u2591\u2592\u2593\u2588"  # from paper to ink
+ACROSS, DOWN = 4, 2  # images that the end of a run shows
+
+
+class ImageClassification(Task):
+    """Inputs are images [B,channels,S,S], targets their classes [B]."""
+
+    unit = "image"
+
+    def __init__(self, config: Config, tokenizer: Tokenizer | None = None, whole: bool = False) -> None:
+        source = config.data.source
+        if source not in IMAGE_SOURCES:
+            raise UserError(f"data.source = {source!r} is not images, {config.name!r} classifies images: give digits (--data digits)")
+        check_shape(config)
+        self.source, self.data = source, load_digits(config.data.val_fraction)
+        self.sha256 = self.data.sha256
+        self.val, self.val_classes = self.data.val, self.data.val_classes
+        if whole:
+            self.val = np.concatenate([self.data.train, self.val])
+            self.val_classes = np.concatenate([self.data.train_classes, self.val_classes])
+        if not len(self.data.train):
+            raise ConfigError(f"data.val_fraction ({config.data.val_fraction}) leaves no image to train on: 0.2 holds out a fifth")
+        self.chance = float(np.bincount(self.val_classes).max() / len(self.val_classes))
+        self.config = replace(config, train=replace(config.train, seq_len=config.model.n_patches + 1))
+
+    def batch(self, step: int, micro: int) -> tuple[Array, Array]:
+        """images [B,1,S,S], classes [B]"""
+        t = self.config.train
+        words = host_bits(2 * t.batch_size, t.seed, "data.images", micro, step).reshape(t.batch_size, 2)
+        chosen = words[:, 0] * len(self.data.train) >> 32
+        return shifted(self.data.train[chosen], words[:, 1]), self.data.train_classes[chosen]
+
+    def size(self) -> str:
+        return f"{len(self.data.train):,} + {len(self.val):,} images"
+
+    def passes(self) -> float:
+        return self.config.train.steps * self.images_a_step / len(self.data.train)
+
+    @property
+    def images_a_step(self) -> int:
+        return self.config.train.accumulate * self.config.train.batch_size
+
+    def step_size(self) -> str:
+        return f"{self.images_a_step:,} images ({self.tokens_a_step:,} tokens)"
+
+    # ---- measuring -----------------------------------------------------------------------------------------------------------------
+
+    def held_out(self, whole: bool = True) -> Batches:
+        """images [B,1,S,S], classes [B]; the last batch is smaller"""
+        t = self.config.train
+        stop = len(self.val) if whole else min(len(self.val), t.eval_batches * t.batch_size)
+        for start in range(0, stop, t.batch_size):
+            part = slice(start, min(stop, start + t.batch_size))
+            yield self.val[part], self.val_classes[part]
+
+    def accuracy(self, value: float | None) -> str:
+        return f"accuracy {'-' if value is None else f'{value:.1%}'} (guessing the commonest class: {self.chance:.1%})"
+
+    # ---- what a user sees ----------------------------------------------------------------------------------------------------------
+
+    def show(self, model: Transformer) -> Iterator[str]:
+        """Held-out digits, those that the model gets wrong first."""
+        told = self._told(model)
+        wrong, right = np.flatnonzero(told != self.val_classes), np.flatnonzero(told == self.val_classes)
+        shown = [*wrong[: ACROSS * DOWN // 2], *right][: ACROSS * DOWN]
+        yield f"Held-out digits, {len(wrong)} of {len(self.val)} taken for another:"
+        for first in range(0, len(shown), ACROSS):
+            row = shown[first : first + ACROSS]
+            yield "\n\n" + beside([drawn(self.val[i, 0]) for i in row])
+            yield "\n" + beside([[caption(int(self.val_classes[i]), int(told[i]))] for i in row])
+
+    def _told(self, model: Transformer) -> npt.NDArray[np.int64]:
+        """The class that the model tells for each held-out image."""
+        with no_grad():
+            parts = [model.backend.to_host(model(images).data) for images, *_ in self.held_out()]
+        return np.argmax(np.concatenate(parts), axis=-1)
+
+    def next_command(self, run: str) -> str:
+        return f"minimoe eval {run}"
+
+
+def check_shape(config: Config) -> None:
+    """Refuse a model that reads other images, or tells other classes."""
+    m = config.model
+    expected = {"image_size": SIDE, "n_channels": 1, "n_classes": CLASSES}
+    wrong = [f"model.{key} = {value} (not {getattr(m, key)})" for key, value in expected.items() if getattr(m, key) != value]
+    if wrong:
+        raise ConfigError(f"digits are grey images of 8 x 8 pixels in 10 classes: {config.name!r} needs {', '.join(wrong)}")
+
+
+def drawn(image: Floats) -> list[str]:
+    """An image [S,S] as lines of shades, two characters a pixel, which makes it square."""
+    shades = np.rint(np.clip(image, 0.0, 1.0) * (len(INK) - 1)).astype(int)
+    return ["".join(INK[shade] * 2 for shade in row) for row in shades.tolist()]
+
+
+def caption(true: int, told: int) -> str:
+    return f"{true}" if true == told else f"{true}, taken for {told}"
+
+
+def beside(pictures: list[list[str]]) -> str:
+    """Pictures of equal height in one row."""
+    return "\n".join("  " + "  ".join(line.ljust(2 * SIDE) for line in lines).rstrip() for lines in zip(*pictures, strict=True))

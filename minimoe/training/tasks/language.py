@@ -1,0 +1,82 @@
+"""Language modelling: every token is predicted from those before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from minimoe.config import Config
+from minimoe.data.batches import batch, sample_windows, windows
+from minimoe.data.corpus import IMAGE_SOURCES, Corpus, load_corpus, whole_corpus
+from minimoe.data.tokenizer import Tokenizer
+from minimoe.errors import UserError
+from minimoe.model.transformer import Transformer
+from minimoe.training.evaluation import Batches, Evaluation, evaluate
+from minimoe.training.tasks.task import Array, Task, with_vocabulary
+
+SAMPLE = 300  # tokens that the end of a run shows
+
+
+class LanguageModelling(Task):
+    """Inputs are windows of text, targets the same windows one token further."""
+
+    corpus: Corpus
+    tokenizer: Tokenizer
+
+    def __init__(self, config: Config, tokenizer: Tokenizer | None = None, whole: bool = False) -> None:
+        self.corpus = read_corpus(config, tokenizer, whole)
+        self.tokenizer, self.source, self.sha256 = self.corpus.tokenizer, self.corpus.source, self.corpus.sha256
+        self.config = self._with_vocabulary(config)
+
+    def _with_vocabulary(self, config: Config) -> Config:
+        return with_vocabulary(config, self.tokenizer.vocab_size)
+
+    def batch(self, step: int, micro: int) -> tuple[Array, Array]:
+        """tokens, targets [B,T]"""
+        t = self.config.train
+        return batch(self.corpus.train, t.seed, step, micro, t.batch_size, t.seq_len)
+
+    def size(self) -> str:
+        return f"{len(self.corpus.train):,} + {len(self.corpus.val):,} tokens"
+
+    def passes(self) -> float:
+        return self.config.train.steps * self.tokens_a_step / len(self.corpus.train)
+
+    def held_out(self, whole: bool = True) -> Batches:
+        """tokens, targets [B,T]"""
+        t, val = self.config.train, self.corpus.val
+        return windows(val, t.seq_len, t.batch_size) if whole else sample_windows(val, t.seq_len, t.batch_size, t.eval_batches)
+
+    def measure(self, model: Transformer, whole: bool = True, by_domain: bool = False) -> Evaluation:
+        t, sides = self.config.train, self.corpus.val_domains
+        if not (whole and by_domain) or sides is None:
+            return evaluate(model, self.held_out(whole))
+        domains = (first for first, _ in windows(sides.astype(np.int32), t.seq_len, t.batch_size))  # of each input, at its place
+        return evaluate(model, self.held_out(), domains, len(self.corpus.domains))
+
+    def show(self, model: Transformer) -> Iterator[str]:
+        """A sample of text."""
+        from minimoe.generation.generation import Sampling, default_prompt, generate
+
+        yield "A sample:\n"
+        yield from generate(model, self.tokenizer, default_prompt(self.tokenizer), SAMPLE, Sampling(top_k=40))
+
+    def next_command(self, run: str) -> str:
+        return f"minimoe generate {run} --prompt 'The '"
+
+
+def read_corpus(config: Config, tokenizer: Tokenizer | None, whole: bool) -> Corpus:
+    """The text that is trained on or, `whole`, all of it to measure on. Raises `UserError` for data that are images."""
+    source = config.data.source
+    if source in IMAGE_SOURCES:
+        raise UserError(
+            f"data.source = {source!r} is images, {config.name!r} reads text: give python-docs, python-code, python-mix, a text file or a "
+            f"folder of them (a folder of that name as ./{source})"
+        )
+    if not whole:
+        return load_corpus(config.data, tokenizer=tokenizer, seq_len=config.train.seq_len)
+    corpus = whole_corpus(source, config.data.tokenizer, tokenizer=tokenizer)
+    if len(corpus.val) < 2:
+        raise UserError(f"{source}: too short: an evaluation needs two tokens or more")
+    return corpus

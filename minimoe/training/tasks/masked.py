@@ -1,0 +1,146 @@
+"""Masked language modelling: tokens are hidden and told from what stands on both sides (Devlin et al. 2018).
+
+Of all tokens 15% are targets, each by a draw of its own; of these 80% become the mask token, 10% a random token and 10% stay as they are,
+so that the model cannot know which of the tokens that it sees are true. With a byte tokenizer this hides single bytes, not words.
+
+A tokenizer without a mask token (bytes, characters) gets one: the id after its last, which makes the model's vocabulary one larger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from minimoe.config import Config
+from minimoe.data.batches import IGNORE, Tokens, batch, sample_windows, windows
+from minimoe.data.tokenizer import REPLACEMENT, Tokenizer
+from minimoe.engine.random import host_bits
+from minimoe.engine.tensor import no_grad
+from minimoe.errors import UserError
+from minimoe.model.transformer import Transformer
+from minimoe.training.evaluation import Batches
+from minimoe.training.tasks.language import LanguageModelling
+from minimoe.training.tasks.task import Array, with_vocabulary
+
+Words = npt.NDArray[np.int64]
+
+TARGET, MASK, RANDOM = (int(share * 2**32) for share in (0.15, 0.12, 0.135))  # a word below TARGET hides its token, below MASK by the mask
+CANDIDATES, EXAMPLES, SHOWN = 64, 3, 72  # windows looked at, windows that the end of a run shows, and tokens of each
+LINE_END, DOT = "\u21b5", "\u00b7"
+UNITS = {"byte": "byte", "char": "character"}  # what a tokenizer's token is called
+
+
+class MaskedLanguageModelling(LanguageModelling):
+    """Inputs are windows of text with tokens hidden; targets are the hidden tokens, -100 elsewhere."""
+
+    unit = "masked token"
+
+    def __init__(self, config: Config, tokenizer: Tokenizer | None = None, whole: bool = False) -> None:
+        super().__init__(config, tokenizer, whole)
+        self.mask_id = mask_id(self.tokenizer)
+        if not (self._hidden_val[1] != IGNORE).any():
+            raise UserError(f"{self.source}: too short: none of its {len(self.corpus.val)} held-out tokens is hidden: use more text")
+
+    def _with_vocabulary(self, config: Config) -> Config:
+        return with_vocabulary(config, masked_vocabulary(self.tokenizer), "the tokenizer's vocabulary with its mask token")
+
+    def batch(self, step: int, micro: int) -> tuple[Array, Array]:
+        """tokens, targets [B,T]"""
+        t = self.config.train
+        tokens, _ = batch(self.corpus.train, t.seed, step, micro, t.batch_size, t.seq_len)
+        words = host_bits(2 * tokens.size, t.seed, "data.mask", micro, step).reshape(*tokens.shape, 2)
+        return hide(tokens, words, self.tokenizer.vocab_size, self.mask_id)
+
+    # ---- measuring -----------------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _hidden_val(self) -> tuple[Tokens, Tokens]:
+        """The held-out split with tokens hidden, and the targets: a function of the position alone, for every seed the same.   [m], [m]"""
+        val = self.corpus.val
+        words = host_bits(2 * len(val), 0, "data.mask.held_out").reshape(len(val), 2)
+        return hide(val, words, self.tokenizer.vocab_size, self.mask_id)
+
+    def held_out(self, whole: bool = True) -> Batches:
+        """tokens, targets, valid [B,T]; `valid` is 0 in padding"""
+        t = self.config.train
+        places = np.arange(len(self.corpus.val) + 1, dtype=np.int32)  # one more: what a window lacks is its last target
+        cut = windows(places, t.seq_len, t.batch_size) if whole else sample_windows(places, t.seq_len, t.batch_size, t.eval_batches)
+        tokens, targets = self._hidden_val
+        for place, following in cut:
+            valid = following != IGNORE
+            yield tokens[place], np.where(valid, targets[place], IGNORE), valid.astype(np.int32)
+
+    @cached_property
+    def chance(self) -> float:  # type: ignore[override]
+        targets = self._hidden_val[1]
+        counts = np.bincount(targets[targets != IGNORE])
+        return float(counts.max() / counts.sum())
+
+    def accuracy(self, value: float | None) -> str:
+        shown = "-" if value is None else f"{value:.1%}"
+        return f"masked accuracy {shown} (guessing the commonest {UNITS.get(self.tokenizer.name, 'token')}: {self.chance:.1%})"
+
+    # ---- what a user sees ----------------------------------------------------------------------------------------------------------
+
+    def show(self, model: Transformer) -> Iterator[str]:
+        """Held-out text with blanks, what the model puts there, and where it errs."""
+        val, places = self.corpus.val, self._examples()  # [3,T]
+        blank = self._hidden_val[1][places] != IGNORE
+        with no_grad():
+            logits = model(np.where(blank, self.mask_id, val[places]).astype(np.int32))
+        filled = np.argmax(model.backend.to_host(logits.data), axis=-1)
+        right = int((filled == val[places])[blank].sum())
+        yield f"Blanks in held-out text, and how they are filled (^: wrong); {right} of {int(blank.sum())} are right:"
+        for row in range(len(places)):
+            yield "\n\n" + self._lines(val[places[row, :SHOWN]], filled[row, :SHOWN], blank[row, :SHOWN])
+
+    def _examples(self) -> npt.NDArray[np.int64]:
+        """Where some windows of held-out text lie, those of many that have most letters among the tokens shown.   -> [3,T]"""
+        val = self.corpus.val
+        n = min(self.config.train.seq_len, len(val))
+        starts = np.unique(np.arange(CANDIDATES) * (len(val) - n) // (CANDIDATES - 1))
+        letters = [sum(map(str.isalpha, self.tokenizer.decode(val[start : start + min(n, SHOWN)]))) for start in starts.tolist()]
+        best = np.sort(np.argsort(letters, kind="stable")[-EXAMPLES:])
+        return np.asarray(starts[best][:, None] + np.arange(n))
+
+    def _lines(self, tokens: Tokens, filled: Array, blank: Array) -> str:
+        """A line with blanks, one with them filled in, and marks below what is wrong, if anything is."""
+        lines = ["", "", ""]
+        for token, guess, hidden in zip(tokens.tolist(), filled.tolist(), blank.tolist(), strict=True):
+            true, given = self._piece(token), self._piece(guess if hidden else token)
+            width = max(len(true), len(given))
+            cells = "_" * width if hidden else true, given, "^" * width if hidden and guess != token else ""
+            lines = [line + cell.ljust(width) for line, cell in zip(lines, cells, strict=True)]
+        return "\n".join(f"  {line}".rstrip() for line in lines if line.strip())
+
+    def _piece(self, token: int) -> str:
+        """A token as it can stand in a line: a line's end as an arrow, what is no character as a dot."""
+        text = "" if token == self.mask_id else self.tokenizer.decode([token]).replace("\n", LINE_END)
+        return "".join(char if char.isprintable() and char != REPLACEMENT else DOT for char in text) or DOT
+
+    def next_command(self, run: str) -> str:
+        return f"minimoe eval {run}"
+
+
+def mask_id(tokenizer: Tokenizer) -> int:
+    """The id of the mask token: the tokenizer's own, else the one after its last."""
+    return tokenizer.vocab_size if tokenizer.mask_id is None else tokenizer.mask_id
+
+
+def masked_vocabulary(tokenizer: Tokenizer) -> int:
+    """How many ids a masked language model needs: its tokenizer's and the mask's."""
+    return max(tokenizer.vocab_size, mask_id(tokenizer) + 1)
+
+
+def hide(tokens: Tokens, words: Words, n_tokens: int, mask: int) -> tuple[Tokens, Tokens]:
+    """What the model sees and what it is to tell: `words` are 32 random bits each, two a token.   tokens [..], words [..,2] -> [..], [..]
+
+    The first word says whether and how a token is hidden; the second which of `n_tokens` takes the place of one that a random token hides.
+    """
+    first, second = words[..., 0], words[..., 1]
+    random = second * n_tokens >> 32
+    seen = np.where(first < MASK, mask, np.where(first < RANDOM, random, tokens))
+    return seen.astype(np.int32), np.where(first < TARGET, tokens, IGNORE).astype(np.int32)

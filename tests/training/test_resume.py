@@ -1,0 +1,360 @@
+"""Stopping and going on: the same bytes as a run that was never stopped, whatever stopped it, and a clear refusal where that cannot be."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+from tiny_runs import sha256_of, tiny, train, untimed, with_train, write_text
+
+import minimoe as mm
+from minimoe.config import Config
+from minimoe.errors import CheckpointError, Interrupted, UserError
+from minimoe.runs.run import Run
+from minimoe.training.trainer import Listener, TrainedRun
+
+STEPS = 10
+
+
+class Killed(BaseException):
+    """Ends a run where it stands, as SIGKILL would: nothing is saved, the state stays `running`."""
+
+
+class At(Listener):
+    """Does something after a step, and keeps what it hears."""
+
+    def __init__(self, step: int, action: Callable[[], None]) -> None:
+        self.step, self.action = step, action
+        self.heard: list[str] = []
+
+    def stepped(self, step: int) -> None:
+        if step == self.step:
+            self.action()
+
+    def said(self, text: str) -> None:
+        self.heard.append(text)
+
+
+def kill() -> None:
+    raise Killed
+
+
+def raise_signal(number: signal.Signals) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), number)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture(scope="module")
+def config(text: Path) -> Config:
+    """Everything that has a state: accumulation, dropout, jitter, a balance bias, moments, a best evaluation; and lists in the tables."""
+    return tiny(
+        text, model={"n_layers": 2, "dropout": 0.1, "sliding_window": 4, "layer_types": ("full", "sliding")},
+        moe={"router": "sigmoid_bias", "jitter": 0.1, "layers": (0, 1)}, steps=STEPS, accumulate=2, checkpoint_every=3, eval_every=4,
+        eval_batches=1, keep=3,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def unbroken(config: Config, tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
+    return train(config, tmp_path_factory.mktemp("unbroken"))
+
+
+def stopped(config: Config, root: Path, step: int = 7, action: Callable[[], None] = kill) -> Run:
+    """A run that ended after a step."""
+    with pytest.raises((Killed, Interrupted)):
+        train(config, root, listener=At(step, action))
+    return Run.open(root=root)
+
+
+def assert_same(run: TrainedRun, unbroken: TrainedRun) -> None:
+    assert sha256_of(run.path, STEPS) == sha256_of(unbroken.path, STEPS)
+    assert untimed(run.metrics) == untimed(unbroken.metrics)
+    for file in ("optimizer.safetensors", "config.json", "tokenizer.json"):
+        one, other = (path / "checkpoints" / f"step-{STEPS:06d}" / file for path in (run.path, unbroken.path))
+        assert one.read_bytes() == other.read_bytes(), file
+    assert (run.path / "checkpoints" / "best").read_text() == (unbroken.path / "checkpoints" / "best").read_text()
+    assert run.run.status()["state"] == "finished"
+
+
+# ---- signals -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("step", [1, 6])
+def test_a_signal_saves_and_resuming_ends_with_the_same_bytes(
+    config: Config, unbroken: TrainedRun, tmp_path: Path, number: signal.Signals, code: int, step: int
+) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted, match="resume") as raised:
+        train(config, tmp_path, listener=At(step, raise_signal(number)))
+    assert raised.value.exit_code == code and signal.getsignal(number) is before
+    run = Run.open(root=tmp_path)
+    assert run.status()["state"] == "interrupted" and run.status()["step"] == step
+    newest = run.newest_checkpoint()
+    assert newest is not None and newest.name == f"step-{step:06d}"
+    assert [row["step"] for row in run.metrics()] == list(range(1, step + 1))
+    assert_same(mm.resume(root=tmp_path), unbroken)
+
+
+def test_a_signal_at_the_last_step_lets_the_run_finish(config: Config, unbroken: TrainedRun, tmp_path: Path) -> None:
+    assert_same(train(config, tmp_path, listener=At(STEPS, raise_signal(signal.SIGTERM))), unbroken)
+
+
+def test_a_second_interrupt_ends_at_once(config: Config, unbroken: TrainedRun, tmp_path: Path) -> None:
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path, listener=At(5, twice))
+    assert_same(mm.resume(root=tmp_path), unbroken)
+
+
+def test_a_run_may_be_interrupted_many_times(config: Config, unbroken: TrainedRun, tmp_path: Path) -> None:
+    run = stopped(config, tmp_path, 1, raise_signal(signal.SIGTERM))
+    for step in (2, 3, 5, 8):
+        with pytest.raises(Interrupted):
+            mm.resume(run.path, listener=At(step, raise_signal(signal.SIGINT)))
+    assert_same(mm.resume(run.path), unbroken)
+
+
+def test_training_in_another_thread_needs_no_signals(config: Config, unbroken: TrainedRun, tmp_path: Path) -> None:
+    done: list[TrainedRun] = []
+    thread = threading.Thread(target=lambda: done.append(train(config, tmp_path)))
+    thread.start()
+    thread.join()
+    assert_same(done[0], unbroken)
+
+
+# ---- kills ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [1, 3, 5, 10])
+def test_resuming_after_a_kill_ends_with_the_same_bytes(config: Config, unbroken: TrainedRun, tmp_path: Path, step: int) -> None:
+    stopped(config, tmp_path, step)
+    assert_same(mm.resume(root=tmp_path), unbroken)
+
+
+def test_resuming_after_a_kill_before_the_first_checkpoint_starts_anew(config: Config, unbroken: TrainedRun, tmp_path: Path) -> None:
+    run = stopped(config, tmp_path, 2)
+    shutil.rmtree(run.checkpoint_folder)
+    assert_same(mm.resume(root=tmp_path), unbroken)
+
+
+def test_a_best_checkpoint_that_a_kill_left_unmarked_is_marked(config: Config, unbroken: TrainedRun, tmp_path: Path) -> None:
+    run = stopped(config, tmp_path, 5)
+    best = run.checkpoint_folder / "best"
+    assert best.read_text() == "step-000004\n"
+    best.unlink()
+    with pytest.raises(Interrupted):
+        mm.resume(root=tmp_path, listener=At(5, raise_signal(signal.SIGINT)))
+    assert best.read_text() == "step-000004\n"
+    assert_same(mm.resume(root=tmp_path), unbroken)
+
+
+def test_an_old_checkpoint_that_a_kill_left_unpruned_goes(config: Config, unbroken: TrainedRun, tmp_path: Path) -> None:
+    """The kill came after the last checkpoint was written: nothing is left to train, but the folder is put in order."""
+    run = train(config, tmp_path)
+    shutil.copytree(run.path / "checkpoints" / "step-000008", run.path / "checkpoints" / "step-000002")
+    run.run.write_status("running")
+    assert_same(mm.resume(run.path), unbroken)
+    kept = [sorted(entry.name for entry in (path / "checkpoints").iterdir()) for path in (run.path, unbroken.path)]
+    assert kept[0] == kept[1]
+
+
+def test_random_kills_of_the_real_command_change_nothing() -> None:
+    """See kill_resume.py; twenty or more times by hand."""
+    folder = Path(__file__).parents[1]
+    path = os.pathsep.join([str(folder.parent), str(folder.parent / "backends"), os.environ.get("PYTHONPATH", "")])
+    arguments = [sys.executable, str(folder / "kill_resume.py"), "--times", "3", "--seed", "7"]
+    done = subprocess.run(arguments, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 of 3 equal" in done.stdout
+
+
+# ---- further, from elsewhere, from a checkpoint --------------------------------------------------------------------------------
+
+
+def test_a_finished_run_is_not_resumed_without_more_steps(config: Config, tmp_path: Path) -> None:
+    run = train(config, tmp_path)
+    for steps in (None, STEPS, STEPS - 1):
+        with pytest.raises(CheckpointError, match="--steps with a larger number"):
+            mm.resume(run.path, steps=steps)
+    assert run.run.status()["state"] == "finished" and Run.open(run.path).config.train.steps == STEPS
+
+
+def test_resuming_for_more_steps_goes_on(config: Config, tmp_path: Path) -> None:
+    """With a constant rate, 6 steps and then 10 in all are 10 at once."""
+    constant = with_train(config, schedule="constant")
+    short = train(with_train(constant, steps=6), tmp_path / "short")
+    longer, whole = mm.resume(short.path, steps=STEPS), train(constant, tmp_path / "whole")
+    assert sha256_of(longer.path, STEPS) == sha256_of(whole.path, STEPS)
+    assert [row["step"] for row in longer.metrics] == list(range(1, STEPS + 1))
+    assert Run.open(longer.path).config.train.steps == STEPS
+
+
+def test_a_run_that_was_moved_still_resumes(config: Config, unbroken: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = stopped(config, tmp_path / "here")
+    shutil.move(run.path, tmp_path / "there")
+    monkeypatch.chdir(tmp_path)
+    assert_same(mm.resume("there"), unbroken)
+
+
+def test_a_relative_text_is_found_from_another_working_directory(
+    config: Config, unbroken: TrainedRun, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(text.parent)
+    run = stopped(replace(config, data=replace(config.data, source=text.name)), tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert_same(mm.resume(run.path), unbroken)
+
+
+@pytest.mark.parametrize("name", ["step-000006", "best"])
+def test_resuming_from_a_checkpoint_goes_back_to_it(config: Config, unbroken: TrainedRun, tmp_path: Path, name: str) -> None:
+    run = stopped(config, tmp_path, 9)
+    assert_same(mm.resume(run.checkpoint_folder / name), unbroken)
+
+
+def test_going_back_and_being_stopped_again_leaves_no_hole(config: Config, unbroken: TrainedRun, tmp_path: Path) -> None:
+    """The checkpoints after the one that was named are gone, so that the next resume takes the newest of what was trained."""
+    run = train(config, tmp_path)
+    assert (run.path / "checkpoints" / "step-000009").is_dir()
+    with pytest.raises(Interrupted):
+        mm.resume(run.path / "checkpoints" / "step-000008", listener=At(9, raise_signal(signal.SIGINT)))
+    found = Run.open(run.path)
+    newest = found.newest_checkpoint()
+    assert newest is not None and newest.name == "step-000009" and len(found.metrics()) == 9
+    assert_same(mm.resume(run.path), unbroken)
+
+
+# ---- damage and change ---------------------------------------------------------------------------------------------------------
+
+
+def damage(checkpoint: Path, file: str = "model.safetensors") -> None:
+    data = bytearray((checkpoint / file).read_bytes())
+    data[len(data) // 2] ^= 1
+    (checkpoint / file).write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("keep", [2, 3])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(config: Config, unbroken: TrainedRun, tmp_path: Path, keep: int) -> None:
+    run = stopped(with_train(config, keep=keep), tmp_path, 9)
+    kept = sorted(run.checkpoint_folder.glob("step-*"))
+    damage(kept[-1])
+    listener = At(7, raise_signal(signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        mm.resume(run.path, listener=listener)
+    assert any(kept[-1].name in line and "SHA-256" in line for line in listener.heard)
+    assert [row["step"] for row in run.metrics()] == list(range(1, 8))
+    assert mm.load(run.path) is not None
+    assert untimed(mm.resume(run.path).metrics) == untimed(unbroken.metrics)
+    assert sha256_of(run.path, STEPS) == sha256_of(unbroken.path, STEPS)
+
+
+def test_a_damaged_checkpoint_that_was_named_is_refused(config: Config, tmp_path: Path) -> None:
+    run = stopped(config, tmp_path, 9)
+    damage(run.checkpoint_folder / "step-000006", "optimizer.safetensors")
+    with pytest.raises(CheckpointError, match=r"step-000006/optimizer\.safetensors.*damaged"):
+        mm.resume(run.checkpoint_folder / "step-000006")
+
+
+def test_a_run_without_a_whole_checkpoint_is_refused(config: Config, tmp_path: Path) -> None:
+    run = stopped(config, tmp_path, 4)
+    for checkpoint in run.checkpoint_folder.glob("step-*"):
+        damage(checkpoint)
+    with pytest.raises(CheckpointError, match="no checkpoint is whole"):
+        mm.resume(run.path)
+
+
+def test_a_changed_text_is_refused(tmp_path: Path) -> None:
+    source = write_text(tmp_path)
+    run = stopped(tiny(source), tmp_path / "runs", 5)
+    source.write_text(source.read_text() + "more\n")
+    with pytest.raises(CheckpointError, match=r"text\.txt have changed"):
+        mm.resume(run.path)
+    source.unlink()
+    with pytest.raises(UserError, match="no such file"):
+        mm.resume(run.path)
+
+
+CHANGES: dict[str, tuple[str, str, str]] = {
+    "a width": ("model", "d_hidden = 16", "d_hidden = 24"),
+    "a router": ("model", 'router = "sigmoid_bias"', 'router = "softmax_topk"'),
+    "the dtype": ("dtype", 'dtype = "float32"', 'dtype = "float64"'),
+    "the tokenizer": ("tokenizer", 'tokenizer = "byte"', 'tokenizer = "char"'),
+    "the split": ("val_fraction", "val_fraction = 0.1", "val_fraction = 0.2"),
+    "the optimizer": ("optimizer's state", 'optimizer = "adamw"', 'optimizer = "lion"'),
+}
+
+
+@pytest.mark.parametrize(("names", "old", "new"), CHANGES.values(), ids=CHANGES)
+def test_another_configuration_is_refused(config: Config, tmp_path: Path, names: str, old: str, new: str) -> None:
+    run = stopped(config, tmp_path, 4)
+    toml = (run.path / "config.toml").read_text()
+    assert old in toml
+    (run.path / "config.toml").write_text(toml.replace(old, new))
+    with pytest.raises(CheckpointError, match=names):
+        mm.resume(run.path)
+
+
+def test_a_rate_may_be_changed(config: Config, tmp_path: Path) -> None:
+    run = stopped(config, tmp_path, 4)
+    toml = (run.path / "config.toml").read_text()
+    (run.path / "config.toml").write_text(toml.replace("lr = 0.01\n", "lr = 0.002\n", 1))
+    resumed: Any = mm.resume(run.path)
+    assert resumed.metrics[2]["lr"] > 0.005 and max(row["lr"] for row in resumed.metrics[3:]) <= 0.002
+
+
+def test_a_run_that_another_process_trains_is_left_as_it_is(config: Config, tmp_path: Path) -> None:
+    run = stopped(config, tmp_path, 4)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        from minimoe.runs.environment import process_identity
+
+        run.write_status("running")
+        status = (run.path / "status.json").read_text()
+        mine, theirs = process_identity(os.getpid()), process_identity(other.pid)
+        status = status.replace(f'"pid": {os.getpid()}', f'"pid": {other.pid}').replace(str(mine), str(theirs))
+        (run.path / "status.json").write_text(status)
+        toml = (run.path / "config.toml").read_text()
+        with pytest.raises(CheckpointError, match="still training"):
+            mm.resume(run.path, steps=20)
+        assert (run.path / "config.toml").read_text() == toml
+        other.communicate(b"\n")
+
+
+def test_nothing_to_resume_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no run here yet"):
+        mm.resume(root=tmp_path)
+    with pytest.raises(CheckpointError, match="no such run"):
+        mm.resume("nothing", root=tmp_path)
+
+
+def test_ten_bad_steps_count_over_a_stop(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from minimoe.errors import Diverged
+    from minimoe.model.transformer import Transformer
+
+    plain = Transformer.loss
+
+    def loss(self: Transformer, *args: Any, **kwargs: Any) -> Any:
+        parts, rng = plain(self, *args, **kwargs), kwargs.get("rng")
+        if rng is not None and rng.step >= 2:
+            parts.cross_entropy.data = parts.cross_entropy.data * np.float32(np.nan)
+        return parts
+
+    monkeypatch.setattr(Transformer, "loss", loss)
+    run = stopped(tiny(text, steps=30, log_every=1), tmp_path, 8, raise_signal(signal.SIGINT))
+    with pytest.raises(Diverged, match="up to step 12;"):
+        mm.resume(run.path)
+    assert [row["skipped"] for row in run.metrics()] == [False, False] + [True] * 10
