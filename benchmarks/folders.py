@@ -12,7 +12,7 @@ from minimoe.data.tokenizer import ByteTokenizer
 from minimoe.model.transformer import Transformer
 from minimoe.pretrained.families.table import family
 from minimoe.pretrained.folder import write_model_folder
-from minimoe.pretrained.models import Written
+from minimoe.pretrained.saving import FamilyTensors
 
 BYTES = {"BF16": 2, "F32": 4}
 
@@ -31,7 +31,7 @@ def write_random(path: Path, config: ModelConfig, dtype: str = "BF16", shard_byt
     """Write a folder of random weights, std 0.02, with a tokenizer of bytes.   -> bytes of weights"""
     found = family("mixtral")
     model = Transformer(config, seed=None)
-    plan = {key: (dtype, shape) for key, (_, shape) in Written(model, found, "bfloat16").plan.items()}
+    plan = {key: (dtype, shape) for key, (_, shape) in FamilyTensors(model, found, "bfloat16").specs.items()}
     block = (np.random.default_rng(0).standard_normal(1 << 20) * 0.02).astype(np.float32)
     stored: npt.NDArray[Any] = (block.view(np.uint32) >> 16).astype(np.uint16) if dtype == "BF16" else block
 

@@ -31,10 +31,12 @@ if TYPE_CHECKING:
     from minimoe.generation.generation import generate as generate
     from minimoe.layers.cache import Cache as Cache
     from minimoe.layers.moe import MoE as MoE
-    from minimoe.model.transformer import Transformer as Transformer
     from minimoe.pretrained.loading import load as load
+    from minimoe.pretrained.transformer import PretrainedTransformer
     from minimoe.training.trainer import resume as resume
     from minimoe.training.trainer import train as train
+
+    Transformer = PretrainedTransformer
 
 __version__ = "0.1.0"
 
@@ -42,10 +44,9 @@ _HOME = {
     "Tensor": "engine.tensor", "no_grad": "engine.tensor", "tensor": "engine.creation", "Rng": "engine.random",
     "set_backend": "backend", "use_backend": "backend", "UserError": "errors",
     "Config": "config", "DataConfig": "config", "ModelConfig": "config", "MoEConfig": "config", "TrainConfig": "config",
-    "load_config": "config", "MoE": "layers.moe", "Cache": "layers.cache", "Transformer": "model.transformer",
+    "load_config": "config", "MoE": "layers.moe", "Cache": "layers.cache", "Transformer": "pretrained.transformer:PretrainedTransformer",
     "load": "pretrained.loading", "generate": "generation.generation", "resume": "training.trainer", "train": "training.trainer",
 }  # fmt: skip
-_BINDING = {"Transformer": "pretrained", "train": "pretrained", "resume": "pretrained"}  # imported too: gives Transformer.save_pretrained
 _MODULES = ("nn", "ops", "optim", "testing")
 __all__ = ["__version__", *sorted(_HOME), *_MODULES]
 
@@ -54,9 +55,8 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return import_module(f"minimoe.{name}")
     if name in _HOME:
-        if name in _BINDING:
-            import_module(f"minimoe.{_BINDING[name]}")
-        value = getattr(import_module(f"minimoe.{_HOME[name]}"), name)
+        module, _, own_name = _HOME[name].partition(":")
+        value = getattr(import_module(f"minimoe.{module}"), own_name or name)
         globals()[name] = value
         return value
     raise AttributeError(f"module 'minimoe' has no attribute {name!r}")

@@ -20,7 +20,7 @@ from minimoe.model.transformer import Transformer
 from minimoe.pretrained.families.table import family
 from minimoe.pretrained.file import pack
 from minimoe.pretrained.folder import write_model_folder
-from minimoe.pretrained.models import Written
+from minimoe.pretrained.saving import FamilyTensors
 
 Json = dict[str, Any]
 Arrays = dict[str, npt.NDArray[Any]]
@@ -88,8 +88,8 @@ def small(model_type: str, /, **changes: Any) -> Json:
 def shapes(config: Json) -> dict[str, tuple[int, ...]]:
     """The names and shapes of a model's tensors, in the spelling in which its family is written."""
     found = family(config["model_type"])
-    plan = Written(Transformer(found.model_config(config), seed=None), found, "float32").plan
-    return {name: shape for name, (_, shape) in plan.items()}
+    specs = FamilyTensors(Transformer(found.model_config(config), seed=None), found, "float32").specs
+    return {name: shape for name, (_, shape) in specs.items()}
 
 
 def tensors(config: Json, seed: int = 0) -> Arrays:
@@ -121,13 +121,13 @@ def write(path: Path, config: Json, arrays: Arrays | None = None, *, dtype: str 
             return "F8_E4M3" if f"{name}_scale_inv" in arrays else "U8"
         return dtype if kind == np.float32 and not name.endswith("_scale_inv") else f"F{8 * kind.itemsize}"
 
-    plan = {name: (word(name), array.shape) for name, array in arrays.items()}
+    specs = {name: (word(name), array.shape) for name, array in arrays.items()}
 
     def produce(name: str) -> npt.NDArray[Any]:
-        return arrays[name] if arrays[name].dtype == np.uint8 else pack(arrays[name], plan[name][0])
+        return arrays[name] if arrays[name].dtype == np.uint8 else pack(arrays[name], specs[name][0])
 
     json = ByteTokenizer().to_json() if tokenizer else None
-    write_model_folder(path, config, plan, produce, shard_bytes, json, texts)
+    write_model_folder(path, config, specs, produce, shard_bytes, json, texts)
     return path
 
 

@@ -18,6 +18,7 @@ from minimoe.engine.recording import Recorded
 from minimoe.engine.tensor import no_grad
 from minimoe.layers.cache import Cache
 from minimoe.model.transformer import Transformer
+from minimoe.pretrained.transformer import PretrainedTransformer
 
 Floats = npt.NDArray[Any]
 
@@ -36,8 +37,8 @@ class Decoder:
         self.limit = None if endless(model.config) else model.config.max_seq_len
         self.cache = Cache(model, len(prompts), min(model.config.max_seq_len, max(1, longest - 1)))
         self.positions = np.zeros((len(prompts), 1), dtype=np.int32)  # of the next token
-        if model.weights is not None:
-            model.weights.settle()
+        if isinstance(model, PretrainedTransformer) and model.file_weights is not None:
+            model.file_weights.read_if_small()
         self.recorded = Recorded(self._step, model.backend, lambda why: None) if can_record(model) else None
 
     def predict(self) -> Floats:
@@ -89,11 +90,12 @@ class Decoder:
 
 
 def endless(config: ModelConfig) -> bool:
-    """Does a model look at no more than its window, however long the text is?"""
+    """Return True if no layer looks further back than its window, so that a text may be of any length."""
     windows = [config.window(layer) for layer in range(config.n_layers)]
     return config.position != "learned" and all(0 < window <= config.max_seq_len for window in windows)
 
 
 def can_record(model: Transformer) -> bool:
-    """Can the backend repeat a step, and are all weights in memory?"""
-    return type(model.backend).record is not Backend.record and model.resident
+    """Return True if the backend can repeat a step and all weights are in memory."""
+    resident = not isinstance(model, PretrainedTransformer) or model.resident
+    return type(model.backend).record is not Backend.record and resident

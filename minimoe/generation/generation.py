@@ -14,6 +14,7 @@ from minimoe.errors import ConfigError, UserError
 from minimoe.generation.decoding import Decoder
 from minimoe.generation.sampling import Flags, Sampling, draw
 from minimoe.model.transformer import Transformer
+from minimoe.pretrained.transformer import PretrainedTransformer
 
 __all__ = ["Sampling", "default_prompt", "draw", "generate", "generate_batch", "generate_ids", "generate_texts"]
 
@@ -42,7 +43,7 @@ def generate_batch(
     rows = [[int(i) for i in np.asarray(prompt).reshape(-1)] for prompt in prompts]
     if not rows or not all(rows):
         raise ConfigError("the prompt is empty: give at least one character")
-    ends = set(how.end or model.end_tokens)
+    ends = set(how.end or (model.end_tokens if isinstance(model, PretrainedTransformer) else ()))
     decoder, going, seen = Decoder(model, rows, tokens), [True] * len(rows), _Seen(rows, how)
     for position in range(tokens):
         logits = decoder.predict()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -13,16 +12,16 @@ from minimoe.engine import ops
 from minimoe.engine.random import Rng
 from minimoe.engine.tensor import Tensor
 from minimoe.errors import ConfigError
-from minimoe.layers.cache import KeyValueCache
+from minimoe.layers.cache import CachingLayer, KeyValueCache
 from minimoe.layers.dense import Linear, Norm
-from minimoe.layers.module import Module, Parameter, lowered_or_none
+from minimoe.layers.module import Parameter, cast_like_or_none
 from minimoe.layers.rotary import frequencies
 
 
-class Attention(Module):
+class Attention(CachingLayer):
     """Attention with grouped heads: one product makes all of q, k, v, another joins the heads again.   [B,T,D] -> [B,T,D]
 
-    With a cache, keys and values of earlier calls are constants: no gradient goes back through them.
+    With a cache, keys and values of earlier calls are constants: no gradient flows back through them.
     """
 
     def __init__(
@@ -31,7 +30,7 @@ class Attention(Module):
         qk_norm: str = "none", norm_eps: float = 1e-5, bias: bool = False, sinks: bool = False, dropout: float = 0.0, std: float = 0.02,
         out_std: float | None = None,
     ) -> None:  # fmt: skip
-        """`sinks`: a learned score a head that takes weight and gives no value. `rope`, `max_seq_len`: as in frequencies.py"""
+        """`sinks`: a learned score per head that takes weight and has no value. `rope`, `max_seq_len`: as in rotary.py."""
         self.heads, self.groups = n_heads, n_kv_heads or n_heads
         self.width = self.v_width = head_dim or d_model // n_heads
         self.scale = 1.0 / math.sqrt(self.width)
@@ -39,7 +38,7 @@ class Attention(Module):
             raise ConfigError(f"attention: n_heads ({self.heads}) must be a multiple of n_kv_heads ({self.groups})")
         self.causal, self.window, self.dropout = causal, window, dropout
         self.theta, self.rope, self.max_seq_len = rope_theta if position == "rope" else 0.0, rope, max_seq_len
-        self.turned, self.interleaved = self.width, False
+        self.rotated, self.interleaved = self.width, False
         self.sinks = Parameter(n_heads, role="vector") if sinks else None
         self.qkv_proj = Linear(d_model, (self.heads + 2 * self.groups) * self.width, bias, std)
         self.o_proj = Linear(self.heads * self.width, d_model, bias, std if out_std is None else out_std)
@@ -50,8 +49,9 @@ class Attention(Module):
             self.k_norm = Norm(self.width if each else self.groups * self.width, "rms", norm_eps)
 
     def setup(self, backend: Backend, dtype: str) -> None:
+        self.backend, self.dtype = backend, backend.dtype(dtype)
         if self.theta:
-            angles, self.rope_scale = frequencies(self.theta, self.turned, self.rope, self.max_seq_len)
+            angles, self.rope_scale = frequencies(self.theta, self.rotated, self.rope, self.max_seq_len)
             self.inv_freq = backend.from_host(angles.astype(np.float64 if dtype == "float64" else np.float32))
 
     def __call__(
@@ -66,14 +66,14 @@ class Attention(Module):
             k, v = Tensor(k_seen, x.backend), Tensor(v_seen, x.backend)
         dropout = self.dropout if rng is not None else 0.0
         y = ops.attention(
-            q, k, v, lowered_or_none(self.sinks, q), scale=self.scale, causal=self.causal, window=self.window, q_pos=positions,
+            q, k, v, cast_like_or_none(self.sinks, q), scale=self.scale, causal=self.causal, window=self.window, q_pos=positions,
             k_pos=k_positions, k_valid=valid, dropout=dropout,
             rng=rng.draw(self.path, "attention_dropout") if rng is not None and dropout else None,
         )  # fmt: skip
         return self.o_proj(y.reshape(b, t, self.heads * self.v_width))
 
     def _project(self, x: Tensor, b: int, t: int, positions: Array) -> tuple[Tensor, Tensor, Tensor]:
-        """-> q [B,T,Q,C], k, v [B,T,G,C], q and k normalised where asked, and turned"""
+        """Return q [B,T,Q,C], k and v [B,T,G,C]; q and k are normalised where the model does so, then rotated."""
         inv_freq = self.inv_freq if self.theta else None
         if self.norm_over == "none" and (inv_freq is None or self.rope_scale == 1.0):
             return ops.split_heads(self.qkv_proj(x), positions, inv_freq, self.heads, self.groups)
@@ -85,15 +85,15 @@ class Attention(Module):
         if self.norm_over == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         if inv_freq is not None:
-            q, k = self._turn(q, positions), self._turn(k, positions)
+            q, k = self._rotate(q, positions), self._rotate(k, positions)
         return q, k, v
 
-    def make_cache(self, batch: int, capacity: int, dtype: Any, backend: Backend) -> KeyValueCache:
-        """Buffers for so many columns, or for its window's where that is less."""
+    def make_cache(self, batch: int, capacity: int) -> KeyValueCache:
+        """Return buffers for `capacity` columns, or for a window's columns where these are fewer."""
         rolls = self.causal and 0 < self.window <= capacity
         slots = self.window if rolls else capacity
-        return KeyValueCache(batch, slots, self.groups, (self.width, self.v_width), dtype, backend, rolls)
+        return KeyValueCache(batch, slots, self.groups, (self.width, self.v_width), self.dtype, self.backend, rolls)
 
-    def _turn(self, x: Tensor, positions: Array) -> Tensor:
-        """Rotary positions.   [B,T,heads,C], whose first coordinates are turned"""
+    def _rotate(self, x: Tensor, positions: Array) -> Tensor:
+        """Apply rotary positions to the first coordinates of each head.   x [B,T,heads,C]"""
         return ops.rope(x, positions, self.inv_freq, self.rope_scale, self.interleaved)

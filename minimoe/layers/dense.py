@@ -6,7 +6,7 @@ from minimoe.backend import Array
 from minimoe.engine import ops
 from minimoe.engine.random import Rng
 from minimoe.engine.tensor import Tensor
-from minimoe.layers.module import Module, Parameter, Role, lowered, lowered_or_none
+from minimoe.layers.module import Module, Parameter, Role, cast_like, cast_like_or_none
 
 # ---- layers ---------------------------------------------------------------------------------------------------------------------------
 
@@ -19,7 +19,7 @@ class Linear(Module):
         self.bias = Parameter(d_out, role="vector") if bias else None
 
     def __call__(self, x: Tensor) -> Tensor:
-        return ops.linear(x, lowered(self.weight, x), lowered_or_none(self.bias, x))
+        return ops.linear(x, cast_like(self.weight, x), cast_like_or_none(self.bias, x))
 
 
 class Embedding(Module):
@@ -42,14 +42,14 @@ class Norm(Module):
         self.bias = Parameter(width, role="vector") if bias and kind == "layer" else None
 
     def __call__(self, x: Tensor) -> Tensor:
-        weight = lowered(self.weight, x)
+        weight = cast_like(self.weight, x)
         if self.kind == "rms":
             return ops.rms_norm(x, weight, self.eps)
-        return ops.layer_norm(x, weight, lowered_or_none(self.bias, x), self.eps)
+        return ops.layer_norm(x, weight, cast_like_or_none(self.bias, x), self.eps)
 
     def after_add(self, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
         """x + delta, and the norm of that."""
-        return ops.add_norm(x, delta, lowered(self.weight, x), lowered_or_none(self.bias, x), self.eps, self.kind)
+        return ops.add_norm(x, delta, cast_like(self.weight, x), cast_like_or_none(self.bias, x), self.eps, self.kind)
 
 
 class Dropout(Module):
@@ -80,6 +80,6 @@ class FeedForward(Module):
 
     def __call__(self, x: Tensor) -> Tensor:
         up = self.gate_up_proj if self.activation == "swiglu" else self.up_proj
-        w_up, w_down = lowered(up.weight, x), lowered(self.down_proj.weight, x)
-        up_bias, down_bias = lowered_or_none(up.bias, x), lowered_or_none(self.down_proj.bias, x)
+        w_up, w_down = cast_like(up.weight, x), cast_like(self.down_proj.weight, x)
+        up_bias, down_bias = cast_like_or_none(up.bias, x), cast_like_or_none(self.down_proj.bias, x)
         return ops.ffn(x, w_up, w_down, up_bias, down_bias, self.activation)

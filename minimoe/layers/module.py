@@ -31,7 +31,7 @@ class Unfilled:
 
 
 class Source(Protocol):
-    """Where the numbers of a parameter lie until they are asked for: in a file (`weights.py`)."""
+    """Where the numbers of a parameter lie until they are asked for: in a file (`pretrained/on_demand.py`)."""
 
     def get(self) -> Array:
         """All of them, as the backend's array; those of experts only where they were read."""
@@ -93,7 +93,7 @@ class Module:
     path = ""
 
     def children(self) -> Iterator[tuple[str, Module]]:
-        """Modules directly below, by attribute name; those of a list as name.0, name.1, ..."""
+        """Modules directly below, by attribute name; those of a list as name.0, name.1, ... A child named "" has its parent's path."""
         for name, value in vars(self).items():
             if isinstance(value, Module):
                 yield name, value
@@ -104,7 +104,7 @@ class Module:
         """This module and all below, by path."""
         yield prefix, self
         for name, module in self.children():
-            yield from module.named_modules(f"{prefix}.{name}" if prefix else name)
+            yield from module.named_modules(f"{prefix}.{name}" if prefix and name else prefix or name)
 
     def named_state(self) -> Iterator[tuple[str, Parameter]]:
         """Parameters and buffers by name; one that is tied stands once, under its first name."""
@@ -170,11 +170,11 @@ class Module:
             parameter.own()[...] = parameter.backend.xp.astype(value, parameter.data.dtype)
 
 
-def lowered(parameter: Tensor, x: Tensor) -> Tensor:
-    """A parameter in the dtype that x is computed in."""
+def cast_like(parameter: Tensor, x: Tensor) -> Tensor:
+    """Cast a parameter to the dtype of x."""
     return parameter if parameter.dtype == x.dtype else ops.astype(parameter, x.dtype)
 
 
-def lowered_or_none(parameter: Tensor | None, x: Tensor) -> Tensor | None:
-    """The same for one that a layer may lack."""
-    return None if parameter is None else lowered(parameter, x)
+def cast_like_or_none(parameter: Tensor | None, x: Tensor) -> Tensor | None:
+    """Cast a parameter that a layer may lack."""
+    return None if parameter is None else cast_like(parameter, x)

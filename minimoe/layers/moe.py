@@ -19,7 +19,7 @@ from minimoe.engine.random import Rng
 from minimoe.engine.tensor import Tensor
 from minimoe.layers.balance import MoEStats, cv_squared
 from minimoe.layers.dense import FeedForward
-from minimoe.layers.module import Module, Parameter, lowered, lowered_or_none
+from minimoe.layers.module import Module, Parameter, cast_like, cast_like_or_none
 from minimoe.reference.gating import Gate, Rule
 
 
@@ -99,8 +99,8 @@ class Experts(Module):
         else:
             up, up_bias = self.up_proj, self.up_bias
         with self.on_demand(plan.offsets):
-            w_up, w_down = lowered(up, x), lowered(self.down_proj, x)
-            biases = lowered_or_none(up_bias, x), lowered_or_none(self.down_bias, x)
+            w_up, w_down = cast_like(up, x), cast_like(self.down_proj, x)
+            biases = cast_like_or_none(up_bias, x), cast_like_or_none(self.down_bias, x)
             return ops.moe_ffn(x, weights, plan, w_up, w_down, *biases, self.activation, self.limit)
 
 

@@ -1,12 +1,11 @@
-"""Rotary frequencies, and how they are stretched so that a model reads further than it was pretrained on.
+"""Rotary frequencies, and how they are stretched so that a model reads longer texts than it was pretrained on.
 
-theta_i = base^(-2i/C), i < C/2; a wavelength is 2 pi / theta_i.
-linear    every frequency over `factor`                                                          (Chen et al. 2023)
-llama3    long waves over `factor`, short ones as they are, those between by a linear blend      (Llama 3.1, 2024)
-yarn      the same idea by the number of turns within the pretrained length, a ramp from `beta_fast` to `beta_slow` turns; queries and keys
-          are scaled up besides, as attention grows flatter over more keys                       (Peng et al. 2023)
+theta_i = base^(-2i/C), i < C/2; the wavelength is 2 pi / theta_i.
+linear    divides every frequency by `factor`                                                    (Chen et al. 2023)
+llama3    divides those of long waves by `factor`, keeps those of short ones, blends linearly between   (Llama 3.1, 2024)
+yarn      does the same by the number of turns within the pretrained length, on a ramp from `beta_fast` to `beta_slow` turns; queries and
+          keys are also scaled up, because attention gets flatter over more keys                 (Peng et al. 2023)
 """
-
 
 import math
 
@@ -19,7 +18,10 @@ Floats = npt.NDArray[np.float64]
 
 
 def frequencies(base: float, width: int, rope: RopeConfig | None, max_seq_len: int) -> tuple[Floats, float]:
-    """Angles a position [width/2], and what turned coordinates are multiplied with; `max_seq_len` where no pretrained length is given"""
+    """Return the angles per position [width/2] and the factor on rotated coordinates.
+
+    `max_seq_len` is the pretrained length where `rope` gives none.
+    """
     plain = np.asarray([base ** (-2 * i / width) for i in range(width // 2)])
     if rope is None:
         return plain, 1.0
@@ -41,7 +43,7 @@ def _yarn(plain: Floats, base: float, rope: RopeConfig, pretrained: int) -> Floa
     pairs = len(plain)
 
     def pair_of(turns: float) -> float:
-        """The pair, as a real number, that turns so often within the pretrained length."""
+        """Return the pair, as a real number, that makes so many turns within the pretrained length."""
         return pairs * math.log(pretrained / (turns * 2.0 * math.pi)) / math.log(base)
 
     low, high = pair_of(rope.beta_fast), pair_of(rope.beta_slow)
@@ -53,14 +55,14 @@ def _yarn(plain: Floats, base: float, rope: RopeConfig, pretrained: int) -> Floa
 
 
 def yarn_scale(rope: RopeConfig) -> float:
-    """What turned queries and keys are multiplied with, each."""
+    """Return the factor on rotated queries, and on rotated keys."""
     if rope.attention_factor is not None:
         return rope.attention_factor
     if rope.mscale and rope.mscale_all_dim:
-        return flattening(rope.factor, rope.mscale) / flattening(rope.factor, rope.mscale_all_dim)
-    return flattening(rope.factor, 1.0)
+        return sharpening(rope.factor, rope.mscale) / sharpening(rope.factor, rope.mscale_all_dim)
+    return sharpening(rope.factor, 1.0)
 
 
-def flattening(factor: float, mscale: float) -> float:
-    """0.1 m ln(factor) + 1: how much sharper attention must be over `factor` times the keys."""
+def sharpening(factor: float, mscale: float) -> float:
+    """Return 0.1 m ln(factor) + 1: how much sharper attention must be over `factor` times the keys."""
     return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1.0 else 1.0

@@ -1,1 +1,1 @@
-"""The Transformer, put together from layers."""
+"""The Transformer, put together from layers: input, blocks, head, loss."""

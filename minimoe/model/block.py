@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from minimoe.backend import Array
 from minimoe.config import ModelConfig
 from minimoe.engine.random import Rng
+from minimoe.engine.recompute import recompute
 from minimoe.engine.tensor import Tensor
 from minimoe.layers.attention import Attention
 from minimoe.layers.balance import MoEStats
-from minimoe.layers.cache import Cache as Cache
+from minimoe.layers.cache import Cache
 from minimoe.layers.dense import Dropout, FeedForward, Norm
 from minimoe.layers.latent_attention import LatentAttention
 from minimoe.layers.module import Module
 from minimoe.layers.moe import MoE
 
 
+@dataclass(frozen=True)
+class ForwardContext:
+    """What all blocks of one forward pass share."""
+
+    positions: Array  # [B or 1,T] int32
+    valid: Array | None  # [B,T] bool: keys that count; with a cache, it knows which
+    token_valid: Array | None  # [B,T] bool: tokens that are routed
+    rng: Rng | None
+    cache: Cache | None
+
+
 class Block(Module):
     """Attention, then a feed-forward layer, around the residual stream x [B,T,D].
 
-    What a layer gives is added where the next norm reads the stream, in one pass: so a block takes the stream and what is still to be added
-    to it (`delta`, or None), and gives both, and the stats of a routed layer or None.
+    The output of a layer is added to the stream where the next norm reads it, in one pass. So a block takes the stream and what is still to
+    be added to it (`delta`, or None), and returns both, with the stats of its routed layer or None.
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -54,37 +66,45 @@ class Block(Module):
         self.attention_dropout = Dropout(c.dropout, "attention")
         self.ffn_dropout = Dropout(c.dropout, "ffn")
 
-    def __call__(self, x: Tensor, delta: Tensor | None, call: Call, layer: int) -> tuple[Tensor, Tensor | None, MoEStats | None]:
+    def __call__(
+        self, x: Tensor, delta: Tensor | None, context: ForwardContext, layer: int
+    ) -> tuple[Tensor, Tensor | None, MoEStats | None]:
+        """x [B,T,D], delta [B,T,D] or None -> the same two after this block, stats"""
         if self.pre:
             x, h = (x, self.attention_norm(x)) if delta is None else self.attention_norm.after_add(x, delta)
         else:
             h = x
-        cache = None if call.cache is None else call.cache.layers[layer]
-        a = self.attention(h, call.positions, call.valid, call.rng, cache)
-        a = self.attention_dropout(a, call.rng)
+        cache = None if context.cache is None else context.cache.layers[layer]
+        a = self.attention(h, context.positions, context.valid, context.rng, cache)
+        a = self.attention_dropout(a, context.rng)
         if self.pre:
             x, h = self.ffn_norm.after_add(x, a)
-            y, stats = self._feed_forward(h, call)
+            y, stats = self._feed_forward(h, context)
             return x, y, stats
         _, x = self.attention_norm.after_add(x, a)
-        y, stats = self._feed_forward(x, call)
+        y, stats = self._feed_forward(x, context)
         return self.ffn_norm.after_add(x, y)[1], None, stats
 
-    def _feed_forward(self, h: Tensor, call: Call) -> tuple[Tensor, MoEStats | None]:
+    def _feed_forward(self, h: Tensor, context: ForwardContext) -> tuple[Tensor, MoEStats | None]:
         stats = None
         if self.routed:
-            y, stats = self.moe(h, call.token_valid, call.rng)
+            y, stats = self.moe(h, context.token_valid, context.rng)
         else:
             y = self.ffn(h)
-        return self.ffn_dropout(y, call.rng), stats
+        return self.ffn_dropout(y, context.rng), stats
 
+    def recomputed(
+        self, x: Tensor, delta: Tensor | None, context: ForwardContext, layer: int
+    ) -> tuple[Tensor, Tensor | None, MoEStats | None]:
+        """As calling the block, without keeping its inner activations; its differentiable statistics stay differentiable."""
 
-@dataclass(frozen=True)
-class Call:
-    """What every block of one forward pass shares."""
+        def run(x: Tensor, delta: Tensor | None = None) -> tuple[Any, ...]:
+            y, dy, stats = self(x, delta, context, layer)
+            if stats is None:
+                return y, dy, None
+            return y, dy, stats, stats.logits, stats.prob_sum, stats.own_loss
 
-    positions: Array  # [B or 1,T] int32
-    valid: Array | None  # [B,T] bool: keys that count; with a cache, it knows which
-    token_valid: Array | None  # [B,T] bool: tokens that are routed
-    rng: Rng | None
-    cache: Cache | None
+        y, dy, stats, *tensors = recompute(run, x) if delta is None else recompute(run, x, delta)
+        if stats is None:
+            return y, dy, None
+        return y, dy, replace(stats, **dict(zip(("logits", "prob_sum", "own_loss"), tensors, strict=True)))

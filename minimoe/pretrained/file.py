@@ -25,13 +25,13 @@ from numpy.typing import NDArray
 
 from minimoe.errors import CheckpointError
 from minimoe.files import reason, sync_folder
-from minimoe.pretrained.header import STORED, Entry, read_header, refuse_pickle, shown, write_header
+from minimoe.pretrained.header import STORED, TensorInfo, read_header, refuse_pickle, shown, write_header
 from minimoe.pretrained.quantised import FLOAT8, fill_float8, pieces
 
-__all__ = ["Entry", "TensorFile", "fill", "pack", "write_tensor_file"]
+__all__ = ["TensorFile", "TensorInfo", "fill", "pack", "write_tensor_file"]
 
 Array: TypeAlias = NDArray[Any]
-Plan: TypeAlias = Mapping[str, tuple[str, tuple[int, ...]]]
+Specs: TypeAlias = Mapping[str, tuple[str, tuple[int, ...]]]
 
 FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E8M0"})  # what `fill` reads
 
@@ -59,7 +59,7 @@ class TensorFile:
         except ValueError as error:  # a path with a NUL; a file that shrank
             raise CheckpointError(f"{shown(self.path)}: cannot be read: {error}") from error
 
-    def entry(self, name: str) -> Entry:
+    def entry(self, name: str) -> TensorInfo:
         """What the header says of a tensor. Raises `CheckpointError` where there is none of that name."""
         if name not in self.entries:
             raise CheckpointError(f"{shown(self.path)}: has no tensor {shown(name)}")
@@ -150,16 +150,16 @@ def _float32_bits(values: Array) -> Array:
     return np.where(between, np.where(np.abs(near) < np.abs(values), bits + 1, bits - 1), bits)
 
 
-def write_tensor_file(path: Path | str, plan: Plan, produce: Callable[[str], Array], metadata: Mapping[str, str] | None = None) -> None:
+def write_tensor_file(path: Path | str, specs: Specs, produce: Callable[[str], Array], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file, one tensor in memory at a time; equal contents give equal bytes, those of the safetensors library.
 
-    plan: {name: (dtype, shape)}, from which the header is made. produce(name): the tensor, in the dtype that `TensorFile.raw` gives.
+    specs: {name: (dtype, shape)}, from which the header is made. produce(name): the tensor, in the dtype that `TensorFile.raw` gives.
     A file of that name is replaced when the new one is whole and on the disk. Raises `CheckpointError` where it cannot be written.
     """
     path = Path(path)
     temporary = beside(path)
     try:
-        stream(temporary, plan, produce, metadata)
+        stream(temporary, specs, produce, metadata)
         os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
@@ -169,13 +169,13 @@ def write_tensor_file(path: Path | str, plan: Plan, produce: Callable[[str], Arr
             temporary.unlink()
 
 
-def stream(path: Path, plan: Plan, produce: Callable[[str], Array], metadata: Mapping[str, str] | None) -> None:
+def stream(path: Path, specs: Specs, produce: Callable[[str], Array], metadata: Mapping[str, str] | None) -> None:
     """As `write_tensor_file`, into a new file in place. Raises `OSError`."""
-    header, order = write_header(plan, metadata)
+    header, order = write_header(specs, metadata)
     with open(path, "xb") as file:
         file.write(header)
         for name in order:
-            file.write(_bytes(name, produce(name), *plan[name]))
+            file.write(_bytes(name, produce(name), *specs[name]))
         file.flush()
         os.fsync(file.fileno())
 

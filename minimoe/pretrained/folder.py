@@ -19,7 +19,7 @@ import msgspec
 
 from minimoe.errors import CheckpointError
 from minimoe.files import HIDDEN, reason, sync_folder, to_json, write_synced
-from minimoe.pretrained.file import Array, Entry, Plan, TensorFile, beside, fill, stream
+from minimoe.pretrained.file import Array, Specs, TensorFile, TensorInfo, beside, fill, stream
 from minimoe.pretrained.header import PICKLE, PICKLES, STORED, shown
 from minimoe.runs.checkpoint import MANIFEST, TOKENIZER
 
@@ -92,7 +92,7 @@ class ModelFolder:
             raise CheckpointError(f"{shown(self.path)}: has no tensor {shown(name)}")
         return self._file_of[name]
 
-    def entry(self, name: str) -> Entry:
+    def entry(self, name: str) -> TensorInfo:
         """A tensor's dtype, as safetensors' word, and shape."""
         return self.file_of(name).entry(name)
 
@@ -207,7 +207,7 @@ def _why_no_weights(folder: Path) -> str:
 def write_model_folder(
     path: Path | str,
     config: Mapping[str, Any],
-    plan: Plan,
+    specs: Specs,
     produce: Callable[[str], Array],
     shard_bytes: int = 5_000_000_000,
     tokenizer_json: str | None = None,
@@ -215,8 +215,8 @@ def write_model_folder(
 ) -> None:
     """Write a model folder that transformers reads, one tensor in memory at a time; a kill leaves it whole or absent.
 
-    plan, produce: as for `write_tensor_file`. shard_bytes: the most a weight file holds (a larger tensor has one to itself); tensors are
-    dealt out in the plan's order. texts: further files by name. Raises
+    specs, produce: as for `write_tensor_file`. shard_bytes: the most a weight file holds (a larger tensor has one to itself); tensors are
+    dealt out in the specs's order. texts: further files by name. Raises
     `CheckpointError` where the path is taken (an empty folder is not) or cannot be written.
     """
     path = Path(os.path.abspath(path))
@@ -227,7 +227,7 @@ def write_model_folder(
         path.parent.mkdir(parents=True, exist_ok=True)
         _clear_leftovers(path)
         temporary.mkdir()
-        _write_weights(temporary, _shards(plan, shard_bytes), plan, produce)
+        _write_weights(temporary, _shards(specs, shard_bytes), specs, produce)
         write_synced(temporary / CONFIG, to_json(config).encode())
         if tokenizer_json is not None:
             write_synced(temporary / TOKENIZER, tokenizer_json.encode())
@@ -252,12 +252,12 @@ def _clear_leftovers(path: Path) -> None:
             shutil.rmtree(entry, ignore_errors=True)
 
 
-def _shards(plan: Plan, shard_bytes: int) -> list[list[str]]:
-    """The names of each shard, in the plan's order; at least one shard."""
+def _shards(specs: Specs, shard_bytes: int) -> list[list[str]]:
+    """The names of each shard, in the specs's order; at least one shard."""
     shards: list[list[str]] = [[]]
     room = shard_bytes
-    for name in plan:
-        size = _size(plan, name)
+    for name in specs:
+        size = _size(specs, name)
         if size > room and shards[-1]:
             shards.append([])
             room = shard_bytes
@@ -266,18 +266,18 @@ def _shards(plan: Plan, shard_bytes: int) -> list[list[str]]:
     return shards
 
 
-def _size(plan: Plan, name: str) -> int:
-    dtype, shape = plan[name]
+def _size(specs: Specs, name: str) -> int:
+    dtype, shape = specs[name]
     return math.prod(shape) * STORED[dtype].itemsize
 
 
-def _write_weights(folder: Path, shards: list[list[str]], plan: Plan, produce: Callable[[str], Array]) -> None:
+def _write_weights(folder: Path, shards: list[list[str]], specs: Specs, produce: Callable[[str], Array]) -> None:
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
         file_name = WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         weight_map.update(dict.fromkeys(names, file_name))
         # transformers refuses a file that does not say which framework's layout it has.
-        stream(folder / file_name, {name: plan[name] for name in names}, produce, {"format": "pt"})
+        stream(folder / file_name, {name: specs[name] for name in names}, produce, {"format": "pt"})
     if len(shards) > 1:
-        total = sum(_size(plan, name) for name in plan)
+        total = sum(_size(specs, name) for name in specs)
         write_synced(folder / INDEX, to_json({"metadata": {"total_size": total}, "weight_map": weight_map}).encode())

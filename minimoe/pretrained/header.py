@@ -1,10 +1,9 @@
-"""The header of a safetensors file, read as if a liar wrote it, and written.
+"""Reads the header of a safetensors file without trusting it, and writes one.
 
-Every claim is checked before it is used: JSON is read a tensor at a time, each at once made an `Entry` or refused, so that memory follows
-what is said honestly and not what a header's nesting makes of it; then the offsets must tile the rest of the file, each tensor with the
-bytes that its dtype and shape take. Sizes are Python's integers, which do not overflow.
+Every claim is checked before it is used. JSON is read one tensor at a time; each becomes a `TensorInfo` or is refused at once, so that a
+deeply nested header cannot exhaust the memory. The offsets must tile the rest of the file, each tensor with the bytes that its dtype and
+shape take. Sizes are Python's integers, which do not overflow.
 """
-
 
 import json
 import math
@@ -17,8 +16,8 @@ import numpy as np
 
 from minimoe.errors import CheckpointError
 
-# The format's words, in the order in which its library lays tensors out (by dtype, then by name), and NumPy's dtype for the bytes.
-# F4 and F6 are not here: their numbers do not fill bytes.
+# The format's dtypes, in the order in which its library lays tensors out (by dtype, then by name), and NumPy's dtype for the bytes.
+# F4 and F6 are missing: their numbers do not fill bytes.
 STORED: dict[str, np.dtype[Any]] = {
     word: np.dtype(dtype)
     for word, dtype in [
@@ -44,8 +43,8 @@ SPACE = re.compile(r"[ \t\n\r]*")
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-class Entry(NamedTuple):
-    """Where a tensor lies: safetensors' word for its dtype, its shape, and its bytes as absolute offsets in the file."""
+class TensorInfo(NamedTuple):
+    """The dtype of a tensor in safetensors' words, its shape, and its bytes as absolute offsets in the file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -54,7 +53,7 @@ class Entry(NamedTuple):
 
 
 def shown(text: object) -> str:
-    """What someone else wrote, as a message may show it: a path that is printable as it is, else quoted, escaped and shortened."""
+    """Return untrusted text for a message: a printable path unchanged, anything else quoted, escaped and shortened."""
     if isinstance(text, os.PathLike):
         if str(text).isprintable():
             return str(text)
@@ -64,7 +63,7 @@ def shown(text: object) -> str:
 
 
 def refuse_pickle(name: str, start: bytes) -> None:
-    """Raise `CheckpointError` for a file that is a pickle by its name or by its first bytes."""
+    """Raise `CheckpointError` if a file is a pickle by its name or by its first bytes."""
     if any(name.lower().endswith(ending) for ending in PICKLES) or PICKLE_MAGIC.match(start):
         raise CheckpointError(PICKLE)
 
@@ -72,8 +71,8 @@ def refuse_pickle(name: str, start: bytes) -> None:
 # ---- reading -----------------------------------------------------------------------------------------------------------------
 
 
-def read_header(file: BinaryIO, size: int) -> tuple[dict[str, Entry], dict[str, str]]:
-    """Tensors by name, and metadata, of a file of `size` bytes that stands at its start. Reads the header alone.
+def read_header(file: BinaryIO, size: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """Return the tensors by name, and the metadata, of a file of `size` bytes that is open at its start. Only the header is read.
 
     Raises `CheckpointError` with one line that says what is wrong, without the file's name.
     """
@@ -98,9 +97,9 @@ def read_header(file: BinaryIO, size: int) -> tuple[dict[str, Entry], dict[str, 
     return entries, metadata
 
 
-def _read_entries(text: str, data: int) -> tuple[dict[str, Entry], dict[str, str]]:
-    """The header's text, made entries; `data` is where the tensors' bytes begin."""
-    entries: dict[str, Entry] = {}
+def _read_entries(text: str, data: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """Parse the header's text; `data` is the offset at which the tensors' bytes begin."""
+    entries: dict[str, TensorInfo] = {}
     metadata: dict[str, str] | None = None
     for name, value in _members(text):
         if name in entries or (name == "__metadata__" and metadata is not None):
@@ -113,7 +112,7 @@ def _read_entries(text: str, data: int) -> tuple[dict[str, Entry], dict[str, str
 
 
 def _members(text: str) -> Iterator[tuple[str, Any]]:
-    """The members of a JSON object, one at a time, so that a wrong one is met before those after it are read."""
+    """Yield the members of a JSON object one at a time, so that a wrong one is refused before those after it are read."""
     at = _after(text, 0, "{")
     if text[at : at + 1] == "}":
         at += 1
@@ -134,14 +133,14 @@ def _members(text: str) -> Iterator[tuple[str, Any]]:
 
 
 def _after(text: str, at: int, expected: str) -> int:
-    """Where what follows one expected character begins."""
+    """Return where the text after one expected character begins."""
     if text[at : at + 1] != expected:
         _broken(at)
     return _skip(text, at + 1)
 
 
 def _value(text: str, at: int, most: int) -> tuple[Any, int]:
-    """The JSON value at a place, of at most `most` characters, and where what follows begins."""
+    """Return the JSON value at an offset, of at most `most` characters, and where the text after it begins."""
     try:
         value, length = DECODER.raw_decode(text[at : at + most])
     except (ValueError, RecursionError):
@@ -161,7 +160,7 @@ def _broken(at: int) -> NoReturn:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) < len(pairs):
-        raise ValueError("a name stands twice")
+        raise ValueError("a name occurs twice")
     return members
 
 
@@ -178,8 +177,8 @@ def _metadata(value: Any) -> dict[str, str]:
     return value
 
 
-def _entry(name: str, value: Any, data: int) -> Entry:
-    """One member of the header, checked by itself."""
+def _entry(name: str, value: Any, data: int) -> TensorInfo:
+    """Check one member of the header by itself."""
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise CheckpointError(f"tensor {shown(name)}: expected an object with dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
@@ -198,15 +197,15 @@ def _entry(name: str, value: Any, data: int) -> Entry:
     needed = math.prod(shape) * STORED[dtype].itemsize
     if needed != stop - start:
         raise CheckpointError(f"tensor {shown(name)}: {dtype} {shown(shape)} takes {needed} bytes, its data_offsets give {stop - start}")
-    return Entry(dtype, tuple(shape), data + start, data + stop)
+    return TensorInfo(dtype, tuple(shape), data + start, data + stop)
 
 
 def _whole_numbers(value: Any) -> bool:
     return isinstance(value, list) and all(type(number) is int and 0 <= number <= MOST_NUMBER for number in value)
 
 
-def _check_layout(entries: Mapping[str, Entry], data: int, size: int) -> None:
-    """Tensors must follow each other without gap or overlap, from where the data begins to the end of the file."""
+def _check_layout(entries: Mapping[str, TensorInfo], data: int, size: int) -> None:
+    """Check that tensors follow each other without gap or overlap, from where the data begins to the end of the file."""
     end, before = data, ""
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
         if entry.stop > size:
@@ -223,17 +222,17 @@ def _check_layout(entries: Mapping[str, Entry], data: int, size: int) -> None:
 # ---- writing -----------------------------------------------------------------------------------------------------------------
 
 
-def write_header(plan: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str] | None) -> tuple[bytes, list[str]]:
-    """The bytes before the tensors', and the order in which these follow: by dtype, the widest first, then by name.
+def write_header(specs: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str] | None) -> tuple[bytes, list[str]]:
+    """Return the bytes before the tensors, and the order of the tensors: by dtype, the widest first, then by name.
 
-    plan: {name: (dtype, shape)}. The header is padded with spaces to a multiple of 8, so that tensors in that order are aligned.
+    specs: {name: (dtype, shape)}. The header is padded with spaces to a multiple of 8, so that tensors in that order are aligned.
     """
     rank = {word: index for index, word in enumerate(STORED)}
-    order = sorted(plan, key=lambda name: (rank[plan[name][0]], name))
+    order = sorted(specs, key=lambda name: (rank[specs[name][0]], name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     start = 0
     for name in order:
-        dtype, shape = plan[name]
+        dtype, shape = specs[name]
         stop = start + math.prod(shape) * STORED[dtype].itemsize
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, stop]}
         start = stop

@@ -1,5 +1,4 @@
-"""Opening a model, ready to predict: a run, a checkpoint, or a folder of one of transformers' families."""
-
+"""Loads a model, ready to predict: a run, a checkpoint, or a folder of one of transformers' families."""
 
 import warnings
 from dataclasses import dataclass
@@ -9,29 +8,33 @@ from minimoe.backend import Backend, current_backend
 from minimoe.config import Config, config_from_tables
 from minimoe.data.tokenizer import Tokenizer, load_tokenizer
 from minimoe.errors import CheckpointError, UserError
-from minimoe.model.transformer import Transformer
 from minimoe.pretrained.folder import INDEX, is_model_folder
 from minimoe.pretrained.header import PICKLE, PICKLES
-from minimoe.pretrained.models import open_folder
+from minimoe.pretrained.opening import open_folder
+from minimoe.pretrained.transformer import PretrainedTransformer
 from minimoe.runs.checkpoint import TOKENIZER, Checkpoint, load_checkpoint
 from minimoe.runs.run import RUNS, Run
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model with what belongs to it."""
+    """A model, and where it was found."""
 
-    model: Transformer
-    tokenizer: Tokenizer | None
+    model: PretrainedTransformer
     config: Config
     folder: Path  # of the checkpoint, or of the model
     step: int
     problems: list[str]  # damaged checkpoints that were passed over
-    no_tokenizer: str = ""  # why there is none
+    no_tokenizer: str = ""  # why it has no tokenizer
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The model's tokenizer."""
+        return self.model.tokenizer
 
     @property
     def text(self) -> Tokenizer:
-        """Its tokenizer. Raises UserError, with the reason, where it has none."""
+        """The model's tokenizer. Raises UserError, with the reason, if it has none."""
         if self.tokenizer is None:
             raise UserError(self.no_tokenizer or f"{self.folder}: has no {TOKENIZER}: text cannot be turned into its tokens")
         return self.tokenizer
@@ -41,9 +44,9 @@ def open_model(
     path: str | Path | None = None, root: str | Path = RUNS, backend: Backend | None = None, *, dtype: str = "float32",
     max_memory: int | None = None,
 ) -> Loaded:  # fmt: skip
-    """The model of a run (its newest whole checkpoint), of a checkpoint's folder, or of a model folder; None: the newest run.
+    """Open the model of a run (its newest whole checkpoint), of a checkpoint's folder, or of a model folder. None: the newest run.
 
-    dtype, max_memory (bytes of weights): of a model folder alone. Raises `UserError` where there is none, or it is damaged.
+    `dtype` and `max_memory` (bytes of weights) apply to model folders only. Raises `UserError` if there is no model or it is damaged.
     """
     folder = None if path is None else _model_folder(Path(path))
     if folder is not None:
@@ -52,14 +55,14 @@ def open_model(
         raise UserError("max_memory bounds what is read of a model folder; a run's checkpoint is read as a whole")
     saved, problems = _find(path, Path(root))
     config = config_from_tables(saved.config, saved.folder.name)
-    model = Transformer(config.model, dtype=config.train.dtype, backend=backend or current_backend())
+    model = PretrainedTransformer(config.model, dtype=config.train.dtype, backend=backend or current_backend())
     model.load_state_dict(saved.model)
-    tokenizer = load_tokenizer(saved.tokenizer_path) if saved.tokenizer_path is not None else None
-    return Loaded(model, tokenizer, config, saved.folder, saved.step, problems)
+    model.tokenizer = load_tokenizer(saved.tokenizer_path) if saved.tokenizer_path is not None else None
+    return Loaded(model, config, saved.folder, saved.step, problems)
 
 
 def _model_folder(path: Path) -> Path | None:
-    """The path where it is a model folder, or would be one but for what `ModelFolder` then says; a file of weights is refused."""
+    """Return the path if it is a model folder, or one whose fault `ModelFolder` will name; else None. A file of weights is refused."""
     if path.is_file() and path.suffix in PICKLES:
         raise CheckpointError(f"{path}: {PICKLE}")
     if path.is_file() and path.suffix == ".safetensors":
@@ -72,14 +75,14 @@ def _model_folder(path: Path) -> Path | None:
 
 def _open_folder(path: Path, dtype: str, backend: Backend | None, max_memory: int | None) -> Loaded:
     model = open_folder(path, dtype, backend, max_memory)
-    tokenizer, why = None, ""
+    no_tokenizer = ""
     if (path / TOKENIZER).is_file():
         try:
-            tokenizer = load_tokenizer(path / TOKENIZER)
-        except UserError as error:  # the model can be used without it
-            why = str(error)
+            model.tokenizer = load_tokenizer(path / TOKENIZER)
+        except UserError as error:  # the model works without it
+            no_tokenizer = str(error)
     config = Config(model=model.config, name=path.resolve().name or "model")
-    return Loaded(model, tokenizer, config, path, 0, [], why)
+    return Loaded(model, config, path, 0, [], no_tokenizer)
 
 
 def _find(path: str | Path | None, root: Path) -> tuple[Checkpoint, list[str]]:
@@ -91,13 +94,12 @@ def _find(path: str | Path | None, root: Path) -> tuple[Checkpoint, list[str]]:
     return run.load(optimizer=False)
 
 
-def load(path: str | Path | None = None, *, dtype: str = "float32", max_memory: int | None = None) -> Transformer:
-    """The model of a run, a checkpoint, or a Hugging Face model folder: `logits = load("runs/last")(tokens)`.
+def load(path: str | Path | None = None, *, dtype: str = "float32", max_memory: int | None = None) -> PretrainedTransformer:
+    """Load the model of a run, a checkpoint, or a Hugging Face model folder: `logits = load("runs/last")(tokens)`.
 
-    Its tokenizer is `model.tokenizer` (None where it has none, or the extra `hf` is missing). dtype, max_memory: as `open_model`'s.
+    `model.tokenizer` is None if there is none, or if the extra `hf` is missing. For `dtype` and `max_memory` see `open_model`.
     """
     loaded = open_model(path, dtype=dtype, max_memory=max_memory)
     for problem in loaded.problems:
         warnings.warn(f"damaged: {problem}; step {loaded.step} is loaded", stacklevel=2)
-    loaded.model.tokenizer = loaded.tokenizer
     return loaded.model

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from minimoe.config import ModelConfig
 from minimoe.errors import CheckpointError
 from minimoe.pretrained.families.family import MOST_NUMBER, Family
-from minimoe.pretrained.families.layout import Layout, Layouts, Part, Shape, all_of_it
+from minimoe.pretrained.families.layout import Layout, Layouts, Shape, StoredTensor, all_of_it
 from minimoe.pretrained.file import FLOATS, fill
 from minimoe.pretrained.folder import ModelFolder
 from minimoe.pretrained.header import shown
@@ -98,15 +98,15 @@ class Location:
 
     def __init__(self, layout: Layout, shape: Shape, keys: Keys) -> None:
         self.layout, self.shape, self.folder = layout, shape, keys.folder
-        self.keys: dict[tuple[str, int | None], tuple[str, ...]] = {}  # (part's key, expert): the tensors in the folder
+        self.keys: dict[tuple[str, int | None], tuple[str, ...]] = {}  # (tensor's key, expert): the tensors in the folder
         self.of_experts = layout.kind != "whole"
         own = shape[1:] if self.of_experts else shape
         experts: Iterator[int | None] = iter(range(shape[0])) if layout.kind == "each" else iter((None,))
-        expected = [(part, part.shape(own)) for part in layout.parts]
+        expected = [(tensor, tensor.shape(own)) for tensor in layout.tensors]
         for e in experts:
-            for part, size in expected:
+            for tensor, size in expected:
                 full = (shape[0], *size) if layout.kind == "stacked" else size
-                self.keys[part.key, e] = _find(part, full, e, keys)
+                self.keys[tensor.key, e] = _find(tensor, full, e, keys)
 
     @property
     def dtype(self) -> str:
@@ -116,13 +116,13 @@ class Location:
 
     def read(self, out: Host, expert: int | None = None) -> None:
         """Fill an array of the parameter's shape, or with `expert` of one slice's."""
-        for part in self.layout.parts:
-            target = part.view(out)
-            names = self.keys[part.key, expert if self.layout.kind == "each" else None]
+        for tensor in self.layout.tensors:
+            target = tensor.view(out)
+            names = self.keys[tensor.key, expert if self.layout.kind == "each" else None]
             raws = [self.folder.raw(name) for name in names]
             if self.layout.kind == "stacked":
                 raws = [raw[expert] for raw in raws]
-            if part.packed == "mxfp4":
+            if tensor.packed == "mxfp4":
                 groups = target.shape[-1] // 32
                 blocks, scales = raws[0].reshape(*target.shape[:-1], groups, 16), raws[1].reshape(*target.shape[:-1], groups)
                 fill_mxfp4(target, blocks, scales)
@@ -133,10 +133,10 @@ class Location:
             for name in names:
                 self.folder.release(name)
 
-    def as_it_lies(self, dtype: np.dtype[Any]) -> Host | None:
+    def mapped(self, dtype: np.dtype[Any]) -> Host | None:
         """A view of the file where the parameter lies there as it is used, else None."""
-        part, names = self.layout.parts[0], next(iter(self.keys.values()))
-        if self.of_experts or len(self.layout.parts) > 1 or len(names) > 1 or part.view is not all_of_it:
+        tensor, names = self.layout.tensors[0], next(iter(self.keys.values()))
+        if self.of_experts or len(self.layout.tensors) > 1 or len(names) > 1 or tensor.view is not all_of_it:
             return None
         raw = self.folder.raw(names[0])
         return raw if self.dtype.startswith("F") and raw.dtype == dtype and raw.flags.aligned else None
@@ -148,10 +148,10 @@ class Location:
                 self.folder.release(name)
 
 
-def _find(part: Part, shape: Shape, e: int | None, keys: Keys) -> tuple[str, ...]:
-    """The tensors of one part: one; a float8 weight and its scales; MXFP4's blocks and scales."""
-    name = part.key if e is None else part.key.replace("{e}", str(e))
-    if part.packed == "mxfp4":
+def _find(tensor: StoredTensor, shape: Shape, e: int | None, keys: Keys) -> tuple[str, ...]:
+    """The tensors of one tensor: one; a float8 weight and its scales; MXFP4's blocks and scales."""
+    name = tensor.key if e is None else tensor.key.replace("{e}", str(e))
+    if tensor.packed == "mxfp4":
         if shape[-1] % 32:
             raise CheckpointError(f"{keys.folder.path}: {name}: MXFP4 packs 32 numbers, and its rows have {shape[-1]}")
         groups = (*shape[:-1], shape[-1] // 32)
@@ -187,9 +187,9 @@ def locate(
 def _choose(layouts: Layouts, keys: Keys) -> Layout:
     """The form in which a parameter is there; where it is in none, the first, whose key will be named as missing."""
     for layout in layouts:
-        part = layout.parts[0]
-        name = part.key.replace("{e}", "0") if layout.kind == "each" else part.key
-        if any(name + end in keys for end in (MXFP4 if part.packed else ("",))):
+        tensor = layout.tensors[0]
+        name = tensor.key.replace("{e}", "0") if layout.kind == "each" else tensor.key
+        if any(name + end in keys for end in (MXFP4 if tensor.packed else ("",))):
             return layout
     return layouts[0]
 

@@ -18,7 +18,7 @@ from minimoe.errors import ConfigError
 from minimoe.model.transformer import Transformer
 from minimoe.pretrained.folder import is_model_folder
 from minimoe.pretrained.loading import Loaded, open_model
-from minimoe.pretrained.models import save_pretrained
+from minimoe.pretrained.saving import save_pretrained
 
 Arrays = dict[str, npt.NDArray[Any]]
 STACKED = {"weight": "proj", "bias": "bias"}  # ffn.up_proj.weight -> experts.up_proj, ffn.up_proj.bias -> experts.up_bias
@@ -31,7 +31,7 @@ def convert(source: str | Path, target: Path, dtype: str | None = None) -> str:
     """
     loaded = open_model(source)
     tokenizer = None if is_model_folder(source) else loaded.tokenizer  # of a folder the file itself is copied
-    found = save_pretrained(loaded.model, target, dtype, tokenizer)
+    found = save_pretrained(loaded.model, target, dtype, tokenizer, loaded.model.provenance)
     size = sum(file.stat().st_size for file in target.iterdir())
     return f"{target}: {found.model_type}, {size / 1e6:,.1f} MB, for transformers' {_class(target)}"
 

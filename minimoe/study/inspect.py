@@ -81,12 +81,14 @@ def inspect(what: str, overrides: tuple[str, ...] = ()) -> Report:
 def _inspect_folder(path: Path) -> Report:
     """A model folder: its names and shapes are compared, its weights not read; with the experts that were used here."""
     from minimoe.pretrained.expert_usage import recall
-    from minimoe.pretrained.models import open_folder
+    from minimoe.pretrained.opening import open_folder
 
     model = open_folder(path)
-    files = model.origin.folder.files.values()
+    provenance = model.provenance
+    assert provenance is not None
+    files = provenance.folder.files.values()
     facts: dict[str, Any] = {
-        "path": str(path), "family": model.origin.family.model_type, "files": len(files),
+        "path": str(path), "family": provenance.family.model_type, "files": len(files),
         "bytes": sum(entry.stop - entry.start for file in files for entry in file.entries.values()),
         "dtypes": sorted({entry.dtype for file in files for entry in file.entries.values()}),
         "routed_layers": list(model.config.moe_layers()),

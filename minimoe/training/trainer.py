@@ -27,7 +27,8 @@ from minimoe.engine.random import Rng
 from minimoe.engine.recording import Recorded
 from minimoe.errors import CheckpointError, ConfigError, Diverged, Interrupted, UserError
 from minimoe.layers.balance import uniform_aux_loss
-from minimoe.model.transformer import LossParts, Transformer
+from minimoe.model.loss import LossParts
+from minimoe.pretrained.transformer import PretrainedTransformer
 from minimoe.runs.checkpoint import Checkpoint
 from minimoe.runs.environment import check_memory
 from minimoe.runs.run import Run
@@ -62,7 +63,7 @@ class TrainedRun:
     """What `minimoe.train` gives back."""
 
     run: Run
-    model: Transformer
+    model: PretrainedTransformer
     task: Task
     metrics: list[dict[str, Any]]
 
@@ -162,9 +163,8 @@ class Trainer:
         check_memory(config.model)
         self.config = config = replace(config, train=replace(config.train, backend=self.backend.name))
         with told_of_memory(self.backend):
-            self.model = Transformer(config.model, seed=config.train.seed, dtype=config.train.dtype, backend=self.backend)
+            self.model = PretrainedTransformer(config.model, config.train.seed, config.train.dtype, self.backend, self.task.tokenizer)
             self.optimizer = make_optimizer(self.model.parameters(), config.train)
-        self.model.tokenizer = self.task.tokenizer
         self.step = 0  # steps done
         self.elapsed = 0.0  # seconds of training, over all sittings
         self.best: float | None = None  # lowest validation loss of an evaluation

@@ -201,8 +201,9 @@ def test_a_row_ends_before_its_end_token_and_the_batch_when_all_have() -> None:
     rows = [list(row) for row in zip(*generate_batch(model, prompts, 12, Sampling(0.0, end=(unused, end))), strict=True)]
     assert [[token for token in row if token is not None] for row in rows] == expected
     assert len(rows[0]) == len(expected[0])
-    model.end_tokens = (end,)
-    assert list(generate_ids(model, [5], 12, GREEDY)) == expected[1]
+    loaded = mm.Transformer(model.config, dtype="float64")
+    loaded.end_tokens = (end,)
+    assert list(generate_ids(loaded, [5], 12, GREEDY)) == expected[1]
 
 
 @pytest.mark.parametrize("prompts", [[], [[]], [[1], []]])
@@ -228,8 +229,8 @@ def test_a_recorded_step_has_the_bits_of_a_plain_one(changes: dict[str, Any]) ->
     assert played.recorded is not None and played.recorded.again is not None
 
 
-def test_a_step_is_not_recorded_where_weights_are_not_in_memory_or_the_backend_cannot() -> None:
-    class Absent(Transformer):
+def test_a_step_is_not_recorded_if_weights_are_not_in_memory_or_the_backend_cannot() -> None:
+    class Absent(mm.Transformer):
         resident = False
 
     config = make().config
@@ -545,3 +546,25 @@ def test_wrong_options_are_one_line(folder: Path, monkeypatch: Any, capsys: Any,
     monkeypatch.chdir(folder)
     code, out, err = call(capsys, "generate", *wrong)
     assert (code, out) == (2, "") and says in one_line(err)
+
+
+def test_a_cache_serves_the_attention_layers_of_any_module() -> None:
+    class Pair(mm.nn.Module):
+        def __init__(self) -> None:
+            self.layers = [mm.nn.Attention(8, 2, window=window, max_seq_len=6) for window in (0, 2)]
+
+        def __call__(self, x: Tensor, cache: mm.Cache | None = None) -> Tensor:
+            first, t = 0 if cache is None else cache.length, x.shape[1]
+            positions = np.arange(first, first + t, dtype=np.int32)[None]
+            if cache is not None:
+                cache.add_columns(positions, None, 1, t)
+            for number, layer in enumerate(self.layers):
+                x = layer(x, positions, cache=None if cache is None else cache.layers[number])
+            return x
+
+    with mm.use_backend("numpy"), mm.no_grad():
+        pair, x = Pair().init(0, "float64"), mm.tensor(np.random.default_rng(0).standard_normal((1, 6, 8)))
+        cache = mm.Cache(pair)
+        assert [layer.slots for layer in cache.layers] == [6, 2]
+        parts = [pair(mm.tensor(x.numpy()[:, i : i + 1]), cache).numpy() for i in range(6)]
+        np.testing.assert_allclose(np.concatenate(parts, axis=1), pair(x).numpy(), rtol=1e-12, atol=1e-15)

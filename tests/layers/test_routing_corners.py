@@ -219,7 +219,7 @@ def test_the_residual_of_a_dropped_token_passes():
     model.blocks[0].moe.router.bias.data[...] = [5.0, 0.0, 0.0, 0.0]
     model.blocks[0].attention.o_proj.weight.data[...] = 0.0
     ids = np.arange(9)[None]
-    x = model.embed.weight.numpy()[ids[0]]
+    x = model.input.embed.weight.numpy()[ids[0]]
     y = model(ids, rng=mm.Rng(0)).numpy()[0]
     untouched = x / np.sqrt((x * x).mean(-1, keepdims=True) + config.norm_eps)  # embedding, then the final norm
     np.testing.assert_allclose(y[1:], untouched[1:], rtol=1e-12)

@@ -14,7 +14,8 @@ import transformers
 from parity.peers import NUMPY
 from safetensors.torch import load_file
 
-from minimoe.pretrained.models import Written, open_folder
+from minimoe.pretrained.opening import open_folder
+from minimoe.pretrained.saving import FamilyTensors
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -250,5 +251,5 @@ def their_tensors(folder):
 
 def our_tensors(model):
     """A model's parameters under its family's names: float32 arrays."""
-    written = Written(model, model.origin.family, "float32")
-    return {name: written.produce(name) for name in written.plan}
+    tensors = FamilyTensors(model, model.provenance.family, "float32")
+    return {name: tensors.produce(name) for name in tensors.specs}

@@ -116,7 +116,7 @@ def compare_gradients(name, folder, mask=None):
         p.data = p.grad if p.requires_grad else np.zeros_like(p.data)
     gradients = our_tensors(ours)
     theirs = {("bert." + key if "bare" in name else key): array for key, array in theirs.items()}
-    assert theirs.keys() == gradients.keys() | ours.origin.kept.keys()
+    assert theirs.keys() == gradients.keys() | ours.provenance.kept.keys()
     largest = max(float(gradient.abs().max()) for gradient in theirs.values())
     for key, array in gradients.items():
         close(array, theirs[key], GRADIENTS, key, floor=1e-3 * largest)  # a softmax's keys have biases that change nothing

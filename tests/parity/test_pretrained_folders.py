@@ -10,7 +10,7 @@ from parity.peers import NUMPY, close
 from parity.pretrained_models import CASES, FIRST, build, inputs_of, make, opened, saved, their_logits, their_tensors
 from safetensors.torch import save_file
 
-from minimoe.pretrained.models import open_folder
+from minimoe.pretrained.opening import open_folder
 
 pytestmark = pytest.mark.parity
 LOGITS = 1e-4

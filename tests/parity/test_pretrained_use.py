@@ -13,7 +13,8 @@ from minimoe.config import load_config
 from minimoe.errors import ConfigError
 from minimoe.generation.generation import Sampling, generate_ids
 from minimoe.pretrained.families.table import family_for
-from minimoe.pretrained.models import open_folder, save_pretrained
+from minimoe.pretrained.opening import open_folder
+from minimoe.pretrained.saving import save_pretrained
 
 pytestmark = pytest.mark.parity
 LOGITS = 1e-4

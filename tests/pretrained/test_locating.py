@@ -17,12 +17,12 @@ from model_folders import FP8, MXFP4, Arrays, Json, fp8, mxfp4, small, tensors, 
 
 from minimoe.errors import UserError
 from minimoe.model.transformer import Transformer
-from minimoe.pretrained.families.layout import Layout, Part
+from minimoe.pretrained.families.layout import Layout, StoredTensor
 from minimoe.pretrained.families.table import FAMILIES, family
 from minimoe.pretrained.file import write_tensor_file
 from minimoe.pretrained.folder import ModelFolder
 from minimoe.pretrained.locating import Keys, Location
-from minimoe.pretrained.models import open_folder
+from minimoe.pretrained.opening import open_folder
 
 FORMS = [
     *((name, {}) for name in FAMILIES),
@@ -43,17 +43,17 @@ def parameters(config: Json) -> dict[str, npt.NDArray[Any]]:
 def layouts(config: Json, choice: int) -> dict[str, Layout]:
     """One layout of each parameter: its `choice`th, or the last that is not packed."""
     found = family(config["model_type"])
-    plain = {name: [one for one in forms if not one.parts[0].packed] for name, forms in found.names(found.model_config(config))}
+    plain = {name: [one for one in forms if not one.tensors[0].packed] for name, forms in found.names(found.model_config(config))}
     return {name: forms[min(choice, len(forms) - 1)] for name, forms in plain.items()}
 
 
 def laid_out(layout: Layout, parameter: npt.NDArray[Any]) -> Iterator[tuple[str, npt.NDArray[Any]]]:
     """The tensors that hold a parameter."""
 
-    def tensor(part: Part, whole: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def tensor(part: StoredTensor, whole: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return part.view(whole).reshape(part.shape(whole.shape))
 
-    for part in layout.parts:
+    for part in layout.tensors:
         if layout.kind == "each":
             yield from ((part.key.replace("{e}", str(e)), tensor(part, one)) for e, one in enumerate(parameter))
         elif layout.kind == "stacked":
@@ -92,7 +92,7 @@ def test_a_part_is_a_view_of_the_parameter(name: str, changes: Json) -> None:
     for parameter, shape in ((key, array.shape) for key, array in parameters(config).items()):
         for layout in dict(found.names(found.model_config(config)))[parameter]:
             whole = np.zeros(shape if layout.kind == "whole" else shape[1:])
-            for part in layout.parts:
+            for part in layout.tensors:
                 assert np.shares_memory(part.view(whole), whole)
                 part.view(whole)[...] += 1
             assert np.all(whole == 1), f"{parameter}: not each number lies in one part"
@@ -108,7 +108,7 @@ def test_the_shape_of_a_part_is_found_without_an_array(name: str, changes: Json)
     for parameter, forms in found.names(config):
         for layout in forms:
             own = shapes[parameter] if layout.kind == "whole" else shapes[parameter][1:]
-            assert sum(math.prod(part.shape(own)) for part in layout.parts) == math.prod(own)
+            assert sum(math.prod(part.shape(own)) for part in layout.tensors) == math.prod(own)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert max(map(math.prod, shapes.values())) > 10**10 and peak < 1_000_000
@@ -292,9 +292,9 @@ def test_layers_past_the_last_are_kept_as_many_as_config_json_says(tmp_path: Pat
     config = small("deepseek_v3")
     arrays = tensors(config)
     further = {f"model.layers.3.{part}.weight": arrays["model.norm.weight"] for part in ("enorm", "hnorm", "self_attn.of.any.name")}
-    assert sorted(open_folder(write(tmp_path / "m", config, arrays | further)).origin.kept) == sorted(further)
+    assert sorted(open_folder(write(tmp_path / "m", config, arrays | further)).provenance.kept) == sorted(further)
     named = config | {"num_nextn_predict_layers": 2}
-    assert len(open_folder(write(tmp_path / "n", named, arrays | further)).origin.kept) == 3
+    assert len(open_folder(write(tmp_path / "n", named, arrays | further)).provenance.kept) == 3
     beyond = {"model.layers.4.enorm.weight": arrays["model.norm.weight"]}
     assert "model.layers.4.enorm.weight' is unexpected" in refusal(tmp_path / "o", config, arrays | further | beyond)
     assert "is unexpected" in refusal(tmp_path / "p", config | {"num_nextn_predict_layers": "many"}, arrays | further)

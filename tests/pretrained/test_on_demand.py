@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
+from tiny_runs import tiny, train, write_text
 
 import minimoe as mm
 from minimoe.config import ModelConfig, MoEConfig
 from minimoe.errors import ConfigError, UserError
-from minimoe.pretrained.models import open_folder
-from minimoe.pretrained.on_demand import Store
+from minimoe.pretrained.on_demand import WeightCache
+from minimoe.pretrained.opening import open_folder
 
 SHAPE = {"d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "d_hidden": 1024, "max_seq_len": 32, "vocab_size": 40}
 TOKENS = np.random.default_rng(0).integers(0, 40, (2, 9))
@@ -27,27 +28,27 @@ def folder(request, tmp_path_factory):
 
 def test_nothing_is_read_by_opening(folder):
     model = open_folder(folder)
-    assert model.weights.store.used == 0
+    assert model.file_weights.cache.used == 0
     assert not model.resident
-    assert all(shelf.sources[0].memory is None for shelf in model.weights.shelves)
+    assert all(layer.sources[0].memory is None for layer in model.file_weights.experts)
 
 
 def test_only_experts_that_a_token_was_routed_to_are_read(folder):
     model = open_folder(folder)
     with mm.no_grad():
         model(TOKENS[:1, :2])
-    for shelf, rows in zip(model.weights.shelves, model.expert_rows, strict=True):
-        assert shelf.here.sum() <= 2
-        assert (shelf.here == (rows > 0)).all()
+    for layer, rows in zip(model.file_weights.experts, model.expert_rows, strict=True):
+        assert layer.resident.sum() <= 2
+        assert (layer.resident == (rows > 0)).all()
         assert rows.sum() == 2
-        unread = shelf.sources[0].stack[~shelf.here]
+        unread = layer.sources[0].stack[~layer.resident]
         assert not unread.any()
 
 
 def test_a_gradient_reaches_a_weight_that_was_read_on_demand(folder):
     model = open_folder(folder)
     whole = open_folder(folder)
-    whole.weights.read_all()
+    whole.file_weights.read_all()
     for m in (model, whole):
         m.loss(TOKENS, TOKENS).total.backward()
     for (name, a), (_, b) in zip(model.named_parameters(), whole.named_parameters(), strict=True):
@@ -59,7 +60,7 @@ def test_state_dict_gives_all_experts(folder):
     model, whole = open_folder(folder), open_folder(folder)
     with mm.no_grad():
         model(TOKENS[:1, :2])
-    whole.weights.read_all()
+    whole.file_weights.read_all()
     for name, array in model.state_dict().items():
         np.testing.assert_array_equal(array, whole.state_dict()[name], err_msg=name)
         assert array.any()
@@ -69,32 +70,32 @@ def test_state_dict_gives_all_experts(folder):
 def test_a_bound_lets_experts_go_and_changes_no_number(folder, backend):
     b = mm.backend.load(backend)
     free = open_folder(folder, backend=b)
-    least = sum(s.size for s in free.weights.dense) + max(s.expert_size * s.experts for s in free.weights.shelves)
+    least = sum(s.size for s in free.file_weights.dense) + max(s.expert_size * s.experts for s in free.file_weights.experts)
     bound = open_folder(folder, backend=b, max_memory=least)
     rng = np.random.default_rng(1)
-    let_go = 0
+    evicted = 0
     with mm.no_grad():
         for _ in range(12):
             tokens = rng.integers(0, 40, (1, 3))
             np.testing.assert_array_equal(bound(tokens).numpy(), free(tokens).numpy())
-            assert bound.weights.store.used <= least
-            pairs = zip(bound.weights.shelves, bound.expert_rows, strict=True)
-            let_go = max(let_go, sum(int(((np.asarray(rows) > 0) & ~shelf.here).sum()) for shelf, rows in pairs))
-    assert let_go > 0
+            assert bound.file_weights.cache.used <= least
+            pairs = zip(bound.file_weights.experts, bound.expert_rows, strict=True)
+            evicted = max(evicted, sum(int(((np.asarray(rows) > 0) & ~layer.resident).sum()) for layer, rows in pairs))
+    assert evicted > 0
     assert not bound.resident
 
 
 def test_the_least_recently_used_goes_first():
     gone = []
-    store = Store(budget=10)
+    cache = WeightCache(budget=10)
     for name in "abc":
-        store.admit(name, 3, lambda name=name: gone.append(name))
-    store.use("a")
+        cache.insert(name, 3, lambda name=name: gone.append(name))
+    cache.mark_used("a")
     with mm.no_grad():
-        store.admit("d", 4, lambda: None)
+        cache.insert("d", 4, lambda: None)
     assert gone == ["b"]
-    assert store.used == 10
-    store.admit("e", 4, lambda: None)  # where gradients are wanted nothing may go
+    assert cache.used == 10
+    cache.insert("e", 4, lambda: None)  # where gradients are wanted nothing may go
     assert gone == ["b"]
 
 
@@ -146,3 +147,18 @@ def test_the_balance_bias_of_an_opened_model_is_updated(tmp_path):
     model = open_folder(tmp_path / "model")
     model.update_balance([np.array([4, 0, 0, 0])] * 2)
     assert model.blocks[0].moe.router.balance_bias.data[0] < 0 < model.blocks[1].moe.router.balance_bias.data[1]
+
+
+def test_a_trained_model_is_saved_with_its_tokenizer(tmp_path):
+    run = train(tiny(write_text(tmp_path), steps=1), tmp_path / "runs")
+    run.model.save_pretrained(tmp_path / "model")
+    assert mm.load(tmp_path / "model").tokenizer.name == "byte"
+
+
+def test_rows_per_expert_are_counted_by_the_loaded_model_alone(folder):
+    model = open_folder(folder)
+    with mm.no_grad():
+        model(TOKENS)
+        model(TOKENS)
+    assert [int(np.asarray(rows).sum()) for rows in model.expert_rows] == [36, 36]
+    assert not [name for name, module in model.named_modules() if name and "expert_rows" in vars(module)]

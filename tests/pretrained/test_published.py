@@ -156,7 +156,7 @@ def test_the_tensors_of_a_parameter_hold_as_many_numbers_as_it_has(name: str) ->
     one = checkpoint(name)
     for parameter, place in one.located()[0].items():
         first = [keys[0] for keys in place.keys.values()]  # those after it are scales
-        a_byte = 2 if place.layout.parts[0].packed else 1
+        a_byte = 2 if place.layout.tensors[0].packed else 1
         assert a_byte * sum(math.prod(one.headers.entry(key).shape) for key in first) == math.prod(one.shapes[parameter]), parameter
 
 

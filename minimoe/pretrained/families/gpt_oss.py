@@ -9,7 +9,7 @@ from minimoe.config import ModelConfig
 from minimoe.errors import ConfigError
 from minimoe.pretrained.families.decoder import COPIES, FIXED, SILU, attention_names, keys, norm_names, outer_names
 from minimoe.pretrained.families.family import Family, Json, Key, Tables
-from minimoe.pretrained.families.layout import Array, Layout, Layouts, Names, Part, whole
+from minimoe.pretrained.families.layout import Array, Layout, Layouts, Names, StoredTensor, whole
 from minimoe.pretrained.families.rotary import read_rotary, write_rotary
 
 KINDS = {"sliding_attention": "sliding", "full_attention": "full"}
@@ -36,20 +36,20 @@ def names(config: ModelConfig) -> Names:
 def expert_names(prefix: str) -> list[tuple[str, Layouts]]:
     up, down = f"{prefix}.gate_up_proj", f"{prefix}.down_proj"
 
-    def stacked(part: Part) -> Layout:
+    def stacked(part: StoredTensor) -> Layout:
         return Layout((part,), "stacked")
 
     return [
         (
             "gate_up_proj",
             (
-                stacked(Part(up, lambda one: gate_and_up(one).transpose(2, 0, 1), joined=(1, 3))),
-                stacked(Part(up, gate_and_up, joined=(0, 2), packed="mxfp4")),
+                stacked(StoredTensor(up, lambda one: gate_and_up(one).transpose(2, 0, 1), joined=(1, 3))),
+                stacked(StoredTensor(up, gate_and_up, joined=(0, 2), packed="mxfp4")),
             ),
         ),
-        ("down_proj", (stacked(Part(down, lambda one: one.T)), stacked(Part(down, packed="mxfp4")))),
-        ("gate_up_bias", (stacked(Part(f"{up}_bias", gate_and_up, joined=(0, 2))),)),
-        ("down_bias", (stacked(Part(f"{down}_bias")),)),
+        ("down_proj", (stacked(StoredTensor(down, lambda one: one.T)), stacked(StoredTensor(down, packed="mxfp4")))),
+        ("gate_up_bias", (stacked(StoredTensor(f"{up}_bias", gate_and_up, joined=(0, 2))),)),
+        ("down_bias", (stacked(StoredTensor(f"{down}_bias")),)),
     ]
 
 

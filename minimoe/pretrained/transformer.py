@@ -1,0 +1,51 @@
+"""A Transformer with what belongs to its files: where it came from, its tokenizer, its end tokens, and how to save it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from minimoe.backend import Array, Backend
+from minimoe.config import ModelConfig
+from minimoe.data.tokenizer import Tokenizer
+from minimoe.engine.tensor import Tensor
+from minimoe.layers.balance import MoEStats
+from minimoe.model.transformer import Transformer
+from minimoe.pretrained.on_demand import FileWeights
+from minimoe.pretrained.saving import Provenance, save_pretrained
+
+
+class PretrainedTransformer(Transformer):
+    """`mm.Transformer`, which `mm.load` and `mm.train` return: the network of `model/`, and what it knows of files.
+
+    What a file does not say is at its default: a model that was just made has no tokenizer and no folder.
+    """
+
+    provenance: Provenance | None = None  # the model folder that it was opened from
+    file_weights: FileWeights | None = None  # that folder's weights, which are read when they are needed
+    end_tokens: tuple[int, ...] = ()  # ids that end a text
+    expert_rows: Sequence[Array] = ()  # rows that the experts [E] of each routed layer were given; counted for a model folder
+
+    def __init__(
+        self, config: ModelConfig, seed: int | None = 0, dtype: str = "float32", backend: Backend | None = None,
+        tokenizer: Tokenizer | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(config, seed, dtype, backend)
+        self.tokenizer = tokenizer
+
+    @property
+    def resident(self) -> bool:
+        """True if all weights are in memory and stay there."""
+        return self.file_weights is None or self.file_weights.complete
+
+    def hidden(self, *args: Any, **kwargs: Any) -> tuple[Tensor, list[MoEStats]]:
+        """As `Transformer.hidden`; counts the rows per expert that it returns, where these are counted."""
+        x, stats = super().hidden(*args, **kwargs)
+        for rows, layer_stats in zip(self.expert_rows, stats, strict=False):
+            rows[...] = rows + layer_stats.counts
+        return x, stats
+
+    def save_pretrained(self, path: str | Path, dtype: str | None = None) -> None:
+        """Write the model as a folder that transformers opens, with its tokenizer. Errors and `dtype` are those of `saving`."""
+        save_pretrained(self, path, dtype, self.tokenizer, self.provenance)
