@@ -1,6 +1,5 @@
 """Batches of token windows as pure functions of (seed, step)."""
 
-
 from collections.abc import Iterator
 from typing import TypeVar
 
@@ -12,17 +11,17 @@ from minimoe.engine.random import host_bits
 Tokens = npt.NDArray[np.int32]
 Kind = TypeVar("Kind", np.int32, np.int8)
 
-IGNORE = -100  # the target of padding: adds nothing to the loss
+IGNORE = -100  # the target of padding, which adds nothing to the loss
 
 
 # ---- batches -----------------------------------------------------------------------------------------------------------------
 
 
 def batch_starts(n_tokens: int, seed: int, step: int, micro: int, batch_size: int, seq_len: int) -> npt.NDArray[np.int64]:
-    """Where the windows of a batch start, int64 [B], uniform in [0, n_tokens - seq_len - 1].
+    """Return where the windows of a batch start, int64 [B], uniform in [0, n_tokens - seq_len - 1].
 
-    start = floor(v * count / 2^64), v the 64 bits of words 2i (high) and 2i + 1 (low) of the stream "data.batch", and count the number of
-    possible starts, below 2^32. Integers alone, so every machine draws the same. Raises `ValueError` where there is no room for a window.
+    start = floor(v * count / 2^64), where v is made of words 2i (high) and 2i + 1 (low) of the stream "data.batch", and count < 2^32 is the
+    number of possible starts. These are integers, so every machine draws the same. Raises `ValueError` if there is no room for a window.
     """
     if n_tokens <= seq_len:
         raise ValueError(f"batch: {n_tokens} tokens hold no window of seq_len {seq_len} and its last target")
@@ -34,7 +33,7 @@ def batch_starts(n_tokens: int, seed: int, step: int, micro: int, batch_size: in
 
 
 def take_windows(values: npt.NDArray[Kind], starts: npt.NDArray[np.int64], seq_len: int) -> npt.NDArray[Kind]:
-    """values [n], starts [B] -> [B, T+1]: an input and, one further, its target. Serves tokens and domains alike."""
+    """values [n], starts [B] -> [B, T+1]: inputs and, one position later, their targets. Values are tokens or domains."""
     return np.asarray(values[starts[:, None] + np.arange(seq_len + 1)])
 
 
@@ -44,15 +43,15 @@ def inputs_and_targets(tokens: Tokens, starts: npt.NDArray[np.int64], seq_len: i
 
 
 def batch(tokens: Tokens, seed: int, step: int, micro: int, batch_size: int, seq_len: int) -> tuple[Tokens, Tokens]:
-    """The batch of a step's micro-batch: inputs and targets, int32 [B,T] each, a pure function of its arguments."""
+    """Return the inputs and targets of a micro-batch, int32 [B,T] each: a pure function of the arguments."""
     return inputs_and_targets(tokens, batch_starts(len(tokens), seed, step, micro, batch_size, seq_len), seq_len)
 
 
 def windows(tokens: Tokens, seq_len: int, batch_size: int) -> Iterator[tuple[Tokens, Tokens]]:
-    """All of a split, every target once: inputs and targets, int32 [B,T], in windows that do not overlap.
+    """Yield a whole split, every target once: inputs and targets, int32 [B,T], in windows that do not overlap.
 
-    What the last batch lacks is padding, 0 in the inputs and `IGNORE` in the targets. Given domains instead of tokens, the second array is
-    each target's domain.
+    The last batch is padded with 0 in the inputs and `IGNORE` in the targets. If domains are given instead of tokens, the second array has
+    the domain of each target.
     """
     n_targets, size = len(tokens) - 1, batch_size * seq_len
     for start in range(0, n_targets, size):
@@ -63,7 +62,7 @@ def windows(tokens: Tokens, seq_len: int, batch_size: int) -> Iterator[tuple[Tok
 
 
 def sample_windows(tokens: Tokens, seq_len: int, batch_size: int, n_batches: int) -> Iterator[tuple[Tokens, Tokens]]:
-    """`n_batches` fixed batches of windows evenly spaced over a split, or all of it where it is no longer: for cheap evaluations."""
+    """Yield `n_batches` fixed batches of windows evenly spaced over a split, or all of a split that is no longer than that."""
     count, last = n_batches * batch_size, len(tokens) - seq_len - 1
     if count * seq_len >= len(tokens) - 1:
         yield from windows(tokens, seq_len, batch_size)

@@ -1,8 +1,7 @@
-"""Data: the text of a source as one row of tokens, split in two, and batches as a pure function of (seed, step, micro-batch).
+"""The text of a source as one row of tokens, split into training and validation.
 
-No sampler state exists, so a run that is resumed, or another backend, reads the very same windows.
+Batches are pure functions of (seed, step, micro-batch) and there is no sampler state, so a resumed run reads the same windows.
 """
-
 
 import hashlib
 import os
@@ -30,23 +29,23 @@ NOT_LIBRARY_CODE = {"site-packages", "dist-packages", "test", "tests", "idle_tes
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """A text in tokens: the first part to train on, the last to validate. Domains, where the source knows them, index `domains`."""
+    """A text in tokens: the first part is for training, the last for validation. Domain numbers index `domains`."""
 
     train: Tokens  # [n]
     val: Tokens  # [m]
     train_domains: Domains | None  # [n]
     val_domains: Domains | None  # [m]
-    domains: tuple[str, ...]  # empty where there are none
+    domains: tuple[str, ...]  # empty if the source has none
     tokenizer: Tokenizer
     sha256: str  # of the text's UTF-8 bytes: built-in sources differ between Python versions
     source: str
 
 
 def load_corpus(data: DataConfig, base: Path | None = None, tokenizer: Tokenizer | None = None, *, seq_len: int | None = None) -> Corpus:
-    """The corpus of `data.source`; relative paths start at `base` (default: the working directory).
+    """Load `data.source`; relative paths start at `base` (default: the working directory).
 
-    A given `tokenizer` (of a run that goes on, of a model to evaluate) takes the place of `data.tokenizer`. With `seq_len` both splits must
-    hold seq_len + 2 tokens. Raises `UserError`, naming the source, for one that is missing, binary, empty or too short.
+    A given `tokenizer` (of a resumed run, of a model to evaluate) replaces `data.tokenizer`. With `seq_len` both splits must have
+    seq_len + 2 tokens. Raises `UserError`, naming the source, if it is missing, binary, empty or too short.
     """
     whole = whole_corpus(data.source, data.tokenizer, base, tokenizer)
     tokens, labels = whole.val, whole.val_domains
@@ -62,7 +61,7 @@ def load_corpus(data: DataConfig, base: Path | None = None, tokenizer: Tokenizer
 
 
 def whole_corpus(source: str, tokenizer_name: str, base: Path | None = None, tokenizer: Tokenizer | None = None) -> Corpus:
-    """All of a source as both splits, to measure a trained model on. Raises `UserError` for one that is missing, binary or empty."""
+    """Load all of a source as both splits, to measure a trained model on. Raises `UserError` if it is missing, binary or empty."""
     pieces, domains = read_source(source, base)
     text = "".join(piece for piece, _ in pieces)
     if not text:
@@ -76,7 +75,7 @@ def whole_corpus(source: str, tokenizer_name: str, base: Path | None = None, tok
 
 
 def check_length(data: DataConfig, n_train: int, n_val: int, seq_len: int | None) -> None:
-    """Refuse a split that is too short to draw windows from."""
+    """Raise `UserError` if a split is too short to draw windows from."""
     needed, why, shorter = 2, "a prediction needs", ""
     if seq_len is not None:
         needed, why, shorter = seq_len + 2, f"windows of train.seq_len = {seq_len} need", ", a shorter train.seq_len"
@@ -92,7 +91,7 @@ def check_length(data: DataConfig, n_train: int, n_val: int, seq_len: int | None
 
 
 def read_source(source: str, base: Path | None = None) -> tuple[list[Piece], tuple[str, ...]]:
-    """The text of a source in pieces, and the names of its domains (none where it has but one)."""
+    """Return the text of a source in pieces, and the names of its domains (none if there is only one)."""
     if source == "python-mix":
         return python_mix(), ("docs", "code")
     if source in SOURCES:
@@ -108,7 +107,7 @@ def read_source(source: str, base: Path | None = None) -> tuple[list[Piece], tup
 
 
 def python_docs() -> str:
-    """CPython's language reference, as its `help()` has it: the topics of `pydoc_data.topics` in sorted order."""
+    """Return CPython's language reference as `help()` shows it: the topics of `pydoc_data.topics` in sorted order."""
     try:
         from pydoc_data.topics import topics
     except ImportError:
@@ -117,9 +116,9 @@ def python_docs() -> str:
 
 
 def python_code() -> str:
-    """The standard library's sources: top-level modules, then packages, sorted by path, whole files up to `CODE_BYTES`.
+    """Return the standard library's sources: top-level modules, then packages, sorted by path, whole files up to `CODE_BYTES`.
 
-    Left out: tests, what was installed beside it, the documentation of python-docs, build settings, and files that are not UTF-8.
+    Tests, installed packages, the documentation of python-docs, build settings and files that are not UTF-8 are left out.
     """
     root = Path(sysconfig.get_path("stdlib"))
     paths = [path for path in walk(root, NOT_LIBRARY_CODE) if path.suffix == ".py" and not path.name.startswith("_sysconfigdata")]
@@ -138,7 +137,7 @@ def python_code() -> str:
 
 
 def python_mix() -> list[Piece]:
-    """Docs (domain 0) and code (domain 1) in turn, chunk by chunk and in equal number: of the longer one, chunks evenly spread."""
+    """Return chunks of docs (domain 0) and code (domain 1) in turn, in equal number; those of the longer one are evenly spread."""
     docs, code = chunks(python_docs()), chunks(python_code())
     count = min(len(docs), len(code))
     pairs = ((docs[i * len(docs) // count], code[i * len(code) // count]) for i in range(count))
@@ -146,7 +145,7 @@ def python_mix() -> list[Piece]:
 
 
 def chunks(text: str) -> list[str]:
-    """The text cut at ends of lines into pieces of at least `MIX_CHUNK` characters; a shorter rest is left out."""
+    """Cut a text at ends of lines into pieces of at least `MIX_CHUNK` characters; a shorter rest is left out."""
     found, lines, size = [], [], 0
     for line in text.splitlines(keepends=True):
         lines.append(line)
@@ -161,14 +160,14 @@ SOURCES: dict[str, Callable[[], str]] = {"python-docs": python_docs, "python-cod
 
 
 def walk(root: Path, skip: set[str]) -> Iterator[Path]:
-    """The files below a folder, but for hidden ones and those below a folder whose name is in `skip`."""
+    """Yield the files below a folder, except hidden ones and those below a folder whose name is in `skip`."""
     for folder, names, files in os.walk(root):
         names[:] = [name for name in names if name not in skip and not name.startswith(".")]
         yield from (Path(folder, file) for file in files if not file.startswith("."))
 
 
 def read_folder(folder: Path) -> str:
-    """The text files below a folder, sorted by path. Hidden, binary and empty ones are passed over; none left is an error."""
+    """Return the text files below a folder, sorted by path. Hidden, binary and empty files are skipped; if none is left, raise."""
     paths = sorted((path for path in walk(folder, set()) if path.is_file()), key=lambda path: path.relative_to(folder).as_posix())
     texts = [text for text in map(try_text, paths) if text]
     if not texts:
@@ -177,7 +176,7 @@ def read_folder(folder: Path) -> str:
 
 
 def try_text(path: Path) -> str | None:
-    """The text of a file; None where it is binary or not UTF-8."""
+    """Return the text of a file, or None if it is binary or not UTF-8."""
     data = read_bytes(path)
     if b"\0" in data:
         return None
@@ -188,7 +187,7 @@ def try_text(path: Path) -> str | None:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, byte for byte. Raises `UserError` where it is binary or not UTF-8."""
+    """Return the text of a file, byte for byte. Raises `UserError` if it is binary or not UTF-8."""
     data = read_bytes(path)
     if b"\0" in data:
         raise UserError(f"{path}: a binary file (it has NUL bytes): data.source needs UTF-8 text")

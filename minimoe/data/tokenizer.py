@@ -1,9 +1,8 @@
-"""Tokenizers: text to integer ids and back. Bytes and characters are our own; any other tokenizer.json goes through the extra `hf`.
+"""Tokenizers: text to integer ids and back. Bytes and characters are built in; any other tokenizer.json needs the extra `hf`.
 
-Each is saved as a tokenizer.json that Hugging Face's `tokenizers` reads to the same ids: a byte or a character is the base symbol of a
-byte-pair encoding (Sennrich et al. 2016) that has no merges.
+Each is saved as a tokenizer.json from which Hugging Face's `tokenizers` makes the same ids: a byte or a character is a base symbol of a
+byte-pair encoding (Sennrich et al. 2016) without merges.
 """
-
 
 import codecs
 import json
@@ -18,51 +17,51 @@ import numpy.typing as npt
 from minimoe.errors import UserError, nearest
 
 Ids = npt.NDArray[np.int32]
-REPLACEMENT = "\ufffd"  # what Unicode puts in place of bytes that are no text, and we in place of an id that no token has
+REPLACEMENT = "\ufffd"  # Unicode's replacement for bytes that are not text; minimoe also uses it for unknown ids
 BUILT_IN = ("byte", "char")
 
 
 class StreamDecoder(ABC):
-    """Ids to text, one at a time, for output as it is generated. All pieces joined are what `Tokenizer.decode` gives for all ids."""
+    """Turns ids into text one at a time, as they are generated. All pieces joined equal `Tokenizer.decode` of all ids."""
 
     @abstractmethod
     def push(self, token: int) -> str:
-        """The text that this id completes; empty while a character still misses some of its bytes."""
+        """Return the text that this id completes; it is empty while a character lacks some of its bytes."""
 
     def flush(self) -> str:
-        """The text of what was left incomplete; the stream is over."""
+        """Return the text of what is still incomplete, and end the stream."""
         return ""
 
 
 class Tokenizer(ABC):
-    """What turns text into ids in [0, vocab_size) and back."""
+    """Turns text into ids in [0, vocab_size) and back."""
 
     name: str
     vocab_size: int
-    mask_id: int | None = None  # of its mask token, where it has one
+    mask_id: int | None = None  # the id of its mask token, if it has one
 
     @abstractmethod
     def encode(self, text: str, what: str = "text") -> Ids:
-        """The ids of a text, int32 [n]. Raises `UserError` for what the vocabulary lacks, and calls the text `what` there."""
+        """Return the ids of a text, int32 [n]. Raises `UserError` for text that the vocabulary lacks; the message calls it `what`."""
 
     def encode_prompt(self, text: str) -> Ids:
-        """The ids of a text to go on from, with what begins one where the tokenizer has that (Llama's <s>)."""
+        """Return the ids of a prompt, with the token that begins a text if the tokenizer has one (Llama's <s>)."""
         return self.encode(text, "prompt")
 
     @abstractmethod
     def decode(self, ids: npt.ArrayLike) -> str:
-        """The text of ids [n]; incomplete or unknown ones become the replacement character (U+FFFD)."""
+        """Return the text of ids [n]; incomplete or unknown ones become the replacement character (U+FFFD)."""
 
     @abstractmethod
     def stream(self) -> StreamDecoder:
-        """A fresh decoder that takes one id at a time."""
+        """Return a new decoder that takes one id at a time."""
 
     @abstractmethod
     def to_json(self) -> str:
-        """The tokenizer.json, the same text for the same tokenizer."""
+        """Return the tokenizer.json; equal tokenizers give equal text."""
 
     def save(self, path: Path) -> None:
-        """Write the tokenizer.json to this file, or under that name into this folder."""
+        """Write the tokenizer.json to this file, or into this folder."""
         json_file(path).write_text(self.to_json(), encoding="utf-8", newline="\n")
 
 
@@ -70,7 +69,7 @@ class Tokenizer(ABC):
 
 
 class ByteTokenizer(Tokenizer):
-    """The 256 bytes of UTF-8: an id is its byte. Knows every text."""
+    """The 256 bytes of UTF-8: an id is a byte. It can encode every text."""
 
     name = "byte"
     vocab_size = 256
@@ -96,7 +95,7 @@ class ByteTokenizer(Tokenizer):
 
 
 class ByteStream(StreamDecoder):
-    """Holds back the first bytes of a character until the last has come."""
+    """Holds back the first bytes of a character until the last one has come."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -109,7 +108,7 @@ class ByteStream(StreamDecoder):
 
 
 def byte_alphabet() -> list[str]:
-    """GPT-2's printable character for each byte: its own where Latin-1 prints it, else the next from U+0100 on (Radford et al. 2019)."""
+    """Return GPT-2's printable character for each byte: its own if Latin-1 prints it, else the next from U+0100 (Radford et al. 2019)."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     free = iter(range(0x100, 0x200))
     return [chr(byte if byte in printable else next(free)) for byte in range(256)]
@@ -119,7 +118,7 @@ def byte_alphabet() -> list[str]:
 
 
 class CharTokenizer(Tokenizer):
-    """Distinct characters (Unicode code points); an id is the place in `chars`. `encode` refuses characters that are not among them."""
+    """Distinct characters (Unicode code points); an id is the index in `chars`. `encode` refuses characters that are not in `chars`."""
 
     name = "char"
 
@@ -129,13 +128,13 @@ class CharTokenizer(Tokenizer):
             raise ValueError("CharTokenizer: chars must be single characters, all different")
         self.vocab_size = len(self.chars)
         codes = code_points("".join(self.chars))
-        self._codes = np.append(codes, np.uint32(ord(REPLACEMENT))).astype("<u4")  # id -> code point; the last stands for unknown ids
-        self._ids = np.full(int(codes.max(initial=0)) + 2, -1, np.int32)  # code point -> id; the last stands for all above
+        self._codes = np.append(codes, np.uint32(ord(REPLACEMENT))).astype("<u4")  # id -> code point; the last is for unknown ids
+        self._ids = np.full(int(codes.max(initial=0)) + 2, -1, np.int32)  # code point -> id; the last is for all above
         self._ids[codes] = np.arange(self.vocab_size)
 
     @classmethod
     def from_text(cls, text: str) -> "CharTokenizer":
-        """The characters of a text, sorted."""
+        """Make a tokenizer of the characters of a text, sorted."""
         return cls(sorted(set(text)))
 
     def encode(self, text: str, what: str = "text") -> Ids:
@@ -166,7 +165,7 @@ class CharTokenizer(Tokenizer):
 
 
 class CharStream(StreamDecoder):
-    """Every id is a whole character."""
+    """Turns ids into characters: every id is a whole one."""
 
     def __init__(self, chars: tuple[str, ...]) -> None:
         self._chars = chars
@@ -176,7 +175,7 @@ class CharStream(StreamDecoder):
 
 
 def code_points(text: str) -> npt.NDArray[np.uint32]:
-    """The Unicode code points of a text, uint32 [n]."""
+    """Return the Unicode code points of a text, uint32 [n]."""
     return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), "<u4").astype(np.uint32)
 
 
@@ -186,7 +185,7 @@ def code_points(text: str) -> npt.NDArray[np.uint32]:
 class HuggingFaceTokenizer(Tokenizer):
     """Any tokenizer.json, run by Hugging Face's `tokenizers`. Special tokens are not added; padding and truncation are off.
 
-    Raises `UserError` where the extra `hf` is not installed, or the file is no tokenizer.json.
+    Raises `UserError` if the extra `hf` is not installed, or if the file is not a tokenizer.json.
     """
 
     def __init__(self, path: Path) -> None:
@@ -229,12 +228,12 @@ class HuggingFaceTokenizer(Tokenizer):
 
 
 class WindowStream(StreamDecoder):
-    """Decodes the ids since the text before last was complete, and gives out what is new: a decoder may treat a first token apart."""
+    """Decodes the last complete piece together with the ids after it, and returns what is new: decoders may treat a first token apart."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._ids: list[int] = []  # those of the piece given out last, then those still incomplete
-        self._done = 0  # how many of them were given out
+        self._ids: list[int] = []  # those of the piece returned last, then those still incomplete
+        self._done = 0  # how many of them were returned
 
     def push(self, token: int) -> str:
         self._ids.append(token)
@@ -258,9 +257,9 @@ class WindowStream(StreamDecoder):
 
 
 def make_tokenizer(name: str, text: str, base: Path | None = None) -> Tokenizer:
-    """The tokenizer of `data.tokenizer`: "byte", "char" (the characters of `text`), or the path of a tokenizer.json, relative to `base`.
+    """Make the tokenizer of `data.tokenizer`: "byte", "char" (the characters of `text`), or the path of a tokenizer.json from `base`.
 
-    Raises `UserError` for a name that is none of these.
+    Raises `UserError` for any other name.
     """
     if name == "byte":
         return ByteTokenizer()
@@ -275,9 +274,9 @@ def make_tokenizer(name: str, text: str, base: Path | None = None) -> Tokenizer:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a tokenizer.json, or of the one in a folder. Our own two kinds need no extra.
+    """Load a tokenizer.json, or the one in a folder. The two built-in kinds need no extra.
 
-    Raises `UserError` where there is no such file, where it is no tokenizer.json, and where it needs the extra `hf`.
+    Raises `UserError` if there is no such file, if it is not a tokenizer.json, or if it needs the extra `hf`.
     """
     path = json_file(path)
     try:
@@ -288,7 +287,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def built_in(table: Any) -> Tokenizer | None:
-    """Our own tokenizer whose tokenizer.json says exactly this; None where another library has to run it."""
+    """Return the built-in tokenizer whose tokenizer.json equals `table`, or None if another library has to run it."""
     vocab = table.get("model", {}).get("vocab") if isinstance(table, dict) and isinstance(table.get("model"), dict) else None
     if not isinstance(vocab, dict):
         return None
@@ -299,7 +298,7 @@ def built_in(table: Any) -> Tokenizer | None:
 
 
 def bpe_json(symbols: Iterable[str], pre_tokenizer: dict[str, Any] | None, decoder: dict[str, Any]) -> dict[str, Any]:
-    """A tokenizer.json whose tokens are these symbols, in this order, and which merges none of them."""
+    """Return a tokenizer.json whose tokens are these symbols, in this order, without merges."""
     model: dict[str, Any] = {
         "type": "BPE",
         "dropout": None,
@@ -334,5 +333,5 @@ def read_json_text(path: Path) -> str:
 
 
 def flat(ids: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """Ids of any integer kind as int64 [n]."""
+    """Return ids of any integer dtype as int64 [n]."""
     return np.asarray(ids, dtype=np.int64).reshape(-1)

@@ -1,10 +1,9 @@
-"""A batch of texts and a model that reads them: all of each once, then a token a row at a time, through a cache.
+"""Decodes a batch of texts: the model reads each prompt once, then one token per row and step, through a cache.
 
-Prompts of unequal length stand to the right of padding, which counts nowhere. A step of one token a row is recorded and repeated where
-the backend can and the weights are in memory. When the context is full, the older half is forgotten and the rest is read again; in a batch
-all rows do so when the longest must. Models whose layers all slide over a window, without learned positions, need forget nothing.
+Prompts of unequal length are padded on the left, and padding does not count. A step of one token per row is recorded and repeated if the
+backend can record and the weights are in memory. When the context is full, the older half is dropped and the rest is read again; in a batch
+all rows do so when the longest must. A model whose layers all have a window, and which has no learned positions, never drops anything.
 """
-
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,10 +23,10 @@ Floats = npt.NDArray[Any]
 
 
 class Decoder:
-    """The texts of a batch, [B,.] int32, and what follows them."""
+    """The texts of a batch [B,.] int32, and the model's predictions of what follows."""
 
     def __init__(self, model: Transformer, prompts: Sequence[Sequence[int]], tokens: int) -> None:
-        """`tokens`: how many will be added to each prompt (of one id or more) at most."""
+        """`tokens`: the most tokens that will be added to each prompt (of one id or more)."""
         self.model = model
         self.lengths = np.asarray([len(prompt) for prompt in prompts], dtype=np.int32)
         longest = int(self.lengths.max()) + tokens
@@ -42,7 +41,7 @@ class Decoder:
         self.recorded = Recorded(self._step, model.backend, lambda why: None) if can_record(model) else None
 
     def predict(self) -> Floats:
-        """The logits of the token that follows each text.   [B,V]"""
+        """Return the logits of the token that follows each text.   [B,V]"""
         with no_grad(), np.errstate(all="ignore"):
             if not self.cache.length:
                 logits = self._read(self.limit)
@@ -58,20 +57,20 @@ class Decoder:
         self.lengths += 1
 
     def _read(self, most: int | None) -> Array:
-        """Forget all and read the last tokens of each text, so many at most; the last logits.   [B,1,V]"""
+        """Clear the cache, read the last `most` tokens of each text, and return the last logits.   [B,1,V]"""
         counts = self.lengths if most is None else np.minimum(self.lengths, most)
         width = int(counts.max())
-        column = np.arange(width, dtype=np.int32) - (width - counts)[:, None]  # from 0 on, behind the padding   [B,T]
+        column = np.arange(width, dtype=np.int32) - (width - counts)[:, None]  # 0, 1, ... after the padding   [B,T]
         mask, positions = column >= 0, np.maximum(column, 0)
         tokens = np.where(mask, np.take_along_axis(self.texts, positions + (self.lengths - counts)[:, None], axis=1), 0)
         self.positions[:, 0] = counts
         self.cache.clear()
-        padding, places = (None, None) if mask.all() else (mask.astype(np.int32), positions)
-        x, _ = self.model.hidden(tokens, padding, places, cache=self.cache)
+        padding, given = (None, None) if mask.all() else (mask.astype(np.int32), positions)
+        x, _ = self.model.hidden(tokens, padding, given, cache=self.cache)
         return self.model.logits(x[:, -1:, :]).data
 
     def _next(self) -> Array:
-        """Read the last token of each text.   [B,1,V]"""
+        """Read the last token of each text and return its logits.   [B,1,V]"""
         tokens = self.texts[np.arange(len(self.texts)), self.lengths - 1][:, None]
         if self.recorded is None:
             x, _ = self.model.hidden(tokens, positions=self.positions, cache=self.cache)
@@ -84,7 +83,7 @@ class Decoder:
         return logits
 
     def _step(self, tokens: Array, positions: Array, *slots: Array) -> Array:
-        """The same for arrays on the device alone."""
+        """The work of `_next` on device arrays, which is recorded."""
         x, _ = self.model.hidden(tokens, positions=positions, cache=self.cache.at(slots))
         return self.model.logits(x).data
 

@@ -1,8 +1,7 @@
-"""Generation: one token after the other, each drawn from the model's prediction after all before it; of one text or of a batch.
+"""Generates one text or a batch, token by token, each drawn from the model's prediction after all tokens before it.
 
-Tokens are made text as they come. What may be the beginning of a string that ends the text waits until it is clear.
+Tokens become text as they come. Text that may begin a stop string waits until that is decided.
 """
-
 
 from collections.abc import Iterator, Sequence
 
@@ -23,7 +22,7 @@ __all__ = ["Sampling", "default_prompt", "draw", "generate", "generate_batch", "
 
 
 def generate_ids(model: Transformer, prompt: npt.ArrayLike, tokens: int, how: Sampling | None = None) -> Iterator[int]:
-    """`tokens` ids that go on from a prompt [T] (one id or more); fewer where an end token comes, which is not given."""
+    """Yield up to `tokens` ids that continue a prompt [T] of one id or more. An end token ends it, and is not yielded."""
     for (token,) in generate_batch(model, [prompt], tokens, how):
         assert token is not None
         yield token
@@ -32,9 +31,9 @@ def generate_ids(model: Transformer, prompt: npt.ArrayLike, tokens: int, how: Sa
 def generate_batch(
     model: Transformer, prompts: Sequence[npt.ArrayLike], tokens: int, how: Sampling | None = None
 ) -> Iterator[list[int | None]]:
-    """`tokens` times an id for each prompt [T], which may differ in length; None from where an end token came, until all rows are over.
+    """Yield up to `tokens` lists of one id per prompt [T]; an id is None once an end token has come. Prompts may differ in length.
 
-    A row's chance is its own: the first row draws as it would alone. Rows that are over are computed to the end, and not given.
+    Each row draws from a random stream of its own: the first row draws as it would alone. Rows that have ended are computed until all have.
     """
     how = how or Sampling()
     if model.config.head != "lm" or not model.config.causal:
@@ -59,14 +58,14 @@ def generate_batch(
 
 
 class _Seen:
-    """Which tokens each row of a batch has had, where they are to be penalised."""
+    """Which tokens each row of a batch contains, kept only if repetition is penalised."""
 
     def __init__(self, rows: list[list[int]], how: Sampling) -> None:
         self.rows, self.wanted = rows, how.repetition_penalty != 1.0
         self.flags: list[Flags] = []
 
     def of(self, row: int, vocab: int) -> Flags | None:
-        """[V]"""
+        """Return flags [V] of the tokens in a row, or None."""
         if not self.wanted:
             return None
         if not self.flags:
@@ -82,7 +81,7 @@ class _Seen:
 
 
 def generate(model: Transformer, tokenizer: Tokenizer, prompt: str, tokens: int = 200, how: Sampling | None = None) -> Iterator[str]:
-    """The text that goes on from a prompt, piece by piece as characters become complete; it ends before the first string of `how.stop`."""
+    """Yield the text that continues a prompt, as characters become complete. It ends before the first string of `how.stop`."""
     writer = Writer(tokenizer, how)
     for token in generate_ids(model, tokenizer.encode_prompt(prompt), tokens, how):
         piece = writer.push(token)
@@ -98,7 +97,7 @@ def generate(model: Transformer, tokenizer: Tokenizer, prompt: str, tokens: int 
 def generate_texts(
     model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str], tokens: int = 200, how: Sampling | None = None
 ) -> Iterator[tuple[int, str]]:
-    """The number of a prompt and the text that goes on from it, each as soon as it is complete; all are made as one batch."""
+    """Yield (index of a prompt, the text that continues it) as each text becomes complete; all are generated as one batch."""
     open_rows = {row: (Writer(tokenizer, how), list[str]()) for row in range(len(prompts))}
     for drawn in generate_batch(model, [tokenizer.encode_prompt(prompt) for prompt in prompts], tokens, how):
         for row, (writer, parts) in list(open_rows.items()):
@@ -114,24 +113,24 @@ def generate_texts(
 
 
 class Writer:
-    """The text of one row's tokens as they come, up to the first string that ends it."""
+    """Turns one row's tokens into text as they come, up to the first stop string."""
 
     def __init__(self, tokenizer: Tokenizer, how: Sampling | None = None) -> None:
         self.stream, self.stop = tokenizer.stream(), how.stop if how else ()
-        self.waiting, self.over = "", False  # what may be the beginning of a stop string; has the text ended?
+        self.waiting, self.over = "", False  # text that may begin a stop string; True once the text has ended
 
     def push(self, token: int) -> str:
-        """The text that is complete with this token."""
+        """Return the text that this token completes."""
         return self._shown(self.stream.push(token))
 
     def finish(self) -> str:
-        """What is left when no more tokens come."""
+        """Return the rest of the text when no more tokens come."""
         text = self._shown(self.stream.flush())
         rest, self.waiting, self.over = self.waiting, "", True
         return text + rest
 
     def _shown(self, text: str) -> str:
-        """Character by character, so that it does not matter in which pieces text comes: the string that is complete first ends it."""
+        """Return what can be shown. Character by character: the stop string that is complete first ends the text, however it is split."""
         if not self.stop:
             return text
         shown = ""
@@ -151,10 +150,10 @@ class Writer:
 
 
 def default_prompt(tokenizer: Tokenizer) -> str:
-    """A line's end, where the tokenizer knows it; else its first token."""
+    """Return a newline if the tokenizer has one, else its first token."""
     try:
         if len(tokenizer.encode("\n")):
             return "\n"
-    except UserError:  # a char tokenizer without a line's end
+    except UserError:  # a char tokenizer without a newline
         pass
     return tokenizer.decode([0])

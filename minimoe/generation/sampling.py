@@ -1,5 +1,4 @@
-"""How the next token is drawn: penalty, temperature, the k likeliest, the fewest that hold a probability, chance; in this order."""
-
+"""Draws the next token: repetition penalty, temperature, top-k, top-p, then chance, in this order."""
 
 import math
 from dataclasses import dataclass
@@ -17,15 +16,15 @@ Flags = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is drawn, and what ends a text. temperature 0: the likeliest. top_k 0, top_p 1, repetition_penalty 1: as predicted."""
+    """How a token is drawn, and what ends a text. temperature 0 takes the likeliest; top_k 0, top_p 1, repetition_penalty 1 do nothing."""
 
     temperature: float = 0.8
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
-    repetition_penalty: float = 1.0  # above 1: what was there already becomes less likely
+    repetition_penalty: float = 1.0  # above 1: tokens of the text become less likely
     stop: tuple[str, ...] = ()  # a text ends before the first of these
-    end: tuple[int, ...] = ()  # and before these tokens; none: those that the model's files name
+    end: tuple[int, ...] = ()  # and before these tokens; by default those that the model's files name
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.temperature < math.inf:
@@ -43,9 +42,9 @@ class Sampling:
 
 
 def draw(logits: Floats, how: Sampling, position: int, row: int = 0, seen: Flags | None = None) -> int:
-    """A token from one position's logits [V]: of the k likeliest the fewest that hold top_p, then by chance (Holtzman et al. 2020).
+    """Draw a token from one position's logits [V]: of the k likeliest the fewest that hold top_p, then by chance (Holtzman et al. 2020).
 
-    `seen` [V]: the tokens of the text so far, for the penalty. Chance is named by seed, `row` of the batch and `position`.
+    `seen` [V] flags the tokens of the text so far, for the penalty. The random number depends on seed, `row` and `position`.
     """
     z = np.asarray(logits, dtype=np.float64)
     if seen is not None:
@@ -53,7 +52,7 @@ def draw(logits: Floats, how: Sampling, position: int, row: int = 0, seen: Flags
     if how.temperature == 0.0:
         return int(np.argmax(z))
     order = likeliest(z, how.top_k)
-    with np.errstate(all="ignore"):  # what overflows is -inf and has no probability
+    with np.errstate(all="ignore"):  # overflow gives -inf, which has probability 0
         p = np.exp((z[order] - z[order[0]]) / how.temperature)
     p /= p.sum()
     held = np.cumsum(p)
@@ -63,12 +62,12 @@ def draw(logits: Floats, how: Sampling, position: int, row: int = 0, seen: Flags
 
 
 def penalised(z: Floats, seen: Flags, penalty: float) -> Floats:
-    """The logits of what was seen over the penalty where they are above 0, times it where they are below (Keskar et al. 2019)."""
+    """Divide the logits of seen tokens by the penalty if they are positive, multiply them if negative (Keskar et al. 2019)."""
     return np.where(seen, np.where(z < 0.0, z * penalty, z / penalty), z)
 
 
 def likeliest(z: Floats, k: int) -> npt.NDArray[np.int64]:
-    """The tokens in descending order of their logits, equal ones in their own; the first k, 0: all."""
+    """Return the k likeliest tokens (0: all) in descending order of their logits; equal logits keep the order of the ids."""
     if not 0 < k < len(z):
         return np.argsort(-z, kind="stable")
     candidates = np.flatnonzero(z >= np.partition(z, len(z) - k)[len(z) - k])

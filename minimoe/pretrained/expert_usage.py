@@ -1,8 +1,7 @@
-"""Which experts of a model folder a token was ever routed to here: noted after a model was used, read by `inspect`.
+"""Remembers how many rows each expert of a model folder was given on this machine: noted after generating, shown by `inspect`.
 
-The notes lie in the user's cache, not in the folder, which may belong to others; a folder whose weights change starts anew.
+The notes are in the user's cache, because the folder may belong to others. When a folder's weights change, its count starts again.
 """
-
 
 import hashlib
 import json
@@ -18,7 +17,7 @@ Rows = list[npt.NDArray[np.int64]]
 
 
 def note(folder: Path, rows: Rows) -> None:
-    """Add the rows that each routed layer gave its experts [E]; where the cache cannot be written, nothing is noted."""
+    """Add the rows that each routed layer gave its experts [E]. If the cache cannot be written, nothing is noted."""
     if not rows or not any(layer.any() for layer in rows):
         return
     before = recall(folder) or [np.zeros_like(layer) for layer in rows]
@@ -31,7 +30,7 @@ def note(folder: Path, rows: Rows) -> None:
 
 
 def recall(folder: Path) -> Rows | None:
-    """What was noted of a folder, None where nothing was."""
+    """Return the counts that were noted for a folder, or None."""
     try:
         return [np.asarray(layer, dtype=np.int64) for layer in json.loads(_file(folder).read_text())]
     except (OSError, ValueError, TypeError):
@@ -39,7 +38,7 @@ def recall(folder: Path) -> Rows | None:
 
 
 def _file(folder: Path) -> Path:
-    """Where the notes of a folder lie: by its place, and the sizes and times of its weights."""
+    """Return the file with the counts of a folder, named by its path and the sizes and times of its weights."""
     home = os.environ.get("MINIMOE_CACHE_DIR") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minimoe"
     states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(folder.glob("*.safetensors"))]
     name = hashlib.sha256(repr((str(folder.resolve()), states)).encode()).hexdigest()[:24]

@@ -4,11 +4,10 @@ The file is eight bytes (the header's length N, little-endian), N bytes of JSON,
 
     {"__metadata__": {"format": "pt"}, "embed.weight": {"dtype": "BF16", "shape": [5, 3], "data_offsets": [0, 30]}, ...}
 
-(https://github.com/huggingface/safetensors, "Format".) Whoever made a file may have lied in it: the header is checked in whole before
-anything it says is used (`minimoe.tensorheader`). A tensor is a view of the map, so opening costs no memory, and pages come and go as they
-are read. A file that another process shortens while it is mapped ends this one (SIGBUS): no reader of maps can prevent that.
+(https://github.com/huggingface/safetensors, "Format".) The header is not trusted: all of it is checked before anything in it is
+used (`header.py`). A tensor is a view of the map, so opening takes no memory, and pages are loaded when they are read. If another process
+shortens the file while it is mapped, this process ends with SIGBUS; no reader of maps can prevent that.
 """
-
 
 import contextlib
 import mmap
@@ -39,7 +38,7 @@ FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E8M0"
 class TensorFile:
     """One safetensors file. `entries` is by tensor name, in the order of the header; `metadata` is what its writer noted.
 
-    Opening reads the header alone. Raises `CheckpointError`, one line, where the file is missing, a pickle, or not what it says it is.
+    Opening reads only the header. Raises `CheckpointError`, in one line, if the file is missing, is a pickle, or contradicts itself.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -60,16 +59,16 @@ class TensorFile:
             raise CheckpointError(f"{shown(self.path)}: cannot be read: {error}") from error
 
     def entry(self, name: str) -> TensorInfo:
-        """What the header says of a tensor. Raises `CheckpointError` where there is none of that name."""
+        """Return what the header says about a tensor. Raises `CheckpointError` if there is no tensor of that name."""
         if name not in self.entries:
             raise CheckpointError(f"{shown(self.path)}: has no tensor {shown(name)}")
         return self.entries[name]
 
     def raw(self, name: str) -> Array:
-        """A tensor as it lies in the file: a read-only view of the map, C-contiguous, in NumPy's dtype.
+        """Return a tensor as it is stored: a read-only view of the map, C-contiguous, in NumPy's dtype.
 
-        BF16 is given as uint16 and F8_* as uint8 (`fill` makes numbers of them). A file may lay a tensor at any byte, so that the view may
-        be unaligned: NumPy reads it, compiled code may not.
+        BF16 comes as uint16 and F8_* as uint8 (`fill` converts them to numbers). A tensor may begin at any byte of a file, so the view may
+        be unaligned: NumPy can read it, compiled code may not be able to.
         """
         entry = self.entry(name)
         if self._bytes is None:
@@ -77,14 +76,14 @@ class TensorFile:
         return self._bytes[entry.start : entry.stop].view(STORED[entry.dtype]).reshape(entry.shape)
 
     def release(self, name: str) -> None:
-        """Tell the system that a tensor's pages need not stay in memory; reading them again reads the file again."""
+        """Let the system drop a tensor's pages; reading them again reads the file again."""
         entry = self.entry(name)
         start, stop = -(-entry.start // mmap.PAGESIZE) * mmap.PAGESIZE, entry.stop // mmap.PAGESIZE * mmap.PAGESIZE
         if self._map is not None and start < stop and hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED, start, stop - start)
 
     def close(self) -> None:
-        """Let the map go. Views of it that are still held stay valid, and keep it until they go."""
+        """Close the map. Existing views stay valid and keep it open."""
         self._map = self._bytes = None
 
     def __enter__(self) -> Self:
@@ -95,7 +94,7 @@ class TensorFile:
 
 
 def _open(path: Path) -> BinaryIO:
-    """An ordinary file that is no pickle by its name. A pipe is refused unopened: opening one waits for a writer."""
+    """Open a regular file whose name is not a pickle's. A pipe is refused before it is opened, which would wait for a writer."""
     refuse_pickle(path.name, b"")
     if not stat.S_ISREG(path.stat().st_mode):
         raise CheckpointError("is not a file")
@@ -105,11 +104,11 @@ def _open(path: Path) -> BinaryIO:
 def fill(out: Array, raw: Array, dtype: str) -> None:
     """Write the numbers of a raw tensor into `out`: float32 or float64, of the same shape, with any strides.
 
-    dtype: the file's word for `raw`, one of `FLOATS`. What float32 cannot hold becomes inf or the nearest number; NaN stays NaN. Raises
-    `CheckpointError` where the dtype is none of them, or the shapes differ.
+    dtype: the dtype of `raw` in the file, one of `FLOATS`. Numbers that float32 cannot hold become inf or the nearest one; NaN stays NaN.
+    Raises `CheckpointError` for any other dtype, or if the shapes differ.
     """
     if dtype not in FLOATS:
-        raise CheckpointError(f"dtype {dtype} holds no numbers that a weight can be: expected one of {', '.join(sorted(FLOATS))}")
+        raise CheckpointError(f"dtype {dtype} cannot be the dtype of a weight: expected one of {', '.join(sorted(FLOATS))}")
     if out.shape != raw.shape:
         raise CheckpointError(f"a tensor of shape {list(raw.shape)} where {list(out.shape)} is expected")
     if dtype in FLOAT8:
@@ -123,9 +122,9 @@ def fill(out: Array, raw: Array, dtype: str) -> None:
 
 
 def pack(values: Array, dtype: str) -> Array:
-    """Numbers as a file holds them, rounded to the nearest, ties to even: F64, F32, F16, or BF16 (as uint16).   float [...] -> [...]
+    """Convert numbers to F64, F32, F16, or BF16 (as uint16), rounded to nearest, ties to even.   float [...] -> [...]
 
-    Too large a number becomes inf, and NaN stays NaN. C-contiguous; `values` itself where it is so already.
+    A number that is too large becomes inf, and NaN stays NaN. The result is C-contiguous; it is `values` itself if nothing changes.
     """
     if dtype not in ("F64", "F32", "F16", "BF16"):
         raise ValueError(f"numbers are written as F64, F32, F16 or BF16, not {dtype}")
@@ -140,7 +139,7 @@ def pack(values: Array, dtype: str) -> Array:
 
 
 def _float32_bits(values: Array) -> Array:
-    """The bits of float32, uint32. A float64 between two of them gives the odd one: rounded again it rounds as if it were rounded once."""
+    """Return the bits of float32 as uint32. A float64 between two of them gives the odd one, so that rounding again rounds correctly."""
     with np.errstate(all="ignore"):
         near = np.asarray(values, np.float32)
     bits = near.view(np.uint32)
@@ -153,8 +152,8 @@ def _float32_bits(values: Array) -> Array:
 def write_tensor_file(path: Path | str, specs: Specs, produce: Callable[[str], Array], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file, one tensor in memory at a time; equal contents give equal bytes, those of the safetensors library.
 
-    specs: {name: (dtype, shape)}, from which the header is made. produce(name): the tensor, in the dtype that `TensorFile.raw` gives.
-    A file of that name is replaced when the new one is whole and on the disk. Raises `CheckpointError` where it cannot be written.
+    specs: {name: (dtype, shape)}, of which the header is made. produce(name) returns the tensor in the dtype that `TensorFile.raw` gives.
+    An existing file is replaced once the new one is complete and on disk. Raises `CheckpointError` if it cannot be written.
     """
     path = Path(path)
     temporary = beside(path)
@@ -170,7 +169,7 @@ def write_tensor_file(path: Path | str, specs: Specs, produce: Callable[[str], A
 
 
 def stream(path: Path, specs: Specs, produce: Callable[[str], Array], metadata: Mapping[str, str] | None) -> None:
-    """As `write_tensor_file`, into a new file in place. Raises `OSError`."""
+    """Write to a new file directly, as `write_tensor_file` does through a temporary one. Raises `OSError`."""
     header, order = write_header(specs, metadata)
     with open(path, "xb") as file:
         file.write(header)
@@ -181,7 +180,7 @@ def stream(path: Path, specs: Specs, produce: Callable[[str], Array], metadata: 
 
 
 def beside(path: Path) -> Path:
-    """A hidden name in the same folder, for what takes the name `path` when it is whole."""
+    """Return a hidden name in the same folder for a file that is renamed to `path` when it is complete."""
     return path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
 
 

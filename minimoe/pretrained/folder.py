@@ -1,10 +1,9 @@
 """A model folder as Hugging Face lays it out: config.json, and model.safetensors or its shards with model.safetensors.index.json.
 
-Anyone may have made the folder, so whatever its files say of each other is checked as it is opened: the index against every shard's header,
-and every name against leaving the folder. Only headers are read then; tensors are views of memory maps (`minimoe.tensorfile`). minimoe's
-own checkpoints have files of the same names and are another thing: `is_model_folder` tells them apart.
+The folder is not trusted: opening it checks the index against every shard's header, and that no name leads out of the folder. Only headers
+are read then; tensors are views of memory maps (`file.py`). minimoe's own checkpoints have files of the same names but another content:
+`is_model_folder` tells them apart.
 """
-
 
 import json
 import math
@@ -31,22 +30,22 @@ MOST_INDEX = 100_000_000  # bytes
 
 
 class _Index(msgspec.Struct):
-    """What model.safetensors.index.json says that is used; other members are passed over without being kept."""
+    """The part of model.safetensors.index.json that is used; other members are skipped."""
 
     weight_map: dict[str, str]
 
 
 def is_model_folder(path: Path | str) -> bool:
-    """Whether a path is a Hugging Face model folder: it has a config.json, and is neither a run of minimoe nor a checkpoint."""
+    """Return True for a Hugging Face model folder: it has a config.json, and is neither a run of minimoe nor a checkpoint."""
     return os.path.isfile(os.path.join(path, CONFIG)) and not any(
         os.path.lexists(os.path.join(path, name)) for name in ("config.toml", MANIFEST)
     )
 
 
 class ModelFolder:
-    """A model folder, open. `path`; `config`: what config.json says; `files`: the weights' files by name.
+    """An open model folder. `config`: the object in config.json; `files`: the weight files by name.
 
-    Raises `CheckpointError`, one line, where a file is missing, is a pickle or lies about itself, or where index and shards differ.
+    Raises `CheckpointError`, in one line, if a file is missing, is a pickle or contradicts itself, or if index and shards differ.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -63,7 +62,7 @@ class ModelFolder:
             raise
 
     def _open(self) -> None:
-        """Open every weight file, and note which tensor is in which. Where both are there, model.safetensors counts, as in transformers."""
+        """Open every weight file, and note which tensor is in which. model.safetensors takes precedence over shards, as in transformers."""
         if os.path.lexists(self.path / WEIGHTS):
             self._add(WEIGHTS)
             return
@@ -83,21 +82,21 @@ class ModelFolder:
             self._file_of[key] = file
 
     def keys(self) -> set[str]:
-        """The names of all tensors."""
+        """Return the names of all tensors."""
         return set(self._file_of)
 
     def file_of(self, name: str) -> TensorFile:
-        """The file that a tensor is in. Raises `CheckpointError` where there is no such tensor."""
+        """Return the file that a tensor is in. Raises `CheckpointError` if there is no such tensor."""
         if name not in self._file_of:
             raise CheckpointError(f"{shown(self.path)}: has no tensor {shown(name)}")
         return self._file_of[name]
 
     def entry(self, name: str) -> TensorInfo:
-        """A tensor's dtype, as safetensors' word, and shape."""
+        """Return a tensor's dtype, in safetensors' words, and its shape."""
         return self.file_of(name).entry(name)
 
     def raw(self, name: str) -> Array:
-        """A tensor as it lies in its file: a read-only view (see `TensorFile.raw`)."""
+        """Return a tensor as it is stored: a read-only view (see `TensorFile.raw`)."""
         return self.file_of(name).raw(name)
 
     def fill(self, name: str, out: Array) -> None:
@@ -108,11 +107,11 @@ class ModelFolder:
             raise CheckpointError(f"{shown(self.path)}: tensor {shown(name)}: {error}") from None
 
     def release(self, name: str) -> None:
-        """Tell the system that a tensor's pages need not stay in memory."""
+        """Let the system drop a tensor's pages."""
         self.file_of(name).release(name)
 
     def close(self) -> None:
-        """Let the maps go; views that are held stay valid."""
+        """Close the maps; existing views stay valid."""
         for file in self.files.values():
             file.close()
 
@@ -127,9 +126,9 @@ class ModelFolder:
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """The path of a file of the folder. Raises `CheckpointError` where its name, or a link that it is, leads out of it.
+    """Return the path of a file of the folder. Raises `CheckpointError` if its name, or a link, leads out of the folder.
 
-    The hub's cache is let through: its snapshots/REVISION/ has links to the files in blobs/ beside snapshots/.
+    The hub's cache is allowed: its snapshots/REVISION/ has links to the files in blobs/ beside snapshots/.
     """
     if name in ("", ".", "..") or any(mark in name for mark in "/\\:") or not name.isprintable():
         raise CheckpointError(f"{shown(folder)}: the file name {shown(name)} leaves the folder: expected a plain name")
@@ -155,7 +154,7 @@ def _read(folder: Path, name: str, most: int) -> bytes:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The object in config.json. Raises `CheckpointError` where there is none."""
+    """Return the object in config.json. Raises `CheckpointError` if there is none."""
     if not os.path.isdir(folder):
         raise CheckpointError(f"{shown(folder)}: no such folder")
     if not os.path.lexists(folder / CONFIG):
@@ -170,7 +169,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _read_index(folder: Path) -> dict[str, str]:
-    """The index's weight_map: which file each tensor is in."""
+    """Return the index's weight_map: which file each tensor is in."""
     try:
         index = msgspec.json.decode(_read(folder, INDEX, MOST_INDEX), type=_Index)
     except (msgspec.MsgspecError, ValueError, RecursionError):
@@ -179,7 +178,7 @@ def _read_index(folder: Path) -> dict[str, str]:
 
 
 def _check_index(folder: Path, weight_map: Mapping[str, str], file_of: Mapping[str, TensorFile]) -> None:
-    """The index and the shards must name the same tensors, each in the same file."""
+    """Check that the index and the shards name the same tensors, each in the same file."""
     for key, name in weight_map.items():
         if key not in file_of or file_of[key].path.name != name:
             raise CheckpointError(f"{shown(folder / INDEX)}: says that tensor {shown(key)} is in {name}, which does not have it")
@@ -189,7 +188,7 @@ def _check_index(folder: Path, weight_map: Mapping[str, str], file_of: Mapping[s
 
 
 def _why_no_weights(folder: Path) -> str:
-    """What to say of a folder with neither model.safetensors nor an index."""
+    """Return the error for a folder with neither model.safetensors nor an index."""
     names = sorted(entry.name for entry in folder.iterdir())
     tensors = [shown(name) for name in names if name.endswith(".safetensors")]
     pickles = [name for name in names if os.path.splitext(name)[1].lower() in PICKLES]
@@ -213,17 +212,17 @@ def write_model_folder(
     tokenizer_json: str | None = None,
     texts: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a model folder that transformers reads, one tensor in memory at a time; a kill leaves it whole or absent.
+    """Write a model folder that transformers reads, one tensor in memory at a time; after a kill it is complete or absent.
 
-    specs, produce: as for `write_tensor_file`. shard_bytes: the most a weight file holds (a larger tensor has one to itself); tensors are
-    dealt out in the specs's order. texts: further files by name. Raises
-    `CheckpointError` where the path is taken (an empty folder is not) or cannot be written.
+    specs, produce: as for `write_tensor_file`. shard_bytes: the size limit of a weight file (a larger tensor gets its own file); tensors
+    are assigned to files in the order of `specs`. texts: further files by name. Raises `CheckpointError` if the path is taken (an empty
+    folder is not) or cannot be written.
     """
     path = Path(os.path.abspath(path))
     temporary = beside(path)
     try:
         if os.path.lexists(path) and (not path.is_dir() or any(path.iterdir())):
-            raise CheckpointError(f"{shown(path)}: is there already: name a folder that is new or empty")
+            raise CheckpointError(f"{shown(path)}: exists already: name a folder that is new or empty")
         path.parent.mkdir(parents=True, exist_ok=True)
         _clear_leftovers(path)
         temporary.mkdir()
@@ -245,7 +244,7 @@ def write_model_folder(
 
 
 def _clear_leftovers(path: Path) -> None:
-    """Remove what a killed writer of the same folder left beside it."""
+    """Remove the temporary folders of writers of the same folder that were killed."""
     for entry in path.parent.iterdir():
         match = HIDDEN.fullmatch(entry.name)
         if match and (match["target"], match["kind"]) == (path.name, "tmp"):
@@ -253,7 +252,7 @@ def _clear_leftovers(path: Path) -> None:
 
 
 def _shards(specs: Specs, shard_bytes: int) -> list[list[str]]:
-    """The names of each shard, in the specs's order; at least one shard."""
+    """Return the names in each shard, in the order of `specs`; there is at least one shard."""
     shards: list[list[str]] = [[]]
     room = shard_bytes
     for name in specs:

@@ -83,11 +83,11 @@ def read_header(file: BinaryIO, size: int) -> tuple[dict[str, TensorInfo], dict[
     if start[8:] != b"{":  # every safetensors header begins so; the length of one may look like a pickle's first bytes
         refuse_pickle("", start)
     if length > MOST_HEADER:
-        raise CheckpointError(f"is no safetensors file: it claims a header of {length} bytes (at most {MOST_HEADER})")
+        raise CheckpointError(f"is not a safetensors file: it claims a header of {length} bytes (at most {MOST_HEADER})")
     if not 2 <= length <= size - 8:
         raise CheckpointError(f"claims a header of {length} bytes and has {size - 8} after its length: truncated, or no safetensors file")
     if start[8:] != b"{":
-        raise CheckpointError("is no safetensors file: its header does not begin with {")
+        raise CheckpointError("is not a safetensors file: its header does not begin with {")
     try:
         text = (start[8:] + file.read(length - 1)).decode("utf-8")
     except UnicodeDecodeError:
@@ -184,7 +184,7 @@ def _entry(name: str, value: Any, data: int) -> TensorInfo:
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in STORED:
         known = ", ".join(STORED)
-        raise CheckpointError(f"tensor {shown(name)}: dtype {shown(dtype)} is not known here (known: {known})")
+        raise CheckpointError(f"tensor {shown(name)}: dtype {shown(dtype)} is not known (known: {known})")
     if not _whole_numbers(shape) or len(shape) > MOST_DIMENSIONS:
         raise CheckpointError(f"tensor {shown(name)}: its shape must be a list of at most {MOST_DIMENSIONS} whole numbers, none negative")
     if not _whole_numbers(offsets) or len(offsets) != 2:

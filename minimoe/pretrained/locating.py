@@ -1,8 +1,7 @@
-"""Where a model's parameters lie in a folder: names and shapes compared before anything is read, and the reading itself.
+"""Finds a model's parameters in a folder, and reads them. Names and shapes are compared before anything is read.
 
-A key that is missing, that nothing asks for, or whose shape is not the one that the configuration says, is named.
+Errors name a key that is missing, that no parameter needs, or whose shape differs from the configuration.
 """
-
 
 import math
 import re
@@ -22,47 +21,47 @@ from minimoe.pretrained.header import shown
 from minimoe.pretrained.quantised import fill_fp8_blocks, fill_mxfp4
 
 Host = npt.NDArray[Any]
-SCALE = "_scale_inv"  # beside a weight in float8: a number for each block
+SCALE = "_scale_inv"  # suffix of the scales of a float8 weight, one per block
 MXFP4 = ("_blocks", "_scales")
 QUANTISED = {"fp8": "float8 with a scale for each block", "mxfp4": "MXFP4"}
 
 
 class Keys:
-    """A folder's tensors under the names of its family, each with the one that it has in the folder; what was asked for is noted."""
+    """A folder's tensors: {name in the family: key in the folder}, and which of them were used."""
 
     def __init__(self, folder: ModelFolder, family: Family) -> None:
         self.folder, self.family = folder, family
-        self.spelled: dict[str, str] = {}
+        self.key_of: dict[str, str] = {}
         self.used: set[str] = set()
         for key in sorted(folder.keys()):
             name = key
             for pattern, spelling in family.aliases:
                 name = re.sub(pattern, spelling, name)
-            if name in self.spelled:
-                raise CheckpointError(f"{folder.path}: tensors {self.spelled[name]!r} and {key!r} are the same to {family.model_type}")
-            self.spelled[name] = key
+            if name in self.key_of:
+                raise CheckpointError(f"{folder.path}: tensors {self.key_of[name]!r} and {key!r} have the same name in {family.model_type}")
+            self.key_of[name] = key
 
     def __contains__(self, name: str) -> bool:
-        return name in self.spelled
+        return name in self.key_of
 
     def use(self, name: str, shape: Shape, kind: str = "") -> str:
-        """The key of a tensor in the folder, its shape compared."""
-        if name not in self.spelled:
+        """Return the key of a tensor in the folder, after comparing its shape."""
+        if name not in self.key_of:
             raise CheckpointError(f"{self.folder.path}: tensor {name!r} is missing")
-        key = self.spelled[name]
+        key = self.key_of[name]
         entry = self.folder.entry(key)
         if tuple(entry.shape) != shape:
             raise CheckpointError(f"{self.folder.path}: tensor {key!r} has shape {list(entry.shape)}, config.json says {list(shape)}")
         wanted = ("U8",) if kind == "packed" else FLOATS
         if entry.dtype not in wanted:
-            raise CheckpointError(f"{self.folder.path}: tensor {key!r} has dtype {entry.dtype}, which is not read as weights")
+            raise CheckpointError(f"{self.folder.path}: tensor {key!r} has dtype {entry.dtype}, which weights cannot have")
         self.used.add(name)
         return key
 
     def check_rest(self, config: ModelConfig) -> dict[str, str]:
-        """Refuse tensors that nothing asked for.   -> those that the family keeps without computing with them: {name: key}"""
+        """Refuse tensors that no parameter needs.   -> those that the family keeps without computing with them: {name: key}"""
         kept, end = {}, self._end(config)
-        for name in sorted(self.spelled.keys() - self.used):
+        for name in sorted(self.key_of.keys() - self.used):
             if name in self.family.copies and self._repeats(name, self.family.copies[name]):
                 continue
             if any(re.search(pattern, name) for pattern in self.family.dropped):
@@ -70,21 +69,21 @@ class Keys:
             matches = (re.search(pattern, name) for pattern in self.family.unused)
             layers = [int(match.groupdict().get("beyond", -1)) for match in matches if match]
             if any(layer < 0 or config.n_layers <= layer < end for layer in layers):
-                kept[name] = self.spelled[name]
+                kept[name] = self.key_of[name]
                 continue
-            raise CheckpointError(f"{self.folder.path}: tensor {self.spelled[name]!r} is unexpected in this {self.family.model_type}")
+            raise CheckpointError(f"{self.folder.path}: tensor {self.key_of[name]!r} is unexpected in this {self.family.model_type}")
         return kept
 
     def _end(self, config: ModelConfig) -> int:
-        """The number of layers, with those that the family has past the last."""
+        """Return the number of layers, including those that the family may have after the last."""
         further = self.family.further.value(self.folder.config) if self.family.further else 0
         return config.n_layers + (further if isinstance(further, int) else 0)
 
     def _repeats(self, name: str, other: str) -> bool:
-        """Is a tensor the same as the one that it is tied to?"""
-        if other not in self.spelled:
+        """Return True if a tensor equals the one that it is tied to, and False if that is missing; raise if they differ."""
+        if other not in self.key_of:
             return False
-        a, b = self.spelled[name], self.spelled[other]
+        a, b = self.key_of[name], self.key_of[other]
         same = bool(np.array_equal(self.folder.raw(a), self.folder.raw(b)))
         self.folder.release(a)
         self.folder.release(b)
@@ -94,11 +93,11 @@ class Keys:
 
 
 class Location:
-    """The tensors of one parameter."""
+    """The tensors of one parameter in a folder."""
 
     def __init__(self, layout: Layout, shape: Shape, keys: Keys) -> None:
         self.layout, self.shape, self.folder = layout, shape, keys.folder
-        self.keys: dict[tuple[str, int | None], tuple[str, ...]] = {}  # (tensor's key, expert): the tensors in the folder
+        self.keys: dict[tuple[str, int | None], tuple[str, ...]] = {}  # (key in the layout, expert): keys in the folder
         self.of_experts = layout.kind != "whole"
         own = shape[1:] if self.of_experts else shape
         experts: Iterator[int | None] = iter(range(shape[0])) if layout.kind == "each" else iter((None,))
@@ -110,12 +109,12 @@ class Location:
 
     @property
     def dtype(self) -> str:
-        """The file's word for what the first tensor is made of; BF16 where it is quantised."""
+        """The dtype of the first tensor in safetensors' words; BF16 if it is quantised."""
         dtype = self.folder.entry(next(iter(self.keys.values()))[0]).dtype
         return dtype if dtype in ("F64", "F32", "F16", "BF16") else "BF16"
 
     def read(self, out: Host, expert: int | None = None) -> None:
-        """Fill an array of the parameter's shape, or with `expert` of one slice's."""
+        """Fill an array of the parameter's shape or, with `expert`, of one expert's slice."""
         for tensor in self.layout.tensors:
             target = tensor.view(out)
             names = self.keys[tensor.key, expert if self.layout.kind == "each" else None]
@@ -134,7 +133,7 @@ class Location:
                 self.folder.release(name)
 
     def mapped(self, dtype: np.dtype[Any]) -> Host | None:
-        """A view of the file where the parameter lies there as it is used, else None."""
+        """Return a view of the file if the parameter is stored there as it is used, else None."""
         tensor, names = self.layout.tensors[0], next(iter(self.keys.values()))
         if self.of_experts or len(self.layout.tensors) > 1 or len(names) > 1 or tensor.view is not all_of_it:
             return None
@@ -142,14 +141,14 @@ class Location:
         return raw if self.dtype.startswith("F") and raw.dtype == dtype and raw.flags.aligned else None
 
     def release(self) -> None:
-        """The pages of its tensors need not stay."""
+        """Let the system drop the pages of these tensors."""
         for names in self.keys.values():
             for name in names:
                 self.folder.release(name)
 
 
 def _find(tensor: StoredTensor, shape: Shape, e: int | None, keys: Keys) -> tuple[str, ...]:
-    """The tensors of one tensor: one; a float8 weight and its scales; MXFP4's blocks and scales."""
+    """Return the keys in the folder of a layout's tensor: one, a float8 weight and its scales, or MXFP4's blocks and scales."""
     name = tensor.key if e is None else tensor.key.replace("{e}", str(e))
     if tensor.packed == "mxfp4":
         if shape[-1] % 32:
@@ -160,15 +159,14 @@ def _find(tensor: StoredTensor, shape: Shape, e: int | None, keys: Keys) -> tupl
     if not keys.folder.entry(key).dtype.startswith("F8"):
         return (key,)
     if len(shape) != 2 or keys.folder.entry(key).dtype != "F8_E4M3":
-        raise CheckpointError(f"{keys.folder.path}: tensor {key!r}: of float8 weights E4M3 matrices with scales for each block are read")
+        raise CheckpointError(f"{keys.folder.path}: tensor {key!r}: only E4M3 matrices with scales for each block are supported in float8")
     return key, keys.use(name + SCALE, tuple(-(-size // 128) for size in shape))
 
 
 def locate(
     shapes: dict[str, Shape], config: ModelConfig, folder: ModelFolder, family: Family
 ) -> tuple[dict[str, Location], dict[str, str]]:
-    """Where each parameter of these shapes lies.   -> locations by our names; tensors that are kept without being computed with, as the
-    family names them: the folder's keys
+    """Find each parameter of these shapes.   -> locations by name; {name in the family: key} of tensors that are not computed with
 
     Raises CheckpointError naming the first tensor that is missing, unexpected, or of a shape or dtype that does not fit.
     """
@@ -177,7 +175,7 @@ def locate(
     found = {}
     for name, layouts in family.names(config):
         if name not in shapes:
-            raise CheckpointError(f"{folder.path}: {family.model_type} has {name}, which the model of config.json lacks")
+            raise CheckpointError(f"{folder.path}: {family.model_type} has {name}, which the model in config.json does not have")
         if math.prod(shapes[name]) > MOST_NUMBER:
             raise CheckpointError(f"{folder.path}: config.json says that {name} is {list(shapes[name])}: no array is so large")
         found[name] = Location(_choose(layouts, keys), shapes[name], keys)
@@ -185,7 +183,7 @@ def locate(
 
 
 def _choose(layouts: Layouts, keys: Keys) -> Layout:
-    """The form in which a parameter is there; where it is in none, the first, whose key will be named as missing."""
+    """Return the layout that a parameter has in the folder. If there is none, return the first, whose key is then reported as missing."""
     for layout in layouts:
         tensor = layout.tensors[0]
         name = tensor.key.replace("{e}", "0") if layout.kind == "each" else tensor.key
@@ -195,14 +193,14 @@ def _choose(layouts: Layouts, keys: Keys) -> Layout:
 
 
 def check_quantisation(folder: ModelFolder) -> None:
-    """Refuse a method of quantisation that is not read here, by its name."""
+    """Raise CheckpointError for a method of quantisation that is not supported."""
     quantised = folder.config.get("quantization_config")
     if quantised is None:
         return
     method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
     if not isinstance(method, str) or method not in QUANTISED:
         known = " and ".join(f"{name} ({what})" for name, what in QUANTISED.items())
-        raise CheckpointError(f"{folder.path}: weights quantised by {shown(method)} are not read here: {known} are")
+        raise CheckpointError(f"{folder.path}: weights quantised by {shown(method)} are not supported: expected {known}")
     block = quantised.get("weight_block_size", [128, 128])
     if method == "fp8" and block != [128, 128]:
-        raise CheckpointError(f"{folder.path}: float8 with weight_block_size = {shown(block)} is not read here: [128, 128] is")
+        raise CheckpointError(f"{folder.path}: float8 with weight_block_size = {shown(block)} is not supported: expected [128, 128]")

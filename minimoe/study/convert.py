@@ -1,7 +1,7 @@
-"""Models from one form into another: a run as a folder that transformers opens, a folder in another dtype, a dense model as a routed run.
+"""Converts models: a run to a folder that transformers opens, a folder to another dtype, a dense model to a routed run.
 
-Upcycling (Komatsuzaki et al. 2022): every expert starts as a copy of the dense layer, the router is new. As equal experts give equal
-outputs and the weights of a token's experts are divided by their sum, the routed model starts with the dense one's predictions.
+Upcycling (Komatsuzaki et al. 2022): every expert starts as a copy of the dense layer, and the router is new. Equal experts give equal
+outputs, and the weights of a token's experts add up to 1, so the routed model starts with the dense one's predictions.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ STACKED = {"weight": "proj", "bias": "bias"}  # ffn.up_proj.weight -> experts.up
 
 
 def convert(source: str | Path, target: Path, dtype: str | None = None) -> str:
-    """Write a run, a checkpoint or a model folder as a model folder.   -> what was written, in a line
+    """Write a run, a checkpoint or a model folder as a model folder.   -> one line that says what was written
 
-    Raises UserError where no family expresses the model, or the target is taken.
+    Raises UserError if no family can express the model, or if the target exists.
     """
     loaded = open_model(source)
-    tokenizer = None if is_model_folder(source) else loaded.tokenizer  # of a folder the file itself is copied
+    tokenizer = None if is_model_folder(source) else loaded.tokenizer  # a folder's tokenizer.json is copied
     found = save_pretrained(loaded.model, target, dtype, tokenizer, loaded.model.provenance)
     size = sum(file.stat().st_size for file in target.iterdir())
     return f"{target}: {found.model_type}, {size / 1e6:,.1f} MB, for transformers' {_class(target)}"
@@ -46,9 +46,9 @@ def _class(folder: Path) -> str:
 
 
 def upcycle(source: str | Path, target: Path, n_experts: int, overrides: Iterable[str] = ()) -> str:
-    """Write a dense model as a run whose every layer routes to `n_experts` copies; `minimoe resume` trains it.   -> a line
+    """Write a dense model as a run in which every layer has `n_experts` copies of its feed-forward layer.   -> one line that says so
 
-    `overrides`: KEY=VALUE of the run's configuration, as moe.top_k=1. Raises UserError for a model that routes already.
+    `overrides`: KEY=VALUE of the run's configuration, such as moe.top_k=1. Raises UserError if the model is routed already.
     """
     from minimoe.training.trainer import Trainer
 
@@ -63,10 +63,10 @@ def upcycle(source: str | Path, target: Path, n_experts: int, overrides: Iterabl
 
 
 def upcycled_config(loaded: Loaded, name: str, n_experts: int, overrides: Iterable[str] = ()) -> Config:
-    """The dense model's configuration with a table [moe]; a model folder's text is read by its own tokenizer."""
+    """Return the dense model's configuration with a table [moe]. A run made of a model folder keeps the folder's tokenizer."""
     config = loaded.config
     if config.model.moe_layers():
-        raise ConfigError(f"{loaded.folder}: routes already: --upcycle begins with a dense model")
+        raise ConfigError(f"{loaded.folder}: is routed already: --upcycle needs a dense model")
     tables = to_tables(config) | {"name": name, "moe": {"n_experts": n_experts}}
     if is_model_folder(loaded.folder):
         tokenizer = loaded.folder / "tokenizer.json"
@@ -79,7 +79,7 @@ def upcycled_config(loaded: Loaded, name: str, n_experts: int, overrides: Iterab
 
 
 def upcycled_state(dense: Transformer, routed: Transformer) -> Arrays:
-    """The routed model's weights: the dense one's, its feed-forward layers once for each expert, and the router as it was drawn."""
+    """Return the routed model's weights: the dense ones, with feed-forward layers copied to each expert, and the router as drawn."""
     _check_alike(dense.config, routed.config)
     state: Arrays = {name: routed.backend.to_host(array) for name, array in routed.state_dict().items() if ".moe.router." in name}
     for name, parameter in dense.named_state():
@@ -96,8 +96,8 @@ def upcycled_state(dense: Transformer, routed: Transformer) -> Arrays:
 
 
 def _check_alike(dense: ModelConfig, routed: ModelConfig) -> None:
-    """An override may say how is routed and trained, not what the copies look like."""
+    """Raise ConfigError if overrides change the shape of the copies; they may change routing and training."""
     if routed.moe is None or len(routed.moe_layers()) != routed.n_layers or routed.expert_hidden != dense.d_hidden:
-        raise ConfigError("upcycling makes experts of every layer, copies of its dense one: leave moe.every, moe.layers, moe.d_hidden out")
+        raise ConfigError("upcycling copies the dense layer of every block: leave out moe.every, moe.layers and moe.d_hidden")
     if routed.moe.n_shared_experts or routed.moe.router == "noisy_topk":
-        raise ConfigError("upcycling copies routed experts alone, and noisy_topk starts with noise: another moe.router, none shared")
+        raise ConfigError("upcycling supports neither shared experts nor noisy_topk, which starts with noise: choose another moe.router")

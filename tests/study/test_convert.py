@@ -74,7 +74,7 @@ def test_a_model_that_no_family_has_is_refused_with_the_key(tmp_path):
 def test_a_folder_that_is_there_is_left_alone(dense, tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").write_text("mine")
-    with pytest.raises(CheckpointError, match="is there already"):
+    with pytest.raises(CheckpointError, match="exists already"):
         convert(dense, tmp_path / "taken")
     assert [file.name for file in (tmp_path / "taken").iterdir()] == ["file"]
 
@@ -114,12 +114,12 @@ def test_a_folder_is_upcycled_with_its_own_tokenizer(dense, tmp_path):
 
 def test_a_routed_model_is_not_upcycled(dense, tmp_path):
     upcycle(dense, tmp_path / "routed", 2)
-    with pytest.raises(ConfigError, match="routes already"):
+    with pytest.raises(ConfigError, match="is routed already"):
         upcycle(tmp_path / "routed", tmp_path / "again", 2)
 
 
 def test_overrides_that_would_make_other_experts_are_refused(dense, tmp_path):
-    with pytest.raises(ConfigError, match=r"leave moe\.every, moe\.layers, moe\.d_hidden out"):
+    with pytest.raises(ConfigError, match=r"leave out moe\.every, moe\.layers and moe\.d_hidden"):
         upcycle(dense, tmp_path / "routed", 2, ["moe.d_hidden=8"])
 
 

@@ -1,4 +1,4 @@
-"""BERT (Devlin et al. 2018): an encoder, norms after the residual; with its masked-language-model head, or bare.
+"""BERT (Devlin et al. 2018): a post-norm encoder, with its masked-language-model head or without a head.
 
 The pooler and the next-sentence head of published checkpoints are kept but not computed with.
 """
@@ -11,25 +11,25 @@ MODULES = {
     "attention.o_proj": "attention.output.dense", "attention_norm": "attention.output.LayerNorm", "ffn.up_proj": "intermediate.dense",
     "ffn.down_proj": "output.dense", "ffn_norm": "output.LayerNorm",
 }  # fmt: skip
-ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}  # theirs -> ours
+ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}  # transformers' word -> minimoe's
 
 
 def names(config: ModelConfig) -> Names:
-    for ours, theirs in {"embed": "word_embeddings", "positions": "position_embeddings", "token_types": "token_type_embeddings"}.items():
-        yield f"{ours}.weight", whole(f"bert.embeddings.{theirs}.weight")
+    for mm, hf in {"embed": "word_embeddings", "positions": "position_embeddings", "token_types": "token_type_embeddings"}.items():
+        yield f"{mm}.weight", whole(f"bert.embeddings.{hf}.weight")
     yield from pair("embed_norm", "bert.embeddings.LayerNorm")
     for layer in range(config.n_layers):
-        ours, theirs = f"blocks.{layer}", f"bert.encoder.layer.{layer}"
+        mm, hf = f"blocks.{layer}", f"bert.encoder.layer.{layer}"
         for x in ("weight", "bias"):
-            heads = ((f"{theirs}.attention.self.{name}.{x}", config.d_model) for name in ("query", "key", "value"))
-            yield f"{ours}.attention.qkv_proj.{x}", rows(*heads)
+            heads = ((f"{hf}.attention.self.{name}.{x}", config.d_model) for name in ("query", "key", "value"))
+            yield f"{mm}.attention.qkv_proj.{x}", rows(*heads)
         for name, key in MODULES.items():
-            yield from pair(f"{ours}.{name}", f"{theirs}.{key}")
+            yield from pair(f"{mm}.{name}", f"{hf}.{key}")
     if config.head == "mlm":
         yield from pair("head.dense", "cls.predictions.transform.dense")
         yield from pair("head.norm", "cls.predictions.transform.LayerNorm")
         bias = whole("cls.predictions.bias")
-        if not config.tie_embeddings:  # the bias that is added is then the decoder's own
+        if not config.tie_embeddings:  # then the decoder has a bias of its own, which is the one that is added
             yield "head.weight", whole("cls.predictions.decoder.weight")
             bias = whole("cls.predictions.decoder.bias") + bias
         yield "head.bias", bias
@@ -43,8 +43,8 @@ def read(given: Json, tables: Tables) -> None:
 
 
 def write(config: ModelConfig, written: Json) -> None:
-    theirs = {ours: name for name, ours in reversed(ACTIVATIONS.items())}
-    written |= {"hidden_act": theirs.get(config.activation, config.activation), "pad_token_id": config.pad_token_id}
+    hf = {mm: name for name, mm in reversed(ACTIVATIONS.items())}
+    written |= {"hidden_act": hf.get(config.activation, config.activation), "pad_token_id": config.pad_token_id}
 
 
 FAMILY = Family(

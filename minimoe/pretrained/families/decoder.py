@@ -1,4 +1,4 @@
-"""What Llama and its kin share: keys of config.json, and names of tensors."""
+"""What Llama and similar decoders share: keys of config.json, and names of tensors."""
 
 from minimoe.config import ModelConfig
 from minimoe.pretrained.families.family import Absent, Key
@@ -11,7 +11,7 @@ DROPPED = (r"\.rotary_emb\.inv_freq$",)
 
 
 def keys(eps: float, kv_heads: int | None = None, seq_len: int | type = Absent, padding: int | None = None) -> dict[str, Key]:
-    """Keys that all have. The defaults are those that differ from family to family."""
+    """Return the keys that all of them have. The arguments are the defaults that differ between families."""
     return {
         "model.vocab_size": Key("vocab_size"),
         "model.d_model": Key("hidden_size"),
@@ -29,7 +29,7 @@ def keys(eps: float, kv_heads: int | None = None, seq_len: int | type = Absent, 
 
 
 def outer_names(config: ModelConfig) -> Names:
-    """Embedding, last norm, head."""
+    """Yield embedding, last norm and head."""
     yield "embed.weight", whole("model.embed_tokens.weight")
     yield "norm.weight", whole("model.norm.weight")
     if not config.tie_embeddings:
@@ -37,32 +37,32 @@ def outer_names(config: ModelConfig) -> Names:
 
 
 def norm_names(layer: int) -> Names:
-    """The two norms of a block."""
+    """Yield the two norms of a block."""
     yield f"blocks.{layer}.attention_norm.weight", whole(f"model.layers.{layer}.input_layernorm.weight")
     yield f"blocks.{layer}.ffn_norm.weight", whole(f"model.layers.{layer}.post_attention_layernorm.weight")
 
 
 def attention_names(config: ModelConfig, layer: int) -> Names:
-    """Grouped heads, their biases and norms where the configuration has them."""
-    ours, theirs = f"blocks.{layer}.attention", f"model.layers.{layer}.self_attn"
+    """Yield the projections of grouped heads, with their biases and norms if the configuration has them."""
+    mm, hf = f"blocks.{layer}.attention", f"model.layers.{layer}.self_attn"
     q, kv = config.n_heads * config.head_width, config.kv_heads * config.head_width
     for x in ("weight", "bias") if config.attention_bias else ("weight",):
-        yield f"{ours}.qkv_proj.{x}", rows((f"{theirs}.q_proj.{x}", q), (f"{theirs}.k_proj.{x}", kv), (f"{theirs}.v_proj.{x}", kv))
-        yield f"{ours}.o_proj.{x}", whole(f"{theirs}.o_proj.{x}")
+        yield f"{mm}.qkv_proj.{x}", rows((f"{hf}.q_proj.{x}", q), (f"{hf}.k_proj.{x}", kv), (f"{hf}.v_proj.{x}", kv))
+        yield f"{mm}.o_proj.{x}", whole(f"{hf}.o_proj.{x}")
     if config.qk_norm != "none":
-        yield f"{ours}.q_norm.weight", whole(f"{theirs}.q_norm.weight")
-        yield f"{ours}.k_norm.weight", whole(f"{theirs}.k_norm.weight")
+        yield f"{mm}.q_norm.weight", whole(f"{hf}.q_norm.weight")
+        yield f"{mm}.k_norm.weight", whole(f"{hf}.k_norm.weight")
 
 
-def ffn_names(config: ModelConfig, ours: str, theirs: str, hidden: int) -> Names:
-    """A dense gated layer."""
+def ffn_names(config: ModelConfig, mm: str, hf: str, hidden: int) -> Names:
+    """Yield the parameters of a dense gated layer."""
     for x in ("weight", "bias") if config.bias else ("weight",):
-        yield f"{ours}.gate_up_proj.{x}", rows((f"{theirs}.gate_proj.{x}", hidden), (f"{theirs}.up_proj.{x}", hidden))
-        yield f"{ours}.down_proj.{x}", whole(f"{theirs}.down_proj.{x}")
+        yield f"{mm}.gate_up_proj.{x}", rows((f"{hf}.gate_proj.{x}", hidden), (f"{hf}.up_proj.{x}", hidden))
+        yield f"{mm}.down_proj.{x}", whole(f"{hf}.down_proj.{x}")
 
 
 def moe_names(layer: int, router: str, experts: Names) -> Names:
-    """The router and the experts of a block."""
+    """Yield the router and the experts of a block."""
     yield f"blocks.{layer}.moe.router.weight", whole(router)
     for name, layouts in experts:
         yield f"blocks.{layer}.moe.experts.{name}", layouts

@@ -1,4 +1,4 @@
-"""DeepSeek-V3 (2024): latent attention; sigmoid scores, chosen within groups and with a bias that balances; a shared expert."""
+"""DeepSeek-V3 (2024): latent attention; sigmoid scores, selected within groups and with a balance bias; a shared expert."""
 
 from minimoe.config import ModelConfig
 from minimoe.pretrained.families.decoder import COPIES, DROPPED, FIXED, SILU, ffn_names, keys, moe_names, norm_names, outer_names
@@ -13,37 +13,37 @@ def names(config: ModelConfig) -> Names:
     yield from outer_names(config)
     routed = config.moe_layers()
     for layer in range(config.n_layers):
-        ours, theirs = f"blocks.{layer}", f"model.layers.{layer}"
+        mm, hf = f"blocks.{layer}", f"model.layers.{layer}"
         yield from norm_names(layer)
-        yield from latent_names(config, f"{ours}.attention", f"{theirs}.self_attn")
+        yield from latent_names(config, f"{mm}.attention", f"{hf}.self_attn")
         if layer not in routed:
-            yield from ffn_names(config, f"{ours}.ffn", f"{theirs}.mlp", config.d_hidden)
+            yield from ffn_names(config, f"{mm}.ffn", f"{hf}.mlp", config.d_hidden)
             continue
-        one = f"{theirs}.mlp.experts.{{e}}"
+        one = f"{hf}.mlp.experts.{{e}}"
         parts = (f"{one}.gate_proj.weight", f"{one}.up_proj.weight", f"{one}.down_proj.weight")
-        yield from moe_names(layer, f"{theirs}.mlp.gate.weight", experts(*parts, config.expert_hidden, f"{theirs}.mlp.experts"))
-        yield f"{ours}.moe.router.balance_bias", whole(f"{theirs}.mlp.gate.e_score_correction_bias")
+        yield from moe_names(layer, f"{hf}.mlp.gate.weight", experts(*parts, config.expert_hidden, f"{hf}.mlp.experts"))
+        yield f"{mm}.moe.router.balance_bias", whole(f"{hf}.mlp.gate.e_score_correction_bias")
         if config.moe is not None and config.moe.n_shared_experts:
             hidden = config.moe.n_shared_experts * config.expert_hidden
-            yield from ffn_names(config, f"{ours}.moe.shared", f"{theirs}.mlp.shared_experts", hidden)
+            yield from ffn_names(config, f"{mm}.moe.shared", f"{hf}.mlp.shared_experts", hidden)
 
 
-def latent_names(config: ModelConfig, ours: str, theirs: str) -> Names:
+def latent_names(config: ModelConfig, mm: str, hf: str) -> Names:
     products, norms = dict(PRODUCTS), {"kv_a_norm": "kv_a_layernorm"}
     if config.mla is not None and config.mla.q_rank:
         products["q_a_proj"], norms["q_a_norm"] = "q_a_proj", "q_a_layernorm"
     else:
         products["q_b_proj"] = "q_proj"
     for name, key in (products | norms).items():
-        yield f"{ours}.{name}.weight", whole(f"{theirs}.{key}.weight")
+        yield f"{mm}.{name}.weight", whole(f"{hf}.{key}.weight")
         if config.attention_bias and name in ("q_a_proj", "kv_a_proj", "o_proj"):
-            yield f"{ours}.{name}.bias", whole(f"{theirs}.{key}.bias")
+            yield f"{mm}.{name}.bias", whole(f"{hf}.{key}.bias")
 
 
 def read(given: Json, tables: Tables) -> None:
     read_rotary(given, tables, 10000.0)
     model = tables["model"]
-    model["n_kv_heads"] = model["n_heads"]  # every head has keys and values of its own
+    model["n_kv_heads"] = model["n_heads"]  # no grouped heads
     tables["moe"]["layers"] = list(range(min(given.get("first_k_dense_replace", 3), model["n_layers"]), model["n_layers"]))
 
 

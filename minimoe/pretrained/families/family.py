@@ -1,7 +1,7 @@
-"""A family of models: how its config.json reads as a ModelConfig and back, and under which names its weights lie.
+"""A family of models: how its config.json translates to a ModelConfig and back, and how its weights are named.
 
-Both ways stand in one table of keys. Whether a family can express a model is not judged by rules: the configuration is written down,
-read again, and compared with what it was.
+One table of keys serves both directions. There are no rules for which models a family can express: the configuration is written, read
+again, and compared with the original.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ MOST_LAYERS = 10_000
 MOST_NUMBER = 2**63 - 1
 Tables = dict[str, dict[str, Any]]  # {"model": {...}, "moe": {...}} as in a TOML file
 
-# What does not change a prediction: a family need not express it.
+# Settings that do not change a prediction: a family need not express them.
 TRAINING = {"model.dropout", "model.attention_dropout", "model.init_std", "model.pad_token_id"} | {
     f"moe.{key}" for key in ("capacity_factor", "drop_priority", "jitter", "jitter_experts", "noise_std", "aux_loss_coef", "aux_convention",
                              "z_loss_coef", "bias_rate", "router_bias_std")
 }  # fmt: skip
 
-# Keys of which null says the same as their absence from a ModelConfig; any other would silently take a value of ours.
+# Keys for which null means the same as absence from a ModelConfig. For any other key, null would silently become minimoe's default.
 NULLABLE = TRAINING | {
     "model.n_kv_heads", "model.head_dim", "model.sliding_window", "model.tie_embeddings", "model.attention_bias", "model.bias",
     "model.attention.interleaved", "model.mla.q_rank", "moe.n_groups", "moe.top_groups",
@@ -42,43 +42,43 @@ class Absent:
 
 @dataclass(frozen=True)
 class Key:
-    """A key of config.json, and what its absence means (by default an error)."""
+    """A key of config.json, and the value that its absence means (by default an error)."""
 
     name: str
     default: Any = Absent
-    others: tuple[str, ...] = ()  # that some writers give it
+    others: tuple[str, ...] = ()  # other names that some writers use
 
     def value(self, given: Json) -> Any:
-        """What config.json says, or its absence means."""
+        """Return the value in config.json, or the one that its absence means."""
         return next((given[name] for name in (self.name, *self.others) if name in given), self.default)
 
 
 @dataclass(frozen=True)
 class Family:
-    """One `model_type`. Paths of keys are those of a TOML file: "model.d_model", "moe.n_experts", "model.mla.kv_rank"."""
+    """One `model_type`. Paths of keys are written as in a TOML file: "model.d_model", "moe.n_experts", "model.mla.kv_rank"."""
 
     model_type: str
-    architectures: Mapping[str, str]  # class in transformers -> model.head; the first of each head is the one that is written
+    architectures: Mapping[str, str]  # class in transformers -> model.head; the first one for a head is written
     keys: Mapping[str, Key]
     names: Callable[[ModelConfig], Names]
-    fixed: Mapping[str, Any] = field(default_factory=dict)  # what every model of the family has
-    only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # keys of config.json with the values that are computed here
-    read: Callable[[Json, Tables], None] = lambda given, tables: None  # what one key for one key does not say
+    fixed: Mapping[str, Any] = field(default_factory=dict)  # settings that all models of the family share
+    only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # keys of config.json, and the values of them that are supported
+    read: Callable[[Json, Tables], None] = lambda given, tables: None  # what `keys` cannot express
     write: Callable[[ModelConfig, Json], None] = lambda config, written: None
-    aliases: tuple[tuple[str, str], ...] = ()  # other spellings of tensors' names: pattern, the spelling of `names`
-    copies: Mapping[str, str] = field(default_factory=dict)  # tensors that repeat another where weights are tied
-    unused: tuple[str, ...] = ()  # patterns of tensors that are not computed with, and are kept when the model is saved again
-    further: Key | None = None  # how many layers past the last, whose number is (?P<beyond>...) in a pattern of `unused`, there may be
+    aliases: tuple[tuple[str, str], ...] = ()  # other spellings of tensor names: (pattern, the spelling in `names`)
+    copies: Mapping[str, str] = field(default_factory=dict)  # tensors that repeat another if weights are tied
+    unused: tuple[str, ...] = ()  # patterns of tensors that are not computed with, and are saved again with the model
+    further: Key | None = None  # number of layers after the last that may be there; (?P<beyond>...) in `unused` matches their index
     dropped: tuple[str, ...] = ()  # patterns of tensors that hold constants
 
     # ---- config.json -> ModelConfig -------------------------------------------------------------------------------------------------
 
     def model_config(self, given: Json) -> ModelConfig:
-        """The configuration that a config.json means. Raises ConfigError naming the key that is missing, wrong or not computed here."""
+        """Translate a config.json. Raises ConfigError naming the key that is missing, wrong or not supported."""
         for name, values in self.only.items():
             if given.get(name, values[0]) not in values:
                 known = " or ".join(repr(value) for value in values)
-                raise ConfigError(f"{name} = {shown(given[name])} is not computed here: {self.model_type} is, with {name} = {known}")
+                raise ConfigError(f"{name} = {shown(given[name])} is not supported: {self.model_type} needs {name} = {known}")
         tables: Tables = {"model": {}, "moe": {}}
         for path, value in self.fixed.items():
             put(tables, path, value)
@@ -109,17 +109,17 @@ class Family:
             refuse_huge(tables)
             return config_from_tables(tables, self.model_type).model
         except ConfigError as error:
-            raise ConfigError(self._in_their_words(str(error))) from None
+            raise ConfigError(self._with_key_names(str(error))) from None
 
     def head(self, given: Json) -> str:
-        """The head by the class that config.json names; where it names none, the first. Raises ConfigError for an unknown class."""
+        """Return the head of the class that config.json names, or of the first class. Raises ConfigError for an unknown class."""
         named = given.get("architectures") or [next(iter(self.architectures))]
         if not isinstance(named, list) or not isinstance(named[0], str) or named[0] not in self.architectures:
             known = ", ".join(self.architectures)
-            raise ConfigError(f"architectures = {shown(named)} is not computed here: {self.model_type} is, as {known}")
+            raise ConfigError(f"architectures = {shown(named)} is not supported: expected one of {known}")
         return self.architectures[named[0]]
 
-    def _in_their_words(self, message: str) -> str:
+    def _with_key_names(self, message: str) -> str:
         for path, key in self.keys.items():
             message = re.sub(rf"{re.escape(path)}\b", f"{key.name} ({path})", message)
         return message
@@ -127,9 +127,9 @@ class Family:
     # ---- ModelConfig -> config.json -------------------------------------------------------------------------------------------------
 
     def config_json(self, config: ModelConfig) -> Json:
-        """The config.json of a model. What the family cannot express is left out: see `contradictions`."""
+        """Write the config.json of a model. Settings that the family cannot express are left out: see `contradictions`."""
         tables = built_in(config)
-        say_plainly(tables["moe"])
+        normalise_router(tables["moe"])
         written: Json = {"model_type": self.model_type}
         architecture = next((name for name, head in self.architectures.items() if head == config.head), next(iter(self.architectures)))
         written["architectures"] = [architecture]
@@ -140,20 +140,20 @@ class Family:
         return written
 
     def contradictions(self, config: ModelConfig) -> list[str]:
-        """What would be another model if this one were written in the family's words; empty where it can be.
+        """Return the settings that would change if this model were written as the family; empty if the family can express it.
 
-        Raises ConfigError where the family has no words for it.
+        Raises ConfigError if the family cannot express it at all.
         """
-        back, ours = essence(self.model_config(self.config_json(config))), essence(config)
+        back, given = essence(self.model_config(self.config_json(config))), essence(config)
         return [
-            f"{path} is {back.get(path)!r} there, not {ours.get(path)!r}"
-            for path in sorted(ours.keys() | back.keys())
-            if ours.get(path) != back.get(path)
+            f"{path} is {back.get(path)!r} there, not {given.get(path)!r}"
+            for path in sorted(given.keys() | back.keys())
+            if given.get(path) != back.get(path)
         ]
 
 
 def built_in(config: ModelConfig) -> Tables:
-    """A ModelConfig as the tables of a TOML file, with what it works out to where a key is not set."""
+    """Return a ModelConfig as the tables of a TOML file, with derived values for keys that are not set."""
     model = msgspec.to_builtins(config)
     moe = model.pop("moe") or {}
     model |= {"n_kv_heads": config.kv_heads, "head_dim": None if config.mla else config.head_width}
@@ -163,13 +163,13 @@ def built_in(config: ModelConfig) -> Tables:
 
 
 def essence(config: ModelConfig) -> dict[str, Any]:
-    """What a prediction depends on, by path, each thing said in one way."""
+    """Return the settings that a prediction depends on, by path, in a normal form."""
     tables = built_in(config)
     model, moe = tables["model"], tables["moe"]
     routed = config.moe_layers()
     model |= {"windows": [config.window(layer) for layer in range(config.n_layers)], "routed_layers": list(routed)}
-    for said_otherwise in ("sliding_window", "layer_types"):
-        del model[said_otherwise]
+    for replaced in ("sliding_window", "layer_types"):
+        del model[replaced]
     if len(routed) == config.n_layers:
         del model["d_hidden"]
     if config.position != "rope":
@@ -184,13 +184,13 @@ def essence(config: ModelConfig) -> dict[str, Any]:
         moe.clear()
     else:
         del moe["every"], moe["layers"]
-        say_plainly(moe)
+        normalise_router(moe)
     found = {f"{table}.{key}": value for table in tables for key, value in tables[table].items()}
     return {path: value for path, value in found.items() if path not in TRAINING}
 
 
-def say_plainly(moe: dict[str, Any]) -> None:
-    """Routers that are softmax_topk by another name, in place."""
+def normalise_router(moe: dict[str, Any]) -> None:
+    """Rename routers that compute the same as softmax_topk, in place."""
     if moe.get("router") == "switch":  # the largest p, with weight p
         moe |= {"router": "softmax_topk", "norm_topk_prob": False}
     if moe.get("router") == "topk_softmax":  # the softmax over k logits is p over the sum of those k
@@ -198,7 +198,7 @@ def say_plainly(moe: dict[str, Any]) -> None:
 
 
 def refuse_huge(table: Mapping[str, Any], path: str = "") -> None:
-    """Raises ConfigError for a whole number that no machine counts to."""
+    """Raise ConfigError for an integer that does not fit into 64 bits."""
     for name, value in table.items():
         if isinstance(value, dict):
             refuse_huge(value, f"{path}{name}.")
@@ -207,7 +207,7 @@ def refuse_huge(table: Mapping[str, Any], path: str = "") -> None:
 
 
 def put(tables: Tables, path: str, value: Any) -> None:
-    """tables["model"]["mla"]["kv_rank"] = value for "model.mla.kv_rank"."""
+    """Set tables["model"]["mla"]["kv_rank"] = value for "model.mla.kv_rank"."""
     *above, last = path.split(".")
     table: dict[str, Any] = tables
     for name in above:
@@ -216,7 +216,7 @@ def put(tables: Tables, path: str, value: Any) -> None:
 
 
 def get(tables: Tables, path: str) -> Any:
-    """The value at a path; None where there is none."""
+    """Return the value at a path, or None."""
     value: Any = tables
     for name in path.split("."):
         value = value.get(name) if isinstance(value, dict) else None

@@ -1,4 +1,4 @@
-"""GPT-2 (Radford et al. 2019): learned positions, layer norms with bias, plain dense layers; its products lie as [in, out]."""
+"""GPT-2 (Radford et al. 2019): learned positions, layer norms with bias, plain dense layers; matrices are stored as [in, out]."""
 
 from minimoe.config import ModelConfig
 from minimoe.pretrained.families.family import Family, Json, Key, Tables
@@ -8,17 +8,17 @@ MODULES = {
     "attention_norm": "ln_1", "attention.qkv_proj": "attn.c_attn", "attention.o_proj": "attn.c_proj", "ffn_norm": "ln_2",
     "ffn.up_proj": "mlp.c_fc", "ffn.down_proj": "mlp.c_proj",
 }  # fmt: skip
-ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu"}  # theirs -> ours
+ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu"}  # transformers' word -> minimoe's
 
 
 def names(config: ModelConfig) -> Names:
     yield "embed.weight", whole("transformer.wte.weight")
     yield "positions.weight", whole("transformer.wpe.weight")
     for layer in range(config.n_layers):
-        for ours, theirs in MODULES.items():
-            key = f"transformer.h.{layer}.{theirs}"
-            yield f"blocks.{layer}.{ours}.weight", whole(f"{key}.weight") if "ln_" in theirs else transposed(f"{key}.weight")
-            yield f"blocks.{layer}.{ours}.bias", whole(f"{key}.bias")
+        for mm, hf in MODULES.items():
+            key = f"transformer.h.{layer}.{hf}"
+            yield f"blocks.{layer}.{mm}.weight", whole(f"{key}.weight") if "ln_" in hf else transposed(f"{key}.weight")
+            yield f"blocks.{layer}.{mm}.bias", whole(f"{key}.bias")
     yield from pair("norm", "transformer.ln_f")
     if not config.tie_embeddings:
         yield "head.weight", whole("lm_head.weight")
@@ -31,8 +31,8 @@ def read(given: Json, tables: Tables) -> None:
 
 
 def write(config: ModelConfig, written: Json) -> None:
-    theirs = {ours: name for name, ours in reversed(ACTIVATIONS.items())}
-    written |= {"n_inner": config.d_hidden, "activation_function": theirs.get(config.activation, config.activation)}
+    hf = {mm: name for name, mm in reversed(ACTIVATIONS.items())}
+    written |= {"n_inner": config.d_hidden, "activation_function": hf.get(config.activation, config.activation)}
 
 
 FAMILY = Family(

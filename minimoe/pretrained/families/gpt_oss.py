@@ -1,4 +1,4 @@
-"""gpt-oss (OpenAI 2025): attention sinks, layers that slide in turn, biases everywhere, experts with a clipped gate.
+"""gpt-oss (OpenAI 2025): attention sinks, a sliding window in every other layer, biases everywhere, experts with a clipped gate.
 
 Gate and up rows are interleaved in the file, and its stacked weights are [E, in, out]; packed as MXFP4 they are [E, out, in].
 """
@@ -16,28 +16,28 @@ KINDS = {"sliding_attention": "sliding", "full_attention": "full"}
 
 
 def gate_and_up(one: Array) -> Array:
-    """An expert's rows, gate first [2H,...], as neighbours [H,2,...]."""
+    """View an expert's rows, all gate rows first [2H,...], as interleaved pairs [H,2,...]."""
     return one.reshape(2, -1, *one.shape[1:]).swapaxes(0, 1)
 
 
 def names(config: ModelConfig) -> Names:
     yield from outer_names(config)
     for layer in range(config.n_layers):
-        ours, theirs = f"blocks.{layer}", f"model.layers.{layer}"
+        mm, hf = f"blocks.{layer}", f"model.layers.{layer}"
         yield from norm_names(layer)
         yield from attention_names(config, layer)
-        yield f"{ours}.attention.sinks", whole(f"{theirs}.self_attn.sinks")
+        yield f"{mm}.attention.sinks", whole(f"{hf}.self_attn.sinks")
         for x in ("weight", "bias"):
-            yield f"{ours}.moe.router.{x}", whole(f"{theirs}.mlp.router.{x}")
-        for name, layouts in expert_names(f"{theirs}.mlp.experts"):
-            yield f"{ours}.moe.experts.{name}", layouts
+            yield f"{mm}.moe.router.{x}", whole(f"{hf}.mlp.router.{x}")
+        for name, layouts in expert_names(f"{hf}.mlp.experts"):
+            yield f"{mm}.moe.experts.{name}", layouts
 
 
 def expert_names(prefix: str) -> list[tuple[str, Layouts]]:
     up, down = f"{prefix}.gate_up_proj", f"{prefix}.down_proj"
 
-    def stacked(part: StoredTensor) -> Layout:
-        return Layout((part,), "stacked")
+    def stacked(tensor: StoredTensor) -> Layout:
+        return Layout((tensor,), "stacked")
 
     return [
         (
@@ -61,13 +61,13 @@ def read(given: Json, tables: Tables) -> None:
     kinds = given.get("layer_types") or ["full_attention" if i % 2 else "sliding_attention" for i in range(model["n_layers"])]
     model["layer_types"] = [KINDS.get(kind, kind) for kind in kinds]
     if not model["activation_limit"]:
-        raise ConfigError(f"swiglu_limit = {model['activation_limit']!r}: the experts clip, at a number above 0")
+        raise ConfigError(f"swiglu_limit = {model['activation_limit']!r}: expected a limit above 0")
 
 
 def write(config: ModelConfig, written: Json) -> None:
     write_rotary(config, written)
-    theirs = {ours: name for name, ours in KINDS.items()}
-    written["layer_types"] = [theirs["sliding" if config.window(layer) else "full"] for layer in range(config.n_layers)]
+    hf = {mm: name for name, mm in KINDS.items()}
+    written["layer_types"] = [hf["sliding" if config.window(layer) else "full"] for layer in range(config.n_layers)]
 
 
 FAMILY = Family(

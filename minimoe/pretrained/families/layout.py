@@ -74,9 +74,9 @@ def stacked_rows(pieces: Iterable[tuple[str, int]]) -> Iterator[StoredTensor]:
         start += count
 
 
-def pair(ours: str, theirs: str) -> Names:
+def pair(mm: str, hf: str) -> Names:
     """Yield the weight and the bias of a module."""
-    return ((f"{ours}.{x}", whole(f"{theirs}.{x}")) for x in ("weight", "bias"))
+    return ((f"{mm}.{x}", whole(f"{hf}.{x}")) for x in ("weight", "bias"))
 
 
 def experts(gate: str, up: str, down: str, hidden: int, prefix: str) -> Iterator[tuple[str, Layouts]]:

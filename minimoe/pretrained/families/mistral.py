@@ -13,7 +13,7 @@ def read(given: Json, tables: Tables) -> None:
 
 def write(config: ModelConfig, written: Json) -> None:
     write_rotary(config, written)
-    written["sliding_window"] = config.sliding_window or None  # transformers: null is none, 0 would see nothing
+    written["sliding_window"] = config.sliding_window or None  # in transformers null means no window, and 0 a window that sees nothing
 
 
 FAMILY = Family(

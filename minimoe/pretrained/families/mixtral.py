@@ -1,4 +1,4 @@
-"""Mixtral (Jiang et al. 2024): every layer routes, top-k of the softmax over all experts, weights over their sum."""
+"""Mixtral (Jiang et al. 2024): every layer is routed; top-k of the softmax over all experts, weights divided by their sum."""
 
 from minimoe.config import ModelConfig
 from minimoe.pretrained.families.decoder import COPIES, DROPPED, FIXED, SILU, attention_names, keys, moe_names, norm_names, outer_names

@@ -19,7 +19,7 @@ from minimoe.pretrained.families.rotary import read_rotary, write_rotary
 
 
 def names(config: ModelConfig) -> Names:
-    """Also those of qwen3_moe, some of whose layers may be dense."""
+    """Yield the names of an OLMoE, or of a Qwen3-MoE, some of whose layers may be dense."""
     yield from outer_names(config)
     routed = config.moe_layers()
     for layer in range(config.n_layers):

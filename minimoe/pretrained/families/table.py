@@ -1,4 +1,4 @@
-"""The table of model families, and finding one by a config.json's model_type or by what a model needs."""
+"""The table of model families. A family is found by the model_type of a config.json, or by what a model needs."""
 
 from minimoe.config import ModelConfig
 from minimoe.errors import ConfigError, UserError
@@ -27,18 +27,18 @@ FAMILIES: dict[str, Family] = {
     "gpt_oss": GPT_OSS,
     "deepseek_v3": DEEPSEEK_V3,
 }
-"""Every family by its model_type, in the order in which `family_for` tries them."""
+"""The families by model_type, in the order in which `family_for` tries them."""
 
 
 def family(model_type: object) -> Family:
-    """The family of a config.json's `model_type`. Raises UserError for one that is not known, with those that are."""
+    """Return the family of a config.json's `model_type`. Raises UserError, which lists the known ones, for any other."""
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise UserError(f"model_type = {shown(model_type)} is not known here (known: {', '.join(FAMILIES)})")
+        raise UserError(f"model_type = {shown(model_type)} is not known (known: {', '.join(FAMILIES)})")
     return FAMILIES[model_type]
 
 
 def family_for(config: ModelConfig) -> Family:
-    """The first family that can express a model. Raises ConfigError, with what the nearest one lacks, where none can."""
+    """Return the first family that can express a model. If there is none, ConfigError says what the nearest one lacks."""
     judged = []
     for name, found in FAMILIES.items():
         try:

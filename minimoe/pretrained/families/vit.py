@@ -1,4 +1,4 @@
-"""ViT (Dosovitskiy et al. 2020): images cut into patches, a class token, an encoder with norms before, and a classifier.
+"""ViT (Dosovitskiy et al. 2020): images cut into patches, a class token, a pre-norm encoder, and a classifier.
 
 A convolution whose stride is its own size is a product over the pixels of a patch.
 """
@@ -14,7 +14,7 @@ MODULES = {
     "attention_norm": "layernorm_before", "attention.o_proj": "attention.output.dense", "ffn_norm": "layernorm_after",
     "ffn.up_proj": "intermediate.dense", "ffn.down_proj": "output.dense",
 }  # fmt: skip
-SPELLINGS = (  # of transformers 5, where it is told not to write those of before
+SPELLINGS = (  # transformers 5 with save_original_format=False
     (r"^vit\.layers\.", "vit.encoder.layer."), (r"\.q_proj\.", ".attention.query."), (r"\.k_proj\.", ".attention.key."),
     (r"\.v_proj\.", ".attention.value."), (r"\.o_proj\.", ".output.dense."), (r"\.mlp\.fc1\.", ".intermediate.dense."),
     (r"\.mlp\.fc2\.", ".output.dense."),
@@ -29,12 +29,12 @@ def names(config: ModelConfig) -> Names:
     yield "patch_embed.weight", whole(f"{kernel}.weight", lambda weight: weight.reshape(d, channels, patch, patch))
     yield "patch_embed.bias", whole(f"{kernel}.bias")
     for layer in range(config.n_layers):
-        ours, theirs = f"blocks.{layer}", f"vit.encoder.layer.{layer}"
+        mm, hf = f"blocks.{layer}", f"vit.encoder.layer.{layer}"
         for x in ("weight", "bias"):
-            heads = ((f"{theirs}.attention.attention.{name}.{x}", d) for name in ("query", "key", "value"))
-            yield f"{ours}.attention.qkv_proj.{x}", rows(*heads)
+            heads = ((f"{hf}.attention.attention.{name}.{x}", d) for name in ("query", "key", "value"))
+            yield f"{mm}.attention.qkv_proj.{x}", rows(*heads)
         for name, key in MODULES.items():
-            yield from pair(f"{ours}.{name}", f"{theirs}.{key}")
+            yield from pair(f"{mm}.{name}", f"{hf}.{key}")
     yield from pair("norm", "vit.layernorm")
     yield from pair("head", "classifier")
 
@@ -47,15 +47,15 @@ def read(given: Json, tables: Tables) -> None:
     for key in ("image_size", "patch_size"):
         if isinstance(model[key], list):
             if len(set(map(str, model[key]))) != 1:
-                raise ConfigError(f"{key} = {shown(model[key])} is not computed here: images and patches are squares")
+                raise ConfigError(f"{key} = {shown(model[key])} is not supported: images and patches must be square")
             model[key] = model[key][0]
     if not model["image_size"]:
         raise ConfigError(f"image_size = {model['image_size']!r}: expected a number of pixels above 0")
 
 
 def write(config: ModelConfig, written: Json) -> None:
-    theirs = {ours: name for name, ours in reversed(ACTIVATIONS.items())}
-    written["hidden_act"] = theirs.get(config.activation, config.activation)
+    hf = {mm: name for name, mm in reversed(ACTIVATIONS.items())}
+    written["hidden_act"] = hf.get(config.activation, config.activation)
     written["id2label"] = {str(i): f"LABEL_{i}" for i in range(config.n_classes)}
     written["label2id"] = {f"LABEL_{i}": i for i in range(config.n_classes)}
 
