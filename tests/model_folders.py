@@ -81,7 +81,7 @@ MXFP4: Json = {"quantization_config": {"quant_method": "mxfp4"}}
 
 
 def small(model_type: str, /, **changes: Any) -> Json:
-    """The config.json of a small model of a family, with other keys laid over it."""
+    """The config.json of a small model of a family; `changes` override its keys."""
     return {"model_type": model_type, **SMALL[model_type], **changes}
 
 
@@ -132,7 +132,7 @@ def write(path: Path, config: Json, arrays: Arrays | None = None, *, dtype: str 
 
 
 def fp8(arrays: Arrays, pattern: str = r"_proj(_with_mqa)?\.weight$", seed: int = 0) -> Arrays:
-    """Matrices whose name matches in float8, random bytes but NaN's, each with a scale for every block of 128 x 128."""
+    """Matrices whose name matches in float8, random bytes except NaN, each with a scale for every block of 128 x 128."""
     found: Arrays = {}
     for name, array in arrays.items():
         if array.ndim != 2 or not re.search(pattern, name):

@@ -66,7 +66,7 @@ def _model_folder(path: Path) -> Path | None:
     if path.is_file() and path.suffix in PICKLES:
         raise CheckpointError(f"{path}: {PICKLE}")
     if path.is_file() and path.suffix == ".safetensors":
-        raise CheckpointError(f"{path}: weights alone are no model: name the folder that has them, with its config.json")
+        raise CheckpointError(f"{path}: weights alone are not a model: name the folder that has them and a config.json")
     endings = (".safetensors", *PICKLES)
     weights = path.is_dir() and any(entry.suffix in endings or entry.name == INDEX for entry in path.iterdir())
     foreign = weights and not (path / "state.json").exists() and not (path / "config.toml").exists()

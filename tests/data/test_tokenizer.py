@@ -134,12 +134,12 @@ def test_repeated_or_longer_symbols_make_no_char_tokenizer() -> None:
             CharTokenizer(chars)
 
 
-@pytest.mark.parametrize("place", ["tokenizer.json", "other.json", "."])
-def test_our_own_tokenizers_are_saved_and_loaded_without_the_extra(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("target", ["tokenizer.json", "other.json", "."])
+def test_built_in_tokenizers_are_saved_and_loaded_without_the_extra(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     for tokenizer in both("".join(TEXTS)):
-        tokenizer.save(tmp_path / place)
-        loaded = load_tokenizer(tmp_path / place)
+        tokenizer.save(tmp_path / target)
+        loaded = load_tokenizer(tmp_path / target)
         assert type(loaded) is type(tokenizer)
         assert loaded.to_json() == tokenizer.to_json()
         assert loaded.encode(TEXTS[2]).tolist() == tokenizer.encode(TEXTS[2]).tolist()

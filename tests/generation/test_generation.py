@@ -1,4 +1,4 @@
-"""Generation: the cache changes nothing and does not grow, a batch is its rows, chance repeats itself, cuts cut, texts end in time."""
+"""Generation: the cache changes no output and does not grow, rows of a batch are independent, equal seeds repeat, texts end in time."""
 
 import tracemalloc
 from collections.abc import Iterator
@@ -51,7 +51,7 @@ def on(backend: str, **changes: Any) -> Transformer:
 
 
 def logits_at_end(model: Transformer, context: list[int]) -> Any:
-    """The prediction after a context, all of it read at once."""
+    """The prediction after a context that is read at once."""
     return model(np.asarray([context], dtype=np.int32)).numpy()[0, -1]
 
 
@@ -217,7 +217,7 @@ def test_a_batch_without_a_prompt_is_refused(prompts: list[list[int]]) -> None:
 
 @pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS)
 def test_a_recorded_step_has_the_bits_of_a_plain_one(changes: dict[str, Any]) -> None:
-    """Past the end of the context too, where all is read again into the same buffers."""
+    """Also past the end of the context, when everything is read again into the same buffers."""
     model = on("numba", **changes)
     plain, played = (Decoder(model, PROMPTS[:3], LIMIT + 8) for _ in range(2))
     plain.recorded = None
@@ -240,14 +240,14 @@ def test_a_step_is_not_recorded_if_weights_are_not_in_memory_or_the_backend_cann
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """So that the memory which pieces of work take at the same time is always that of one."""
+    """Run pieces of work one after the other, so that their memory is that of one."""
     load("numba").use_threads(1)
     yield
     load("numba").use_threads(0)
 
 
 def bytes_of_steps(decoder: Decoder, steps: tuple[int, int]) -> list[int]:
-    """The most that Python, NumPy and compiled kernels hold beyond what they held before, during two steps."""
+    """The peak memory of Python, NumPy and compiled kernels during two steps, beyond that before them."""
     found = []
     for step in range(1, max(steps) + 1):
         if step in steps:
@@ -265,7 +265,7 @@ def bytes_of_steps(decoder: Decoder, steps: tuple[int, int]) -> list[int]:
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
 @pytest.mark.parametrize("changes", [{}, {"sliding_window": 16}, {"moe": mm.MoEConfig(n_experts=4)}], ids=["full", "window", "routed"])
 def test_a_step_allocates_no_more_when_the_text_is_long(backend: str, recorded: bool, changes: dict[str, Any]) -> None:
-    """Keys of 180 more positions would be 46 KB a layer, their scores 3 KB."""
+    """Keys of 180 more positions would be 46 KB per layer, their scores 3 KB."""
     decoder = Decoder(on(backend, **{**changes, "max_seq_len": 512, "d_model": 64}), [[1, 2, 3], [4]], 505)
     if not recorded:
         decoder.recorded = None
@@ -384,7 +384,7 @@ def test_impossible_settings_are_refused_by_name(wrong: dict[str, Any], word: st
 
 
 class Reciting(Transformer):
-    """Predicts the bytes of a text, whatever it is shown."""
+    """Predicts the bytes of a fixed text, whatever the prompt."""
 
     def __init__(self, text: bytes) -> None:
         self.text: Iterator[int] = iter(text)

@@ -1,6 +1,6 @@
 """The routed layer and attention, forward and backward, against golden vectors of PyTorch: 1e-10 in float64, 1e-5 in float32.
 
-`golden/make_golden.py` made them and says what stands in them.
+`golden/make_golden.py` made them and says what is in them.
 """
 
 import json
@@ -23,7 +23,7 @@ each_dtype = pytest.mark.parametrize("dtype", TOLERANCE)
 def read(name):
     """-> config, inputs by name, everything else by name"""
     with safe_open(GOLDEN / f"{name}.safetensors", "np") as file:
-        arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  a safetensors file is no dict
+        arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  a safetensors file is not a dict
         config = json.loads(file.metadata()["case"])["config"]
     inputs = {key.removeprefix("input."): array for key, array in arrays.items() if key.startswith("input.")}
     return config, inputs, {key: array for key, array in arrays.items() if not key.startswith("input.")}

@@ -12,7 +12,7 @@ TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
 
 
 def close(ours, theirs, tolerance, what="", floor=1e-6):
-    """Relative to the largest number of the array, or to `floor`: what is zero but for rounding has no scale of its own."""
+    """Compare relative to the largest number of the array, or to `floor` for arrays that are zero up to rounding."""
     if isinstance(theirs, torch.Tensor):
         theirs = theirs.detach().numpy()
     ours = ours.numpy() if isinstance(ours, mm.Tensor) else np.asarray(ours)
@@ -22,7 +22,7 @@ def close(ours, theirs, tolerance, what="", floor=1e-6):
 
 
 def leaf(array, dtype, requires_grad=True):
-    """One array as a leaf of either library."""
+    """One array as a leaf of each library."""
     ours = mm.tensor(array, requires_grad=requires_grad, dtype=dtype, backend=NUMPY)
     return ours, torch.tensor(array, dtype=getattr(torch, dtype), requires_grad=requires_grad)
 

@@ -29,7 +29,7 @@ MASKS = {"right": RIGHT, "left": RIGHT[:, ::-1].copy(), "holes": (np.arange(LENG
 
 
 def decoder(**keys):
-    """Keys of Llama's kin. The heads are 3 of width 10 over 1 group, the layers 2, unless said otherwise."""
+    """Keys of decoders like Llama: by default 3 heads of width 10 in 1 group, and 2 layers."""
     sizes = {"vocab_size": VOCAB, "hidden_size": 30, "num_hidden_layers": 2, "num_attention_heads": 3, "num_key_value_heads": 1}
     return sizes | {"intermediate_size": 23, "max_position_embeddings": 40, "pad_token_id": None} | keys
 
@@ -106,7 +106,7 @@ CASES = {
     ),
     "mistral, window of one, yarn": ("MistralForCausalLM", decoder(sliding_window=1, rope_parameters=YARN)),
     "mixtral": ("MixtralForCausalLM", MIXTRAL),
-    "mixtral, one expert a token, window": ("MixtralForCausalLM", MIXTRAL | {"num_experts_per_tok": 1, "sliding_window": 5}),
+    "mixtral, one expert per token, window": ("MixtralForCausalLM", MIXTRAL | {"num_experts_per_tok": 1, "sliding_window": 5}),
     "mixtral, all experts, own head width, tied": (
         "MixtralForCausalLM",
         MIXTRAL | GROUPS | {"num_local_experts": 3, "num_experts_per_tok": 3, "head_dim": 6, "tie_word_embeddings": True},
@@ -120,7 +120,7 @@ CASES = {
         "OlmoeForCausalLM",
         OLMOE | GROUPS | {"norm_topk_prob": True, "attention_bias": True, "tie_word_embeddings": True},
     ),
-    "olmoe, one expert a token, yarn, a padding token": (
+    "olmoe, one expert per token, yarn, a padding token": (
         "OlmoeForCausalLM",
         OLMOE | {"num_experts_per_tok": 1, "norm_topk_prob": False, "rope_parameters": YARN, "pad_token_id": 1},
     ),
@@ -133,7 +133,7 @@ CASES = {
         QWEN3
         | {"num_hidden_layers": 4, "norm_topk_prob": False, "decoder_sparse_step": 2, "use_sliding_window": True, "sliding_window": 5},
     ),
-    "qwen3_moe, tied, biases, one expert a token, yarn": (
+    "qwen3_moe, tied, biases, one expert per token, yarn": (
         "Qwen3MoeForCausalLM",
         QWEN3 | {"tie_word_embeddings": True, "attention_bias": True, "num_experts_per_tok": 1, "rope_parameters": YARN},
     ),
@@ -146,7 +146,7 @@ CASES = {
         "GptOssForCausalLM",
         GPT_OSS | GROUPS | {"attention_bias": False, "tie_word_embeddings": True, "rope_parameters": rope("default")},
     ),
-    "gpt_oss, one expert a token, own kinds of layers": (
+    "gpt_oss, one expert per token, own kinds of layers": (
         "GptOssForCausalLM",
         GPT_OSS
         | {"num_experts_per_tok": 1, "num_hidden_layers": 3, "layer_types": ["full_attention", "full_attention", "sliding_attention"]},
@@ -169,7 +169,7 @@ CASES = {
         "DeepseekV3ForCausalLM",
         DEEPSEEK | {"first_k_dense_replace": 3, "tie_word_embeddings": True, "rope_parameters": YARN | {"mscale_all_dim": 0.8}},
     ),
-    "deepseek_v3, one group, one expert a token, linear rope": (
+    "deepseek_v3, one group, one expert per token, linear rope": (
         "DeepseekV3ForCausalLM",
         DEEPSEEK | {"n_group": 1, "topk_group": 1, "num_experts_per_tok": 1, "rope_parameters": rope("linear", factor=2.0)},
     ),
@@ -181,7 +181,7 @@ FIRST_CAUSAL = tuple(name for name in FIRST.values() if name in CAUSAL)
 
 
 def make(name, **changes):
-    """A model of transformers with random weights; `changes` are laid over the keys of its case."""
+    """A transformers model with random weights; `changes` override keys of its case."""
     architecture, keys = CASES[name]
     made = getattr(transformers, architecture)
     model = made(made.config_class(**{**keys, **changes})).eval()
@@ -232,20 +232,20 @@ def inputs_of(name, seed=0):
 
 
 def outputs(model, *args, **options):
-    """Logits, or of a bare model its hidden states."""
+    """Logits, or the hidden states of a model without a head."""
     out = model(*args, **options)
     found = (getattr(out, key, None) for key in ("logits", "prediction_logits", "last_hidden_state"))
     return next(value for value in found if value is not None)
 
 
 def their_logits(model, inputs, **options):
-    """As an array."""
+    """Convert to a NumPy array."""
     with torch.no_grad():
         return outputs(model, torch.tensor(inputs), **{key: torch.tensor(value) for key, value in options.items()}).numpy()
 
 
 def their_tensors(folder):
-    """What is in the files of a folder, as safetensors' own library reads it: torch tensors by name."""
+    """The tensors of a folder as the safetensors library reads them: torch tensors by name."""
     return {name: tensor for file in sorted(Path(folder).glob("*.safetensors")) for name, tensor in load_file(file).items()}
 
 

@@ -16,7 +16,7 @@ each_dtype = pytest.mark.parametrize("dtype", TOLERANCE)
 
 
 def pair(theirs, config, mapping, dtype, seed=0):
-    """A random model of theirs in `dtype`, and ours with its weights."""
+    """A random transformers model in `dtype`, and a minimoe model with its weights."""
     theirs = theirs.to(getattr(torch, dtype)).eval()
     state = mapping(random_state(theirs, seed), config.n_layers)
     ours = mm.Transformer(config, dtype=dtype, backend=NUMPY)

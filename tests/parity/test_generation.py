@@ -65,7 +65,7 @@ MODELS = {
 
 @pytest.fixture(scope="module", params=MODELS, ids=[name.replace(", ", "-") for name in MODELS])
 def pair(request):
-    """A model of theirs, and ours with its weights on both backends of the processor."""
+    """A transformers model, and minimoe models with its weights on both CPU backends."""
     theirs, config, mapping = MODELS[request.param]()
     theirs.generation_config.eos_token_id = None  # theirs would end at token 2
     state = mapping(random_state(theirs.eval()), config.n_layers)
@@ -81,7 +81,7 @@ def prompts_of(lengths):
 
 
 def their_rows(theirs, prompts, **options):
-    """The new tokens of each prompt, which stand to the right of padding."""
+    """The new tokens of each prompt; prompts are padded on the left."""
     width = max(map(len, prompts))
     tokens, mask = torch.full((len(prompts), width), PAD), torch.zeros((len(prompts), width), dtype=torch.long)
     for row, prompt in enumerate(prompts):
@@ -126,7 +126,7 @@ def test_rows_end_where_theirs_do(pair):
 
 @pytest.mark.parametrize("how", [{"top_k": 5}, {"top_p": 0.6}, {"top_k": 7, "top_p": 0.5}, {"temperature": 0.4, "top_p": 0.8}])
 def test_what_may_be_drawn_is_what_their_cuts_leave(how):
-    """Penalty, temperature, top-k, top-p: in their order, on the same logits."""
+    """Penalty, temperature, top-k and top-p in this order, on the same logits."""
     from minimoe.generation.sampling import draw
 
     logits = np.random.default_rng(1).standard_normal(40).astype(np.float32) * 2

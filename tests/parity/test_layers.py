@@ -49,7 +49,7 @@ def test_attention_agrees_with_scaled_dot_product_attention(seed, dtype):
     distance = q_pos[:, None] - k_pos
     seen = ((distance >= 0) | (not causal)) & ((abs(distance) < window) | (window == 0))
     seen = np.broadcast_to(seen if valid is None else seen & valid[:, None, :], (len(dy), tq, tk))
-    blind = ~seen.any(-1)  # PyTorch leaves such rows open: ours are 0
+    blind = ~seen.any(-1)  # PyTorch does not define such rows; in minimoe they are 0
     dy = np.where(blind[..., None, None], 0.0, dy)
 
     y = ops.attention(

@@ -24,7 +24,7 @@ ROUTED = [name for name in NAMES if case(name).model.moe]
 
 
 def shrunk(name):
-    """The benchmark's model in small, with weights large enough for every gradient to count."""
+    """A small version of the benchmark's model, with weights large enough for every gradient to count."""
     big = case(name)
     m = big.model
     moe = m.moe and replace(m.moe, n_experts=5, top_k=min(m.moe.k, 3), d_hidden=12)
@@ -50,7 +50,7 @@ def torch_batch(small):
 
 
 def stacked_gradients(model):
-    """By minimoe's names: what is a parameter an expert there is one stack here."""
+    """Under minimoe's names: parameters of single experts are stacked."""
     found = {}
     for name, p in model.named_parameters():
         found.setdefault(stacked_name(name), []).append(p.grad)

@@ -50,11 +50,11 @@ MATTERS = [
     ("llama, attention's biases, yarn", {"rope_parameters": YARN | {"truncate": False}}),
     ("llama, yarn with mscale", {"rope_parameters": YARN}), ("llama, yarn with a factor of its own", {"rope_parameters": YARN}),
     ("llama, yarn over the whole length", {"rope_parameters": YARN}), ("mistral, window, tied", {"sliding_window": 6}),
-    ("mixtral, one expert a token, window", {"sliding_window": None}), ("olmoe", {"norm_topk_prob": True}),
+    ("mixtral, one expert per token, window", {"sliding_window": None}), ("olmoe", {"norm_topk_prob": True}),
     ("qwen3_moe, normalised, a dense layer", {"norm_topk_prob": False}),
     ("qwen3_moe, every other layer, window", {"use_sliding_window": False}),
     ("gpt_oss", {"swiglu_limit": 7.0}), ("gpt_oss", {"sliding_window": 17}),
-    ("gpt_oss, one expert a token, own kinds of layers", {"layer_types": ["full_attention"] * 3}),
+    ("gpt_oss, one expert per token, own kinds of layers", {"layer_types": ["full_attention"] * 3}),
     ("deepseek_v3", {"topk_group": 4}), ("deepseek_v3", {"routed_scaling_factor": 1.0}), ("deepseek_v3", {"rope_interleave": False}),
     ("deepseek_v3, halves turned, biases, all layers routed, not normalised", {"norm_topk_prob": True}),
     ("deepseek_v3, plain queries, two shared experts, yarn with mscale", {"rope_parameters": YARN}),
@@ -90,7 +90,7 @@ def targets_of(name, inputs, mask=None):
 
 
 def their_gradients(name, inputs, targets, folder, **options):
-    """Cross-entropy, and its gradients as transformers names and lays out weights: it saves them in the weights' place."""
+    """Cross-entropy, and its gradients in the names and layouts of transformers, which saves them as if they were weights."""
     model = copy.deepcopy(build(name))
     logits = outputs(model, torch.tensor(inputs), **options)
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, -2), torch.tensor(targets).flatten())

@@ -19,7 +19,7 @@ FIRST_NAMES = tuple(FIRST.values())
 
 
 def loaded(name, folder, **options):
-    """A folder as transformers reads it, which must miss nothing and find nothing over."""
+    """A folder as transformers reads it; no weight may be missing or unexpected."""
     made = getattr(transformers, CASES[name][0])
     model, report = made.from_pretrained(folder, output_loading_info=True, **options)
     assert not any(report.values()), report
@@ -37,7 +37,7 @@ def assert_same_bytes(ours, theirs):
 
 
 def prefixed(name, tensors):
-    """The names of a bare BERT are written as they stand in a whole one."""
+    """The names of a BERT without a head are written as those of a BERT with one."""
     return {("bert." + key if "bare" in name else key): tensor for key, tensor in tensors.items()}
 
 
@@ -106,7 +106,7 @@ def test_shards_are_read_as_one_file_is(name, tmp_path):
 
 @pytest.mark.parametrize("name", FIRST_NAMES)
 def test_weights_as_transformers_has_them_in_memory_are_read(name, tmp_path):
-    """Experts are stacked then, and ViT's tensors have other names."""
+    """Then experts are stacked, and ViT's tensors have other names."""
     build(name).save_pretrained(tmp_path / "from", save_original_format=False)
     if build(name).config.model_type in ("mixtral", "olmoe", "qwen3_moe", "deepseek_v3"):
         assert any(key.endswith("mlp.experts.gate_up_proj") for key in their_tensors(tmp_path / "from"))

@@ -25,7 +25,7 @@ TEXTS = tuple(name for name in CASES if not name.startswith("vit"))
 
 
 def where_seen(logits, mask):
-    """What stands at padding means nothing."""
+    """Outputs at padding are arbitrary: keep the others."""
     return np.where(mask[:, :, None] == 1, np.asarray(logits), 0.0)
 
 
@@ -59,7 +59,7 @@ PROMPT, NEW = np.random.default_rng(5).integers(1, VOCAB, 5), 12
 
 
 def their_greedy(model):
-    """The new tokens, with no token that ends a text."""
+    """The new tokens; no token ends a text."""
     model.generation_config.eos_token_id = None
     cached = getattr(model.config, "sliding_window", None) != 1  # in 5.24 their cache keeps every key where the window is one
     with torch.no_grad():
@@ -143,7 +143,7 @@ AUTO = {"lm": transformers.AutoModelForCausalLM, "mlm": transformers.AutoModelFo
 
 
 def made(config, seed=3):
-    """A model of ours whose biases and norms are not what they start as."""
+    """A minimoe model whose biases and norms are not at their initial values."""
     model, rng = mm.Transformer(config, seed=seed, backend=NUMPY), np.random.default_rng(seed)
     for _, p in model.named_state():
         p.data += 0.2 * rng.standard_normal(p.shape).astype(np.float32)
@@ -151,7 +151,7 @@ def made(config, seed=3):
 
 
 def in_transformers(model, folder, family):
-    """The model as transformers opens it, having found every weight and none over."""
+    """The model as transformers opens it, with no weight missing or unexpected."""
     assert save_pretrained(model, folder).model_type == family
     theirs, report = AUTO[model.config.head].from_pretrained(folder, output_loading_info=True)
     assert not any(report.values()), report
@@ -191,4 +191,4 @@ def test_the_models_that_minimoe_trains_first_go_to_transformers(preset, family,
     model, tokens = made(config), inputs_for(config)
     theirs = in_transformers(model, tmp_path / "model", family)
     close(model(tokens), their_logits(theirs, tokens), LOGITS, "logits")
-    assert theirs.config.eos_token_id is None and theirs.generation_config.eos_token_id is None  # no token of ours ends a text
+    assert theirs.config.eos_token_id is None and theirs.generation_config.eos_token_id is None  # the model has no end token

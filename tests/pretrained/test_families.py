@@ -1,4 +1,4 @@
-"""config.json of each family: read, written, read again; what is absent means what it means in transformers; which family a model has."""
+"""config.json of each family: read, written, read again; an absent key means what it means in transformers; the family of a model."""
 
 import json
 from typing import Any
@@ -297,7 +297,7 @@ def test_what_no_family_expresses_is_refused_with_the_key_that_stands_in_the_way
 
 
 def test_what_a_prediction_depends_on_has_one_form() -> None:
-    """The same model said in two ways is the same; `built_in` shows what is not set as it works out."""
+    """A model that is written in two ways has one essence; `built_in` derives the values of keys that are not set."""
     assert essence(model({**FOUR, "every": 1})) == essence(model({**FOUR, "layers": (0, 1)}, d_hidden=24))
     assert essence(model(sliding_window=8)) == essence(model(sliding_window=8, layer_types=("sliding", "sliding")))
     assert essence(model(FOUR)) != essence(model({**FOUR, "top_k": 1}))

@@ -98,7 +98,7 @@ def keys_of(name: str) -> list[str]:
 
 
 def opens_or_is_refused(config: Json, build: bool = False) -> None:
-    """Reads as a model (that can be built, without an array), or is one printable line."""
+    """The config.json is read as a model (which can be built without arrays), or refused in one printable line."""
     try:
         model = family(config["model_type"]).model_config(config)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""safetensors files: views of the map, numbers to the bit, the bytes that the format's own library writes, every lie refused in a line."""
+"""safetensors files: views of the map, exact numbers, the bytes that the format's own library writes, false claims refused in a line."""
 
 import errno
 import io
@@ -342,7 +342,7 @@ def edit_length(draw: random.Random, content: bytearray) -> None:
 
 
 def edit_number(draw: random.Random, content: bytearray) -> None:
-    """Another number in the header, and its length made to fit, so that what comes after the JSON is met too."""
+    """Change a number in the header, and adapt the header's length, so that checks after the JSON are reached too."""
     header, data = header_of(content)
     places = [i for i, byte in enumerate(header) if 48 <= byte < 58]
     at = draw.choice(places)
@@ -351,7 +351,7 @@ def edit_number(draw: random.Random, content: bytearray) -> None:
 
 
 def edit_entry(draw: random.Random, content: bytearray) -> None:
-    """A member of an entry changed or gone, and the header written as JSON again."""
+    """Change or remove a member of an entry, and write the header as JSON again."""
     header, data = header_of(content)
     members = json.loads(header)
     entry = members[draw.choice([name for name in members if name != "__metadata__"])]
@@ -373,7 +373,7 @@ def header_of(content: bytearray) -> tuple[bytes, bytes]:
 
 
 def stay_true(draw: random.Random, content: bytearray) -> None:
-    """Another dtype of the same width, a shape turned round, the members in another order: a file that says no lie."""
+    """Another dtype of the same width, a reversed shape, another order of members: the file stays valid."""
     header, data = header_of(content)
     members = list(json.loads(header).items())
     for name, entry in members:
@@ -411,7 +411,7 @@ def test_ten_thousand_damaged_files_are_read_within_bounds_or_refused_in_one_lin
 
 
 def check_bounds(path: Path, size: int) -> None:
-    """Every tensor can be read whole, and together they tile the rest of the file."""
+    """Every tensor can be read completely, and together they tile the rest of the file."""
     with TensorFile(path) as file:
         places = sorted((entry.start, entry.stop) for entry in file.entries.values())
         assert all(before[1] == after[0] for before, after in zip(places, places[1:], strict=False))

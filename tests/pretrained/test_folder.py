@@ -1,4 +1,4 @@
-"""Model folders: one file or shards, every lie between index and shards named, nothing read outside the folder, nothing half written."""
+"""Model folders: one file or shards, errors between index and shards named, nothing read outside the folder, no half-written folder."""
 
 import errno
 import json

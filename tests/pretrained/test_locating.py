@@ -1,4 +1,4 @@
-"""Where parameters lie in a folder: every layout there and back, quantised ones by their formulas, contradictions named, memory bounded."""
+"""Where parameters lie in a folder: every layout read and written, quantised ones by their formulas, errors named, memory bounded."""
 
 import json
 import math
@@ -74,13 +74,13 @@ def test_what_is_laid_out_is_read_back_to_the_bit(tmp_path: Path, name: str, cha
     with ModelFolder(write(tmp_path / "m", config, arrays)) as folder:
         keys = Keys(folder, family(name))
         for parameter, layout in chosen.items():
-            place, expected = Location(layout, ours[parameter].shape, keys), ours[parameter]
+            location, expected = Location(layout, ours[parameter].shape, keys), ours[parameter]
             read = np.full(expected.shape, np.nan)
-            if place.of_experts:
+            if location.of_experts:
                 for e, one in enumerate(read):
-                    place.read(one, e)
+                    location.read(one, e)
             else:
-                place.read(read)
+                location.read(read)
             assert np.array_equal(read, expected), parameter
         assert keys.used == arrays.keys()
 
@@ -120,7 +120,7 @@ E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -
 
 
 def unpacked(arrays: Arrays, key: str) -> npt.NDArray[Any]:
-    """[E,out,in]: 32 numbers a block, two a byte, low half first, times 2^(scale - 127)."""
+    """[E,out,in]: 32 numbers per block, two per byte, low half first, times 2^(scale - 127)."""
     blocks, scales = arrays[f"{key}_blocks"].astype(int), arrays[f"{key}_scales"].astype(int)
     numbers = np.stack([E2M1[blocks % 16], E2M1[blocks // 16]], axis=-1).reshape(*scales.shape, 32) * 2.0 ** (scales[..., None] - 127)
     return numbers.reshape(*scales.shape[:-1], -1)

@@ -1,4 +1,4 @@
-"""Weights read on demand: what is in memory, what a bound lets go, and that none of it changes a number."""
+"""Weights read on demand: what is in memory, what a bound evicts, and that neither changes a number."""
 
 import numpy as np
 import pytest

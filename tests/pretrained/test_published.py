@@ -1,7 +1,7 @@
-"""Published checkpoints, without their weights: config.json and the list of tensors as they lie on the Hub, and what minimoe makes of them.
+"""Published checkpoints, without their weights: config.json and the list of tensors as on the Hub, and what minimoe makes of them.
 
 `published/*.json` has the most used ones, at least one for each way of laying weights out. Each says what its list was derived from; none
-was made from minimoe's tables. "layers.{0..31}" stands for 32 names.
+was made from minimoe's tables. "layers.{0..31}" means 32 names.
 """
 
 import json
@@ -38,7 +38,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Headers:
-    """Stands for a `ModelFolder` of which only config.json and the headers are there."""
+    """A stand-in for a `ModelFolder` that has only config.json and headers."""
 
     config: Json
     entries: dict[str, Entry] = field(repr=False)
@@ -57,7 +57,7 @@ class Headers:
 
 
 def spelled_out(pattern: str) -> Iterator[str]:
-    """The six names that "layers.{0..2}.w{1..2}" stands for, and the like."""
+    """The six names that "layers.{0..2}.w{1..2}" means, and the like."""
     texts = re.split(r"\{\d+\.\.\d+\}", pattern)
     ranges = [range(int(first), int(last) + 1) for first, last in re.findall(r"\{(\d+)\.\.(\d+)\}", pattern)]
     for numbers in product(*ranges):
@@ -93,7 +93,7 @@ class Checkpoint:
 
     @cached_property
     def not_computed(self) -> set[str]:
-        """Tensors that the model has no use for."""
+        """Tensors that the model does not use."""
         starts = tuple(key for pattern in self.said["not_computed"] for key in spelled_out(pattern))
         return {key for key in self.headers.entries if key.startswith(starts)}
 
@@ -103,13 +103,13 @@ class Checkpoint:
         spelled = ([key for key in spelled_out(one["key"]) if key not in self.not_computed] for one in self.said["tensors"])
         return [keys[-1] for keys in spelled if keys]
 
-    def located(self, **changes: Any) -> tuple[dict[str, Location], Collection[str]]:
+    def locations(self, **changes: Any) -> tuple[dict[str, Location], Collection[str]]:
         headers: Any = replace(self.headers, **changes)
         return locate(self.shapes, self.config, headers, self.family)
 
     def refusal(self, **changes: Any) -> str:
         with pytest.raises(CheckpointError) as caught:
-            self.located(**changes)
+            self.locations(**changes)
         message = str(caught.value)
         assert message.isprintable() and message.startswith("published: ")
         return message
@@ -140,12 +140,12 @@ def test_config_json_is_read_with_its_figures(name: str) -> None:
 
 
 @each
-def test_every_parameter_has_its_place_and_every_tensor_is_accounted_for(name: str) -> None:
+def test_every_parameter_is_located_and_every_tensor_is_accounted_for(name: str) -> None:
     one = checkpoint(name)
-    places, kept = one.located()
-    assert places.keys() == one.shapes.keys()
-    used = [key for place in places.values() for keys in place.keys.values() for key in keys]
-    assert len(used) == len(set(used)), "a tensor has two places"
+    found, kept = one.locations()
+    assert found.keys() == one.shapes.keys()
+    used = [key for location in found.values() for keys in location.keys.values() for key in keys]
+    assert len(used) == len(set(used)), "a tensor belongs to two parameters"
     assert set(used) == one.headers.keys() - one.not_computed
     masks = {key for key in one.not_computed if key.endswith(".attn.bias")}  # GPT-2's, constants that are not kept
     assert set(kept) == one.not_computed - masks
@@ -154,9 +154,9 @@ def test_every_parameter_has_its_place_and_every_tensor_is_accounted_for(name: s
 @each
 def test_the_tensors_of_a_parameter_hold_as_many_numbers_as_it_has(name: str) -> None:
     one = checkpoint(name)
-    for parameter, place in one.located()[0].items():
-        first = [keys[0] for keys in place.keys.values()]  # those after it are scales
-        a_byte = 2 if place.layout.tensors[0].packed else 1
+    for parameter, location in one.locations()[0].items():
+        first = [keys[0] for keys in location.keys.values()]  # those after it are scales
+        a_byte = 2 if location.layout.tensors[0].packed else 1
         assert a_byte * sum(math.prod(one.headers.entry(key).shape) for key in first) == math.prod(one.shapes[parameter]), parameter
 
 

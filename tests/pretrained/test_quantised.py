@@ -109,7 +109,7 @@ def test_scales_that_overflow_give_inf_and_nan_without_a_warning() -> None:
 
 
 def mxfp4(blocks: Any, scales: Any) -> Any:
-    """By the definition, a number at a time."""
+    """The definition, one number at a time."""
     out = np.empty((*scales.shape[:-1], scales.shape[-1] * 32))
     for *lead, group in np.ndindex(*scales.shape):
         for j in range(32):
