@@ -56,7 +56,7 @@ class Transformer(Module):
     @property
     def backend(self) -> Backend:
         """The backend that the parameters are on."""
-        return next(self.named_state())[1].backend
+        return self.input.backend
 
     @property
     def dtype(self) -> Any:

@@ -135,7 +135,7 @@ class Location:
     def mapped(self, dtype: np.dtype[Any]) -> Host | None:
         """Return a view of the file if the parameter is stored there as it is used, else None."""
         tensor, names = self.layout.tensors[0], next(iter(self.keys.values()))
-        if self.of_experts or len(self.layout.tensors) > 1 or len(names) > 1 or tensor.view is not all_of_it:
+        if self.of_experts or len(self.layout.tensors) != 1 or len(names) != 1 or tensor.view is not all_of_it:
             return None
         raw = self.folder.raw(names[0])
         return raw if self.dtype.startswith("F") and raw.dtype == dtype and raw.flags.aligned else None

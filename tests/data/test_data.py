@@ -62,7 +62,7 @@ def test_the_char_tokenizer_knows_both_splits(tmp_path: Path) -> None:
     assert (len(corpus.train), len(corpus.val)) == (90, 10)
 
 
-def test_a_given_tokenizer_takes_the_place_of_the_configured_one(tmp_path: Path) -> None:
+def test_a_given_tokenizer_replaces_the_configured_one(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("abab" * 20, encoding="utf-8")
     tokenizer = CharTokenizer("cba")
     corpus = load_corpus(DataConfig(source="text.txt"), tmp_path, tokenizer)
@@ -161,7 +161,7 @@ TOKENS = np.arange(1000, dtype=np.int32)
 
 
 @pytest.mark.parametrize("batch_size, seq_len", [(1, 1), (3, 31), (4, 32), (2, 999)])
-def test_a_batch_is_windows_of_the_text_with_targets_one_further(batch_size: int, seq_len: int) -> None:
+def test_targets_of_a_batch_are_one_position_after_its_inputs(batch_size: int, seq_len: int) -> None:
     inputs, targets = batch(TOKENS, seed=7, step=3, micro=1, batch_size=batch_size, seq_len=seq_len)
     assert inputs.shape == targets.shape == (batch_size, seq_len)
     assert inputs.dtype == targets.dtype == np.int32
@@ -171,7 +171,7 @@ def test_a_batch_is_windows_of_the_text_with_targets_one_further(batch_size: int
     assert np.array_equal(inputs, inputs[:, :1] + np.arange(seq_len))
 
 
-def test_a_batch_depends_on_seed_step_and_micro_batch_alone() -> None:
+def test_a_batch_depends_only_on_seed_step_and_micro_batch() -> None:
     def draw(seed: int = 0, step: int = 0, micro: int = 0) -> list[int]:
         starts: list[int] = batch_starts(1_000_000, seed, step, micro, 8, 64).tolist()
         return starts

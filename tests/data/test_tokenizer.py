@@ -206,7 +206,7 @@ def test_any_other_tokenizer_streams_whole_characters(text: str, tmp_path: Path)
     "content, message",
     [(b"{", "not a tokenizer.json"), (b"\xff", "not UTF-8"), (b"{}", "not a tokenizer.json"), (b'{"model": 3}', "not a tokenizer.json")],
 )
-def test_a_file_that_is_no_tokenizer_json_is_one_clear_error(content: bytes, message: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_tokenizer_json_is_one_clear_error(content: bytes, message: str, tmp_path: Path) -> None:
     pytest.importorskip("tokenizers")
     (tmp_path / "bad.json").write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:

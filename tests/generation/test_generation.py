@@ -92,13 +92,13 @@ def test_a_text_read_in_pieces_of_any_size_has_the_logits_of_the_whole(changes: 
     np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, rtol=1e-9, atol=1e-9)
 
 
-def test_a_layer_that_slides_keeps_no_more_than_its_window() -> None:
+def test_a_layer_with_a_window_keeps_no_more_than_its_window() -> None:
     model = make(sliding_window=3, layer_types=("full", "sliding"))
     assert [layer.k.shape[1] for layer in mm.Cache(model).layers] == [LIMIT, 3]
     assert [layer.k.shape[1] for layer in mm.Cache(model, capacity=2).layers] == [2, 2]
 
 
-def test_a_model_that_slides_everywhere_goes_on_beyond_its_context_and_forgets_nothing() -> None:
+def test_a_model_with_windows_everywhere_goes_past_its_context_and_drops_nothing() -> None:
     model = make(sliding_window=5, max_seq_len=8)
     context = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
     for token in generate_ids(model, context, 30, GREEDY):
@@ -108,7 +108,7 @@ def test_a_model_that_slides_everywhere_goes_on_beyond_its_context_and_forgets_n
 
 
 @pytest.mark.parametrize("window", [0, 4])
-def test_what_a_later_mask_hides_is_hidden_and_a_mask_may_tell_of_new_tokens_alone(window: int) -> None:
+def test_a_later_mask_hides_earlier_tokens_and_may_cover_only_new_ones(window: int) -> None:
     model = make(sliding_window=window)
     tokens, mask = np.array([[7, 1, 2, 3, 4, 5, 6, 8]]), np.array([[1, 1, 1, 1, 0, 1, 1, 1]])
     positions, after = np.array([[0, 1, 2, 3, 4, 4, 5, 6]]), logits_at_end(model, [7, 1, 2, 3, 5, 6, 8])
@@ -119,7 +119,7 @@ def test_what_a_later_mask_hides_is_hidden_and_a_mask_may_tell_of_new_tokens_alo
         np.testing.assert_allclose(logits, after, rtol=1e-9, atol=1e-9)
 
 
-def test_a_cache_says_what_does_not_fit() -> None:
+def test_a_cache_refuses_what_does_not_fit() -> None:
     model = make()
     cache = mm.Cache(model, batch=2, capacity=4)
     with pytest.raises(ValueError, match="1 sequences of 3 positions do not fit into 2 of 4"):
@@ -133,7 +133,7 @@ def test_a_cache_says_what_does_not_fit() -> None:
 @pytest.mark.parametrize("position", ["rope", "learned"])
 @pytest.mark.parametrize("limit", [1, 2, 5])
 @pytest.mark.parametrize("length", [1, 4, 5, 13])
-def test_a_full_context_forgets_its_older_half(position: str, limit: int, length: int) -> None:
+def test_a_full_context_drops_its_older_half(position: str, limit: int, length: int) -> None:
     model = make(position=position, max_seq_len=limit)
     prompt = [(3 * i) % 64 for i in range(length)]
     everything, seen = list(prompt), prompt[-limit:]
@@ -147,7 +147,7 @@ def test_a_full_context_forgets_its_older_half(position: str, limit: int, length
     assert len(everything) == length + 3 * limit + 4
 
 
-def test_no_token_is_asked_for_none_is_given() -> None:
+def test_no_token_is_generated_if_none_is_asked_for() -> None:
     assert list(generate_ids(make(), [1], 0)) == []
 
 
@@ -163,7 +163,7 @@ def test_each_row_of_a_batch_is_what_its_prompt_gives_alone(changes: dict[str, A
     assert [list(row) for row in rows] == [list(generate_ids(model, prompt, 12, GREEDY)) for prompt in PROMPTS]
 
 
-def test_rows_draw_by_chance_of_their_own_and_the_first_as_it_would_alone() -> None:
+def test_rows_draw_from_streams_of_their_own_and_the_first_as_it_would_alone() -> None:
     model, how = make(), Sampling(1.0, seed=5)
     first, *_, last = (list(row) for row in zip(*generate_batch(model, PROMPTS, 15, how), strict=True))
     assert first == list(generate_ids(model, PROMPTS[0], 15, how))
@@ -177,7 +177,7 @@ def test_padding_is_not_routed() -> None:
     assert [int(layer.counts.sum()) for layer in stats] == [10, 10]
 
 
-def test_a_full_context_of_a_batch_is_forgotten_in_all_rows_when_the_longest_must() -> None:
+def test_all_rows_of_a_batch_drop_their_older_half_when_the_longest_is_full() -> None:
     model, prompts = make(max_seq_len=8), [[1, 2, 3, 4, 5], [7, 7]]
     texts, seen, decoder = [list(p) for p in prompts], [list(p) for p in prompts], Decoder(model, prompts, 14)
     for count in range(14):
@@ -408,7 +408,7 @@ def test_characters_come_whole_and_in_order() -> None:
 
 
 @pytest.mark.parametrize("length", range(1, 9))
-def test_a_character_cut_off_at_the_end_is_replaced_there_alone(length: int) -> None:
+def test_a_character_cut_off_at_the_end_is_replaced_only_there(length: int) -> None:
     data = TEXT.encode()[:length]
     model: Any = Reciting(data)
     pieces = list(generate(model, ByteTokenizer(), "x", length, GREEDY))
@@ -474,7 +474,7 @@ def test_the_default_prompt_is_a_lines_end_or_the_first_token() -> None:
     assert len("".join(generate(make(vocab_size=2), CharTokenizer("ba"), "b", 20))) == 20
 
 
-def test_a_model_that_predicts_no_numbers_says_so() -> None:
+def test_predictions_that_are_not_finite_are_refused() -> None:
     model = make()
     model.head.weight.data[...] = np.nan  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match="not finite"):
@@ -482,7 +482,7 @@ def test_a_model_that_predicts_no_numbers_says_so() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"head": "none"}, {"head": "mlm", "causal": False}, {"causal": False}])
-def test_a_model_that_predicts_no_next_token_is_refused(changes: dict[str, Any]) -> None:
+def test_a_model_that_does_not_predict_the_next_token_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="causal language model"):
         list(generate_ids(make(**changes), [1], 3))
 

@@ -106,7 +106,7 @@ def test_it_trains_saves_and_writes_text(installed, tmp_path, monkeypatch, capsy
 # ---- other devices than the CPU, as far as the CPU can tell ------------------------------------------------------------------------------
 
 
-def test_a_device_without_float64_has_float32_alone(monkeypatch):
+def test_a_device_without_float64_has_only_float32(monkeypatch):
     def refuse(*args, dtype=None, **options):
         raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
 

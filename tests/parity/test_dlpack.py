@@ -13,7 +13,7 @@ NUMPY = load("numpy")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int32, torch.int64])
-def test_a_torch_tensor_becomes_ours_as_a_copy(dtype):
+def test_a_torch_tensor_becomes_a_tensor_as_a_copy(dtype):
     source = torch.arange(6).reshape(2, 3).to(dtype)
     ours = tensor(source, backend=NUMPY)
     assert np.array_equal(ours.numpy(), source.numpy())
@@ -28,7 +28,7 @@ def test_a_torch_tensor_that_requires_a_gradient_or_is_a_view_comes_in():
     assert np.array_equal(tensor(view, backend=NUMPY).numpy(), view.numpy())
 
 
-def test_torch_reads_ours_without_a_copy():
+def test_torch_reads_a_tensor_without_a_copy():
     ours = Tensor(np.arange(6.0).reshape(2, 3), NUMPY)
     theirs = torch.from_dlpack(ours)
     assert theirs.shape == (2, 3)

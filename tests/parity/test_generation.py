@@ -100,21 +100,21 @@ def our_rows(model, prompts, how):
 
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
-def test_greedy_tokens_are_theirs(pair, backend, lengths):
+def test_greedy_tokens_equal_those_of_transformers(pair, backend, lengths):
     theirs, ours = pair
     prompts = prompts_of(lengths)
     assert our_rows(ours[backend], prompts, Sampling(temperature=0.0)) == their_rows(theirs, prompts)
 
 
 @pytest.mark.parametrize("penalty", [1.3, 0.7])
-def test_tokens_with_a_repetition_penalty_are_theirs(pair, penalty):
+def test_tokens_with_a_repetition_penalty_equal_those_of_transformers(pair, penalty):
     theirs, ours = pair
     prompts = prompts_of([6, 6])  # they would count padding as said before
     how = Sampling(temperature=0.0, repetition_penalty=penalty)
     assert our_rows(ours["numba"], prompts, how) == their_rows(theirs, prompts, repetition_penalty=penalty)
 
 
-def test_rows_end_where_theirs_do(pair):
+def test_rows_end_where_those_of_transformers_do(pair):
     theirs, ours = pair
     prompts = prompts_of([3, 8, 5])
     end = their_rows(theirs, prompts)[0][4]
@@ -125,7 +125,7 @@ def test_rows_end_where_theirs_do(pair):
 
 
 @pytest.mark.parametrize("how", [{"top_k": 5}, {"top_p": 0.6}, {"top_k": 7, "top_p": 0.5}, {"temperature": 0.4, "top_p": 0.8}])
-def test_what_may_be_drawn_is_what_their_cuts_leave(how):
+def test_tokens_that_may_be_drawn_are_those_that_transformers_leaves(how):
     """Penalty, temperature, top-k and top-p in this order, on the same logits."""
     from minimoe.generation.sampling import draw
 

@@ -37,7 +37,7 @@ def test_an_opened_folder_has_the_logits_that_transformers_has(name):
 
 
 @pytest.mark.parametrize("name", FIRST.values())
-def test_the_compiled_kernels_have_them_too(name):
+def test_compiled_kernels_have_the_same_logits(name):
     inputs = inputs_of(name)
     close(opened(name, backend=load("numba"))(inputs), their_logits(build(name), inputs), LOGITS, "logits")
 
@@ -62,7 +62,7 @@ MATTERS = [
 
 
 @pytest.mark.parametrize("name, changes", MATTERS)
-def test_what_a_case_is_there_for_changes_the_logits(name, changes):
+def test_the_key_that_a_case_is_about_changes_the_logits(name, changes):
     inputs = inputs_of(name)
     before, after = their_logits(build(name), inputs), their_logits(make(name, **changes), inputs)
     assert np.abs(before - after).max() > 20 * LOGITS * np.abs(before).max()
@@ -129,7 +129,7 @@ def test_every_weight_has_the_gradient_that_transformers_gives_it(name, tmp_path
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("name", [name for family, name in FIRST.items() if family != "vit"])
-def test_so_it_has_beside_padding(name, side, tmp_path):
+def test_every_weight_has_that_gradient_beside_padding(name, side, tmp_path):
     compare_gradients(name, tmp_path, MASKS[side])
 
 

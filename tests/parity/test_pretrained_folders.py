@@ -47,7 +47,7 @@ ROUND_TRIPS = [(name, "float32") for name in CASES] + [(name, dtype) for name in
 
 
 @pytest.mark.parametrize("name, dtype", ROUND_TRIPS)
-def test_there_and_back_every_tensor_has_the_bytes_that_it_had(name, dtype, tmp_path):
+def test_every_tensor_keeps_its_bytes_through_loading_and_saving(name, dtype, tmp_path):
     opened(name, dtype).save_pretrained(tmp_path / "back")
     assert_same_bytes(their_tensors(tmp_path / "back"), prefixed(name, their_tensors(saved(name, dtype))))
     theirs = loaded(name, tmp_path / "back", dtype="auto").state_dict()

@@ -79,7 +79,7 @@ def test_greedy_text_is_that_of_transformers(name):
 
 
 @pytest.mark.parametrize("where", ["config", "generation config"])
-def test_a_text_ends_where_its_folder_says(where, tmp_path):
+def test_a_text_ends_at_the_end_tokens_of_the_folder(where, tmp_path):
     end = their_greedy(build("llama"))[4]
     theirs = make("llama", eos_token_id=end if where == "config" else None)
     if where == "generation config":
@@ -179,14 +179,14 @@ def test_a_model_that_minimoe_made_has_its_logits_in_transformers(what, tmp_path
         assert our_greedy(model) == their_greedy(theirs)
 
 
-def test_experts_that_do_not_clip_are_none_of_gpt_oss():
+def test_a_gpt_oss_whose_experts_do_not_clip_is_refused():
     _, options, moe = MADE["sinks, clipped experts with biases"]
     with pytest.raises(ConfigError, match="no family expresses this model"):
         family_for(mm.ModelConfig(**{**SIZES, **options, "activation_limit": 0.0}, moe=mm.MoEConfig(**moe)))
 
 
 @pytest.mark.parametrize("preset, family", [("tiny-moe", "mixtral"), ("tiny-dense", "llama")])
-def test_the_models_that_minimoe_trains_first_go_to_transformers(preset, family, tmp_path):
+def test_models_of_the_presets_are_opened_by_transformers(preset, family, tmp_path):
     config = replace(load_config(preset).model, vocab_size=VOCAB)
     model, tokens = made(config), inputs_for(config)
     theirs = in_transformers(model, tmp_path / "model", family)

@@ -51,7 +51,7 @@ variants = pytest.mark.parametrize("name, changes", VARIANTS, ids=lambda value: 
 
 
 @variants
-def test_a_config_that_is_written_reads_as_it_was(name: str, changes: Json) -> None:
+def test_a_config_that_is_written_is_read_back_equal(name: str, changes: Json) -> None:
     config = read(small(name, **changes))
     written = json.loads(json.dumps(family(name).config_json(config)))
     back = read(written)
@@ -72,7 +72,7 @@ def test_a_family_names_each_parameter_once(name: str, changes: Json) -> None:
 
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("scaling", [YARN, LLAMA3, {"rope_type": "linear", "factor": 2.0}], ids=["yarn", "llama3", "linear"])
-def test_both_spellings_of_rotary_positions_say_the_same(name: str, scaling: Json) -> None:
+def test_both_spellings_of_rotary_positions_mean_the_same(name: str, scaling: Json) -> None:
     bare = {key: value for key, value in small(name).items() if not key.startswith("rope")}
     older = {("type" if key == "rope_type" else key): value for key, value in scaling.items()}
     old = read({**bare, "rope_theta": 5e5, "rope_scaling": older})
@@ -154,7 +154,7 @@ facts = pytest.mark.parametrize("name, key", [(name, key) for name in FAMILIES f
 
 
 @facts
-def test_a_key_that_is_absent_means_what_it_means_in_transformers_or_is_asked_for(name: str, key: str) -> None:
+def test_an_absent_key_has_its_default_in_transformers_or_is_required(name: str, key: str) -> None:
     config = {"model_type": name, **DEFAULTS[name]}
     without = {other: value for other, value in config.items() if other != key}
     try:
@@ -186,14 +186,14 @@ def test_a_key_with_another_value_means_another_model_or_is_refused(name: str, k
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_rotary_positions_that_are_absent_turn_as_in_transformers(name: str) -> None:
+def test_absent_rotary_settings_have_their_defaults_in_transformers(name: str) -> None:
     config = read({"model_type": name, **DEFAULTS[name]})
     assert config.rope_theta == THETA.get(name, 10000.0)
     yarn = RopeConfig(type="yarn", factor=32.0, original_max_seq_len=4096, beta_fast=32.0, beta_slow=1.0, truncate=False)
     assert config.rope == (yarn if name == "gpt_oss" else None)
 
 
-def test_what_else_is_absent_means_what_it_means_in_transformers() -> None:
+def test_other_absent_keys_have_their_defaults_in_transformers() -> None:
     def default(name: str, **changes: Any) -> ModelConfig:
         return read({"model_type": name, **DEFAULTS[name], **changes})
 
@@ -290,13 +290,13 @@ def test_every_family_finds_itself(name: str) -> None:
     ("model.routed_layers is [] there, not [0, 1]", model(FOUR, **ENCODER, head="classifier", image_size=8, patch_size=4, n_classes=3)),
     ("model.qk_norm is 'head' there, not 'none'", model({**FOUR, "every": 2})),
 ])  # fmt: skip
-def test_what_no_family_expresses_is_refused_with_the_key_that_stands_in_the_way(reason: str, config: ModelConfig) -> None:
+def test_a_model_that_no_family_expresses_is_refused_with_the_key_that_prevents_it(reason: str, config: ModelConfig) -> None:
     with pytest.raises(ConfigError) as caught:
         family_for(config)
     assert reason in str(caught.value) and str(caught.value).startswith("no family expresses this model; the nearest is ")
 
 
-def test_what_a_prediction_depends_on_has_one_form() -> None:
+def test_equal_models_have_one_essence() -> None:
     """A model that is written in two ways has one essence; `built_in` derives the values of keys that are not set."""
     assert essence(model({**FOUR, "every": 1})) == essence(model({**FOUR, "layers": (0, 1)}, d_hidden=24))
     assert essence(model(sliding_window=8)) == essence(model(sliding_window=8, layer_types=("sliding", "sliding")))

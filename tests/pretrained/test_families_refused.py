@@ -64,7 +64,7 @@ def refusal(config: Json) -> str:
     ("llama", {"num_hidden_layers": 10**9}, f"num_hidden_layers = 1000000000: expected a number of layers, {MOST_LAYERS} at most"),
     ("llama", {"intermediate_size": 10**400}, "intermediate_size (model.d_hidden) is too large a number"),
 ])  # fmt: skip
-def test_what_is_not_computed_is_refused_by_its_key(name: str, changes: Json, said: str) -> None:
+def test_an_unsupported_setting_is_refused_by_its_key(name: str, changes: Json, said: str) -> None:
     assert said in refusal(small(name, **changes))
 
 

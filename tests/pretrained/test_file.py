@@ -172,12 +172,12 @@ def test_a_header_that_is_not_one_is_refused(tmp_path: Path, content: bytes, exp
 
 
 @pytest.mark.parametrize("header", ['{"a": A, "a": A}', '{"__metadata__": {}, "a": A, "__metadata__": {}}'])
-def test_a_name_that_stands_twice_is_refused(tmp_path: Path, header: str) -> None:
+def test_a_name_that_occurs_twice_is_refused(tmp_path: Path, header: str) -> None:
     assert " twice" in refusal(tmp_path, file_of(header.replace("A", json.dumps(GOOD)).encode(), bytes(8)))
 
 
 @pytest.mark.parametrize("entry", ['{"dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]}', '{"a": NaN}', '{"a": 1.0}'])
-def test_an_entry_that_says_a_thing_twice_or_holds_no_whole_number_is_refused(tmp_path: Path, entry: str) -> None:
+def test_an_entry_with_a_repeated_member_or_a_fraction_is_refused(tmp_path: Path, entry: str) -> None:
     assert "is not the JSON" in refusal(tmp_path, file_of(b'{"a": ' + entry.encode() + b"}", bytes(8)))
 
 
@@ -198,7 +198,7 @@ def test_a_dtype_that_is_not_known_is_named(tmp_path: Path, dtype: Any) -> None:
 
 
 @pytest.mark.parametrize("shape", [None, 2, "2", {"0": 2}, [True], [-2], [-(2**80)], ["2"], [[2]], [None], [2**63], [10**30], [1] * 65])
-def test_a_shape_that_is_no_list_of_sizes_is_refused(tmp_path: Path, shape: Any) -> None:
+def test_a_shape_that_is_not_a_list_of_sizes_is_refused(tmp_path: Path, shape: Any) -> None:
     assert "tensor 'a': its shape must be a list" in refusal(tmp_path, file_of({"a": {**GOOD, "shape": shape}}, bytes(8)))
 
 
@@ -276,7 +276,7 @@ def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path: Path) -> No
     assert content[:2] == b"\x80\x02" and opened(tmp_path, content).entries.keys() == {"a"}
 
 
-def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "folder.safetensors").mkdir()
     with pytest.raises(CheckpointError, match=r"folder\.safetensors: is not a file"):
         TensorFile(tmp_path / "folder.safetensors")
@@ -474,7 +474,7 @@ def test_fill_writes_any_shape_and_any_strides(dtype: str, shape: tuple[int, ...
 
 
 @pytest.mark.parametrize("dtype", ["F64", "BF16", "F16", "F8_E5M2"])
-def test_fill_holds_little_beside_what_it_writes(dtype: str) -> None:
+def test_fill_takes_little_memory_besides_its_output(dtype: str) -> None:
     raw, out = np.zeros((3000, 1000), STORED[dtype]), np.empty((1000, 3000), np.float32).T
     tracemalloc.start()
     try:
@@ -491,7 +491,7 @@ def test_what_float32_cannot_hold_becomes_inf_and_nan_stays() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["I32", "BOOL", "F8_E4M3FNUZ", "F4"])
-def test_fill_refuses_what_holds_no_numbers_for_weights(dtype: str) -> None:
+def test_fill_refuses_dtypes_that_weights_cannot_have(dtype: str) -> None:
     with pytest.raises(CheckpointError, match=f"dtype {dtype} cannot be the dtype of a weight"):
         fill(np.empty(2, np.float32), np.zeros(2, np.uint8), dtype)
 
@@ -558,7 +558,7 @@ def test_ieee_numbers_pack_as_numpy_rounds_them(dtype: str, to: type, of: type) 
 
 @pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16"])
 @pytest.mark.parametrize("shape", [(), (0,), (4, 5), (3, 70_001)])
-def test_what_is_packed_fills_back(dtype: str, shape: tuple[int, ...]) -> None:
+def test_packed_numbers_are_read_back(dtype: str, shape: tuple[int, ...]) -> None:
     values = np.random.default_rng(0).integers(-99, 99, size=shape).astype(np.float32)
     out = np.empty(shape, np.float32)
     fill(out, pack(values, dtype), dtype)
@@ -603,7 +603,7 @@ def test_a_written_file_is_read_by_the_safetensors_library(tmp_path: Path) -> No
     assert all(np.array_equal(back[name], arrays[name]) and back[name].dtype == arrays[name].dtype for name in arrays)
 
 
-def test_tensors_are_asked_for_one_at_a_time_and_not_kept(tmp_path: Path) -> None:
+def test_tensors_are_produced_one_at_a_time_and_not_kept(tmp_path: Path) -> None:
     plan = {f"t{i}": ("F32", (500, 500)) for i in range(20)}
     tracemalloc.start()
     try:
@@ -618,14 +618,14 @@ def test_tensors_are_asked_for_one_at_a_time_and_not_kept(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "view", [lambda a: a.T, lambda a: a[:, ::-1], lambda a: a.astype(">f4")], ids=["transposed", "reversed", "big-endian"]
 )
-def test_arrays_that_lie_otherwise_are_written_with_their_own_values(tmp_path: Path, view: Callable[[Any], Any]) -> None:
+def test_arrays_of_other_strides_are_written_with_their_own_values(tmp_path: Path, view: Callable[[Any], Any]) -> None:
     array = view(np.arange(16, dtype=np.float32).reshape(4, 4))
     write_tensor_file(tmp_path / "a.safetensors", {"a": ("F32", (4, 4))}, lambda name: array)
     assert np.array_equal(TensorFile(tmp_path / "a.safetensors").raw("a"), array)
 
 
 @pytest.mark.parametrize("array", [np.zeros(3, np.float32), np.zeros((1, 2), np.float32), np.zeros(2), np.zeros(2, np.int32)])
-def test_what_was_not_planned_is_refused_and_leaves_the_file_that_was_there(tmp_path: Path, array: Any) -> None:
+def test_a_tensor_that_differs_from_its_spec_is_refused_and_the_old_file_stays(tmp_path: Path, array: Any) -> None:
     (tmp_path / "a.safetensors").write_bytes(b"before")
     with pytest.raises(ValueError, match=r"a: planned F32 \(float32\) \[2\], produced"):
         write_tensor_file(tmp_path / "a.safetensors", {"a": ("F32", (2,))}, lambda name: array)

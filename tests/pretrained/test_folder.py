@@ -85,12 +85,12 @@ def test_a_tensor_that_is_not_there_or_does_not_fit_is_named(tmp_path: Path) -> 
         folder.fill("ids", np.empty(2, np.float32))
 
 
-def test_model_safetensors_counts_where_an_index_is_there_too(tmp_path: Path) -> None:
+def test_model_safetensors_takes_precedence_over_an_index(tmp_path: Path) -> None:
     folder_of(sharded(tmp_path / "m"), {"model.safetensors": {"a": np.zeros(1)}})
     assert ModelFolder(tmp_path / "m").keys() == {"a"}
 
 
-def test_safetensors_that_the_index_does_not_name_are_left_alone(tmp_path: Path) -> None:
+def test_safetensors_files_that_the_index_does_not_name_are_ignored(tmp_path: Path) -> None:
     folder_of(sharded(tmp_path / "m"), {"consolidated.safetensors": {"layer.0": np.zeros(1)}, "pytorch_model.bin": b"x"})
     assert ModelFolder(tmp_path / "m").keys() == ARRAYS.keys()
 
@@ -98,7 +98,7 @@ def test_safetensors_that_the_index_does_not_name_are_left_alone(tmp_path: Path)
 # ---- what a folder lacks -----------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_that_is_none_says_what_one_needs(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_refused_with_what_it_needs(tmp_path: Path) -> None:
     assert refusal(tmp_path / "none").endswith("none: no such folder")
     message = refusal(folder_of(tmp_path / "m", {"model.safetensors": ARRAYS}, config=None))
     assert "needs config.json and model.safetensors (or shards with model.safetensors.index.json): no config.json there" in message
@@ -128,7 +128,7 @@ def test_a_config_that_is_not_json_is_refused(tmp_path: Path, config: bytes) -> 
 
 
 @pytest.mark.parametrize("config", [b"[1]", b"1", b"null", b'"a"'])
-def test_a_config_that_is_no_object_is_refused(tmp_path: Path, config: bytes) -> None:
+def test_a_config_that_is_not_an_object_is_refused(tmp_path: Path, config: bytes) -> None:
     assert "config.json: expected a JSON object" in refusal(folder_of(tmp_path / "m", {"model.safetensors": ARRAYS}, config))
 
 
@@ -182,7 +182,7 @@ def test_a_link_that_stays_in_the_folder_and_a_link_to_the_folder_are_followed(t
     assert ModelFolder(tmp_path / "link").keys() == ARRAYS.keys()
 
 
-def test_a_snapshot_of_the_hubs_cache_is_read_and_its_links_reach_its_own_blobs_alone(tmp_path: Path) -> None:
+def test_a_snapshot_of_the_hubs_cache_is_read_and_its_links_reach_only_its_own_blobs(tmp_path: Path) -> None:
     home = tmp_path / "models--a--b"
     snapshot = home / "snapshots" / "0123abcd"
     snapshot.mkdir(parents=True)
@@ -245,7 +245,7 @@ def test_a_message_shows_tensor_names_escaped(tmp_path: Path) -> None:
 # ---- what is a model folder --------------------------------------------------------------------------------------------------
 
 
-def test_a_model_folder_is_told_from_a_run_and_a_checkpoint(tmp_path: Path) -> None:
+def test_a_model_folder_is_distinguished_from_a_run_and_a_checkpoint(tmp_path: Path) -> None:
     assert is_model_folder(sharded(tmp_path / "m")) and is_model_folder(str(tmp_path / "m"))
     for name in ("config.toml", "MANIFEST.sha256"):
         folder = sharded(tmp_path / name[:4])
@@ -279,7 +279,7 @@ def test_a_written_folder_is_read_back(tmp_path: Path) -> None:
     "shard_bytes, expected",
     [(128, [4]), (127, [3, 1]), (96, [3, 1]), (64, [2, 2]), (63, [1, 1, 1, 1]), (1, [1, 1, 1, 1])],
 )
-def test_shards_hold_what_was_asked_in_the_plans_order(tmp_path: Path, shard_bytes: int, expected: list[int]) -> None:
+def test_shards_are_filled_in_the_order_of_the_specs(tmp_path: Path, shard_bytes: int, expected: list[int]) -> None:
     write_model_folder(tmp_path / "m", CONFIG, PLAN, ARRAYS.__getitem__, shard_bytes)
     with ModelFolder(tmp_path / "m") as folder:
         assert [len(file.entries) for file in folder.files.values()] == expected

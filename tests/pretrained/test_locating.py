@@ -67,7 +67,7 @@ def laid_out(layout: Layout, parameter: npt.NDArray[Any]) -> Iterator[tuple[str,
 
 @forms
 @pytest.mark.parametrize("choice", [0, 1], ids=["as written", "the other form"])
-def test_what_is_laid_out_is_read_back_to_the_bit(tmp_path: Path, name: str, changes: Json, choice: int) -> None:
+def test_every_layout_is_read_back_to_the_bit(tmp_path: Path, name: str, changes: Json, choice: int) -> None:
     config = small(name, **changes)
     ours, chosen = parameters(config), layouts(config, choice)
     arrays = {key: array for parameter, layout in chosen.items() for key, array in laid_out(layout, ours[parameter])}
@@ -86,7 +86,7 @@ def test_what_is_laid_out_is_read_back_to_the_bit(tmp_path: Path, name: str, cha
 
 
 @forms
-def test_a_part_is_a_view_of_the_parameter(name: str, changes: Json) -> None:
+def test_a_stored_tensor_is_a_view_of_the_parameter(name: str, changes: Json) -> None:
     config = small(name, **changes)
     found = family(name)
     for parameter, shape in ((key, array.shape) for key, array in parameters(config).items()):
@@ -99,7 +99,7 @@ def test_a_part_is_a_view_of_the_parameter(name: str, changes: Json) -> None:
 
 
 @forms
-def test_the_shape_of_a_part_is_found_without_an_array(name: str, changes: Json) -> None:
+def test_the_shape_of_a_stored_tensor_is_found_without_an_array(name: str, changes: Json) -> None:
     config_json, widths = small(name, **changes), ("hidden_size", "n_embd", "intermediate_size", "moe_intermediate_size")
     wide: Json = {key: config_json[key] * 100_000 for key in widths if key in config_json}
     found, config = family(name), family(name).model_config({**config_json, **wide})
@@ -258,7 +258,7 @@ tied = pytest.mark.parametrize("name, copy, original", TIED, ids=[name for name,
 
 
 @tied
-def test_a_tied_head_that_is_in_the_file_as_well_may_be_the_same(tmp_path: Path, name: str, copy: str, original: str) -> None:
+def test_a_tied_head_may_be_in_the_file_if_it_equals_the_embedding(tmp_path: Path, name: str, copy: str, original: str) -> None:
     config = small(name, tie_word_embeddings=True)
     arrays = tensors(config)
     model = open_folder(write(tmp_path / "m", config, arrays | {copy: arrays[original]}))

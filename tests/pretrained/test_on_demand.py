@@ -67,7 +67,7 @@ def test_state_dict_gives_all_experts(folder):
 
 
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
-def test_a_bound_lets_experts_go_and_changes_no_number(folder, backend):
+def test_a_bound_evicts_experts_and_changes_no_output(folder, backend):
     b = mm.backend.load(backend)
     free = open_folder(folder, backend=b)
     least = sum(s.size for s in free.file_weights.dense) + max(s.expert_size * s.experts for s in free.file_weights.experts)
@@ -85,7 +85,7 @@ def test_a_bound_lets_experts_go_and_changes_no_number(folder, backend):
     assert not bound.resident
 
 
-def test_the_least_recently_used_goes_first():
+def test_the_least_recently_used_is_evicted_first():
     gone = []
     cache = WeightCache(budget=10)
     for name in "abc":
@@ -122,14 +122,14 @@ def test_a_loaded_model_trains(folder):
     assert losses[-1] < losses[0]
 
 
-def test_numbers_are_those_of_a_model_that_never_lay_in_a_file(tmp_path):
+def test_outputs_equal_those_of_a_model_that_was_never_in_a_file(tmp_path):
     made = mm.Transformer(routed(top_k=2), seed=5)
     made.save_pretrained(tmp_path / "model")
     with mm.no_grad():
         np.testing.assert_array_equal(open_folder(tmp_path / "model")(TOKENS).numpy(), made(TOKENS).numpy())
 
 
-def test_numbers_that_are_loaded_over_a_files_own_are_those_that_are_written(folder, tmp_path):
+def test_numbers_loaded_over_those_of_a_file_are_the_ones_that_are_saved(folder, tmp_path):
     other = mm.Transformer(routed(), seed=9)
     model = open_folder(folder)
     model.load_state_dict(other.state_dict())

@@ -121,7 +121,7 @@ each = pytest.mark.parametrize("name", NAMES)
 
 
 @each
-def test_a_list_has_the_tensors_numbers_and_bytes_that_were_published(name: str) -> None:
+def test_a_list_has_the_published_tensors_numbers_and_bytes(name: str) -> None:
     one = checkpoint(name)
     counts, numbers = one.said["counts"], dict.fromkeys(one.said["counts"]["numbers"], 0)
     for entry in one.headers.entries.values():
@@ -182,7 +182,7 @@ def test_a_tensor_that_is_missing_is_named(name: str) -> None:
 
 
 @each
-def test_a_tensor_under_another_name_is_missed_under_its_own(name: str) -> None:
+def test_a_renamed_tensor_is_reported_missing_under_its_own_name(name: str) -> None:
     one = shortened(name)
     for key in one.samples:
         others = {f"{other}_old" if other == key else other: entry for other, entry in one.headers.entries.items()}
@@ -209,7 +209,7 @@ def test_a_tensor_of_another_dtype_is_named(name: str) -> None:
 
 
 @each
-def test_a_tensor_that_nothing_asks_for_is_named(name: str) -> None:
+def test_a_tensor_that_no_parameter_needs_is_named(name: str) -> None:
     one = shortened(name)
     for key in one.samples:
         extra = f"{key}.more"

@@ -92,7 +92,7 @@ def test_scales_of_another_shape_are_refused_with_the_one_that_fits(scale: tuple
 
 
 @pytest.mark.parametrize("shape", [(4,), (1, 4, 4)])
-def test_a_float8_weight_that_is_no_matrix_is_refused(shape: tuple[int, ...]) -> None:
+def test_a_float8_weight_that_is_not_a_matrix_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(CheckpointError, match="expected two dimensions"):
         fill_fp8_blocks(np.empty(shape, np.float32), codes(*shape), np.ones((1, 1), np.float32))
 
@@ -165,7 +165,7 @@ def test_an_out_of_another_shape_is_refused() -> None:
 
 
 @pytest.mark.parametrize("to", [np.float32, np.float64])
-def test_little_is_held_beside_what_is_written(to: type) -> None:
+def test_writing_takes_little_memory_besides_one_tensor(to: type) -> None:
     out, raw, scale = np.empty((1024, 2048), to), codes(1024, 2048), np.ones((8, 16), np.float32)
     blocks, scales = codes(1024, 64, 16), codes(1024, 64)
     tracemalloc.start()
