@@ -17,7 +17,7 @@ import numpy as np
 import minimoe as mm
 from benchmarks.machine import machine
 from minimoe.data.batches import batch
-from minimoe.training.trainer import TrainedRun
+from minimoe.training.trained_run import TrainedRun
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "losses-and-collapse.md"

@@ -8,6 +8,7 @@ from step to step, to eager mode ("compiled around the experts").
 """
 
 from collections.abc import Callable
+from itertools import count
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -58,29 +59,23 @@ def join(*words: str) -> str:
 
 def minimoe_step(case: Case, backend: str, threads: int) -> Step:
     from minimoe.backend import load
-    from minimoe.engine.random import Rng
     from minimoe.engine.recording import Recorded
     from minimoe.model.transformer import Transformer
     from minimoe.optim import AdamW
+    from minimoe.training.metrics import LOSS
+    from minimoe.training.step import Step
 
     chosen = load(backend)
     chosen.use_threads(threads)
     model = Transformer(case.model, seed=0, backend=chosen)
     optimizer = AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1)
-    batch = [part.astype(np.int32) for part in case.random_batch()]
-    count = iter(range(10**9))
-
-    def work(number: Any, tokens: Any, targets: Any) -> Any:
-        optimizer.zero_grad()
-        parts = model.loss(tokens, targets, rng=Rng(0, number))
-        parts.total.backward()
-        optimizer.step(scale=optimizer.clip_scale(optimizer.grad_norm(), 1.0))
-        return parts.cross_entropy.data
-
-    recorded = Recorded(work, chosen, lambda why: print(f"minimoe, {backend}: {why}", flush=True))
+    whole = Step(model, optimizer, grad_clip=1.0)
+    batch = [part[None] for part in case.random_batch()]  # one micro-batch: [1,B,T]
+    recorded = Recorded(whole, chosen, lambda why: print(f"minimoe, {backend}: {why}", flush=True))
+    numbers = count()
 
     def step() -> float:
-        return float(chosen.to_host(recorded(*map(chosen.from_host, (np.asarray(next(count), np.int32), *batch)))))
+        return float(chosen.to_host(recorded(*whole.arrays(next(numbers), 1e-3, *batch)))[LOSS])
 
     return step
 

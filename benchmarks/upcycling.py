@@ -19,7 +19,8 @@ from minimoe.config import Config, load_config
 from minimoe.config.cost import cost
 from minimoe.runs.run import Run
 from minimoe.study.convert import upcycled_state
-from minimoe.training.trainer import TrainedRun, Trainer
+from minimoe.training.trained_run import TrainedRun
+from minimoe.training.trainer import Trainer
 
 
 def configuration(preset: str, seed: int, steps: int, overrides: tuple[str, ...] = ()) -> Config:

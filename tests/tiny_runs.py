@@ -10,7 +10,7 @@ from msgspec.structs import replace
 import minimoe as mm
 from minimoe.config import Config, DataConfig, ModelConfig, MoEConfig, TrainConfig
 from minimoe.runs.checkpoint import step_name
-from minimoe.training.trainer import TrainedRun
+from minimoe.training.trained_run import TrainedRun
 
 BACKEND = {"name": "numpy"}  # what `tiny` trains on; a test that is to hold on others puts theirs here
 TIMINGS = {"step_ms", "tokens_per_s", "elapsed_s"}

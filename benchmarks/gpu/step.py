@@ -1,13 +1,11 @@
 """A whole training step of a small Mixture of Experts: forward, backward, clipping, AdamW; its loss stays on the device.
 
-minimoe's is what `minimoe.training.trainer` does, recorded once as a CUDA graph and repeated: bfloat16 beside float32 weights by `cupy`,
-float32 by `numba-cuda`, whose kernels have nothing else. All sides train on the same tokens.
+minimoe's is the trainer's (`minimoe/training/step.py`), recorded once as a CUDA graph and repeated: in bfloat16 beside float32 weights
+with `cupy`, in float32 with `numba-cuda`, which has no other kernels. All sides train on the same tokens.
 """
 
 from functools import partial
 from typing import Any
-
-import numpy as np
 
 from benchmarks.gpu.lab import BACKENDS, COMPUTES, Lab
 from benchmarks.gpu.models import FilledTransformer
@@ -16,9 +14,10 @@ from benchmarks.gpu.torch_sides import mixtral_step, torch_step
 from benchmarks.models import BYTES, Case
 from minimoe.backend import Array, use_backend
 from minimoe.config import ModelConfig, MoEConfig
-from minimoe.engine.random import Rng
 from minimoe.engine.recording import Recorded
 from minimoe.optim import AdamW
+from minimoe.training.metrics import LOSS
+from minimoe.training.step import Step
 
 COMPILED, GRAPHS = "default", "reduce-overhead"  # torch.compile's modes: the second also makes CUDA graphs
 
@@ -69,29 +68,17 @@ def step_sides(case: Case) -> list[Side]:
 
 
 def minimoe_step(case: Case, name: str, dtype: str, lab: Lab) -> Made:
-    """What `minimoe.training.trainer.Trainer` does on the device in a step."""
+    """The step of `minimoe/training/step.py`; what it is called with stays on the device."""
     backend = lab.backend(name)
-    xp = backend.xp
     model = FilledTransformer(case.model, dtype=dtype, backend=backend)
-    optimizer = AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1)
-
-    def work(step: Array, lr: Array, tokens: Array, targets: Array) -> Array:
-        parts = model.loss(tokens, targets, rng=Rng(0, step))
-        parts.total.backward(xp.ones_like(parts.total.data))
-        norm = optimizer.grad_norm()
-        ok = xp.isfinite(parts.total.data) & xp.isfinite(norm)
-        optimizer.step(lr=lr, scale=optimizer.clip_scale(norm, 1.0), ok=ok)
-        optimizer.zero_grad()
-        return xp.asarray(parts.cross_entropy.data)
-
+    whole = Step(model, AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1), grad_clip=1.0)
     notes: list[str] = []
-    recorded = Recorded(work, backend, notes.append)
-    inputs = [np.asarray(0, np.int32), np.asarray(1e-3, np.float32), *case.random_batch()]
-    step, lr, tokens, targets = map(backend.from_host, inputs)
+    recorded = Recorded(whole, backend, notes.append)
+    number, lr, tokens, targets = whole.arrays(0, 1e-3, *(part[None] for part in case.random_batch()))  # [], [], [1,B,T], [1,B,T]
 
     def call() -> Array:
         with use_backend(backend):
-            step[...] += 1
-            return recorded(step, lr, tokens, targets)
+            number[...] += 1
+            return recorded(number, lr, tokens, targets)[LOSS]
 
     return Made(call, notes)

@@ -20,7 +20,8 @@ from minimoe.errors import Interrupted, UserError, nearest
 
 if TYPE_CHECKING:
     from minimoe.pretrained.loading import Loaded
-    from minimoe.training.trainer import Listener, TrainedRun
+    from minimoe.training.listener import Listener
+    from minimoe.training.trained_run import TrainedRun
 
 CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 VERBS = ("train", "resume", "generate", "eval", "inspect", "convert", "compare", "runs", "config", "backends", "bench")

@@ -7,13 +7,13 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from minimoe.training.trainer import Listener
+from minimoe.training.listener import Listener
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-    from minimoe.training.trainer import Trainer
+    from minimoe.training.listener import Training
 from minimoe.study.tables import BARS, duration, load_table, number, percent
 
 
@@ -24,7 +24,7 @@ def listener(quiet: bool) -> Listener:
     return LiveProgress() if sys.stderr.isatty() else PlainProgress()
 
 
-def describe(trainer: Trainer) -> str:
+def describe(trainer: Training) -> str:
     """What is about to be trained, in one line."""
     from minimoe.config.cost import cost
 
@@ -57,7 +57,7 @@ class Pace:
 class PlainProgress(Listener):
     """A line every `log_every` steps."""
 
-    def started(self, trainer: Trainer) -> None:
+    def started(self, trainer: Training) -> None:
         self.pace = Pace(trainer.config.train.steps)
         print(describe(trainer), file=sys.stderr, flush=True)
         if trainer.step:
@@ -89,7 +89,7 @@ class PlainProgress(Listener):
 class LiveProgress(Listener):
     """A bar, the latest measures, and the load of every expert, drawn anew as training goes on."""
 
-    def started(self, trainer: Trainer) -> None:
+    def started(self, trainer: Training) -> None:
         from rich.console import Console
         from rich.live import Live
 
@@ -122,7 +122,7 @@ class LiveProgress(Listener):
         else:
             print(text, file=sys.stderr)
 
-    def ended(self, trainer: Trainer) -> None:
+    def ended(self, trainer: Training) -> None:
         self.step = trainer.step
         self.live.stop()
 

@@ -18,7 +18,7 @@ from minimoe.runs.run import Run
 from minimoe.study.compare import Comparison, Row, Spread, compare
 from minimoe.study.compare.measure import least_entropy, run_cost, tokens_a_step
 from minimoe.study.compare.race import chance_note
-from minimoe.training.trainer import Listener
+from minimoe.training.listener import Listener
 
 
 def as_file(folder: Path, name: str, config: Config) -> str:

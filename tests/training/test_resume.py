@@ -19,7 +19,8 @@ import minimoe as mm
 from minimoe.config import Config
 from minimoe.errors import CheckpointError, Interrupted, UserError
 from minimoe.runs.run import Run
-from minimoe.training.trainer import Listener, TrainedRun
+from minimoe.training.listener import Listener
+from minimoe.training.trained_run import TrainedRun
 
 STEPS = 10
 

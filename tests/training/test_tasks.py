@@ -21,10 +21,11 @@ from minimoe.pretrained.loading import open_model
 from minimoe.study import bench
 from minimoe.study.compare import compare
 from minimoe.training.evaluation import evaluate
+from minimoe.training.listener import Listener
 from minimoe.training.tasks import ImageClassification, MaskedLanguageModelling, Task, load_task
 from minimoe.training.tasks.digits import load_digits, shifted
 from minimoe.training.tasks.masked import hide
-from minimoe.training.trainer import Listener, Trainer
+from minimoe.training.trainer import Trainer
 
 MASKED = {"causal": False, "head": "mlm"}
 IMAGES = {

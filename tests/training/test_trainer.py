@@ -23,7 +23,8 @@ from minimoe.optim import learning_rate, make_optimizer
 from minimoe.pretrained.loading import open_model
 from minimoe.runs.run import Run
 from minimoe.training.evaluation import evaluate
-from minimoe.training.trainer import Listener, Trainer
+from minimoe.training.listener import Listener
+from minimoe.training.trainer import Trainer
 from minimoe_numpy import NumpyBackend
 
 KEYS = {
@@ -366,11 +367,11 @@ def test_a_non_finite_step_changes_nothing_and_is_counted(text: Path, poison: An
         after = {**trainer.model.state_dict(), **trainer.optimizer.state_dict()}
         assert any("balance_bias" in name and array.any() for name, array in after.items())
         assert all(np.array_equal(array, states[0][name]) for name, array in after.items())
-        assert int(trainer.bad) == 1
+        assert int(trainer.one_step.bad_steps) == 1
         trainer._step()
     rows = trainer._fetch()
     assert [row["skipped"] for row in rows] == [False, False, True, False]
-    assert int(trainer.bad) == 0 and int(trainer.optimizer.steps) == 3
+    assert int(trainer.one_step.bad_steps) == 0 and int(trainer.optimizer.steps) == 3
     assert all(np.isfinite(array).all() for array in trainer.model.state_dict().values())
     assert any(not np.array_equal(array, states[0][name]) for name, array in trainer.model.state_dict().items())
 

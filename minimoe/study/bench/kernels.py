@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from minimoe.backend import Backend, kernel_kinds, kernel_names, load, overridden
 from minimoe.config import Config
-from minimoe.study.bench.step import TrainingStep, as_in_training, seconds_of, step_seconds, watched
+from minimoe.study.bench.step import TrainingStep, seconds_of, step_seconds, watched
 from minimoe.study.bench.tables import new_table
 from minimoe.study.bench.work import arrays_of, bind, is_array, signature
+from minimoe.training.surroundings import training_backend
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -119,12 +120,12 @@ def bench_kernels(config: Config, backend: str | Backend = "auto", steps: int = 
     chosen = load(backend) if isinstance(backend, str) else backend
     whole = statistics.median(step_seconds(config, chosen, steps))
     recorder = Recorder(chosen)
-    with as_in_training(config, twin := watched(chosen, recorder)):
+    with training_backend(twin := watched(chosen, recorder), config.train.threads):
         TrainingStep(config, twin)()
     by_kernel: dict[str, list[Recorded]] = defaultdict(list)
     for call in recorder.calls.values():
         by_kernel[call.kernel].append(call)
-    with as_in_training(config, chosen):
+    with training_backend(chosen, config.train.threads):
         timings = [_timing(chosen, kernel, calls, whole) for kernel, calls in by_kernel.items()]
     return sorted(timings, key=lambda timing: -timing.ms)
 

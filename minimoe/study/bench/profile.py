@@ -19,9 +19,10 @@ import numpy as np
 from minimoe.backend import Backend, kernel_kinds, load
 from minimoe.config import Config
 from minimoe.config.cost import cost
-from minimoe.study.bench.step import TrainingStep, as_in_training, seconds_of, step_seconds, watched
+from minimoe.study.bench.step import TrainingStep, seconds_of, step_seconds, watched
 from minimoe.study.bench.tables import new_table
 from minimoe.study.bench.work import Work, bind, work
+from minimoe.training.surroundings import training_backend
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -185,7 +186,7 @@ def profile_step(config: Config, backend: str | Backend = "auto", steps: int = 5
     whole = step_seconds(config, chosen, steps, warmup)
     moe = config.model.moe
     profiler = Profiler(chosen, moe.k if moe is not None else 1)
-    with as_in_training(config, twin := watched(chosen, profiler)):
+    with training_backend(twin := watched(chosen, profiler), config.train.threads):
         step = TrainingStep(config, twin)
         profiler.counting = True
         step()

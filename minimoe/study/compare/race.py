@@ -23,7 +23,7 @@ from minimoe.study.compare.comparison import Comparison, Row
 from minimoe.study.compare.measure import check_finished, row_of, run_cost, text_of, tokens_a_step
 
 if TYPE_CHECKING:
-    from minimoe.training.trainer import Listener
+    from minimoe.training.listener import Listener
 
 BUDGETS = ("steps", "tokens", "flops", "seconds")
 TRIAL_STEPS = 3

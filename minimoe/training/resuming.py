@@ -1,0 +1,55 @@
+"""Which checkpoint a run resumes from, and whether its configuration and its data still fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from minimoe.config import Config, config_from_tables
+from minimoe.errors import CheckpointError
+from minimoe.runs.checkpoint import Checkpoint
+from minimoe.runs.run import Run
+from minimoe.training.tasks import Task
+
+
+def checkpoint_to_resume(run: Run, config: Config, task: Task, say: Callable[[str], None]) -> Checkpoint | None:
+    """Load the run's newest whole checkpoint, or the one that was named; None if the run has none yet.
+
+    `say` hears of newer checkpoints that are damaged. Raises `CheckpointError` if the checkpoint does not fit the run's configuration
+    or data, or if all steps are done.
+    """
+    if run.newest_checkpoint() is None:
+        return None
+    saved, problems = run.load()
+    for problem in problems:
+        say(f"damaged: {problem}: going back to step {saved.step}")
+    check_same_configuration(saved, run, config, task)
+    if saved.state["data"]["sha256"] != task.sha256:
+        raise CheckpointError(
+            f"{run.path}: the data of {task.source} have changed since the run began (their SHA-256 differs): "
+            "resume needs the same data"
+        )
+    steps = config.train.steps
+    if saved.step > steps or (saved.step == steps and run.status()["state"] == "finished"):
+        raise CheckpointError(f"{run.path}: {saved.step} steps are done: give --steps with a larger number to go further")
+    return saved
+
+
+def check_same_configuration(saved: Checkpoint, run: Run, config: Config, task: Task) -> None:
+    """Refuse a config.toml that was changed where the weights, their dtype or the tokens depend on it; steps and rates may change."""
+    before = config_from_tables(saved.config, run.name)
+    pairs = {
+        "model": (before.model, config.model),
+        "dtype": (before.train.dtype, config.train.dtype),
+        "tokenizer": (saved.tokenizer_json(), tokenizer_json(task)),
+        "val_fraction": (before.data.val_fraction, config.data.val_fraction),
+    }
+    for name, (old, new) in pairs.items():
+        if old != new:
+            raise CheckpointError(
+                f"{saved.folder}: a checkpoint of another configuration: its {name} is not that of {run.path}/config.toml"
+            )
+
+
+def tokenizer_json(task: Task) -> str | None:
+    """The tokenizer.json that a checkpoint keeps; None if the task reads no text."""
+    return None if task.tokenizer is None else task.tokenizer.to_json()

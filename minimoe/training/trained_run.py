@@ -1,0 +1,52 @@
+"""What training gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minimoe.config import Config
+from minimoe.data.corpus import Corpus
+from minimoe.errors import UserError
+from minimoe.model.transformer import Transformer
+from minimoe.runs.run import Run
+from minimoe.training.tasks import Task
+
+
+@dataclass
+class TrainedRun:
+    """The result of `minimoe.train` and `minimoe.resume`: the run's folder, the model in memory, and every step's metrics."""
+
+    run: Run
+    model: Transformer
+    task: Task
+    metrics: list[dict[str, Any]]
+
+    @property
+    def path(self) -> Path:
+        """The run's folder."""
+        return self.run.path
+
+    @property
+    def config(self) -> Config:
+        return self.run.config
+
+    @property
+    def corpus(self) -> Corpus:
+        """The text that the model was trained on. Raises `UserError` if it was trained on images."""
+        if self.task.corpus is None:
+            raise UserError(f"{self.path}: trained on {self.task.source}, which is not text")
+        return self.task.corpus
+
+    @property
+    def val_loss(self) -> float:
+        """Mean cross-entropy over the whole validation split at the end, in nats per token (per masked token, per image)."""
+        last = self.metrics[-1]["val_loss"]  # null in the file where it was not finite
+        return float("nan") if last is None else float(last)
+
+    @property
+    def val_accuracy(self) -> float | None:
+        """The share of hidden tokens or images of the validation split that are predicted right; None for a language model."""
+        accuracy: float | None = self.metrics[-1].get("val_accuracy")
+        return accuracy

@@ -1,0 +1,103 @@
+"""One step: what it does to the weights, what it leaves in its array, and that no other file says it again."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import minimoe as mm
+from benchmarks.models import Case
+from benchmarks.peers import minimoe_step
+from minimoe.backend import load
+from minimoe.config import Config, ModelConfig, MoEConfig, TrainConfig
+from minimoe.engine.recording import Recorded
+from minimoe.model.transformer import Transformer
+from minimoe.optim import make_optimizer
+from minimoe.study.bench import TrainingStep
+from minimoe.study.bench.step import random_tokens
+from minimoe.training.metrics import FIGURES, LOSS, unpack
+from minimoe.training.step import MAX_BAD_STEPS, Step
+
+ROOT = Path(__file__).parents[2]
+ROUTED = MoEConfig(n_experts=4, top_k=2, router="sigmoid_bias", jitter=0.1)
+MODEL = ModelConfig(vocab_size=19, d_model=16, n_layers=3, n_heads=2, d_hidden=12, max_seq_len=8, dropout=0.1, moe=ROUTED)
+CONFIG = Config(name="step", model=MODEL, train=TrainConfig(batch_size=3, seq_len=8, accumulate=2, lr=1e-2, warmup_steps=0))
+
+
+def made(config: Config = CONFIG, backend: str = "numpy") -> Step:
+    t, chosen = config.train, load(backend)
+    model = Transformer(config.model, seed=0, dtype=t.dtype, backend=chosen)
+    return Step(model, make_optimizer(model.parameters(), t), seed=t.seed, grad_clip=t.grad_clip, recompute=t.recompute)
+
+
+def state(step: Step) -> dict[str, Any]:
+    return {name: np.array(array) for name, array in {**step.model.state_dict(), **step.optimizer.state_dict()}.items()}
+
+
+def test_the_figures_have_names_and_the_layers_follow() -> None:
+    step = made()
+    packed = step(*step.arrays(0, 1e-2, *random_tokens(CONFIG, 19)))
+    assert packed.shape == (len(FIGURES) + 3 * (1 + 4),)
+    found = unpack(packed.tolist(), n_layers=3, n_experts=4)
+    assert found["loss"] == packed[LOSS] == pytest.approx(np.log(19), abs=0.1)
+    assert (found["applied"], found["bad_steps"]) == (1.0, 0.0) and found["grad_norm"] > 0
+    assert np.shape(found["expert_load"]) == (3, 4) and np.allclose(np.sum(found["expert_load"], axis=1), 1.0)
+    assert len(found["aux_loss_layers"]) == 3
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_the_benchmarks_step_leaves_the_same_bytes_as_the_step_called_plainly(backend: str) -> None:
+    timed, plain = TrainingStep(CONFIG, load(backend)), made(backend=backend)
+    for number in range(4):
+        figures = timed()
+        expected = plain(*plain.arrays(number, mm.optim.learning_rate(number, CONFIG.train), *random_tokens(CONFIG, 19)))
+        assert np.array_equal(figures, expected)
+    one, other = state(timed.step), state(plain)
+    assert all(np.array_equal(one[name], other[name]) for name in other)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_a_step_can_be_recorded(backend: str) -> None:
+    reasons: list[str] = []
+    step = made(backend=backend)
+    recorded = Recorded(step, step.backend, reasons.append)
+    for number in range(4):
+        recorded(*step.arrays(number, 1e-2, *random_tokens(CONFIG, 19)))
+    assert reasons == [] and (recorded.again is not None) == (backend == "numba")
+
+
+def test_bad_steps_change_nothing_and_after_ten_of_them_good_ones_change_nothing_either() -> None:
+    step = made()
+    batch = random_tokens(CONFIG, 19)
+    before, good = state(step), step.model.loss
+
+    def poisoned(*args: Any, **options: Any) -> Any:
+        parts = good(*args, **options)
+        parts.cross_entropy.data = parts.cross_entropy.data * np.float32(np.nan)
+        return parts
+
+    step.model.loss = poisoned  # type: ignore[method-assign]
+    with np.errstate(all="ignore"):
+        verdicts = [unpack(step(*step.arrays(n, 1e-2, *batch)).tolist(), 3, 4)["bad_steps"] for n in range(MAX_BAD_STEPS)]
+    assert verdicts == list(range(1, MAX_BAD_STEPS + 1))
+    step.model.loss = good  # type: ignore[method-assign]
+    assert unpack(step(*step.arrays(10, 1e-2, *batch)).tolist(), 3, 4)["applied"] == 0.0
+    after = state(step)
+    assert all(np.array_equal(after[name], before[name]) for name in before)
+
+
+def test_the_cpu_benchmarks_step_gives_the_loss_of_its_model() -> None:
+    tiny = Case("tiny", MODEL, seq_len=8, batch=2)
+    parts = Transformer(MODEL, seed=0, backend=load("numpy")).loss(*tiny.random_batch(), rng=mm.Rng(0, 0))
+    assert minimoe_step(tiny, "numpy", 1)() == pytest.approx(parts.cross_entropy.item(), rel=1e-6)
+
+
+PARTS_OF_A_STEP = re.compile(r"\.(clip_scale|update_balance)\(")  # what a copy of the step cannot do without
+
+
+@pytest.mark.parametrize("folder", ["minimoe/training", "minimoe/study", "minimoe/cli", "benchmarks", "examples"])
+def test_no_other_file_says_what_a_step_is(folder: str) -> None:
+    files = [path for path in (ROOT / folder).rglob("*.py") if PARTS_OF_A_STEP.search(path.read_text(encoding="utf-8"))]
+    assert files == ([ROOT / "minimoe/training/step.py"] if folder == "minimoe/training" else [])
