@@ -1,6 +1,6 @@
 """`python -m minimoe` is `minimoe`."""
 
-from minimoe.cli.commands import main
+from minimoe.cli import main
 
 if __name__ == "__main__":
     main()

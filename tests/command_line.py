@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from minimoe.cli.commands import main
+from minimoe.cli import main
 
 ROOT = Path(__file__).parent.parent
 KEYS = (

@@ -1,3 +1,3 @@
-"""The command line."""
+"""The command line. `commands.py` lists the commands, a file for each group of them has what they take and do."""
 
-from minimoe.cli.commands import main as main
+from minimoe.cli.exit_codes import main as main

@@ -56,7 +56,7 @@ def inspect(what: str, overrides: tuple[str, ...] = ()) -> Report:
     """A preset, a TOML file, a run, or a model folder. Nothing is allocated."""
     if is_model_folder(what):
         if overrides:
-            raise ConfigError(f"{what}: is a model, it is what it is: --set goes with a preset or a TOML file")
+            raise ConfigError(f"{what}: is a model: --set is for a preset or a TOML file")
         return _inspect_folder(Path(what))
     is_config = what in preset_names() or (what.endswith(".toml") and Path(what).is_file())
     if is_config:
@@ -73,7 +73,7 @@ def inspect(what: str, overrides: tuple[str, ...] = ()) -> Report:
             raise ConfigError(f"{what}: no run of that name here, and {error}") from None
         raise missing from None
     if overrides:
-        raise ConfigError(f"{what}: is a run, it is what it is: --set goes with a preset or a TOML file")
+        raise ConfigError(f"{what}: is a run: --set is for a preset or a TOML file")
     config = run.config
     return Report(run.name, config, cost(config.model, config.train.seq_len), _run_facts(run))
 

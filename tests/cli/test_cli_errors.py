@@ -208,7 +208,7 @@ COMMANDS = {
     "inspect runs/nowhere": "no run of that name here",
     "inspect broken.toml": "not valid TOML",
     "inspect full": "is not a run's folder: it has no config.toml",
-    "inspect tiny-moe-001 --set moe.top_k=1": "--set goes with a preset or a TOML file",
+    "inspect tiny-moe-001 --set moe.top_k=1": "is a run: --set is for a preset or a TOML file",
     "inspect shakespeare-dense": "--set model.vocab_size=65",
     "resume nowhere": "nowhere: no such run (known: tiny-moe-001)",
     "resume tiny-mo-001": "no such run (did you mean 'tiny-moe-001'?)",

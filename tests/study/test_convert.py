@@ -154,8 +154,8 @@ def test_a_folder_is_measured_on_data_that_are_given(dense, tmp_path, capsys):
     ("arguments", "says"),
     [
         (["--dtype", "int8"], "dtype 'int8': a folder holds float64, float32, float16, bfloat16"),
-        (["--set", "moe.top_k=1"], "--set goes with --upcycle"),
-        (["--upcycle", "4", "--dtype", "bfloat16"], "--dtype goes with a model folder"),
+        (["--set", "moe.top_k=1"], "--set needs --upcycle"),
+        (["--upcycle", "4", "--dtype", "bfloat16"], "--dtype is for a model folder"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(dense, tmp_path, capsys, arguments, says):

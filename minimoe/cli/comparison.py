@@ -1,0 +1,89 @@
+"""`minimoe compare` and `minimoe bench`: models side by side, and where the time of a training step goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from minimoe.cli.options import backend_option, data_option, json_option, listener_for, option, print_json, quiet_option, set_option
+
+if TYPE_CHECKING:
+    from minimoe.training.listener import Listener
+
+
+@click.command()
+@click.argument("sources", nargs=-1, required=True, metavar="A B ...")
+@option("--budget", type=click.Choice(["steps", "tokens", "flops", "seconds"]), default="steps", show_default=True, help="what is equal")
+@option("--seeds", type=click.IntRange(1), default=1, metavar="N", show_default=True, help="train each with seeds 0 to N-1")
+@option("--steps", type=click.IntRange(1), metavar="N", help="steps of the first")
+@data_option
+@backend_option
+@set_option
+@quiet_option
+def compare(
+    sources: tuple[str, ...], budget: str, seeds: int, steps: int | None, data: str | None, backend: str | None, overrides: tuple[str, ...],
+    quiet: bool,
+) -> None:  # fmt: skip
+    """Compare configurations or runs side by side.
+
+    Configurations are trained at equal cost; finished runs are read.
+    """
+    from minimoe.study.compare import compare as compare_all
+
+    def named_listener(name: str) -> Listener:
+        if not quiet:
+            click.echo(f"\n== {name}", err=True)
+        return listener_for(quiet)
+
+    comparison = compare_all(
+        list(sources), budget=budget, seeds=seeds, overrides=overrides, data=data, steps=steps, backend=backend,
+        listener_for=named_listener,
+    )  # fmt: skip
+    from minimoe.study.tables import console
+
+    console().print(comparison.table())
+    click.echo(f"saved: {comparison.save(Path('runs'))}")
+
+
+@click.group()
+def bench() -> None:
+    """Measure times on this machine."""
+
+
+@bench.command(name="step")
+@click.argument("config", default="tiny-moe", metavar="[CONFIG|PRESET]")
+@backend_option
+@set_option
+@json_option
+def bench_step(config: str, backend: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Show where the time of a training step goes, kernel by kernel."""
+    from minimoe.config import load_config
+    from minimoe.study.bench import profile_step
+    from minimoe.study.tables import show
+
+    profile = profile_step(load_config(config, overrides), backend or "auto")
+    if as_json:
+        print_json(profile.to_dict())
+    else:
+        show(profile.table())
+
+
+@bench.command(name="kernels")
+@click.argument("config", default="tiny-moe", metavar="[CONFIG|PRESET]")
+@backend_option
+@set_option
+@json_option
+def bench_kernels(config: str, backend: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Time each kernel against its reference, on the shapes of a training step."""
+    from minimoe.config import load_config
+    from minimoe.study.bench import bench_kernels as time_kernels
+    from minimoe.study.bench import kernels_table
+    from minimoe.study.tables import show
+
+    timings = time_kernels(load_config(config, overrides), backend or "auto")
+    if as_json:
+        print_json([timing.to_dict() for timing in timings])
+    else:
+        show(kernels_table(timings))

@@ -1,0 +1,47 @@
+"""How the command line ends: every error that a user can cause is one line on standard error, and an exit code.
+
+0 success, 1 a backend that fails its check or a reader of a pipe that went away, 2 a mistake that the user can mend, 3 a run that
+diverged, 130 or 143 a run or command that a signal stopped. MINIMOE_DEBUG=1 shows the traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import NoReturn
+
+import click
+
+from minimoe.cli.commands import cli
+from minimoe.errors import Interrupted, UserError
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; ends the process with its exit code."""
+    try:
+        sys.exit(cli.main(args=arguments, prog_name="minimoe", standalone_mode=False) or 0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else "")
+        sys.exit(2)
+    except click.ClickException as error:
+        fail(error.format_message(), 2)
+    except (UserError, Interrupted) as error:
+        fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        fail("interrupted", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the pipe's reader went away: end without a message
+        sys.exit(1)
+    except MemoryError as error:
+        fail(f"out of memory: {error}: use a smaller train.batch_size, train.seq_len or model", 2)
+    except OSError as error:
+        fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 2)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Print one line on standard error and end the process."""
+    if os.environ.get("MINIMOE_DEBUG") == "1":
+        traceback.print_exc()
+    click.echo(f"minimoe: {' '.join(message.split())}", err=True)
+    sys.exit(code)

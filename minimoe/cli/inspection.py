@@ -1,0 +1,82 @@
+"""`minimoe inspect`, `convert`, `runs` and `config`: models, runs and presets, without training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from minimoe.cli.options import json_option, option, print_json, set_option
+from minimoe.errors import UserError
+
+
+@click.command()
+@click.argument("what", metavar="RUN|FOLDER|CONFIG|PRESET")
+@set_option
+@json_option
+def inspect(what: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Count parameters, FLOPs and memory.
+
+    Parameters (total and active) and FLOPs part by part, memory in total; nothing is allocated. For a run, also the load of its experts;
+    for a model folder, which experts were used.
+    """
+    from minimoe.study.inspect import inspect as inspect_model
+
+    report = inspect_model(what, overrides)
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        report.show()
+
+
+@click.command()
+@click.argument("source", metavar="RUN|FOLDER")
+@click.argument("target", metavar="DST", type=click.Path(path_type=Path))
+@option("--dtype", metavar="TYPE", help="dtype of the file: float32, bfloat16, float16, float64 (default: that of the weights)")
+@option("--upcycle", type=click.IntRange(2), metavar="N", help="make a routed run of a dense model, with N copies of each dense layer")
+@set_option
+def convert(source: str, target: Path, dtype: str | None, upcycle: int | None, overrides: tuple[str, ...]) -> None:
+    """Write a model as a folder that transformers opens.
+
+    With --upcycle: write a dense model as a routed run, which resume trains; --set then changes its configuration.
+    """
+    from minimoe.study import convert as conversion
+
+    if upcycle is None:
+        if overrides:
+            raise UserError("--set needs --upcycle: a model that is only converted keeps its configuration")
+        click.echo(conversion.convert(source, target, dtype))
+        return
+    if dtype is not None:
+        raise UserError("--dtype is for a model folder: a run keeps float32 weights (--set train.dtype)")
+    click.echo(conversion.upcycle(source, target, upcycle, overrides))
+
+
+@click.command()
+@json_option
+def runs(as_json: bool) -> None:
+    """List the runs here."""
+    from minimoe.runs.run import list_runs
+
+    rows = list_runs()
+    if as_json:
+        print_json(rows)
+        return
+    if not rows:
+        click.echo("no runs here yet: minimoe train starts one")
+        return
+    from minimoe.study.tables import runs_table, show
+
+    show(runs_table(rows))
+
+
+@click.command()
+@click.argument("preset", required=False)
+def config(preset: str | None) -> None:
+    """Print a preset as commented TOML.
+
+    Use it as the start of your own configuration. Without a name: the list of presets.
+    """
+    from minimoe.config import preset_names, preset_text
+
+    click.echo("\n".join(preset_names()) if preset is None else preset_text(preset), nl=preset is None)

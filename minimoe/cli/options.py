@@ -1,0 +1,85 @@
+"""Options that several commands share, and what they print."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from minimoe.pretrained.loading import Loaded
+    from minimoe.training.listener import Listener
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+CONTROL_CHARACTERS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+def option(*names: str, **settings: Any) -> Decorator:
+    return click.option(*names, **settings)
+
+
+backend_option = option("--backend", metavar="NAME", help="numpy, numba, cupy, ... (default: the first that runs here)")
+seed_option = option("--seed", type=click.IntRange(0), metavar="N", help="seed of weights, data, noise and dropout")
+threads_option = option("--threads", type=click.IntRange(0), metavar="N", help="processor threads; 0: all")
+set_option = option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="set a key, as in --set moe.top_k=1; may be repeated")
+data_option = option("--data", metavar="SRC", help="python-docs, python-code, python-mix, a text file or a folder of them; digits: images")
+json_option = option("--json", "as_json", is_flag=True, help="print JSON")
+quiet_option = option("--quiet", is_flag=True, help="show no progress; print only the run's folder")
+
+
+class Size(click.ParamType):  # type: ignore[type-arg]
+    """500MB, 8GB, or plain bytes, as an integer."""
+
+    name = "size"
+    units = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        text = str(value).strip().lower()
+        number, unit = (text[:-2], self.units[text[-2:]]) if text[-2:] in self.units else (text, 1)
+        try:
+            size = int(float(number) * unit)
+        except (ValueError, OverflowError):
+            size = 0
+        if size <= 0:
+            self.fail(f"{value!r} is not a size: give 8GB, 500MB, or a number of bytes", param, ctx)
+        return size
+
+
+# ---- what commands have in common ----------------------------------------------------------------------------------------------------
+
+
+def listener_for(quiet: bool) -> Listener:
+    """The listener that shows progress in the way that suits where the output goes."""
+    from minimoe.cli.display import listener
+
+    return listener(quiet)
+
+
+def open_loaded(run: str | None, max_memory: int | None = None) -> Loaded:
+    """Open a trained model with its tokenizer, and name damaged checkpoints that were passed over."""
+    from minimoe.pretrained.loading import open_model
+
+    loaded = open_model(run, max_memory=max_memory)
+    for problem in loaded.problems:
+        click.echo(f"damaged: {problem}; using step {loaded.step}", err=True)
+    return loaded
+
+
+def print_json(value: Any) -> None:
+    """Print one line of JSON; a number that is not finite becomes null."""
+    import msgspec
+
+    click.echo(msgspec.json.encode(value).decode())
+
+
+def write(text: str) -> None:
+    """Write text at once, in whatever encoding the output has; a terminal gets no control characters, which a young model also writes."""
+    if sys.stdout.isatty():
+        text = text.translate(CONTROL_CHARACTERS)
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, errors="replace").decode(encoding))
+    sys.stdout.flush()

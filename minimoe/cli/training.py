@@ -1,0 +1,89 @@
+"""`minimoe train` and `minimoe resume`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from minimoe.cli.options import (
+    backend_option,
+    data_option,
+    listener_for,
+    option,
+    quiet_option,
+    seed_option,
+    set_option,
+    threads_option,
+    write,
+)  # fmt: skip
+from minimoe.errors import UserError
+
+if TYPE_CHECKING:
+    from minimoe.training.trained_run import TrainedRun
+
+
+@click.command()
+@click.argument("config", default="tiny-moe", metavar="[CONFIG|PRESET]")
+@data_option
+@option("--steps", type=click.IntRange(1), metavar="N", help="optimizer steps")
+@option("--out", type=click.Path(path_type=Path), metavar="DIR", help="the run's folder (default: runs/NAME-001, counting up)")
+@backend_option
+@seed_option
+@threads_option
+@set_option
+@option("--dry-run", is_flag=True, help="check everything, show the plan, and stop before the first step")
+@quiet_option
+def train(
+    config: str, data: str | None, steps: int | None, out: Path | None, backend: str | None, seed: int | None, threads: int | None,
+    overrides: tuple[str, ...], dry_run: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Train a preset or a TOML file.
+
+    Without an argument: tiny-moe, a routed decoder, on Python's own documentation. The model's head decides what is learned: the next
+    token (lm), hidden tokens (mlm: bert-tiny) or the class of an image (classifier: vit-tiny).
+    """
+    from minimoe.config import load_config
+
+    resolved = load_config(config, overrides)
+    if dry_run:
+        from minimoe.study.dry_run import show_plan
+
+        show_plan(resolved, data=data, steps=steps, out=out, backend=backend, seed=seed, threads=threads)
+        return
+    from minimoe.training.trainer import train as start
+
+    options: dict[str, Any] = {"data": data, "steps": steps, "out": out, "backend": backend, "seed": seed, "threads": threads}
+    show_result(start(resolved, **options, listener=listener_for(quiet)), quiet)
+
+
+@click.command()
+@click.argument("run", required=False)
+@option("--steps", type=click.IntRange(1), metavar="N", help="continue up to this many steps in all")
+@quiet_option
+def resume(run: str | None, steps: int | None, quiet: bool) -> None:
+    """Continue a run that was stopped.
+
+    Default: the newest. It ends with the same bytes as a run that never stopped.
+    """
+    from minimoe.training.trainer import resume as resume_run
+
+    show_result(resume_run(run, steps=steps, listener=listener_for(quiet)), quiet)
+
+
+def show_result(trained: TrainedRun, quiet: bool) -> None:
+    """Show what the model has learned, where the run's folder is, and which command comes next."""
+    if quiet:
+        click.echo(trained.path)
+        return
+    task = trained.task
+    click.echo()
+    try:
+        for piece in task.show(trained.model):
+            write(piece)
+    except UserError as error:  # the run is done and saved, whatever it has learned
+        write(f"none: {error}")
+    accuracy = "" if task.chance is None else f"   {task.accuracy(trained.val_accuracy)}"
+    click.echo(f"\n\nrun: {trained.path}   validation loss {trained.val_loss:.4f}{accuracy}")
+    click.echo(f"next: {task.next_command(str(trained.path))}   |   minimoe inspect {trained.path}")

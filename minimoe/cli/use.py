@@ -1,0 +1,88 @@
+"""`minimoe generate` and `minimoe eval`: a trained model writes text, or is measured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from minimoe.cli.options import Size, data_option, json_option, open_loaded, option, print_json, write
+from minimoe.errors import UserError
+
+if TYPE_CHECKING:
+    from minimoe.pretrained.loading import Loaded
+
+
+@click.command()
+@click.argument("run", required=False, metavar="[RUN|FOLDER]")
+@option("--prompt", "prompts", multiple=True, metavar="TEXT", help="text to continue (default: a new line); several make one batch")
+@option("--tokens", type=click.IntRange(1), default=300, metavar="N", show_default=True, help="tokens to generate")
+@option("--temperature", type=float, default=0.8, metavar="T", show_default=True, help="0: always the most likely token")
+@option("--top-k", type=int, default=0, metavar="K", help="sample from the K most likely tokens; 0: from all")
+@option("--top-p", type=float, default=1.0, metavar="P", help="sample from the fewest tokens that hold this probability")
+@option("--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1: tokens already in the text become less likely")
+@option("--stop", multiple=True, metavar="TEXT", help="end before this text; may be repeated")
+@option("--seed", type=click.IntRange(0), default=0, metavar="N", show_default=True, help="seed of the sampling")
+@option(
+    "--max-memory", type=Size(), metavar="SIZE", help="most that a folder's weights may take, as 8GB: experts are evicted and read again"
+)
+def generate(
+    run: str | None, prompts: tuple[str, ...], tokens: int, temperature: float, top_k: int, top_p: float, repetition_penalty: float,
+    stop: tuple[str, ...], seed: int, max_memory: int | None,
+) -> None:  # fmt: skip
+    """Generate text with a trained model or a model folder.
+
+    Default: the newest run. The text is shown as it is drawn; with several prompts, each text when it is complete.
+    """
+    from minimoe.generation.generation import Sampling, default_prompt, generate_texts
+    from minimoe.generation.generation import generate as generate_text
+
+    sampling = Sampling(temperature, top_k, top_p, seed, repetition_penalty, stop)
+    loaded = open_loaded(run, max_memory)
+    head = loaded.model.config.head
+    if head != "lm":  # it may have no tokenizer either
+        raise UserError(f"{loaded.folder}: generation needs a causal language model: this one has head = {head!r}; eval measures it")
+    tokenizer = loaded.text
+    for prompt in prompts:
+        tokenizer.encode_prompt(prompt)  # refuses unknown characters before anything is shown
+    try:
+        if len(prompts) > 1:
+            for row, text in generate_texts(loaded.model, tokenizer, prompts, tokens, sampling):
+                write(f"== prompt {row + 1} of {len(prompts)}\n{prompts[row]}{text}\n\n")
+            return
+        write("".join(prompts))
+        for piece in generate_text(loaded.model, tokenizer, prompts[0] if prompts else default_prompt(tokenizer), tokens, sampling):
+            write(piece)
+        click.echo()
+    finally:
+        note_expert_usage(loaded)
+
+
+def note_expert_usage(loaded: Loaded) -> None:
+    """Keep for `inspect` which experts of a model folder were used."""
+    from minimoe.pretrained.expert_usage import note
+
+    note(loaded.folder, [loaded.model.backend.to_host(rows) for rows in loaded.model.expert_rows])
+
+
+@click.command(name="eval")
+@click.argument("run", required=False)
+@data_option
+@json_option
+def evaluate(run: str | None, data: str | None, as_json: bool) -> None:
+    """Measure a trained model on held-out data.
+
+    By default on the whole validation split of its own text or images; with --data on all of another source.
+    """
+    from minimoe.study.evaluate import evaluate_run
+
+    result = evaluate_run(open_loaded(run), data)
+    summary = result.pop("summary")
+    if as_json:
+        print_json(result)
+        return
+    click.echo(summary)
+    if any(result["expert_load_by_domain"].values()):
+        from minimoe.study.tables import domains_table, show
+
+        show(domains_table(result["expert_load_by_domain"]))
