@@ -1,31 +1,30 @@
-"""What a user sees while a model trains: a live picture on a terminal, plain lines elsewhere; and tables."""
+"""What a user sees while a model trains: a live display on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import math
 import sys
-import time
+from time import monotonic as now
 from typing import TYPE_CHECKING, Any
 
-from minimoe.training.listener import Listener
+from minimoe.study.tables import BARS, duration, load_table, number, percent
+from minimoe.training.listener import Listener, Training
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
+    from rich.table import Table
     from rich.text import Text
-
-    from minimoe.training.listener import Training
-from minimoe.study.tables import BARS, duration, load_table, number, percent
 
 
 def listener(quiet: bool) -> Listener:
-    """The watcher that suits where the output goes."""
+    """The listener that suits where the output goes."""
     if quiet:
         return Listener()
     return LiveProgress() if sys.stderr.isatty() else PlainProgress()
 
 
 def describe(trainer: Training) -> str:
-    """What is about to be trained, in one line."""
+    """One line about what will be trained."""
     from minimoe.config.cost import cost
 
     config, counted = trainer.config, cost(trainer.config.model, trainer.config.train.seq_len)
@@ -39,29 +38,30 @@ def describe(trainer: Training) -> str:
 
 
 class Pace:
-    """The time left, from the steps of this sitting but for its first, which may have compiled kernels."""
+    """The time left, from the steps of this sitting except its first, which may have compiled kernels."""
 
     def __init__(self, steps: int) -> None:
-        self.steps, self.first, self.began = steps, 0, 0.0
+        self.steps, self.first = steps, 0
+        self.began: float | None = None  # when the first step was done
 
     def stepped(self, step: int) -> None:
-        if not self.began:
-            self.first, self.began = step, time.monotonic()
+        if self.began is None:
+            self.first, self.began = step, now()
 
-    def left(self, step: int) -> float:
-        """Seconds; 0 where nothing is known yet."""
+    def left(self, step: int) -> float | None:
+        """Seconds; None while nothing is known yet."""
         done = step - self.first
-        return (time.monotonic() - self.began) / done * (self.steps - step) if done and self.began else 0.0
+        return None if self.began is None or not done else (now() - self.began) / done * (self.steps - step)
 
 
 class PlainProgress(Listener):
-    """A line every `log_every` steps."""
+    """Prints a line every `log_every` steps."""
 
     def started(self, trainer: Training) -> None:
         self.pace = Pace(trainer.config.train.steps)
-        print(describe(trainer), file=sys.stderr, flush=True)
+        self.said(describe(trainer))
         if trainer.step:
-            print(f"going on at step {trainer.step}", file=sys.stderr, flush=True)
+            self.said(f"going on at step {trainer.step}")
 
     def stepped(self, step: int) -> None:
         self.pace.stepped(step)
@@ -75,23 +75,33 @@ class PlainProgress(Listener):
             text += f"  val {number(row['val_loss'])}"
         if "val_accuracy" in row:
             text += f"  accuracy {percent(row['val_accuracy'])}"
-        text += f"  {row['tokens_per_s']:,.0f} tokens/s  left {duration(self.pace.left(row['step']))}"
+        left = self.pace.left(row["step"])
+        text += f"  {row['tokens_per_s']:,.0f} tokens/s  left {'unknown' if left is None else duration(left)}"
         loads = [share for layer in row["expert_load"] for share in layer]
         if loads:
             text += f"  expert load {min(loads):.1%} to {max(loads):.1%}"
         skipped = sum(r["skipped"] for r in rows)
-        print(text + (f"  SKIPPED {skipped}" if skipped else ""), file=sys.stderr, flush=True)
+        self.said(text + (f"  SKIPPED {skipped}" if skipped else ""))
 
     def said(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
 class LiveProgress(Listener):
-    """A bar, the latest measures, and the load of every expert, drawn anew as training goes on."""
+    """A bar, the latest metrics, and the load of every expert, redrawn as training goes on.
+
+    Until the first step is done, and whenever the backend says why it keeps the user waiting, a spinner shows the last such text and how
+    long the wait has taken.
+    """
+
+    def __init__(self, screen: Console | None = None) -> None:
+        self.screen = screen
+        self.wait_text, self.wait_began = "", 0.0
 
     def started(self, trainer: Training) -> None:
         from rich.console import Console
         from rich.live import Live
+        from rich.spinner import Spinner
 
         self.trainer, self.step = trainer, trainer.step
         self.pace = Pace(trainer.config.train.steps)
@@ -100,13 +110,15 @@ class LiveProgress(Listener):
         self.accuracy: float | None = None
         self.skipped = 0
         self.losses: list[float] = []
-        screen = Console(stderr=True)
+        self.spinner, self.began = Spinner("dots", style="yellow"), now()
+        self.wait_text, self.wait_began = "waiting for the first step", self.began
+        screen = self.screen or Console(stderr=True)
         screen.print(describe(trainer), style="bold")
-        self.live = Live(console=screen, refresh_per_second=4, get_renderable=self._draw)
+        self.live = Live(console=screen, refresh_per_second=4, get_renderable=self.draw)
         self.live.start()
 
     def stepped(self, step: int) -> None:
-        self.step = step
+        self.step, self.wait_text = step, ""
         self.pace.stepped(step)
 
     def logged(self, rows: list[dict[str, Any]]) -> None:
@@ -118,48 +130,79 @@ class LiveProgress(Listener):
 
     def said(self, text: str) -> None:
         if hasattr(self, "live"):
-            self.live.console.print(text, style="yellow")
+            self.live.console.print(text, style="yellow", markup=False)
         else:
             print(text, file=sys.stderr)
 
+    def waiting(self, text: str) -> None:
+        if not hasattr(self, "live"):
+            self.said(text)
+            return
+        if not self.wait_text:
+            self.wait_began = now()
+        self.wait_text = text
+
     def ended(self, trainer: Training) -> None:
-        self.step = trainer.step
+        self.step, self.wait_text = trainer.step, ""
         self.live.stop()
 
-    def _draw(self) -> RenderableType:
+    # ---- drawing -----------------------------------------------------------------------------------------------------------------
+
+    def draw(self) -> RenderableType:
+        """The display as it is now."""
         from rich.console import Group
+
+        parts: list[RenderableType] = [self._progress()]
+        if self.row:
+            parts += [self._measures(), loss_curve(self.losses)]
+            if self.row["expert_load"]:
+                parts.append(load_table(self.row["expert_load"], self.trainer.uniform_aux_loss, self.row))
+        if self.wait_text:
+            parts.append(self._wait())
+        return Group(*parts)
+
+    def _progress(self) -> Table:
+        """Steps, a bar, and the time left or, while that is unknown and after the last step, the time since the start."""
         from rich.progress_bar import ProgressBar
         from rich.table import Table
 
-        row, steps = self.row, self.pace.steps
-        top = Table.grid(padding=(0, 2))
-        top.add_row(
-            f"step {self.step}/{steps}",
-            ProgressBar(total=steps, completed=self.step, width=40),
-            f"{duration(self.pace.left(self.step))} left",
-        )
-        if not row:
-            return Group(top)
-        measures = Table.grid(padding=(0, 2))
-        measures.add_row(
+        steps, left = self.pace.steps, self.pace.left(self.step)
+        known = left is not None and not self.wait_text and self.step < steps
+        time = f"{duration(left)} left" if left is not None and known else f"{duration(now() - self.began)} elapsed"
+        table = Table.grid(padding=(0, 2))
+        table.add_row(f"step {self.step}/{steps}", ProgressBar(total=steps, completed=self.step, width=40), time)
+        return table
+
+    def _wait(self) -> Table:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table.grid(padding=(0, 1))
+        for no_wrap in (True, False, True):
+            table.add_column(no_wrap=no_wrap)
+        table.add_row(self.spinner, Text(self.wait_text), duration(now() - self.wait_began), style="yellow")
+        return table
+
+    def _measures(self) -> Table:
+        from rich.table import Table
+
+        row, table = self.row, Table.grid(padding=(0, 2))
+        table.add_row(
             f"[bold]loss {number(row['loss'])}[/]", f"validation {number(self.val)}",
             *([] if self.accuracy is None else [f"accuracy {percent(self.accuracy)}"]), f"{row['tokens_per_s']:,.0f} tokens/s",
             f"lr {row['lr']:.2e}", f"gradient norm {number(row['grad_norm'], 2)}",
             f"[red]skipped {self.skipped}[/]" if self.skipped else "",
         )  # fmt: skip
-        parts: list[Any] = [top, measures, _curve(self.losses)]
-        if row["expert_load"]:
-            parts.append(load_table(row["expert_load"], self.trainer.uniform_aux_loss, row))
-        return Group(*parts)
+        return table
 
 
-def _curve(losses: list[float]) -> Text:
-    """The loss so far as a line of bars, the mean of each stretch, between its lowest and highest."""
+def loss_curve(losses: list[float]) -> Text:
+    """The loss so far as a line of bars: the mean of each stretch, between the lowest and the highest."""
     from rich.text import Text
 
     width = min(60, len(losses))
-    cuts = [losses[i * len(losses) // width : (i + 1) * len(losses) // width] for i in range(width)]
-    means = [sum(cut) / len(cut) for cut in cuts]
+    stretches = [losses[i * len(losses) // width : (i + 1) * len(losses) // width] for i in range(width)]
+    means = [sum(stretch) / len(stretch) for stretch in stretches]
     finite = [mean for mean in means if math.isfinite(mean)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
     if not high > low:

@@ -1,0 +1,115 @@
+"""What a terminal shows while a model trains: above all before the first step, when kernels are compiled and no time left is known."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from tiny_runs import tiny, write_text
+
+from minimoe.cli import display
+from minimoe.cli.display import LiveProgress, Pace, PlainProgress
+from minimoe.training.trainer import Trainer
+
+COMPILING = "compiling kernels for this processor: once, for less than a minute"
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that a test sets: its one entry is the time in seconds."""
+    now = [100.0]
+    monkeypatch.setattr(display, "now", lambda: now[0])
+    return now
+
+
+@pytest.fixture
+def live(tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch) -> LiveProgress:
+    """The live display of a run of 10 steps that has started, on a screen of 80 columns that nobody sees."""
+    screen = Console(file=io.StringIO(), width=80, height=25, force_terminal=True)
+    found = LiveProgress(screen)
+    found.started(Trainer(tiny(write_text(tmp_path), steps=10)))
+    found.live.stop()  # it no longer draws by itself
+    return found
+
+
+def shown(live: LiveProgress) -> str:
+    """What the display looks like now."""
+    console = Console(file=io.StringIO(), width=80)
+    with console.capture() as capture:
+        console.print(live.draw())
+    return capture.get()
+
+
+def row(step: int) -> dict[str, Any]:
+    figures = {"loss": 5.0, "tokens_per_s": 1000.0, "lr": 1e-3, "grad_norm": 1.0, "skipped": False}
+    load = {"aux_loss": 1.0, "aux_loss_layers": [1.0], "router_entropy": 1.3, "dropped": 0.0, "expert_load": [[0.25] * 4]}
+    return {"step": step, **figures, **load}
+
+
+def test_before_the_first_step_a_spinner_and_the_elapsed_time_are_shown(live: LiveProgress, clock: list[float]) -> None:
+    clock[0] += 7
+    text = shown(live)
+    assert "step 0/10" in text and "waiting for the first step" in text and "0:07" in text and "left" not in text
+    assert any(frame in text for frame in "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏")
+
+
+def test_the_last_text_of_the_backend_stands_beside_the_spinner_until_a_step_is_done(live: LiveProgress, clock: list[float]) -> None:
+    live.waiting("compiling 1 of 9")
+    live.waiting(COMPILING)
+    clock[0] += 12
+    text = shown(live)
+    assert COMPILING in text and "1 of 9" not in text and "0:12" in text and "left" not in text
+    live.stepped(1)
+    assert COMPILING not in shown(live) and "left" not in shown(live)  # one step, which compiled, tells nothing about the others
+
+
+def test_after_the_second_step_the_time_left_is_shown(live: LiveProgress, clock: list[float]) -> None:
+    live.stepped(1)
+    clock[0] += 2
+    live.stepped(2)
+    live.logged([row(2)])
+    assert "0:16 left" in shown(live) and "expert load" in shown(live)
+
+
+def test_what_is_compiled_later_is_shown_below_the_measures(live: LiveProgress, clock: list[float]) -> None:
+    for step in (1, 2, 3):
+        live.stepped(step)
+        clock[0] += 1
+    live.logged([row(3)])
+    live.waiting(COMPILING)
+    clock[0] += 5
+    text = shown(live)
+    assert "loss 5.0000" in text and COMPILING in text and "0:05" in text and "left" not in text
+
+
+def test_the_last_evaluation_is_waited_for_without_a_time_left(live: LiveProgress, clock: list[float]) -> None:
+    for step in range(1, 11):
+        live.stepped(step)
+        clock[0] += 1
+    assert "0:10" in shown(live) and "left" not in shown(live)
+
+
+def test_no_line_is_wider_than_80_columns(live: LiveProgress, clock: list[float]) -> None:
+    live.waiting("compiling " + "many kernels, " * 12)
+    assert max(map(len, shown(live).splitlines())) <= 80 and "0:00" in shown(live)
+
+
+def test_a_pipe_gets_the_backends_texts_as_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = PlainProgress()
+    plain.started(Trainer(tiny(write_text(tmp_path), steps=10)))
+    plain.waiting(COMPILING)
+    plain.stepped(1)
+    plain.logged([row(1)])
+    _, compiling, first = capsys.readouterr().err.splitlines()
+    assert compiling == COMPILING and "left unknown" in first and "\x1b" not in first
+
+
+def test_no_time_left_is_known_before_the_second_step_of_this_sitting(clock: list[float]) -> None:
+    pace = Pace(20)
+    assert pace.left(10) is None
+    pace.stepped(11)
+    clock[0] += 3
+    assert pace.left(11) is None
+    pace.stepped(12)
+    assert pace.left(12) == pytest.approx(24.0)
