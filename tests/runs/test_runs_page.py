@@ -1,0 +1,58 @@
+"""docs/runs.md names what a real run writes: every file, and every field of each file, no more and no fewer."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+from tiny_runs import tiny, train, write_text
+
+from minimoe.training.trained_run import TrainedRun
+
+PAGE = (Path(__file__).parents[2] / "docs" / "runs.md").read_text(encoding="utf-8")
+
+
+def named(heading: str) -> set[str]:
+    """The names in backticks that begin the rows of the tables below a heading."""
+    section = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", PAGE, flags=re.MULTILINE | re.DOTALL)
+    assert section, f"docs/runs.md has no section {heading}"
+    cells = re.findall(r"^\| (`[^|]+) \|", section[1], flags=re.MULTILINE)
+    return {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[TrainedRun]:
+    """A routed language model, and a routed model that fills in blanks, whose accuracy is measured."""
+    folder = tmp_path_factory.mktemp("runs")
+    config = tiny(write_text(folder), steps=4, eval_every=2)
+    masked = tiny(folder / "text.txt", model={"head": "mlm", "causal": False}, steps=4, eval_every=2)
+    return [train(config, folder / "runs"), train(replace(masked, name="masked"), folder / "runs")]
+
+
+def test_the_page_names_every_field_of_metrics(runs: list[TrainedRun]) -> None:
+    fields = {key for run in runs for line in (run.path / "metrics.jsonl").read_text().splitlines() for key in json.loads(line)}
+    assert named("metrics.jsonl") == fields
+
+
+def test_the_page_names_every_field_of_status_json(runs: list[TrainedRun]) -> None:
+    assert named("status.json") == set(json.loads((runs[0].path / "status.json").read_text()))
+
+
+def test_the_page_names_every_field_of_env_json(runs: list[TrainedRun]) -> None:
+    assert named("env.json") == set(json.loads((runs[0].path / "env.json").read_text()))
+
+
+def test_the_page_names_every_file(runs: list[TrainedRun]) -> None:
+    found = {path.name for path in runs[0].path.iterdir()} | {"last"}
+    assert (runs[0].path.parent / "last").is_file()
+    assert {name.rstrip("/") for name in named("The folder")} == found
+    step = runs[0].path / "checkpoints" / "step-000004"
+    assert {name for name in named("Checkpoints") if name != "best"} == {path.name for path in step.iterdir()}
+    assert (runs[0].path / "checkpoints" / "best").is_file()
+
+
+def test_the_page_names_every_field_of_a_checkpoints_state(runs: list[TrainedRun]) -> None:
+    state: dict[str, Any] = json.loads((runs[0].path / "checkpoints" / "step-000004" / "state.json").read_text())
+    assert named("state.json") == set(state)
