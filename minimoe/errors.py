@@ -1,39 +1,39 @@
-"""What a user can get wrong, as one clear line: the command line prints it without a traceback and exits with the code."""
+"""Errors that a user can cause: the command line prints each as one line, without a traceback, and exits with its code."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class UserError(Exception):
-    """A mistake that whoever started minimoe can mend; the message says what is wrong and what would be right."""
+    """A mistake that the user can fix; the message says what is wrong and what would be right."""
 
     exit_code = 2
 
 
 class ConfigError(UserError, ValueError):
-    """A configuration that is not possible."""
+    """A configuration that is invalid or cannot be trained."""
 
 
 class CheckpointError(UserError):
-    """A checkpoint or run that is missing, damaged, or of another configuration."""
+    """A checkpoint or run that is missing, damaged, or belongs to another configuration."""
 
 
 class Diverged(UserError):
-    """Training met ten non-finite steps in a row; the last good state is kept."""
+    """Ten steps in a row had a non-finite loss or gradient; the last good state is kept."""
 
     exit_code = 3
 
 
 class Interrupted(Exception):
-    """A signal asked a run to stop, and its state was saved. `exit_code`: 128 plus the signal's number."""
+    """A signal stopped a run after its state was saved. `exit_code`: 128 plus the signal's number."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by signal {number}; the state was saved: minimoe resume goes on")
+        super().__init__(f"stopped by signal {number}; the state was saved: minimoe resume continues")
         self.exit_code = 128 + number
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """` (did you mean 'adamw'?)`, or the list where nothing is near."""
+    """A hint for an unknown name: ` (did you mean 'adamw'?)`, or the list of known names if none is near."""
     names = sorted(known)
     close = get_close_matches(name, names, n=1, cutoff=0.5)
     if close:

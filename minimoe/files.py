@@ -1,6 +1,5 @@
 """Durable writes: a file is whole or absent, whenever the process ends."""
 
-
 import errno
 import json
 import os
@@ -8,20 +7,15 @@ import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    pass
-# `.step-000300.tmp-1a2b3c4d`: being written, or on its way out. `.step-000300.old-...`: counts until step-000300 exists again.
+# `.step-000300.tmp-1a2b3c4d`: being written or being removed. `.step-000300.old-...`: counts as step-000300 until that exists again.
 HIDDEN = re.compile(r"\.(?P<target>.+)\.(?P<kind>tmp|old)-[0-9a-f]{8}")
 
 
-# ---- files that survive a kill -----------------------------------------------------------------------------------------------
-
-
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a text file in one step: readers, and a kill, see the old text or the new. Raises `OSError`."""
-    temporary = _sibling(path, "tmp")
+    """Replace a text file in one step: readers see the old text or the new, also after a kill. Raises `OSError`."""
+    temporary = hidden_sibling(path, "tmp")
     try:
         write_synced(temporary, text.encode())
         os.replace(temporary, path)
@@ -32,7 +26,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def write_synced(path: Path, data: bytes, mode: str = "wb") -> None:
-    """Write (`wb`), append (`ab`) or create (`xb`), and return when the bytes are on the disk. Raises `OSError`."""
+    """Write (`wb`), append (`ab`) or create (`xb`) a file; returns when the bytes are on the disk. Raises `OSError`."""
     with open(path, mode) as file:
         file.write(data)
         file.flush()
@@ -40,7 +34,7 @@ def write_synced(path: Path, data: bytes, mode: str = "wb") -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Put a folder's entries on the disk, where the system can: Windows and some file systems cannot."""
+    """Write a folder's entries to the disk, if the system can: Windows and some file systems cannot."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -59,9 +53,10 @@ def to_json(value: Mapping[str, Any]) -> str:
 
 
 def reason(error: OSError) -> str:
-    """What the system says, without number and path: `No space left on device`."""
+    """The system's message without number and path: `No space left on device`."""
     return error.strerror or str(error)
 
 
-def _sibling(path: Path, kind: str) -> Path:
+def hidden_sibling(path: Path, kind: str) -> Path:
+    """A new name that matches `HIDDEN`, in the same folder."""
     return path.with_name(f".{path.name}.{kind}-{secrets.token_hex(4)}")

@@ -1,11 +1,10 @@
 """Checkpoints: arrays and JSON in a folder that a kill at any moment leaves whole or absent, with a SHA-256 of every file.
 
-A checkpoint is `step-000300/` with model.safetensors, optimizer.safetensors, state.json, config.json, tokenizer.json (where there is a
-tokenizer to keep) and MANIFEST.sha256, which `sha256sum -c` reads. It is written into a hidden sibling, synced file by file, and renamed.
-A checkpoint of the same step that stood there is moved aside first and counts until the new one has its name. One process writes to a
-folder of checkpoints at a time; any number may read. NumPy is imported where arrays are met, so that listing checkpoints is quick.
+A checkpoint is `step-000300/` with model.safetensors, optimizer.safetensors, state.json, config.json, tokenizer.json (if the task
+reads text) and MANIFEST.sha256, which `sha256sum -c` reads. It is written into a hidden sibling, synced file by file, and renamed.
+An existing checkpoint of the same step is moved aside first, and counts until the new one has its name. One process writes to a folder of
+checkpoints at a time; any number may read. NumPy is imported only to read or write arrays, so that listing checkpoints is quick.
 """
-
 
 import hashlib
 import json
@@ -18,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from minimoe.errors import CheckpointError
+from minimoe.files import HIDDEN, hidden_sibling, reason, sync_folder, to_json, write_atomically, write_synced
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-from minimoe.files import HIDDEN, _sibling, reason, sync_folder, to_json, write_atomically, write_synced
 
 Arrays: TypeAlias = "Mapping[str, NDArray[Any]]"
 
@@ -35,7 +34,7 @@ STEP = re.compile(r"step-(\d{6,})")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint's folder holds. `optimizer` is empty where it was not asked for."""
+    """The contents of a checkpoint's folder. `optimizer` is empty if it was not read."""
 
     folder: Path
     step: int
@@ -46,7 +45,7 @@ class Checkpoint:
     tokenizer_path: Path | None
 
     def tokenizer_json(self) -> str | None:
-        """The text of its tokenizer.json; None where it has none."""
+        """The text of its tokenizer.json; None if it has none."""
         return None if self.tokenizer_path is None else self.tokenizer_path.read_bytes().decode("utf-8")
 
 
@@ -61,10 +60,10 @@ def step_name(step: int) -> str:
 def save_checkpoint(
     folder: Path, *, model: Arrays, optimizer: Arrays, state: Mapping[str, Any], config: Mapping[str, Any], tokenizer_json: str | None
 ) -> None:
-    """Write a checkpoint, replacing one of the same name; equal contents give equal bytes.
+    """Write a checkpoint, replacing one of the same name. Equal contents give equal bytes.
 
-    Raises `CheckpointError` where the disk is full, the folder cannot be written, or an array's dtype could not be read back; checkpoints
-    that were there before are untouched.
+    Raises `CheckpointError` if the disk is full, the folder cannot be written, or an array's dtype could not be read back; existing
+    checkpoints are then untouched.
     """
     files = {
         "model.safetensors": _pack(model),
@@ -84,7 +83,7 @@ def save_checkpoint(
 
 
 def _pack(arrays: Arrays) -> bytes:
-    """safetensors bytes, names sorted. Contiguous first: safetensors writes the buffer as it lies, wrong values for `.T` or `[::2]`."""
+    """safetensors bytes, names sorted. Contiguous first: safetensors writes the buffer as it is in memory, wrong for `.T` or `[::2]`."""
     import numpy as np
     from safetensors.numpy import save
 
@@ -95,7 +94,7 @@ def _pack(arrays: Arrays) -> bytes:
 
 
 def _put_in_place(folder: Path, files: Mapping[str, bytes]) -> None:
-    temporary, displaced = _sibling(folder, "tmp"), _sibling(folder, "old")
+    temporary, displaced = hidden_sibling(folder, "tmp"), hidden_sibling(folder, "old")
     try:
         temporary.mkdir()
         for name, data in files.items():
@@ -114,7 +113,7 @@ def _put_in_place(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def tidy(parent: Path) -> None:
-    """Clear what dead writers left in a folder: a checkpoint moved aside whose successor never came gets its name back, the rest goes."""
+    """Clean up after writers that were killed: a checkpoint moved aside gets its name back if it was not replaced; the rest is removed."""
     for entry in sorted(parent.iterdir()):
         match = HIDDEN.fullmatch(entry.name)
         if match is None:
@@ -131,7 +130,7 @@ def tidy(parent: Path) -> None:
 def prune(folder: Path, keep: int, best: int | None) -> None:
     """Remove all but the newest `keep` checkpoints (at least one) and the one of step `best`.
 
-    Each is renamed out of sight before it is taken apart, so that a kill leaves no half of a checkpoint under a checkpoint's name.
+    Each is renamed to a hidden name before its files are removed, so that a kill leaves no incomplete checkpoint under a checkpoint's name.
     """
     for checkpoint in checkpoints(folder)[: -max(keep, 1)]:
         if step_of(checkpoint) != best:
@@ -139,14 +138,14 @@ def prune(folder: Path, keep: int, best: int | None) -> None:
 
 
 def cut(folder: Path, step: int) -> None:
-    """Remove the checkpoints after a step, damaged or not: a run that goes on from an earlier one writes them anew."""
+    """Remove the checkpoints after a step, damaged or not: a run that resumes from an earlier one writes them again."""
     for checkpoint in reversed(checkpoints(folder)):
         if (step_of(checkpoint) or 0) > step:
             _remove(checkpoint)
 
 
 def _remove(checkpoint: Path) -> None:
-    leaving = _sibling(checkpoint, "tmp")
+    leaving = hidden_sibling(checkpoint, "tmp")
     try:
         os.replace(checkpoint, leaving)
     except OSError as error:
@@ -160,7 +159,7 @@ def write_best(folder: Path, step: int) -> None:
 
 
 def read_best(folder: Path) -> int | None:
-    """The step of the best checkpoint; None where none is named or it is no longer there."""
+    """The step of the best checkpoint; None if none is named or it no longer exists."""
     try:
         name = (folder / "best").read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
@@ -173,7 +172,7 @@ def read_best(folder: Path) -> int | None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, by step, oldest first. One that was moved aside counts where its successor never came."""
+    """The checkpoints of a folder, by step, oldest first. One that was moved aside counts if it was not replaced."""
     found: dict[int, Path] = {}
     for entry in sorted(folder.iterdir(), reverse=True) if folder.is_dir() else []:  # "step-..." sorts above ".step-..."
         step = step_of(entry)
@@ -184,16 +183,16 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def step_of(folder: Path) -> int | None:
-    """The step that a checkpoint's folder is named after; None where the name says none."""
+    """The step in the name of a checkpoint's folder; None for any other name."""
     hidden = HIDDEN.fullmatch(folder.name)
     match = STEP.fullmatch(hidden["target"] if hidden else folder.name)
     return int(match[1]) if match else None
 
 
 def newest_whole(folder: Path, optimizer: bool = True) -> tuple[Checkpoint, list[str]]:
-    """The newest checkpoint that agrees with its manifest, and what is wrong with those that are newer, a line each.
+    """The newest checkpoint that agrees with its manifest, and a line about each newer one that does not.
 
-    Raises `CheckpointError` where there is none, with what is wrong with each.
+    Raises `CheckpointError` if there is none, with a line about each.
     """
     problems: list[str] = []
     for path in reversed(checkpoints(folder)):
@@ -209,8 +208,8 @@ def newest_whole(folder: Path, optimizer: bool = True) -> tuple[Checkpoint, list
 def load_checkpoint(folder: Path, verify: bool = True, optimizer: bool = True) -> Checkpoint:
     """Read a checkpoint; the arrays are writable.
 
-    verify: compare every file that is read with the manifest. optimizer: False leaves that file alone (to generate or evaluate).
-    Raises `CheckpointError` naming checkpoint and file where one is missing, damaged or unreadable.
+    verify: compare every file that is read with the manifest. optimizer: False does not read that file (to generate or evaluate).
+    Raises `CheckpointError` with the names of checkpoint and file if one is missing, damaged or unreadable.
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such checkpoint")
@@ -256,7 +255,7 @@ def _json(folder: Path, name: str, digests: Mapping[str, str]) -> dict[str, Any]
 
 
 def _read(folder: Path, name: str, digests: Mapping[str, str]) -> bytes:
-    """A file's bytes, compared with the digest where one is given."""
+    """A file's bytes, compared with the digest if one is given."""
     try:
         data = (folder / name).read_bytes()
     except FileNotFoundError:
@@ -269,7 +268,7 @@ def _read(folder: Path, name: str, digests: Mapping[str, str]) -> bytes:
 
 
 def _read_manifest(folder: Path) -> dict[str, str]:
-    """The digests by file name. A manifest that minimoe would not have written so, to the byte, is damaged."""
+    """The digests by file name. A manifest that differs in any byte from what minimoe would write is damaged."""
     text = _read(folder, MANIFEST, {}).decode("utf-8", errors="replace")
     digests = {name: digest for digest, _, name in (line.partition("  ") for line in text.split("\n")[:-1])}
     known = REQUIRED | {TOKENIZER}

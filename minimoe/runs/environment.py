@@ -1,5 +1,4 @@
-"""The machine that a run is on: its libraries, for the record, and whether a process still lives."""
-
+"""The machine of a run: its libraries, for the record, its memory, and whether a process still lives."""
 
 import os
 import platform
@@ -14,7 +13,7 @@ from minimoe.errors import ConfigError
 
 
 def environment() -> dict[str, Any]:
-    """The machine and the libraries that a run's numbers depend on."""
+    """The machine and the libraries that a run's numbers depend on, for env.json."""
     from importlib.metadata import PackageNotFoundError, version
 
     from threadpoolctl import threadpool_info
@@ -38,7 +37,7 @@ def environment() -> dict[str, Any]:
 
 
 def machine_memory() -> int | None:
-    """Bytes of memory that this machine, or the container on Linux, has; None where the system does not say."""
+    """Bytes of memory of this machine, or of the container on Linux; None if the system does not say."""
     try:
         bytes_here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # Windows has no sysconf
@@ -50,7 +49,10 @@ def machine_memory() -> int | None:
 
 
 def process_identity(pid: int) -> str | None:
-    """Boot and start time of a process, which tell it from a later one of the same number; "" where the system does not say; None: gone."""
+    """Boot and start time of a process, which distinguish it from a later one of the same number.
+
+    "" if the system does not say; None if the process is gone.
+    """
     if sys.platform == "win32":
         return _windows_process(pid)
     try:
@@ -69,7 +71,7 @@ def process_identity(pid: int) -> str | None:
 
 
 def _windows_process(pid: int) -> str | None:
-    """Signal 0 would be Ctrl-C there, so the system is asked instead."""
+    """The same on Windows, where signal 0 would be Ctrl-C, so the system is asked whether the process is still active."""
     import ctypes
 
     kernel = ctypes.windll.kernel32  # type: ignore[attr-defined, unused-ignore]
@@ -84,6 +86,7 @@ def _windows_process(pid: int) -> str | None:
 
 
 def is_alive(pid: object, identity: object) -> bool:
+    """True if a process of this number lives and has this `process_identity`."""
     return isinstance(pid, int) and pid > 0 and process_identity(pid) == identity is not None
 
 

@@ -1,10 +1,9 @@
-"""A run's folder: what was asked for, where it ran, what it measured, how it stands, and its checkpoints.
+"""A run's folder: configuration, environment, metrics, status and checkpoints. docs/runs.md describes every file and field.
 
 config.toml     the resolved configuration        metrics.jsonl   a line for every step
-env.json        machine, libraries, data          status.json     running, finished, interrupted or diverged; step and losses
-checkpoints/    see minimoe/runs/checkpoint.py         ../last         a text file beside the runs that names the newest
+env.json        machine, libraries, data          status.json     running, finished, interrupted or diverged; step
+checkpoints/    see minimoe/runs/checkpoint.py    ../last         a text file beside the runs that names the newest
 """
-
 
 import json
 import os
@@ -29,7 +28,7 @@ RUNS = Path("runs")
 
 
 class Run:
-    """The folder of one run. `checkpoint` is the one that was named when it was opened, else None."""
+    """The folder of one run. `checkpoint` is the one that was named when the run was opened, or None."""
 
     def __init__(self, path: Path, chosen: Path | None = None) -> None:
         self.path = path
@@ -39,15 +38,15 @@ class Run:
 
     @classmethod
     def create(cls, config: Config, out: Path | None = None, root: Path = RUNS, extra: Mapping[str, Any] | None = None) -> "Run":
-        """A new run in `out`, which must be empty or absent; by default in `root/NAME-001`, counting up.
+        """Create a run in `out`, which must be empty or absent; by default in `root/NAME-001`, counting up.
 
-        extra: what the caller knows of the environment (backend, SHA-256 of the data, command), for env.json.
-        Raises `ConfigError` where the folder is not empty or cannot be written.
+        extra: more fields for env.json (backend, SHA-256 of the data).
+        Raises `ConfigError` if the folder is not empty or cannot be written.
         """
         try:
             path = _next_folder(config.name, root) if out is None else _empty_folder(out)
             files.write_synced(path / "env.json", files.to_json({**environment(), **(extra or {})}).encode(), "xb")
-            files.write_atomically(path / "config.toml", to_toml(config))  # last and whole: with it the folder is a run
+            files.write_atomically(path / "config.toml", to_toml(config))  # last and whole: this file makes the folder a run
             if path.resolve().is_relative_to(root.resolve()):
                 files.write_atomically(root / "last", f"{path.resolve().relative_to(root.resolve()).as_posix()}\n")
         except OSError as error:
@@ -56,9 +55,9 @@ class Run:
 
     @classmethod
     def open(cls, path: str | Path | None = None, root: Path = RUNS) -> "Run":
-        """A run by its folder, its name under `root`, a checkpoint inside it, or a file that names one (`last`, `best`); None: the newest.
+        """Open a run by its folder, its name under `root`, a checkpoint in it, or a file that names one (`last`, `best`); None: the newest.
 
-        Raises `CheckpointError` where it does not exist, with the nearest that does.
+        Raises `CheckpointError` with the nearest name if it does not exist.
         """
         if path is None:
             if not (root / "last").is_file():
@@ -95,7 +94,7 @@ class Run:
         return load_config(self.path / "config.toml")
 
     def replace_config(self, config: Config) -> None:
-        """Write another configuration: a run that goes on for more steps."""
+        """Write another configuration, as for a run that is resumed for more steps."""
         self._write(lambda: files.write_atomically(self.path / "config.toml", to_toml(config)), "config.toml")
         self.__dict__["config"] = config
 
@@ -116,7 +115,7 @@ class Run:
         tokenizer_json: str | None = None,
         best: bool = False,
     ) -> Path:
-        """Write the checkpoint of a step, note it as the best if it is, and prune to the newest `train.keep` and the best."""
+        """Write the checkpoint of a step, name it as the best if it is, and keep only the newest `train.keep` and the best."""
         folder = self.checkpoint_folder / checkpoint.step_name(step)
         checkpoint.save_checkpoint(
             folder,
@@ -132,26 +131,26 @@ class Run:
         return folder
 
     def note_best(self, step: int) -> None:
-        """Name a checkpoint as the best, where it is still there."""
+        """Name a checkpoint as the best, if it still exists."""
         if (self.checkpoint_folder / checkpoint.step_name(step)).is_dir():
             self._write(lambda: checkpoint.write_best(self.checkpoint_folder, step), "best")
 
     def newest_checkpoint(self) -> Path | None:
-        """The folder of the newest checkpoint, whole or not; None before the first."""
+        """The folder of the newest checkpoint, damaged or not; None before the first."""
         found = checkpoint.checkpoints(self.checkpoint_folder)
         return found[-1] if found else None
 
     def load(self, optimizer: bool = True) -> "tuple[Checkpoint, list[str]]":
-        """The checkpoint that was named when the run was opened, else the newest whole one; and what is wrong with newer ones."""
+        """Load the checkpoint that was named when the run was opened, or the newest whole one; and say what is wrong with newer ones."""
         if self.checkpoint is not None:
             return checkpoint.load_checkpoint(self.checkpoint, optimizer=optimizer), []
         return checkpoint.newest_whole(self.checkpoint_folder, optimizer=optimizer)
 
     def go_back(self, step: int, best: int | None) -> None:
-        """Leave the folder as it was right after the checkpoint of a step, of which `best` was the best so far.
+        """Restore the folder to what it was right after the checkpoint of a step, when `best` was the best step so far.
 
-        Later checkpoints go, then later metrics, so that a kill in between leaves no hole in them. A kill may also have come after a
-        checkpoint was written, but before it was named the best or older ones were removed: that is made up for.
+        Later checkpoints are removed before later metrics, so that a kill in between leaves no gap in the metrics. If a kill came after
+        a checkpoint was written, but before it was named the best or older ones were removed, that is done now.
         """
         folder = self.checkpoint_folder
         if folder.is_dir():
@@ -169,7 +168,7 @@ class Run:
         return self.path / "metrics.jsonl"
 
     def metrics(self) -> list[dict[str, Any]]:
-        """A dict for every step. A torn last line is left out; raises `CheckpointError` for a damaged one before it."""
+        """A dict for every step. An incomplete last line is left out; raises `CheckpointError` for any other damaged line."""
         rows: list[dict[str, Any]] = []
         for number, line in enumerate(_whole_lines(self.metrics_path), start=1):
             row = _parse(line)
@@ -179,12 +178,12 @@ class Run:
         return rows
 
     def append_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Add a line for every row, on the disk when this returns. What is not a number (NaN, infinity) becomes null."""
+        """Append a line for every row and wait until they are on the disk. NaN and infinity become null."""
         text = "".join(_valid_json(row) + "\n" for row in rows)
         self._write(lambda: files.write_synced(self.metrics_path, text.encode(), "ab"), "metrics.jsonl")
 
     def cut_metrics(self, step: int) -> None:
-        """Drop the lines after a step, and those that are torn; the others stay as they are, to the byte."""
+        """Remove the lines after a step and incomplete ones; the other lines keep their bytes."""
         if not self.metrics_path.exists():
             return
         kept = []
@@ -197,7 +196,7 @@ class Run:
     # ---- status ------------------------------------------------------------------------------------------------------------
 
     def start(self, **fields: Any) -> None:
-        """Set the state to running, before anything else is written. Raises `CheckpointError` where another process trains this run."""
+        """Set the state to running, before anything else is written. Raises `CheckpointError` if another process trains this run."""
         status = self.status()
         if status["state"] == "running" and status["pid"] != os.getpid():
             raise CheckpointError(f"{self.path}: process {status['pid']} is still training this run: wait for it or stop it, then resume")
@@ -205,13 +204,13 @@ class Run:
         self.write_status("running", **fields)
 
     def write_status(self, state: str, **fields: Any) -> None:
-        """Set the state (running, finished, interrupted, diverged); fields that were set before stay unless named anew."""
+        """Set the state (running, finished, interrupted, diverged); fields that are not given keep their values."""
         before = _parse_file(self.path / "status.json")
         status = {**before, **fields, "state": state, "pid": os.getpid(), "process": process_identity(os.getpid())}
         self._write(lambda: files.write_atomically(self.path / "status.json", _valid_json(status) + "\n"), "status.json")
 
     def status(self) -> dict[str, Any]:
-        """The state and its fields. A run that says running, but whose process is gone, was killed; without a readable file: unknown."""
+        """The state and its fields: `killed` if the file says running but the process is gone, `unknown` if the file cannot be read."""
         status = {"state": "unknown", "pid": None, **_parse_file(self.path / "status.json")}
         if status["state"] == "running" and not is_alive(status["pid"], status.get("process")):
             status["state"] = "killed"
@@ -228,7 +227,7 @@ class Run:
 
 
 class _Row(msgspec.Struct):
-    """What the list of runs shows of a line of metrics; reading these fields alone is quick."""
+    """The fields of a line of metrics that the list of runs shows; reading only these is quick."""
 
     step: int
     loss: float | None = None
@@ -239,7 +238,7 @@ class _Row(msgspec.Struct):
 def list_runs(root: Path = RUNS) -> list[dict[str, Any]]:
     """The runs under a folder, oldest first: name, state, step, steps, loss, val_loss, best_val_loss, val_accuracy, parameters.
 
-    What a damaged folder does not tell is None, and its state `damaged` where config.toml or metrics.jsonl cannot be read.
+    Fields that a damaged folder does not have are None; its state is `damaged` if config.toml or metrics.jsonl cannot be read.
     """
     found = [_summary(Run(root / name)) for name in _run_names(root)]
     return sorted(found, key=lambda row: (row["created"], row["name"]))
@@ -285,7 +284,7 @@ def _run_names(root: Path) -> list[str]:
 
 
 def _next_folder(name: str, root: Path) -> Path:
-    """`root/NAME-001`, one above the highest that exists. mkdir decides between processes that start at once."""
+    """Make `root/NAME-001`, one above the highest that exists. mkdir decides between processes that start at the same time."""
     name = re.sub(r"[^\w.-]+", "-", name).strip(".-") or "model"
     root.mkdir(parents=True, exist_ok=True)
     taken = [re.fullmatch(re.escape(name) + r"-(\d{3,})", entry.name) for entry in root.iterdir()]
@@ -301,14 +300,14 @@ def _next_folder(name: str, root: Path) -> Path:
 
 
 def check_empty(out: Path) -> None:
-    """Refuse a run's folder that is not new or empty, or lies where no folder can be made. Raises `ConfigError`."""
+    """Refuse a folder that is not new or empty, or that cannot be created. Raises `ConfigError`."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out}: is a file: --out needs a new or empty folder")
     if out.is_dir() and any(out.iterdir()):
-        raise ConfigError(f"{out}: is not empty: --out needs a new or empty folder (minimoe resume goes on with a run)")
+        raise ConfigError(f"{out}: is not empty: --out needs a new or empty folder (minimoe resume continues a run)")
     above = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise ConfigError(f"{out}: cannot be written: {above} is no folder that can be written to")
+        raise ConfigError(f"{out}: cannot be written: {above} is not a writable folder")
 
 
 def _empty_folder(out: Path) -> Path:
@@ -318,7 +317,7 @@ def _empty_folder(out: Path) -> Path:
 
 
 def _follow(path: Path) -> Path:
-    """The path itself or, for a text file that names a folder beside it (`last`, `best`), that folder."""
+    """The path itself or, if it is a text file that names a folder beside it (`last`, `best`), that folder."""
     if path.name not in ("last", "best") or not path.is_file():
         return path
     try:
@@ -339,7 +338,7 @@ def _valid_json(row: Mapping[str, Any]) -> str:
 
 
 def _whole_lines(path: Path) -> list[bytes]:
-    """The lines that end with a newline; none where there is no file."""
+    """The lines that end with a newline; none if there is no file."""
     try:
         return path.read_bytes().split(b"\n")[:-1]
     except FileNotFoundError:

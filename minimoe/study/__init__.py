@@ -1,1 +1,1 @@
-"""Looking at models and runs: inspection, comparison, benchmarks and conversion."""
+"""Commands that look at models and runs: inspect, compare, bench, eval and convert."""

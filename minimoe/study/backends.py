@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
-
-
-# ---- backends ---------------------------------------------------------------------------------------------------------------------------
+from typing import Any
 
 
 def backends_report() -> dict[str, dict[str, Any]]:
-    """Every known backend: whether it runs here, why not, its dtypes and the kind of each kernel."""
+    """Every known backend: whether it runs here and why not, its dtypes, and the kind of each kernel."""
     from minimoe.backend import available, describe
 
     report = {}
@@ -27,7 +21,7 @@ def backends_report() -> dict[str, dict[str, Any]]:
 
 
 def show_backends() -> None:
-    """The report as tables."""
+    """Print the report as a table, with a line for each backend that does not run here and for its own kernels."""
     import platform
 
     from rich.table import Table
@@ -57,17 +51,17 @@ def show_backends() -> None:
 
 
 def _why_not(name: str, about: dict[str, Any]) -> str:
-    """Why a backend does not run here, and how many kernels it would bring."""
+    """Why a backend does not run here, and how many hand-written kernels it has."""
     why = about["why_not"].removeprefix("backend ")
     own = [kernel for kernel, kind in about["kernels"].items() if kind == "hand-written"]
-    brings = f"it has {len(own)} kernels by hand, {sum(kernel not in about['proven'] for kernel in own)} of them unproven"
+    kernels = f"it has {len(own)} hand-written kernels, {sum(kernel not in about['proven'] for kernel in own)} of them unproven"
     if not own:
-        brings = "it has no kernel by hand" if about["kernels"] else "its kernels are not known without it"
-    return f"{why if why.startswith(name) else f'{name}: {why}'}; {brings}"
+        kernels = "it has no hand-written kernel" if about["kernels"] else "its kernels are not known without it"
+    return f"{why if why.startswith(name) else f'{name}: {why}'}; {kernels}"
 
 
 def _own_kernels(about: dict[str, Any]) -> dict[str, list[str]]:
-    """The kernels that are not the reference's, by whose they are and where they were proven."""
+    """The kernels that are not references, by their kind and by where they were proven."""
     found: dict[str, list[str]] = {}
     for kernel, kind in about["kernels"].items():
         if kind != "reference":

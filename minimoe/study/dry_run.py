@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minimoe.config import Config, to_toml
 from minimoe.config.cost import cost
 from minimoe.errors import ConfigError
 from minimoe.runs.environment import check_memory
 from minimoe.runs.run import check_empty
-
-if TYPE_CHECKING:
-    pass
 from minimoe.study.inspect import Report, show_cost
 
 
 def show_plan(config: Config, out: Path | None, **options: Any) -> None:
-    """What `train --dry-run` prints, after everything that can be checked without training was."""
+    """Check everything that can be checked without training, then print the configuration, its cost, and how long it will take."""
     from minimoe.backend import load
     from minimoe.study.tables import duration, show
     from minimoe.training.tasks import load_task

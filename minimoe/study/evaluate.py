@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from minimoe.config import Config
+from msgspec.structs import replace
+
 from minimoe.errors import UserError
 from minimoe.pretrained.folder import is_model_folder
+from minimoe.pretrained.loading import Loaded
+from minimoe.training.tasks import load_task
 
-if TYPE_CHECKING:
-    pass
 
+def evaluate_run(loaded: Loaded, data: str | None) -> dict[str, Any]:
+    """Measure a trained model's loss, and its accuracy if its task has one, on its own held-out data or on all of another source.
 
-def evaluate_run(loaded: Any, data: str | None) -> dict[str, Any]:
-    """The loss, and accuracy where its task has one, of a trained model on its own held-out data, or on all of another source.
-
-    `summary` says it in a line.
+    `summary` is the result in one line.
     """
-    from msgspec.structs import replace
-
-    from minimoe.training.tasks import load_task
-
-    config: Config = loaded.config
+    config = loaded.config
     if data is None and is_model_folder(loaded.folder):
-        raise UserError(f"{loaded.folder}: a model folder has no data of its own to be measured on: give some with --data")
-    if not config.model.image_size and config.train.seq_len > config.model.max_seq_len:  # of a model that was trained elsewhere
+        raise UserError(f"{loaded.folder}: a model folder has no data of its own: give some with --data")
+    if not config.model.image_size and config.train.seq_len > config.model.max_seq_len:  # a model that was trained elsewhere
         config = replace(config, train=replace(config.train, seq_len=config.model.max_seq_len))
     task = load_task(config, None if config.model.image_size else loaded.text, all_of=data)
     result = task.measure(loaded.model, by_domain=True)
     images, domains = task.unit == "image", () if task.corpus is None else task.corpus.domains
     found: dict[str, Any] = {"model": str(loaded.folder), "step": loaded.step, "loss": result.loss}
-    words = [f"loss {result.loss:.4f} nats {'an' if images else 'a'} {task.unit}"]
+    words = [f"loss {result.loss:.4f} nats per {task.unit}"]
     if not images:
         found["perplexity"] = result.perplexity
         words.append(f"perplexity {result.perplexity:.2f}")

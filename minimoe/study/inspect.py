@@ -1,4 +1,4 @@
-"""Looking without training: what a model costs, how a run's experts are loaded, what the backends here can do."""
+"""What `minimoe inspect` shows: what a model costs, how a run's experts are loaded, which experts of a folder were used."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ BYTE_VOCABULARY = 256
 
 @dataclass(frozen=True)
 class Report:
-    """A model's cost and, for a run, how it stands and how its experts were loaded last."""
+    """A model's cost; for a run also its state, losses and expert load; for a model folder its files and the experts used."""
 
     name: str
     config: Config
     cost: Cost
     run: dict[str, Any] | None = None
-    folder: dict[str, Any] | None = None  # of one of transformers' families
+    folder: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """What `inspect --json` prints."""
+        """The report as `inspect --json` prints it."""
         facts = {"run": self.run, "folder": self.folder}
         return {"name": self.name, **self.cost.to_dict(), **{key: value for key, value in facts.items() if value}}
 
     def show(self) -> None:
-        """Tables: part by part, and the load."""
+        """Print the cost part by part and, for a run or a folder, the load of its experts."""
         from minimoe.layers.balance import uniform_aux_loss
         from minimoe.study.tables import load_table, number, percent, show
 
@@ -48,12 +48,12 @@ class Report:
             losses = f"loss {number(facts['loss'])}   validation loss {number(facts['val_loss'])}"
             show(f"{facts['state']} at step {facts['step']}   {losses}{accuracy}\n")
             moe = self.config.model.moe
-            if self.run["expert_load"] and moe is not None:
-                show(load_table(self.run["expert_load"], uniform_aux_loss(moe, len(self.run["expert_load"])), self.run["last"]))
+            if facts["expert_load"] and moe is not None:
+                show(load_table(facts["expert_load"], uniform_aux_loss(moe, len(facts["expert_load"])), facts["last"]))
 
 
 def inspect(what: str, overrides: tuple[str, ...] = ()) -> Report:
-    """A preset, a TOML file, a run, or a model folder. Nothing is allocated."""
+    """Report on a preset, a TOML file, a run, or a model folder; nothing is allocated. Raises `ConfigError` for anything else."""
     if is_model_folder(what):
         if overrides:
             raise ConfigError(f"{what}: is a model: --set is for a preset or a TOML file")
@@ -79,7 +79,7 @@ def inspect(what: str, overrides: tuple[str, ...] = ()) -> Report:
 
 
 def _inspect_folder(path: Path) -> Report:
-    """A model folder: its names and shapes are compared, its weights not read; with the experts that were used here."""
+    """Report on a model folder: names and shapes are checked, weights are not read."""
     from minimoe.pretrained.expert_usage import recall
     from minimoe.pretrained.opening import open_folder
 
@@ -99,23 +99,23 @@ def _inspect_folder(path: Path) -> Report:
 
 
 def show_folder(facts: dict[str, Any]) -> None:
-    """Where a model lies, and which of its experts a token was ever routed to here."""
+    """Print a model folder's files, and which of its experts were ever used on this machine."""
     from minimoe.study.tables import load_table, show
 
     show(f"{facts['family']}: {size(facts['bytes'])} in {facts['files']} files, {', '.join(facts['dtypes'])}, read when needed\n")
     rows = facts["expert_rows"]
     if not rows and facts["routed_layers"]:
-        show("experts touched: none yet (`minimoe generate` notes them)")
+        show("experts used: none yet (`minimoe generate` notes them)")
     if rows:
-        touched = [sum(n > 0 for n in layer) for layer in rows]
-        fewest, most, experts = min(touched), max(touched), len(rows[0])
-        a_layer = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-        show(f"experts touched here: {sum(touched)} of {experts * len(rows)}, {a_layer} of {experts} a layer; their share of all rows:")
+        used = [sum(n > 0 for n in layer) for layer in rows]
+        fewest, most, experts = min(used), max(used), len(rows[0])
+        per_layer = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+        show(f"experts used here: {sum(used)} of {experts * len(rows)}, {per_layer} of {experts} per layer; their share of all rows:")
         show(load_table([[n / max(1, sum(layer)) for n in layer] for layer in rows], 0.0))
 
 
 def _with_vocabulary(config: Config) -> Config:
-    """A byte tokenizer's vocabulary is known; a char tokenizer's depends on the text, which is read if it is there."""
+    """Set the vocabulary: a byte tokenizer's is known, a char tokenizer's depends on the text, which is read if it is there."""
     from msgspec.structs import replace
 
     if config.model.vocab_size is not None or config.model.image_size:
@@ -135,6 +135,7 @@ def _with_vocabulary(config: Config) -> Config:
 
 
 def _run_facts(run: Run) -> dict[str, Any]:
+    """State, losses and expert load of a run, from its metrics."""
     rows = run.metrics()
     last = rows[-1] if rows else {}
     validated = [row for row in rows if "val_loss" in row]
@@ -149,25 +150,25 @@ def _run_facts(run: Run) -> dict[str, Any]:
 
 
 def show_cost(report: Report) -> None:
-    """Parameters and FLOPs, in all and part by part, and memory."""
+    """Print parameters and FLOPs, in total and part by part, and the memory of weights, gradients, optimizer and cache in total."""
     from minimoe.study.tables import show
 
     counted, memory = report.cost, report.cost.bytes
-    parameters = f"{counted.total:,} parameters, {counted.active:,} active a token"
-    show(f"{report.name}: {parameters}, {counted.flops_per_token:,} FLOPs a token forward")
+    parameters = f"{counted.total:,} parameters, {counted.active:,} active per token"
+    show(f"{report.name}: {parameters}, {counted.flops_per_token:,} FLOPs per token forward")
     show(cost_table(counted))
     show(
         f"weights {size(memory.weights)}, gradients {size(memory.gradients)}, optimizer {size(memory.optimizer)}; "
-        f"key/value cache {size(memory.kv_cache_per_token)} a token; sequence length {counted.seq_len}\n"
+        f"key/value cache {size(memory.kv_cache_per_token)} per token; sequence length {counted.seq_len}\n"
     )
 
 
 def cost_table(counted: Cost) -> Table:
-    """A row for each part."""
+    """A row for each part of the model, such as attention or experts."""
     from rich.table import Table
 
     table = Table()
-    for name in ("part", "count", "parameters", "active", "FLOPs a token", "share"):
+    for name in ("part", "count", "parameters", "active", "FLOPs per token", "share"):
         table.add_column(name, justify="left" if name == "part" else "right")
     for part in counted.parts:
         share = part.flops_per_token / max(1, counted.flops_per_token)

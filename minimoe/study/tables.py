@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,12 +12,11 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-
 BARS = " ▁▂▃▄▅▆▇█"
 
 
 def console() -> Console:
-    """The terminal; where output goes to a file, wide enough for every table."""
+    """The terminal; if output goes to a file, a console that is wide enough for every table."""
     from rich.console import Console
 
     return Console() if sys.stdout.isatty() else Console(width=120)
@@ -30,6 +30,17 @@ def show(what: RenderableType) -> None:
         console().print(what)
 
 
+def timings_table(title: str, caption: str, columns: Sequence[str]) -> Table:
+    """An empty table of timings: kernels to the left, numbers to the right."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, caption=caption, caption_justify="left", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("kernel", "kind") else "right", no_wrap=True)
+    return table
+
+
 def duration(seconds: float) -> str:
     """95 -> 1:35"""
     whole = round(max(0.0, seconds))
@@ -38,7 +49,7 @@ def duration(seconds: float) -> str:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """1.23456 -> 1.2346; what the file has as null (it was not finite) as a dash."""
+    """1.23456 -> 1.2346; None (a number that was not finite) -> a dash."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
@@ -47,7 +58,10 @@ def percent(value: float | None) -> str:
 
 
 def load_table(loads: list[list[float]], uniform: float, row: dict[str, Any] | None = None) -> RenderableType:
-    """A row for each routed layer, a bar and a share for each expert (even load is half a bar); below it the balance of a metrics row."""
+    """A row for each routed layer with a bar and a share for each expert (an even load is half a bar), above the balance of a metrics row.
+
+    loads [layer][expert]; `uniform` is the balance loss of an even load.
+    """
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -77,7 +91,7 @@ def load_table(loads: list[list[float]], uniform: float, row: dict[str, Any] | N
 
 
 def _bar(relative: float) -> Text:
-    """The load of one expert, 1 where even: half a bar."""
+    """The load of one expert over the even load, as a bar."""
     from rich.text import Text
 
     colour = "red" if relative < 0.05 else "yellow" if relative < 0.5 or relative > 2.0 else "green"
@@ -85,7 +99,7 @@ def _bar(relative: float) -> Text:
 
 
 def domains_table(loads: dict[str, list[list[float]]]) -> Table:
-    """Each expert's share of the tokens of each domain; where a row differs between domains, its experts have specialised."""
+    """Each expert's share of the tokens of each domain. Experts whose shares differ between domains have specialised."""
     from rich.table import Table
 
     table = Table(title="expert load by domain", box=None, padding=(0, 1))
@@ -103,21 +117,12 @@ def domains_table(loads: dict[str, list[list[float]]]) -> Table:
 
 
 def runs_table(rows: list[dict[str, Any]]) -> Table:
-    """What `minimoe runs` prints."""
+    """A row for each run, as `minimoe runs` prints them."""
     from rich.table import Table
 
-    table = Table(title=None)
-    for name, justify in (
-        ("run", "left"),
-        ("state", "left"),
-        ("step", "right"),
-        ("loss", "right"),
-        ("validation", "right"),
-        ("best", "right"),
-        ("accuracy", "right"),
-        ("parameters", "right"),
-    ):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    table = Table()
+    for name in ("run", "state", "step", "loss", "validation", "best", "accuracy", "parameters"):
+        table.add_column(name, justify="left" if name in ("run", "state") else "right")
     for row in rows:
         count = row["parameters"]
         table.add_row(

@@ -1,4 +1,4 @@
-"""Evaluation: the mean cross-entropy of a model over held-out data, and its accuracy, without noise, dropout or capacity."""
+"""Evaluation: a model's mean cross-entropy and accuracy on held-out data, without noise, dropout or capacity."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from minimoe.reference.loss import IGNORE
 
 Tokens = npt.NDArray[np.int32]
 Batches: TypeAlias = Iterable[tuple[npt.NDArray[Any], ...]]
-"""(inputs, targets) or (inputs, targets, valid). Without `valid` [B,T], 1 for what is no padding, padding is what has no target."""
+"""(inputs, targets) or (inputs, targets, valid). `valid` [B,T] is 0 for padding; without it, padding is what has no target."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What one pass over held-out data showed."""
 
-    loss: float  # nats a target
+    loss: float  # nats per target
     tokens: int  # targets: tokens, masked tokens or images
     expert_load: list[list[float]]  # [layer][expert], fractions
     domain_load: list[list[list[float]]] | None = None  # [domain][layer][expert]
@@ -37,14 +37,14 @@ class Evaluation:
 
 
 def evaluate(model: Transformer, batches: Batches, domains: Iterable[Tokens] | None = None, n_domains: int = 0) -> Evaluation:
-    """The mean over all targets that are not -100. `domains` [B,T] beside each batch: the load is then told apart by domain as well.
+    """Average over all targets that are not -100. With `domains` [B,T] for each batch, the load is also counted by domain.
 
     Sums stay on the device until the end.
     """
     b = model.backend
     xp = b.xp
     total: Any = 0.0
-    right: Any = 0
+    right: Any = 0  # targets that have the highest logit
     count = 0
     loads: list[Any] = []
     by_domain: list[list[Any]] = [[] for _ in range(n_domains)]
@@ -63,18 +63,18 @@ def evaluate(model: Transformer, batches: Batches, domains: Iterable[Tokens] | N
                 counts = [_count_where(xp, layer.ids, here, layer.counts.shape[0]) for layer in stats]
                 by_domain[domain] = _added(by_domain[domain], counts)
     fractions = [_fractions(b.to_host(layer)) for layer in loads]
-    told = [[_fractions(b.to_host(layer)) for layer in domain] for domain in by_domain] if n_domains else None
+    domain_fractions = [[_fractions(b.to_host(layer)) for layer in domain] for domain in by_domain] if n_domains else None
     if not count:
-        return Evaluation(float("nan"), 0, fractions, told)
+        return Evaluation(float("nan"), 0, fractions, domain_fractions)
     accuracy = None if model.config.head == "lm" else float(b.to_host(right)) / count
-    return Evaluation(float(b.to_host(total)) / count, count, fractions, told, accuracy)
+    return Evaluation(float(b.to_host(total)) / count, count, fractions, domain_fractions, accuracy)
 
 
 def _scored(
     model: Transformer, inputs: npt.NDArray[Any], targets: npt.NDArray[Any], mask: npt.NDArray[Any] | None
 ) -> tuple[Array, Array, list[MoEStats]]:
-    """Of one batch: the sum of the cross-entropies, how many targets have the highest logit (0 for a language model), and the stats."""
-    if model.config.head == "lm":  # its loss is made without whole rows of logits
+    """The sum of a batch's cross-entropies, how many targets have the highest logit (0 for a language model), and the stats."""
+    if model.config.head == "lm":  # its loss is computed without whole rows of logits
         parts = model.loss(inputs, targets, attention_mask=mask)
         return parts.cross_entropy.data * float((targets >= 0).sum()), 0, parts.stats
     b, xp = model.backend, model.backend.xp
@@ -82,8 +82,8 @@ def _scored(
     logits = model.logits(x)
     logits, flat = logits.reshape(-1, logits.shape[-1]), b.from_host(targets.reshape(-1))
     total, _ = ops.cross_entropy(logits, flat, IGNORE)
-    _, told = b.top_k(logits.data, 1)
-    return total.data, xp.sum(xp.astype(told[:, 0] == flat, xp.int32)), stats
+    _, predicted = b.top_k(logits.data, 1)  # [N,1]
+    return total.data, xp.sum(xp.astype(predicted[:, 0] == flat, xp.int32)), stats
 
 
 def _added(sums: list[Any], counts: list[Any]) -> list[Any]:

@@ -191,7 +191,7 @@ def test_eval_measures_the_validation_split_or_another_text(here: Path) -> None:
     (here / "other.txt").write_text("something else, in lines\n" * 20)
     other = json.loads(minimoe(here, "eval", "--data", "other.txt", "--json").stdout)
     assert other["split"] == "all of it" and other["tokens"] == 499 and other["loss"] != result["loss"]
-    assert "nats a token, perplexity" in minimoe(here, "eval").stdout
+    assert "nats per token, perplexity" in minimoe(here, "eval").stdout
 
 
 def test_eval_on_python_mix_tells_domains_apart(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -297,7 +297,7 @@ def test_backends_tells_of_one_without_its_device(monkeypatch: pytest.MonkeyPatc
     assert (absent["available"], absent["why_not"]) == (False, "backend absent: no such device")
     assert (absent["kernels"]["relu"], absent["kernels"]["linear"], absent["kernels"]["gate"]) == ("hand-written", "library", "reference")
     code, out, _ = call(capsys, "backends")
-    assert code == 0 and "absent: no such device; it has 2 kernels by hand, 1 of them unproven" in out
+    assert code == 0 and "absent: no such device; it has 2 hand-written kernels, 1 of them unproven" in out
     assert "absent, hand-written, proven on a card, 2026-11-24: relu\n" in out
     assert "absent, hand-written, unproven: relu_backward\n" in out
     code, out, err = call(capsys, "backends", "check", "absent")

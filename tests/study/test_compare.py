@@ -169,7 +169,7 @@ def row(name: str, losses: list[float]) -> Row:
 def test_the_note_tells_a_difference_from_chance() -> None:
     assert "overlap" in chance_note([row("a", [1.0, 1.2]), row("b", [1.1, 1.3])])[0]
     assert "Every seed of b is below every seed of a" in chance_note([row("a", [2.0, 2.1]), row("b", [1.1, 1.3])])[0]
-    assert "One seed" in chance_note([row("a", [2.0]), row("b", [1.1])])[0]
+    assert "With one seed" in chance_note([row("a", [2.0]), row("b", [1.1])])[0]
 
 
 def test_a_loss_that_is_not_finite_is_never_the_best_and_becomes_null() -> None:
@@ -193,8 +193,8 @@ def test_the_best_is_marked_on_the_terminal_and_in_the_document() -> None:
 def test_saving_counts_up(tmp_path: Path) -> None:
     found = Comparison("steps", 1, [row("a", [2.5]), row("b", [1.25])])
     assert [found.save(tmp_path / "runs").name for _ in range(2)] == ["compare-001.md", "compare-002.md"]
-    told = json.loads((tmp_path / "runs" / "compare-002.json").read_text())
-    assert told == found.to_dict() and told["best"] == "b"
+    saved = json.loads((tmp_path / "runs" / "compare-002.json").read_text())
+    assert saved == found.to_dict() and saved["best"] == "b"
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         found.save(tmp_path / "file")
@@ -276,7 +276,7 @@ def break_config(run: Path) -> None:
     ("damage", "message"),
     [
         (cut_status, "status.json is missing"),
-        (interrupt, "is not finished (interrupted at step 7 of 10): `minimoe resume"),
+        (interrupt, "not finished (interrupted at step 7 of 10): `minimoe resume"),
         (diverge, "lower train.lr"),
         (cut_metrics, "damaged: 9 lines, expected one for each of 10 steps"),
         (garble_metrics, "metrics.jsonl: damaged"),

@@ -140,7 +140,7 @@ def test_convert_and_inspect_from_the_command_line(dense, tmp_path, monkeypatch,
     rows = np.asarray(report["folder"]["expert_rows"])
     assert rows.shape == (1, 4)
     assert rows.sum() >= 2 * (3 + 4)  # two experts for each token of the prompt and each that was read again
-    assert "experts touched here" in run(capsys, "inspect", str(tmp_path / "mixtral"))
+    assert "experts used here" in run(capsys, "inspect", str(tmp_path / "mixtral"))
 
 
 def test_a_folder_is_measured_on_data_that_are_given(dense, tmp_path, capsys):

@@ -141,7 +141,7 @@ def test_masked_accuracy_and_loss_are_those_of_the_logits(text: Path, tmp_path: 
     assert run.task.measure(run.model).tokens == count
 
 
-def test_a_masked_language_model_learns_more_than_the_commonest_byte(
+def test_a_masked_language_model_learns_more_than_the_most_common_byte(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(BACKEND, "name", "numba")
@@ -150,11 +150,11 @@ def test_a_masked_language_model_learns_more_than_the_commonest_byte(
     assert run.task.chance < 0.3 and run.val_accuracy > run.task.chance + 0.1
 
 
-def test_the_baseline_is_the_share_of_the_commonest_hidden_token(text: Path) -> None:
+def test_the_baseline_is_the_share_of_the_most_common_hidden_token(text: Path) -> None:
     task = load_task(masked(text))
     targets = np.concatenate([batch[1].reshape(-1) for batch in task.held_out()])
-    told = targets[targets != IGNORE].tolist()
-    assert task.chance == pytest.approx(max(told.count(token) for token in set(told)) / len(told))
+    hidden = targets[targets != IGNORE].tolist()
+    assert task.chance == pytest.approx(max(hidden.count(token) for token in set(hidden)) / len(hidden))
 
 
 def test_the_end_of_a_masked_run_shows_blanks_what_fills_them_and_what_is_wrong(text: Path) -> None:
@@ -361,7 +361,7 @@ def test_without_scikit_learn_one_line_says_what_to_install(monkeypatch: pytest.
 
 def test_an_image_run_has_no_text(tmp_path: Path) -> None:
     run = train(images(steps=1), tmp_path)
-    with pytest.raises(UserError, match="trained on digits, which is no text"):
+    with pytest.raises(UserError, match="trained on digits, which is not text"):
         _ = run.corpus
     assert not list(run.path.glob("checkpoints/*/tokenizer.json")) and open_model(run.path).tokenizer is None
 
@@ -399,7 +399,7 @@ def test_every_command_takes_such_a_run(
     code, out, err = call(capsys, "train", preset, *options, *data, "--steps", "4", "--dry-run")
     assert (code, err) == (0, "") and "times the training data" in out and not (here / "runs" / f"{preset}-001").exists()
     code, out, err = call(capsys, "train", preset, *options, *data, "--steps", "4")
-    assert code == 0 and f"run: runs/{preset}-001   validation loss " in out and "accuracy " in out and "(guessing the commonest" in out
+    assert code == 0 and f"run: runs/{preset}-001   validation loss " in out and "accuracy " in out and "(guessing the most common" in out
     assert ("Held-out digits" if vit else "Blanks in held-out text") in out and f"next: minimoe eval runs/{preset}-001" in out
     assert ("1,437 + 360 images; 4 steps of 8 images (136 tokens)" if vit else "4 steps of 512 tokens") in err
     assert " val " in err.splitlines()[-1] and "  accuracy " in err.splitlines()[-1] and ("expert load" in err) == moe

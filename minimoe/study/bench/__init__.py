@@ -1,6 +1,6 @@
 """Timings on this machine: where the time of a training step goes, and each kernel against its reference.
 
-Tokens are random (Philox), so no text is needed; the model is at its start, where routing is about even.
+Tokens are random (Philox), so no text is needed. The model has its initial weights, with which routing is about even.
 """
 
 from minimoe.study.bench.kernels import KernelTiming as KernelTiming

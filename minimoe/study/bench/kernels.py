@@ -13,29 +13,29 @@ from typing import TYPE_CHECKING, Any
 from minimoe.backend import Backend, kernel_kinds, kernel_names, load, overridden
 from minimoe.config import Config
 from minimoe.study.bench.step import TrainingStep, seconds_of, step_seconds, watched
-from minimoe.study.bench.tables import new_table
 from minimoe.study.bench.work import arrays_of, bind, is_array, signature
+from minimoe.study.tables import timings_table
 from minimoe.training.surroundings import training_backend
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 COMPOSITES = {name.removesuffix("_backward") for name in kernel_names() if "saved" in signature(name).parameters}
-"""The kernels that hand something of their own to their backward."""
+"""The kernels that pass an opaque `saved` to their backward."""
 
 
 @dataclass(frozen=True)
 class KernelTiming:
-    """One kernel over all its calls in a training step, also those from inside other kernels."""
+    """One kernel over all its calls in a training step, including those made by other kernels."""
 
     kernel: str
     backend: str
     kind: str  # hand-written, library or reference
-    calls: int  # a step
-    ms: float  # a step: medians, each times its number of calls
-    share: float  # of a whole step; a composite contains others, so shares overlap
-    reference_ms: float | None  # the reference's on the same arrays; None where the kernel is the reference
-    shapes: list[list[int]]  # of the arrays of its costliest call
+    calls: int  # per step
+    ms: float  # per step: medians, each times its number of calls
+    share: float  # fraction of a whole step; a composite contains others, so shares overlap
+    reference_ms: float | None  # of the reference on the same arrays; None if the kernel is the reference
+    shapes: list[list[int]]  # arrays of its costliest call
 
     @property
     def speedup(self) -> float | None:
@@ -43,40 +43,40 @@ class KernelTiming:
         return None if self.reference_ms is None else self.reference_ms / self.ms
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers under words."""
+        """The figures by name, as `--json` prints them."""
         return {**asdict(self), "speedup": self.speedup}
 
 
 @dataclass
-class Recorded:
-    """A call of a kernel, kept to be made again."""
+class KernelCall:
+    """A call of a kernel, kept so that it can be repeated and timed."""
 
     kernel: str
     args: tuple[Any, ...]
     options: dict[str, Any]
-    count: int = 1  # calls of these shapes in the step
-    forward: Recorded | None = None  # of a composite's backward: the call that gave its `saved`
+    count: int = 1  # calls with these shapes in the step
+    forward: KernelCall | None = None  # for a composite's backward: the forward call that gave its `saved`
 
     def on(self, backend: Backend) -> Callable[[], Any]:
-        """The call, on this backend."""
+        """The call as a function without arguments, on this backend."""
         return lambda: getattr(backend, self.kernel)(*self.args, **self.options)
 
-    def for_reference(self, reference: Backend) -> Recorded:
-        """What a backend saves is its own affair: the reference's backward gets what the reference's forward saves."""
+    def for_reference(self, reference: Backend) -> KernelCall:
+        """The same call for the reference: its backward gets the `saved` of the reference's own forward."""
         if self.forward is None:
             return self
         bound = bind(self.kernel, self.args, self.options)
         bound.arguments["saved"] = self.forward.on(reference)()[1]
-        return Recorded(self.kernel, bound.args, bound.kwargs)
+        return KernelCall(self.kernel, bound.args, bound.kwargs)
 
 
-class Recorder:
-    """A watch that keeps, for each kernel, one call of each set of shapes, and counts the others."""
+class CallRecorder:
+    """A watch that keeps one call for each kernel and each set of shapes, and counts the others."""
 
     def __init__(self, backend: Backend) -> None:
         self.backend, self.thread = backend, get_ident()
-        self.calls: dict[tuple[Any, ...], Recorded] = {}
-        self.saved: dict[int, tuple[Any, Recorded]] = {}  # by identity; the object stays alive, and its identity with it
+        self.calls: dict[tuple[Any, ...], KernelCall] = {}
+        self.saved: dict[int, tuple[Any, KernelCall]] = {}  # by id(); the object is kept, so that its id stays its own
 
     def __call__(self, name: str, kernel: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         if get_ident() != self.thread:
@@ -89,7 +89,7 @@ class Recorder:
         written = [n for n, value in bound.arguments.items() if (n.startswith("inout_") or n == "out") and is_array(value)]
         bound.arguments.update({n: self.backend.xp.asarray(bound.arguments[n], copy=True) for n in written if known is None})
         _, forward = self.saved.get(id(bound.arguments.get("saved")), (None, None))
-        call = known or self.calls.setdefault(key, Recorded(name, bound.args, bound.kwargs, forward=forward))
+        call = known or self.calls.setdefault(key, KernelCall(name, bound.args, bound.kwargs, forward=forward))
         result = kernel(*args, **options)
         if name in COMPOSITES:
             self.saved[id(result[1])] = (result[1], call)
@@ -97,7 +97,7 @@ class Recorder:
 
 
 def _signature(value: Any) -> Any:
-    """What two calls must have in common to cost the same: shapes, dtypes and options, whatever the arrays hold."""
+    """What two calls have in common if they cost the same: shapes, dtypes and options."""
     if is_array(value):
         return tuple(value.shape), str(value.dtype)
     if isinstance(value, tuple | list):
@@ -106,23 +106,23 @@ def _signature(value: Any) -> Any:
 
 
 def references_of(backend: Backend) -> Backend:
-    """The same array layer with no kernel but the references."""
+    """A copy of the backend with the same arrays and only reference kernels."""
     twin = copy.copy(backend)
     twin.__class__ = type("References", (type(backend),), {name: getattr(Backend, name) for name in kernel_names()})
     return twin
 
 
 def bench_kernels(config: Config, backend: str | Backend = "auto", steps: int = 3) -> list[KernelTiming]:
-    """Each kernel that a training step of this configuration meets, costliest first, with its reference's time where it has one.
+    """Time each kernel of a training step of this configuration, and its reference; costliest first.
 
-    A step's time, for the shares, is the median of `steps`. Raises as `profile_step` does.
+    Shares are of the median of `steps` whole steps. Raises as `profile_step` does.
     """
     chosen = load(backend) if isinstance(backend, str) else backend
     whole = statistics.median(step_seconds(config, chosen, steps))
-    recorder = Recorder(chosen)
+    recorder = CallRecorder(chosen)
     with training_backend(twin := watched(chosen, recorder), config.train.threads):
         TrainingStep(config, twin)()
-    by_kernel: dict[str, list[Recorded]] = defaultdict(list)
+    by_kernel: dict[str, list[KernelCall]] = defaultdict(list)
     for call in recorder.calls.values():
         by_kernel[call.kernel].append(call)
     with training_backend(chosen, config.train.threads):
@@ -130,7 +130,7 @@ def bench_kernels(config: Config, backend: str | Backend = "auto", steps: int = 
     return sorted(timings, key=lambda timing: -timing.ms)
 
 
-def _timing(backend: Backend, kernel: str, calls: list[Recorded], whole: float) -> KernelTiming:
+def _timing(backend: Backend, kernel: str, calls: list[KernelCall], whole: float) -> KernelTiming:
     timed = []
     for call in calls:
         sides = [call.on(backend)]
@@ -147,7 +147,7 @@ def _timing(backend: Backend, kernel: str, calls: list[Recorded], whole: float) 
 
 
 def _medians(backend: Backend, sides: Sequence[Callable[[], Any]], seconds: float = 0.1) -> list[float]:
-    """The median time of each, in turn so that all meet the machine in the same state: 3 to 30 rounds, about so many seconds."""
+    """The median time of each call. They take turns, so that all meet the machine in the same state, for 3 to 30 rounds."""
 
     def once(call: Callable[[], Any]) -> float:
         backend.synchronize()
@@ -159,11 +159,11 @@ def _medians(backend: Backend, sides: Sequence[Callable[[], Any]], seconds: floa
 
 
 def kernels_table(timings: Sequence[KernelTiming]) -> Table:
-    """A row a kernel, costliest first."""
+    """A row for each kernel, costliest first."""
     names = sorted({timing.backend for timing in timings})
-    table = new_table(
+    table = timings_table(
         f"Kernels of a training step on {', '.join(names)}",
-        "ms a step: the median of several calls on the step's own arrays, times the calls. Composites contain other kernels, so shares "
+        "ms per step: the median of several calls on the step's own arrays, times the calls. Composites contain other kernels, so shares "
         "overlap. Speed-up: the reference's time over the kernel's, measured in turn on the same arrays. "
         "Mostly on: the first array of the costliest call.",
         ("kernel", "calls", "ms", "share", "reference", "speed-up", "mostly on"),

@@ -1,7 +1,7 @@
 """Where the time of a training step goes: whole steps first, then as many with a clock around every kernel.
 
-Kernels that a composite calls stand indented below it and are part of its time; what no kernel took is the rest: autograd, small array
-operations, Python. A kernel with matrix products is set beside the machine's best product, any other beside its best copy.
+Kernels that a composite calls are indented below it, and their time is part of its time. The time outside kernels is that of autograd,
+small array operations and Python. A kernel with matrix products is compared with the machine's best product, any other with its best copy.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from minimoe.backend import Backend, kernel_kinds, load
 from minimoe.config import Config
 from minimoe.config.cost import cost
 from minimoe.study.bench.step import TrainingStep, seconds_of, step_seconds, watched
-from minimoe.study.bench.tables import new_table
 from minimoe.study.bench.work import Work, bind, work
+from minimoe.study.tables import timings_table
 from minimoe.training.surroundings import training_backend
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-KernelPath = tuple[str, ...]  # a kernel and, before it, those that it ran in
+KernelPath = tuple[str, ...]  # a kernel, after the kernels that called it
 
 CEILING_PRODUCT = 1024  # rows, columns and depth
 CEILING_COPY = 64 * 2**20  # bytes
@@ -35,14 +35,14 @@ CEILING_COPY = 64 * 2**20  # bytes
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What this machine reached in the same run, best of several: a product of 1024 x 1024 float32 matrices, a copy of 64 MB."""
+    """What this machine reached in the same process, best of several: a product of 1024 x 1024 float32 matrices, a copy of 64 MB."""
 
     gflops: float
     gb_per_s: float  # bytes read plus bytes written
 
 
 def measure_ceilings(backend: Backend, tries: int = 5) -> Ceilings:
-    """Measure both on this backend, under the threads that are set."""
+    """Measure both on this backend, with the current number of threads."""
     xp, n = backend.xp, CEILING_PRODUCT
     a = backend.from_host(np.sin(np.arange(n * n, dtype=np.float32)).reshape(n, n))
     source = xp.ones(CEILING_COPY // 4, dtype=xp.float32)
@@ -62,13 +62,13 @@ def measure_ceilings(backend: Backend, tries: int = 5) -> Ceilings:
 
 @dataclass(frozen=True)
 class KernelUse:
-    """One kernel in one place of a step. Its milliseconds contain those of the kernels that it calls."""
+    """One kernel, as called by the kernels before it in `path`. Its milliseconds contain those of the kernels that it calls."""
 
     path: KernelPath  # ("moe_ffn", "expert_ffn", "swiglu"): swiglu, called by expert_ffn, called by moe_ffn
     kind: str  # hand-written, library or reference
-    calls: int  # a step
-    ms: float  # a step
-    share: float  # of the step
+    calls: int  # per step
+    ms: float  # per step
+    share: float  # fraction of the step
     gflops: float | None  # GFLOP/s of a kernel with matrix products
     gb_per_s: float | None  # GB/s of one without
     of_ceiling: float | None  # that rate over the machine's
@@ -80,17 +80,17 @@ class KernelUse:
 
 @dataclass(frozen=True)
 class StepProfile:
-    """A training step's time, in all and kernel by kernel."""
+    """The time of a training step, in total and kernel by kernel."""
 
     name: str
     backend: str
-    tokens: int  # a step
+    tokens: int  # per step
     step_ms: float  # median of whole steps, nothing watched
     fastest_ms: float
     slowest_ms: float
-    watched_ms: float  # the median of steps with a clock around every kernel: what the shares are of
-    outside_ms: float  # of that, outside kernels
-    flops: int  # of a step's matrix products, by minimoe.config.cost
+    watched_ms: float  # median of steps with a clock around every kernel; shares are fractions of it
+    outside_ms: float  # the part of watched_ms that is outside kernels
+    flops: int  # matrix products of a step, counted by minimoe.config.cost
     ceilings: Ceilings
     kernels: list[KernelUse]  # callers before what they call, longest first
 
@@ -100,26 +100,26 @@ class StepProfile:
 
     @property
     def gflops(self) -> float:
-        """GFLOP/s of the whole step."""
+        """GFLOP/s over the whole step."""
         return self.flops / self.step_ms / 1e6
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers under words."""
+        """The figures by name, as `--json` prints them."""
         rest = {"ms": self.outside_ms, "share": self.outside_ms / self.watched_ms}
         kernels = [{"kernel": use.kernel, **asdict(use), "path": list(use.path)} for use in self.kernels]
         whole = {"tokens_per_s": self.tokens_per_s, "gflops": self.gflops}
         return {**asdict(self), **whole, "kernels": kernels, "outside_kernels": rest}
 
     def table(self) -> Table:
-        """A row a kernel, and the rest."""
+        """A row for each kernel, and one for the time outside kernels."""
         c = self.ceilings
-        table = new_table(
+        table = timings_table(
             f"{self.name} on {self.backend}: {self.tokens_per_s:,.0f} tokens/s, {self.gflops:.1f} GFLOP/s\n"
             f"a step of {self.tokens:,} tokens takes {self.step_ms:.1f} ms ({self.fastest_ms:.1f} to {self.slowest_ms:.1f})",
-            f"Indented kernels run inside the one above and are part of its time. Shares are of a step with a clock around every kernel "
-            f"({self.watched_ms:.1f} ms), none of it played from a recording. "
-            f"Ceilings in this run: {c.gflops:.0f} GFLOP/s (product of 1024 x 1024 float32), "
-            f"{c.gb_per_s:.1f} GB/s (copy of 64 MB). GB/s counts each array, in or out, once; what fits in a cache can pass the ceiling.",
+            f"Indented kernels run inside the one above, and their time is part of its time. Shares are of a step with a clock around "
+            f"every kernel ({self.watched_ms:.1f} ms), run without a recording. Ceilings in this run: {c.gflops:.0f} GFLOP/s (product of "
+            f"1024 x 1024 float32), {c.gb_per_s:.1f} GB/s (copy of 64 MB). GB/s counts each array, in or out, once; arrays that fit in a "
+            f"cache can exceed the ceiling.",
             ("kernel", "kind", "calls", "ms", "share", "GFLOP/s", "GB/s", "of ceiling"),
         )
         for use in self.kernels:
@@ -133,11 +133,11 @@ class StepProfile:
 
 @dataclass
 class Profiler:
-    """A watch that adds up each kernel's time by its path. Calls on other threads than its own count for the kernel that started them."""
+    """A watch that adds up each kernel's time by its path. Calls on other threads count for the kernel that started them."""
 
     backend: Backend
     top_k: int
-    counting: bool = False  # note calls and work, which takes time that must not be in the clock
+    counting: bool = False  # count calls and work, in a step that is not timed because counting takes time
     seconds: dict[KernelPath, float] = field(default_factory=lambda: defaultdict(float))
     calls: dict[KernelPath, int] = field(default_factory=lambda: defaultdict(int))
     work: dict[KernelPath, Work] = field(default_factory=lambda: defaultdict(lambda: Work(0, 0)))
@@ -164,7 +164,7 @@ class Profiler:
         return result
 
     def middle_step(self, step: Callable[[], None], steps: int) -> float:
-        """Run so many steps and keep the clocks of the one that took the median time, so that parts add up.   -> its seconds"""
+        """Run `steps` steps and keep the times of the one with the median time, so that they add up.   -> its seconds"""
         measured: list[tuple[float, dict[KernelPath, float]]] = []
         for _ in range(steps):
             self.seconds = defaultdict(float)
@@ -178,7 +178,7 @@ class Profiler:
 
 
 def profile_step(config: Config, backend: str | Backend = "auto", steps: int = 5, warmup: int = 2) -> StepProfile:
-    """Time `steps` whole training steps after `warmup` others, then as many with every kernel watched.
+    """Time `steps` whole training steps after `warmup` untimed ones, then as many with a clock around every kernel.
 
     Raises `ConfigError` for what cannot be trained, `UserError` for a backend that does not exist.
     """

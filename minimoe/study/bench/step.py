@@ -1,4 +1,4 @@
-"""One whole training step on random tokens or images, and backends whose kernels can be watched."""
+"""The training step on random tokens or images, its time, and backends whose kernels can be watched."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from minimoe.training.step import Step
 from minimoe.training.surroundings import training_backend
 
 Watch = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
-"""Called in a kernel's place with its name, the kernel and its arguments; calls the kernel and returns what it gave."""
+"""Called instead of a kernel, with its name, the kernel and its arguments; calls the kernel and returns its result."""
 
-BYTES_VOCABULARY = 256  # where the configuration leaves the vocabulary to a tokenizer
+BYTES_VOCABULARY = 256  # for a configuration whose vocabulary comes from a tokenizer
 
 
 class TrainingStep:
@@ -58,7 +58,7 @@ Drawn = npt.NDArray[Any]
 
 
 def random_tokens(config: Config, vocab_size: int) -> tuple[Drawn, Drawn]:
-    """-> tokens, targets [accumulate,B,T]"""
+    """Random tokens, and those that follow them, as targets.   -> [A,B,T], [A,B,T]"""
     t = config.train
     bits = host_bits(t.accumulate * t.batch_size * (t.seq_len + 1), t.seed, "bench.tokens") % vocab_size
     rows = bits.astype(np.int32).reshape(t.accumulate, t.batch_size, t.seq_len + 1)
@@ -66,7 +66,7 @@ def random_tokens(config: Config, vocab_size: int) -> tuple[Drawn, Drawn]:
 
 
 def random_images(config: Config) -> tuple[Drawn, Drawn]:
-    """-> images [accumulate,B,channels,S,S], classes [accumulate,B]"""
+    """Random images and classes.   -> [A,B,channels,S,S], [A,B]"""
     t, m = config.train, config.model
     shape = (t.accumulate, t.batch_size, m.n_channels, m.image_size, m.image_size)
     pixels = host_bits(math.prod(shape), t.seed, "bench.images").astype(np.float32).reshape(shape) * np.float32(2.0**-32)
@@ -81,7 +81,7 @@ def seconds_of(call: Callable[[], Any]) -> float:
 
 
 def step_seconds(config: Config, backend: str | Backend, steps: int = 3, warmup: int = 1) -> list[float]:
-    """The wall time of each of so many whole training steps, after `warmup` others and those that come before a recording is played.
+    """The wall time of each of `steps` training steps, after `warmup` untimed ones and those that record the step.
 
     Raises `ConfigError` for what cannot be trained.
     """
@@ -93,7 +93,7 @@ def step_seconds(config: Config, backend: str | Backend, steps: int = 3, warmup:
 
 
 def watched(backend: Backend, watch: Watch) -> Backend:
-    """A copy of the backend whose kernels, also those that kernels call, go through `watch`, and are all called in each step."""
+    """A copy of the backend whose kernels, including those that kernels call, go through `watch`. It does not record steps."""
     twin = copy.copy(backend)
     twin.record = Backend.record.__get__(twin)  # type: ignore[method-assign]
     for name in kernel_names():

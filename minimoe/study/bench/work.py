@@ -1,7 +1,7 @@
-"""The work of one kernel call, from the shapes that went in and came out: FLOPs of matrix products, bytes of all else.
+"""The work of one kernel call, from the shapes of its arguments and results: FLOPs of matrix products, bytes of everything else.
 
-FLOPs are two a multiply-add. Bytes are the least that can move: each array that comes in read once, each that goes out written once;
-what a kernel reads again or allocates in between is its own affair. Rows of experts are counted as if all of them were used.
+A multiply-add counts as two FLOPs. Bytes are the least that can move: each input read once, each result written once; what a kernel
+reads again or allocates in between is not counted. Rows of experts are counted as if all of them were used.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from minimoe.backend import Array, Backend
 
 
 class Work(NamedTuple):
-    """flops is 0 for a kernel that has no matrix product; its bytes then say how much it had to do."""
+    """`flops` is 0 for a kernel without a matrix product, whose work is its `bytes`."""
 
     flops: int
     bytes: int
 
 
 def work(kernel: str, arguments: dict[str, Any], result: Any, top_k: int = 1) -> Work:
-    """The work of a call. `arguments` by name, as `bind` gives them; `top_k`: experts per token of the model that called."""
+    """The work of a call. `arguments` by name, as `bind` gives them; `top_k`: experts per token of the model."""
     rule = FLOPS.get(kernel)
     return Work(rule(arguments, result, top_k) if rule else 0, moved_bytes(kernel, arguments, result))
 
@@ -47,12 +47,12 @@ def bind(kernel: str, args: tuple[Any, ...], options: dict[str, Any]) -> inspect
 
 
 def is_array(value: Any) -> bool:
-    """Of whichever library: what has a shape and a dtype."""
+    """True for an array of any library: it has a shape and a dtype."""
     return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
 def arrays_of(value: Any) -> Iterator[Array]:
-    """The arrays in a value, tuples and lists walked through."""
+    """The arrays in a value, also those in tuples and lists."""
     if is_array(value):
         yield value
     elif isinstance(value, tuple | list):
@@ -65,12 +65,12 @@ def size(x: Array) -> int:
 
 
 def byte_size(x: Array) -> int:
-    bits = re.search(r"\d+$", str(x.dtype))  # float32: 32; bool has none, and takes a byte
+    bits = re.search(r"\d+$", str(x.dtype))  # float32: 32; bool has none and takes a byte
     return size(x) * (int(bits[0]) // 8 if bits else 1)
 
 
 def moved_bytes(kernel: str, arguments: dict[str, Any], result: Any) -> int:
-    if kernel == "embedding":  # reads as many rows of the table as it writes, not the whole of it
+    if kernel == "embedding":  # reads as many rows of the table as it writes, not the whole table
         return byte_size(arguments["ids"]) + 2 * byte_size(result)
     total, seen = 0, set()
     for name, value in [*arguments.items(), ("result", result)]:
@@ -85,12 +85,12 @@ def moved_bytes(kernel: str, arguments: dict[str, Any], result: Any) -> int:
 
 
 def of_experts(rows: int, weights: Any) -> int:
-    """Forward FLOPs of so many rows, each through one expert's two products."""
+    """Forward FLOPs of `rows` rows, each through the two products of one expert."""
     return 2 * rows * (size(weights.up) + size(weights.down)) // int(weights.up.shape[0])
 
 
 def of_attention(a: dict[str, Any], with_k: int, with_v: int) -> int:
-    """So many products of query rows with the keys' width, so many with the values'."""
+    """FLOPs of `with_k` products of query rows over the width of keys, and `with_v` over that of values."""
     b, tq, heads, c = a["q"].shape
     return int(2 * b * heads * tq * a["k"].shape[1] * (with_k * c + with_v * a["v"].shape[3]))
 

@@ -1,4 +1,4 @@
-"""What a comparison found, and how it is shown: a column for each source, a row for each quantity."""
+"""The result of a comparison and how it is shown: a column for each model, a row for each quantity."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from minimoe.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
-LEGEND = "Validation: nats a token (image) over the whole validation split, at the end. Training loss, load and drops: the last 10 steps."
-Cell = tuple[str, ...]  # what a row shows of each source
+LEGEND = "Validation: nats per token (image) over the whole validation split, at the end. Training loss, load and drops: the last 10 steps."
+Cells = tuple[str, ...]  # one quantity of each model, as text
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The mean over seeds, and the ends."""
+    """The mean over seeds, the lowest and the highest."""
 
     mean: float
     min: float
@@ -29,7 +29,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """NaN where one of them is."""
+        """NaN if one of the values is."""
         if any(math.isnan(value) for value in values):
             return cls(math.nan, math.nan, math.nan)
         return cls(sum(values) / len(values), min(values), max(values))
@@ -37,12 +37,12 @@ class Spread:
 
 @dataclass(frozen=True)
 class Row:
-    """One source: what it is, what it cost, and what came of it. Losses: nats a token (image); None where a dense model has no experts."""
+    """One model: its size, its cost and its results. Losses are in nats per token (image); figures of experts are None if it is dense."""
 
     name: str
     source: str
-    runs: list[str]  # folders, one a seed
-    trained: bool  # here, within the budget; a finished run is read as it is
+    runs: list[str]  # folders, one for each seed
+    trained: bool  # in this comparison, within the budget; False for a finished run
     backend: str
     parameters: int
     active: int  # parameters that one token uses
@@ -54,16 +54,16 @@ class Row:
     tokens_per_s: float  # median over steps, mean over seeds
     loss: Spread  # mean of the last 10 steps
     val_loss: Spread  # whole validation split, at the end
-    load_entropy: float | None  # of the last 10 steps' load, over ln E: 1 is even; the least of all layers, mean over seeds
-    dropped: float | None  # fraction of the slots that capacity dropped, last 10 steps, mean over seeds
-    dead_experts: float | None  # with a load below 1 / (20 E) in the last 10 steps, over all layers; mean over seeds
+    load_entropy: float | None  # entropy of the last 10 steps' load over ln E, 1 if even; the lowest of all layers, mean over seeds
+    dropped: float | None  # fraction of slots that capacity dropped in the last 10 steps, mean over seeds
+    dead_experts: float | None  # experts with a load below 1 / (20 E) in the last 10 steps, over all layers; mean over seeds
     experts: int  # over all layers
     val_accuracy: Spread | None = None  # whole validation split, at the end; None for a language model
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Sources side by side. `notes`: what a reader of the figures should know."""
+    """Models side by side. `notes`: what a reader of the figures should know."""
 
     budget: str
     seeds: int
@@ -72,7 +72,7 @@ class Comparison:
 
     @property
     def best(self) -> Row | None:
-        """The source with the lowest validation loss; None where all are NaN."""
+        """The model with the lowest validation loss; None if all are NaN."""
         finite = [row for row in self.rows if math.isfinite(row.val_loss.mean)]
         return min(finite, key=lambda row: row.val_loss.mean) if finite else None
 
@@ -86,13 +86,13 @@ class Comparison:
 
     # ---- what is shown ---------------------------------------------------------------------------------------------------------------
 
-    def cells(self) -> dict[str, Cell]:
-        """Each quantity's name and what it is for each source, as text."""
+    def cells(self) -> dict[str, Cells]:
+        """Each quantity by name: its value for each model, as text."""
         rows = self.rows
         found = {
             "parameters": tuple(count(row.parameters) for row in rows),
-            "active a token": tuple(count(row.active) for row in rows),
-            "FLOPs a token, forward": tuple(count(row.flops_per_token) for row in rows),
+            "active per token": tuple(count(row.active) for row in rows),
+            "FLOPs per token, forward": tuple(count(row.flops_per_token) for row in rows),
             "backend": tuple(row.backend for row in rows),
             "steps": tuple(f"{row.steps:,}" for row in rows),
             "tokens": tuple(count(row.tokens) for row in rows),
@@ -108,13 +108,13 @@ class Comparison:
         if any(row.val_accuracy for row in rows):
             found["validation accuracy"] = tuple("-" if row.val_accuracy is None else f"{row.val_accuracy.mean:.1%}" for row in rows)
         if any(row.experts for row in rows):
-            found["least load entropy / ln E"] = tuple("-" if row.load_entropy is None else f"{row.load_entropy:.3f}" for row in rows)
+            found["lowest load entropy / ln E"] = tuple("-" if row.load_entropy is None else f"{row.load_entropy:.3f}" for row in rows)
             found["dropped"] = tuple("-" if row.dropped is None else f"{row.dropped:.1%}" for row in rows)
             found["dead experts"] = tuple("-" if row.dead_experts is None else f"{row.dead_experts:g} of {row.experts}" for row in rows)
         return found
 
     def table(self) -> Table:
-        """For the terminal; the best validation loss is marked."""
+        """The comparison as a table for the terminal; the lowest validation loss is marked."""
         from rich import box
         from rich.markup import escape
         from rich.table import Table
@@ -128,11 +128,11 @@ class Comparison:
         for name, cells in self.cells().items():
             marked = name == "validation loss"
             shown = (self._mark(cells, "[bold green]* ", "[/]") if marked else cells) if self.best else cells
-            table.add_row(name, *shown, style="bold" if marked else None, end_section=name in ("FLOPs a token, forward", "tokens/s"))
+            table.add_row(name, *shown, style="bold" if marked else None, end_section=name in ("FLOPs per token, forward", "tokens/s"))
         return table
 
     def markdown(self) -> str:
-        """The same as a document."""
+        """The comparison as a Markdown document."""
         lines = [f"# {self.title}", "", f"| | {' | '.join(row.name for row in self.rows)} |", f"| --- |{' ---: |' * len(self.rows)}"]
         for name, cells in self.cells().items():
             shown = self._mark(cells, "**", "**") if name == "validation loss" else cells
@@ -142,20 +142,20 @@ class Comparison:
         lines += [f"- {row.name}: {', '.join(f'`{run}`' for run in row.runs)}" for row in self.rows]
         return "\n".join(lines) + "\n"
 
-    def _mark(self, cells: Cell, before: str, after: str) -> Cell:
+    def _mark(self, cells: Cells, before: str, after: str) -> Cells:
         best = self.best
         return tuple(f"{before}{cell}{after}" if row is best else cell for row, cell in zip(self.rows, cells, strict=True))
 
     # ---- what is kept ----------------------------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers under words; what is not finite is None, as JSON has it."""
+        """The figures by name, for JSON: a number that is not finite is None."""
         best = self.best
         return {"budget": self.budget, "seeds": self.seeds, "best": best.name if best else None, "notes": self.notes,
                 "rows": [plain(asdict(row)) for row in self.rows]}  # fmt: skip
 
     def save(self, root: Path = Path("runs")) -> Path:
-        """Write root/compare-001.md and .json, counting up.   -> the Markdown file. Raises `ConfigError` where that is not possible."""
+        """Write root/compare-001.md and .json, counting up.   -> the Markdown file. Raises `ConfigError` if they cannot be written."""
         try:
             root.mkdir(parents=True, exist_ok=True)
             taken = [re.fullmatch(r"compare-(\d{3,})\.(md|json)", entry.name) for entry in root.iterdir()]
@@ -178,7 +178,7 @@ def count(number: float) -> str:
 
 
 def plain(value: Any) -> Any:
-    """NaN and infinity as None, all the way down."""
+    """Replace NaN and infinity by None, also inside lists and dicts."""
     if isinstance(value, dict):
         return {key: plain(part) for key, part in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""What a finished run says for itself: its row of a comparison, from its configuration and its metrics."""
+"""The row of a finished run in a comparison, from its configuration and its metrics."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from minimoe.runs.run import Run
 from minimoe.study.compare.comparison import Row, Spread
 
 LAST = 10  # steps at the end over which the loss and the load are averaged
-DEAD = 20  # an expert is dead whose load is below 1 / (20 E)
+DEAD = 20  # an expert with a load below 1 / (20 E) is dead
 
 
 class Line(msgspec.Struct):
-    """What is read of a line of metrics.jsonl; None: not finite. expert_load [L][E]."""
+    """The fields of a line of metrics.jsonl that are read; None: not finite. expert_load [L][E]"""
 
     step: int
     loss: float | None
@@ -34,11 +34,12 @@ class Line(msgspec.Struct):
 
 
 def row_of(name: str, source: str, runs: list[Run], trained: bool = False) -> Row:
-    """One row of runs that differ in their seed alone. Raises `CheckpointError` for a run that is not finished, or damaged."""
+    """The row of runs that differ only in their seed. Raises `CheckpointError` for a run that is damaged or not finished."""
     config, lines = runs[0].config, [finished_lines(run) for run in runs]
     counted, tokens = run_cost(config), config.train.steps * tokens_a_step(config)
     ends = [each[-LAST:] for each in lines]
-    loads = [np.array([line.expert_load for line in end], dtype=float).mean(axis=0) for end in ends if end[0].expert_load]  # [L,E] a seed
+    routed_ends = [end for end in ends if end[0].expert_load]
+    loads = [np.array([line.expert_load for line in end], dtype=float).mean(axis=0) for end in routed_ends]  # [L,E] per seed
     routed = bool(loads)
     return Row(
         name=name,
@@ -65,7 +66,7 @@ def row_of(name: str, source: str, runs: list[Run], trained: bool = False) -> Ro
 
 
 def run_cost(config: Config) -> Cost:
-    """The cost at the length of sequence that it is trained on."""
+    """The cost at the sequence length of training."""
     return cost(config.model, config.train.seq_len, dtype=config.train.dtype, recompute=config.train.recompute)
 
 
@@ -74,7 +75,7 @@ def tokens_a_step(config: Config) -> int:
 
 
 def least_entropy(load: Any) -> float:
-    """The entropy of each layer's load over ln E, 1 when even; the least of them. One expert alone is even.   load [L,E]"""
+    """The lowest entropy of a layer's load, over ln E: 1 if even, and for a single expert.   load [L,E]"""
     e = load.shape[1]
     if e == 1:
         return 1.0
@@ -87,7 +88,7 @@ def number(value: float | None) -> float:
 
 
 def finished_lines(run: Run) -> list[Line]:
-    """The metrics of every step of a finished run. Raises `CheckpointError`, saying what is wrong, for any other."""
+    """The metrics of every step of a finished run. Raises `CheckpointError` for any other run."""
     check_finished(run)
     try:
         lines = msgspec.convert(run.metrics(), list[Line])
@@ -110,12 +111,12 @@ def check_finished(run: Run) -> None:
     if state == "running":
         raise CheckpointError(f"{run.path}: still running, at step {status.get('step')} of {steps}: wait until it is finished")
     if state != "finished":
-        advice = f"`minimoe resume {run.path}` goes on with it" if state != "diverged" else "train it again, with a lower train.lr"
-        raise CheckpointError(f"{run.path}: is not finished ({state} at step {status.get('step')} of {steps}): {advice}")
+        advice = f"`minimoe resume {run.path}` continues it" if state != "diverged" else "train it again, with a lower train.lr"
+        raise CheckpointError(f"{run.path}: not finished ({state} at step {status.get('step')} of {steps}): {advice}")
 
 
 def text_of(run: Run) -> tuple[str, str, str]:
-    """What losses are measured on: the data's SHA-256 (empty where env.json does not tell), the tokenizer, and the head (the task)."""
+    """What losses are measured on: SHA-256 of the data (empty if env.json has none), tokenizer, and head (the task)."""
     try:
         env = json.loads((run.path / "env.json").read_text(encoding="utf-8"))
         digest = str(env["data"]["sha256"])

@@ -1,7 +1,8 @@
-"""Who is compared, how long each is trained, and the training.
+"""What is compared, how many steps each is trained for, and the training.
 
-A budget says what is equal to the first: steps; tokens (steps x tokens a step); flops (training FLOPs, as config/cost.py counts them); or
-seconds (the first's time in training; a step of the others is measured in a short trial). Steps are rounded to the nearest whole number.
+The budget is the amount that all have in common with the first: steps; tokens (steps x tokens per step); flops (training FLOPs, as
+config/cost.py counts them); or seconds (the first's training time; a step of the others is timed in a short trial). Steps are rounded to
+the nearest whole number.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ NEAR = 0.05  # a finished run that is this close to the budget needs no note
 
 
 @dataclass
-class Entry:
-    """One source: a configuration to train, or a finished run."""
+class Contender:
+    """One source of a comparison: a configuration to train, or a finished run."""
 
     source: str
     name: str
     config: Config
-    given: Run | None
+    given: Run | None  # the finished run; None if it is to be trained
 
 
 def compare(
@@ -46,30 +47,30 @@ def compare(
 ) -> Comparison:  # fmt: skip
     """Train each preset or TOML file with `seeds` seeds, each a run under `root`; read each finished run; set them side by side.
 
-    overrides, data, backend: for all that are trained. steps: of the first. listener_for: who watches the run of that label.
+    overrides, data, backend: for all that are trained. steps: for the first. listener_for: gives the listener of the run with that label.
     Everything is checked before the first step. Raises `UserError` for fewer than two sources, an unknown name, a configuration that cannot
     be trained, a run that is not finished or damaged; `Diverged` and `Interrupted` as training does.
     """
     overrides = tuple(overrides)
     check_request(sources, budget, seeds)
-    entries = [find(source, root, overrides, data, backend) for source in sources]
-    check_options(entries, seeds > 1 or bool(overrides or data or steps or backend), steps)
-    distinct_names(entries)
-    first = entries[0]
+    contenders = [find(source, root, overrides, data, backend) for source in sources]
+    check_options(contenders, seeds > 1 or bool(overrides or data or steps or backend), steps)
+    distinct_names(contenders)
+    first = contenders[0]
     if steps is not None:
         first.config = with_steps(first.config, steps)
     rows: list[Row] = []
     runs: list[list[Run]] = []
-    for entry in entries:
-        if entry.given is None and rows:
-            entry.config = with_steps(entry.config, steps_for(budget, entry.config, first.config, rows[0].seconds))
-        runs.append([entry.given] if entry.given is not None else train_seeds(entry, seeds, root, listener_for))
-        rows.append(row_of(entry.name, entry.source, runs[-1], trained=entry.given is None))
-    notes = [*texts_note(runs), *budget_notes(entries, rows, budget), *chance_note(rows)]
+    for contender in contenders:
+        if contender.given is None and rows:
+            contender.config = with_steps(contender.config, steps_for(budget, contender.config, first.config, rows[0].seconds))
+        runs.append([contender.given] if contender.given is not None else train_seeds(contender, seeds, root, listener_for))
+        rows.append(row_of(contender.name, contender.source, runs[-1], trained=contender.given is None))
+    notes = [*texts_note(runs), *budget_notes(contenders, rows, budget), *chance_note(rows)]
     return Comparison(budget, seeds, rows, notes)
 
 
-# ---- who -----------------------------------------------------------------------------------------------------------------------------
+# ---- what is compared ----------------------------------------------------------------------------------------------------------------
 
 
 def check_request(sources: list[str], budget: str, seeds: int) -> None:
@@ -84,19 +85,19 @@ def check_request(sources: list[str], budget: str, seeds: int) -> None:
         raise UserError(f"compare: --seeds ({seeds}) must be 1 or more")
 
 
-def check_options(entries: list[Entry], options: bool, steps: int | None) -> None:
-    """What says how to train needs something to train."""
-    if options and all(entry.given for entry in entries):
-        raise UserError("compare: all of these are finished runs, nothing is trained: leave out --seeds, --steps, --data, --backend, --set")
-    if steps is not None and entries[0].given is not None:
-        raise UserError(f"compare: --steps is for a first source that is trained, {entries[0].source} is a finished run: put it second")
+def check_options(contenders: list[Contender], options: bool, steps: int | None) -> None:
+    """Refuse options of training if nothing is trained."""
+    if options and all(contender.given for contender in contenders):
+        raise UserError("compare: all are finished runs, so nothing is trained: leave out --seeds, --steps, --data, --backend, --set")
+    if steps is not None and contenders[0].given is not None:
+        raise UserError(f"compare: --steps is for a first source that is trained, {contenders[0].source} is a finished run: put it second")
 
 
-def find(source: str, root: Path, overrides: tuple[str, ...], data: str | None, backend: str | None) -> Entry:
-    """A preset's name, a TOML file, or a finished run (its folder, or its name under `root`), checked as far as can be before training."""
+def find(source: str, root: Path, overrides: tuple[str, ...], data: str | None, backend: str | None) -> Contender:
+    """Find a preset, a TOML file, or a finished run (its folder, or its name under `root`), and check it as far as possible."""
     if source not in preset_names() and not (source.endswith(".toml") and not Path(source).is_dir()):
         run = find_run(source, root)
-        return Entry(source, run.name, run.config, run)
+        return Contender(source, run.name, run.config, run)
     from minimoe.backend import load
     from minimoe.training.tasks import load_task
     from minimoe.training.trainer import with_options
@@ -105,34 +106,35 @@ def find(source: str, root: Path, overrides: tuple[str, ...], data: str | None, 
     config.check_trainable()
     config = load_task(config).config
     settings = replace(config.train, backend=load(config.train.backend).name)
-    return Entry(source, config.name, replace(config, train=settings), None)
+    return Contender(source, config.name, replace(config, train=settings), None)
 
 
 def find_run(source: str, root: Path) -> Run:
-    """A finished, undamaged run. Raises `CheckpointError`, for an unknown name with the nearest preset or run."""
+    """Open a finished, undamaged run. Raises `CheckpointError`, for an unknown name with the nearest preset or run."""
     try:
         run = Run.open(source, root)
     except CheckpointError:
         if Path(source).exists() or (root / source).exists():
             raise
-        known = [*preset_names(), *(entry.name for entry in (root.iterdir() if root.is_dir() else ()) if (entry / "config.toml").is_file())]
-        raise CheckpointError(f"{source}: no preset, TOML file or run of that name{nearest(source, known)}") from None
+        runs = [folder.name for folder in (root.iterdir() if root.is_dir() else ()) if (folder / "config.toml").is_file()]
+        hint = nearest(source, [*preset_names(), *runs])
+        raise CheckpointError(f"{source}: no preset, TOML file or run of that name{hint}") from None
     if run.checkpoint is not None:
         raise CheckpointError(f"{source}: is a checkpoint, compare reads whole runs: give {run.path}")
     check_finished(run)
-    row_of(source, source, [run])  # a damaged one is found before the others are trained
+    row_of(source, source, [run])  # raises for a damaged run before anything is trained
     return run
 
 
-def distinct_names(entries: list[Entry]) -> None:
-    """Two of the same name are told apart by what was given."""
-    names = Counter(entry.name for entry in entries)
-    for entry in entries:
-        if names[entry.name] > 1:
-            entry.name = entry.source
+def distinct_names(contenders: list[Contender]) -> None:
+    """Name those that share a name by what was given on the command line."""
+    names = Counter(contender.name for contender in contenders)
+    for contender in contenders:
+        if names[contender.name] > 1:
+            contender.name = contender.source
 
 
-# ---- how long ------------------------------------------------------------------------------------------------------------------------
+# ---- for how many steps --------------------------------------------------------------------------------------------------------------
 
 
 def with_steps(config: Config, steps: int) -> Config:
@@ -140,7 +142,7 @@ def with_steps(config: Config, steps: int) -> Config:
 
 
 def steps_for(budget: str, config: Config, first: Config, seconds: float) -> int:
-    """Steps of a configuration that cost what the first did, at least one. `seconds`: the first's."""
+    """The steps for which a configuration costs what the first did, at least one. `seconds`: those of the first."""
     from minimoe.study.bench import step_seconds
 
     if budget == "steps":
@@ -153,14 +155,14 @@ def steps_for(budget: str, config: Config, first: Config, seconds: float) -> int
     return max(1, round(wanted / each))
 
 
-def train_seeds(entry: Entry, seeds: int, root: Path, listener_for: Callable[[str], Listener] | None) -> list[Run]:
-    """A run for each seed, counting up from the configuration's (0 unless it says otherwise)."""
+def train_seeds(contender: Contender, seeds: int, root: Path, listener_for: Callable[[str], Listener] | None) -> list[Run]:
+    """Train a run for each seed, counting up from the configuration's seed (0 by default)."""
     from minimoe.training.trainer import train
 
     runs = []
-    for seed in range(entry.config.train.seed, entry.config.train.seed + seeds):
-        label = f"{entry.name}, seed {seed}, {entry.config.train.steps} steps"
-        config = replace(entry.config, train=replace(entry.config.train, seed=seed))
+    for seed in range(contender.config.train.seed, contender.config.train.seed + seeds):
+        label = f"{contender.name}, seed {seed}, {contender.config.train.steps} steps"
+        config = replace(contender.config, train=replace(contender.config.train, seed=seed))
         runs.append(train(config, root=root, listener=listener_for(label) if listener_for else None).run)
     return runs
 
@@ -174,27 +176,27 @@ def texts_note(runs: list[list[Run]]) -> list[str]:
     return [] if same else ["The data, tokenizers or tasks differ: losses do not compare."]
 
 
-def budget_notes(entries: list[Entry], rows: list[Row], budget: str) -> list[str]:
-    """Finished runs are taken as they are, whatever the budget."""
+def budget_notes(contenders: list[Contender], rows: list[Row], budget: str) -> list[str]:
+    """A note for each finished run that is far from the budget: it is read whatever the budget is."""
     amounts = {"steps": "steps", "tokens": "tokens", "flops": "training_flops", "seconds": "seconds"}
     wanted = float(getattr(rows[0], amounts[budget]))
     found = []
-    for entry, row in zip(entries[1:], rows[1:], strict=True):
+    for contender, row in zip(contenders[1:], rows[1:], strict=True):
         got = float(getattr(row, amounts[budget]))
-        if entry.given is not None and abs(got - wanted) > NEAR * wanted:
+        if contender.given is not None and abs(got - wanted) > NEAR * wanted:
             unit = "training FLOPs" if budget == "flops" else budget
             found.append(f"{row.name}, a finished run, has {got:.4g} {unit}, {rows[0].name} {wanted:.4g}: the budget does not hold for it.")
     return found
 
 
 def chance_note(rows: list[Row]) -> list[str]:
-    """Is the difference at the top larger than what the seed alone does?"""
+    """A note on whether the difference between the two best is larger than that between seeds."""
     finite = [row for row in rows if math.isfinite(row.val_loss.mean)]
     if len(finite) < 2:
         return ["Losses that are not finite (nan) do not compare."]
     first, second = sorted(finite, key=lambda row: row.val_loss.mean)[:2]
     if any(len(row.runs) == 1 for row in (first, second)):
-        return ["One seed does not tell a small difference from chance; --seeds 3, for configurations, shows the spread."]
+        return ["With one seed, a small difference may be chance; --seeds 3, for configurations, shows the spread."]
     if first.val_loss.max < second.val_loss.min:
         return [f"Every seed of {first.name} is below every seed of {second.name}."]
     return [f"The seeds of {first.name} and {second.name} overlap: their difference may be chance."]

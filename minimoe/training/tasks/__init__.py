@@ -1,6 +1,6 @@
-"""What a model is trained to do, chosen by its head: predict the next token, fill in blanks, or name what an image shows.
+"""What a model is trained to do, chosen by its head: predict the next token, fill in hidden tokens, or classify an image.
 
-    task = load_task(config)             # reads the data; task.config has what they decide filled in
+    task = load_task(config)             # reads the data; task.config has the keys that depend on them
     inputs, targets = task.batch(0, 0)   # step 0, micro-batch 0: a pure function of both and of the seed
     task.measure(model).loss
 """
@@ -24,10 +24,10 @@ TASKS: dict[str, Callable[[Config, Tokenizer | None, bool], Task]] = {
 
 
 def load_task(config: Config, tokenizer: Tokenizer | None = None, all_of: str | None = None) -> Task:
-    """The task of `model.head` with its data read.
+    """Read the data of the task that `model.head` names.
 
-    A given `tokenizer` (of a model that was trained) takes the place of `data.tokenizer`. With `all_of` nothing is to be trained: the
-    held-out data are all of that source. Raises `UserError` for a head without a task, and for data that are not there or do not fit.
+    A given `tokenizer` (that of a trained model) replaces `data.tokenizer`. With `all_of` nothing will be trained: all of that source is
+    held-out data. Raises `UserError` for a head without a task, and for data that are missing or do not fit.
     """
     config.check_task()
     if all_of is not None:

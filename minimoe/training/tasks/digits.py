@@ -30,11 +30,11 @@ class Digits:
     train_classes: Ints
     val: Floats
     val_classes: Ints
-    sha256: str  # of the pixels, a byte each, and then the classes
+    sha256: str  # digest of the pixels and then the classes, a byte each
 
 
 def load_digits(val_fraction: float = 0.2) -> Digits:
-    """The digits, split in two by a permutation that is the same for every seed. Raises `UserError` where scikit-learn is missing."""
+    """Load the digits, split by a permutation that is the same for every seed. Raises `UserError` if scikit-learn is missing."""
     try:
         from sklearn.datasets import load_digits as load
     except ImportError:
@@ -55,9 +55,9 @@ def load_digits(val_fraction: float = 0.2) -> Digits:
 
 
 def shifted(images: Floats, words: npt.NDArray[np.int64]) -> Floats:
-    """Each image moved sideways by -1, 0 or 1 pixels, paper where it has left.   images [B,1,S,S], words [B] below 2^32
+    """Move each image sideways by -1, 0 or 1 pixels, and fill in paper.   images [B,1,S,S], words [B] below 2^32
 
-    Not up or down: the digits fill their height, and would lose ink.
+    Images are not moved up or down: the digits fill their height, and would lose ink.
     """
     padded = np.pad(images, ((0, 0), (0, 0), (0, 0), (1, 1)))
     columns = np.arange(SIDE) + (words * 3 >> 32)[:, None]  # [B,S]

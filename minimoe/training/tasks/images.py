@@ -1,6 +1,6 @@
-"""Image classification: the class of an image is told from its patches (Dosovitskiy et al. 2020).
+"""Image classification: the class of an image is predicted from its patches (Dosovitskiy et al. 2020).
 
-In training each image is moved sideways by up to a pixel, so that a small set of images is harder to learn by heart.
+In training each image is moved sideways by up to a pixel, so that a small set of images is harder to memorise.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from minimoe.training.tasks.digits import CLASSES, SIDE, Floats, load_digits, sh
 from minimoe.training.tasks.task import Array, Task
 
 INK = " \u2591\u2592\u2593\u2588"  # from paper to ink
-ACROSS, DOWN = 4, 2  # images that the end of a run shows
+ACROSS, DOWN = 4, 2  # images shown at the end of a run
 
 
 class ImageClassification(Task):
@@ -78,23 +78,23 @@ class ImageClassification(Task):
             yield self.val[part], self.val_classes[part]
 
     def accuracy(self, value: float | None) -> str:
-        return f"accuracy {'-' if value is None else f'{value:.1%}'} (guessing the commonest class: {self.chance:.1%})"
+        return f"accuracy {'-' if value is None else f'{value:.1%}'} (guessing the most common class: {self.chance:.1%})"
 
     # ---- what a user sees ----------------------------------------------------------------------------------------------------------
 
     def show(self, model: Transformer) -> Iterator[str]:
-        """Held-out digits, those that the model gets wrong first."""
-        told = self._told(model)
-        wrong, right = np.flatnonzero(told != self.val_classes), np.flatnonzero(told == self.val_classes)
+        """Draw held-out digits, first those that the model gets wrong."""
+        predicted = self._predict(model)
+        wrong, right = np.flatnonzero(predicted != self.val_classes), np.flatnonzero(predicted == self.val_classes)
         shown = [*wrong[: ACROSS * DOWN // 2], *right][: ACROSS * DOWN]
         yield f"Held-out digits, {len(wrong)} of {len(self.val)} taken for another:"
         for first in range(0, len(shown), ACROSS):
             row = shown[first : first + ACROSS]
             yield "\n\n" + beside([drawn(self.val[i, 0]) for i in row])
-            yield "\n" + beside([[caption(int(self.val_classes[i]), int(told[i]))] for i in row])
+            yield "\n" + beside([[caption(int(self.val_classes[i]), int(predicted[i]))] for i in row])
 
-    def _told(self, model: Transformer) -> npt.NDArray[np.int64]:
-        """The class that the model tells for each held-out image."""
+    def _predict(self, model: Transformer) -> npt.NDArray[np.int64]:
+        """Predict the class of each held-out image."""
         with no_grad():
             parts = [model.backend.to_host(model(images).data) for images, *_ in self.held_out()]
         return np.argmax(np.concatenate(parts), axis=-1)
@@ -104,7 +104,7 @@ class ImageClassification(Task):
 
 
 def check_shape(config: Config) -> None:
-    """Refuse a model that reads other images, or tells other classes."""
+    """Refuse a model for other images or other classes. Raises `ConfigError`."""
     m = config.model
     expected = {"image_size": SIDE, "n_channels": 1, "n_classes": CLASSES}
     wrong = [f"model.{key} = {value} (not {getattr(m, key)})" for key, value in expected.items() if getattr(m, key) != value]
@@ -113,15 +113,15 @@ def check_shape(config: Config) -> None:
 
 
 def drawn(image: Floats) -> list[str]:
-    """An image [S,S] as lines of shades, two characters a pixel, which makes it square."""
+    """Draw an image [S,S] as lines of shades, two characters per pixel, so that it looks square."""
     shades = np.rint(np.clip(image, 0.0, 1.0) * (len(INK) - 1)).astype(int)
     return ["".join(INK[shade] * 2 for shade in row) for row in shades.tolist()]
 
 
-def caption(true: int, told: int) -> str:
-    return f"{true}" if true == told else f"{true}, taken for {told}"
+def caption(true: int, predicted: int) -> str:
+    return f"{true}" if true == predicted else f"{true}, taken for {predicted}"
 
 
 def beside(pictures: list[list[str]]) -> str:
-    """Pictures of equal height in one row."""
+    """Set pictures of equal height in one row."""
     return "\n".join("  " + "  ".join(line.ljust(2 * SIDE) for line in lines).rstrip() for lines in zip(*pictures, strict=True))

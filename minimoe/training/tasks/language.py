@@ -1,4 +1,4 @@
-"""Language modelling: every token is predicted from those before it."""
+"""Language modelling: every token is predicted from the tokens before it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from minimoe.model.transformer import Transformer
 from minimoe.training.evaluation import Batches, Evaluation, evaluate
 from minimoe.training.tasks.task import Array, Task, with_vocabulary
 
-SAMPLE = 300  # tokens that the end of a run shows
+SAMPLE = 300  # tokens shown at the end of a run
 
 
 class LanguageModelling(Task):
-    """Inputs are windows of text, targets the same windows one token further."""
+    """Inputs are windows of text, targets the same windows shifted by one token."""
 
     corpus: Corpus
     tokenizer: Tokenizer
@@ -52,11 +52,11 @@ class LanguageModelling(Task):
         t, sides = self.config.train, self.corpus.val_domains
         if not (whole and by_domain) or sides is None:
             return evaluate(model, self.held_out(whole))
-        domains = (first for first, _ in windows(sides.astype(np.int32), t.seq_len, t.batch_size))  # of each input, at its place
+        domains = (first for first, _ in windows(sides.astype(np.int32), t.seq_len, t.batch_size))  # of each input token
         return evaluate(model, self.held_out(), domains, len(self.corpus.domains))
 
     def show(self, model: Transformer) -> Iterator[str]:
-        """A sample of text."""
+        """Generate a sample of text."""
         from minimoe.generation.generation import Sampling, default_prompt, generate
 
         yield "A sample:\n"
@@ -67,7 +67,7 @@ class LanguageModelling(Task):
 
 
 def read_corpus(config: Config, tokenizer: Tokenizer | None, whole: bool) -> Corpus:
-    """The text that is trained on or, `whole`, all of it to measure on. Raises `UserError` for data that are images."""
+    """Read the text to train on or, if `whole`, to measure on all of it. Raises `UserError` for data that are images."""
     source = config.data.source
     if source in IMAGE_SOURCES:
         raise UserError(

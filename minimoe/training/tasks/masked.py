@@ -1,9 +1,9 @@
-"""Masked language modelling: tokens are hidden and told from what stands on both sides (Devlin et al. 2018).
+"""Masked language modelling: hidden tokens are predicted from the text on both sides (Devlin et al. 2018).
 
-Of all tokens 15% are targets, each by a draw of its own; of these 80% become the mask token, 10% a random token and 10% stay as they are,
-so that the model cannot know which of the tokens that it sees are true. With a byte tokenizer this hides single bytes, not words.
+15% of all tokens are targets, drawn independently; 80% of these become the mask token, 10% a random token, and 10% stay as they are, so
+that the model cannot know which of the tokens that it sees are true. With a byte tokenizer this hides single bytes, not words.
 
-A tokenizer without a mask token (bytes, characters) gets one: the id after its last, which makes the model's vocabulary one larger.
+A tokenizer without a mask token (bytes, characters) gets one, the id after its last, and the model's vocabulary is one larger.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from minimoe.training.tasks.task import Array, with_vocabulary
 Words = npt.NDArray[np.int64]
 
 TARGET, MASK, RANDOM = (int(share * 2**32) for share in (0.15, 0.12, 0.135))  # a word below TARGET hides its token, below MASK by the mask
-CANDIDATES, EXAMPLES, SHOWN = 64, 3, 72  # windows looked at, windows that the end of a run shows, and tokens of each
+CANDIDATES, EXAMPLES, SHOWN = 64, 3, 72  # windows tried, windows shown at the end of a run, tokens of each
 LINE_END, DOT = "\u21b5", "\u00b7"
-UNITS = {"byte": "byte", "char": "character"}  # what a tokenizer's token is called
+UNITS = {"byte": "byte", "char": "character"}  # what a token of each tokenizer is called
 
 
 class MaskedLanguageModelling(LanguageModelling):
@@ -58,7 +58,7 @@ class MaskedLanguageModelling(LanguageModelling):
 
     @cached_property
     def _hidden_val(self) -> tuple[Tokens, Tokens]:
-        """The held-out split with tokens hidden, and the targets: a function of the position alone, for every seed the same.   [m], [m]"""
+        """The held-out split with tokens hidden, and the targets; which are hidden depends on the position alone.   -> [m], [m]"""
         val = self.corpus.val
         words = host_bits(2 * len(val), 0, "data.mask.held_out").reshape(len(val), 2)
         return hide(val, words, self.tokenizer.vocab_size, self.mask_id)
@@ -66,12 +66,12 @@ class MaskedLanguageModelling(LanguageModelling):
     def held_out(self, whole: bool = True) -> Batches:
         """tokens, targets, valid [B,T]; `valid` is 0 in padding"""
         t = self.config.train
-        places = np.arange(len(self.corpus.val) + 1, dtype=np.int32)  # one more: what a window lacks is its last target
-        cut = windows(places, t.seq_len, t.batch_size) if whole else sample_windows(places, t.seq_len, t.batch_size, t.eval_batches)
+        positions = np.arange(len(self.corpus.val) + 1, dtype=np.int32)  # one more: a window's last target lies beyond its end
+        cut = windows(positions, t.seq_len, t.batch_size) if whole else sample_windows(positions, t.seq_len, t.batch_size, t.eval_batches)
         tokens, targets = self._hidden_val
-        for place, following in cut:
+        for position, following in cut:
             valid = following != IGNORE
-            yield tokens[place], np.where(valid, targets[place], IGNORE), valid.astype(np.int32)
+            yield tokens[position], np.where(valid, targets[position], IGNORE), valid.astype(np.int32)
 
     @cached_property
     def chance(self) -> float:  # type: ignore[override]
@@ -81,24 +81,24 @@ class MaskedLanguageModelling(LanguageModelling):
 
     def accuracy(self, value: float | None) -> str:
         shown = "-" if value is None else f"{value:.1%}"
-        return f"masked accuracy {shown} (guessing the commonest {UNITS.get(self.tokenizer.name, 'token')}: {self.chance:.1%})"
+        return f"masked accuracy {shown} (guessing the most common {UNITS.get(self.tokenizer.name, 'token')}: {self.chance:.1%})"
 
     # ---- what a user sees ----------------------------------------------------------------------------------------------------------
 
     def show(self, model: Transformer) -> Iterator[str]:
-        """Held-out text with blanks, what the model puts there, and where it errs."""
-        val, places = self.corpus.val, self._examples()  # [3,T]
-        blank = self._hidden_val[1][places] != IGNORE
+        """Show held-out text with blanks, what the model fills in, and where it is wrong."""
+        val, positions = self.corpus.val, self._examples()  # [3,T]
+        blank = self._hidden_val[1][positions] != IGNORE
         with no_grad():
-            logits = model(np.where(blank, self.mask_id, val[places]).astype(np.int32))
+            logits = model(np.where(blank, self.mask_id, val[positions]).astype(np.int32))
         filled = np.argmax(model.backend.to_host(logits.data), axis=-1)
-        right = int((filled == val[places])[blank].sum())
+        right = int((filled == val[positions])[blank].sum())
         yield f"Blanks in held-out text, and how they are filled (^: wrong); {right} of {int(blank.sum())} are right:"
-        for row in range(len(places)):
-            yield "\n\n" + self._lines(val[places[row, :SHOWN]], filled[row, :SHOWN], blank[row, :SHOWN])
+        for row in range(len(positions)):
+            yield "\n\n" + self._lines(val[positions[row, :SHOWN]], filled[row, :SHOWN], blank[row, :SHOWN])
 
     def _examples(self) -> npt.NDArray[np.int64]:
-        """Where some windows of held-out text lie, those of many that have most letters among the tokens shown.   -> [3,T]"""
+        """Positions of a few windows of held-out text, those with the most letters among the tokens shown.   -> [3,T]"""
         val = self.corpus.val
         n = min(self.config.train.seq_len, len(val))
         starts = np.unique(np.arange(CANDIDATES) * (len(val) - n) // (CANDIDATES - 1))
@@ -107,7 +107,7 @@ class MaskedLanguageModelling(LanguageModelling):
         return np.asarray(starts[best][:, None] + np.arange(n))
 
     def _lines(self, tokens: Tokens, filled: Array, blank: Array) -> str:
-        """A line with blanks, one with them filled in, and marks below what is wrong, if anything is."""
+        """A line with blanks, a line with them filled in, and a line with marks below what is wrong, if anything is."""
         lines = ["", "", ""]
         for token, guess, hidden in zip(tokens.tolist(), filled.tolist(), blank.tolist(), strict=True):
             true, given = self._piece(token), self._piece(guess if hidden else token)
@@ -117,7 +117,7 @@ class MaskedLanguageModelling(LanguageModelling):
         return "\n".join(f"  {line}".rstrip() for line in lines if line.strip())
 
     def _piece(self, token: int) -> str:
-        """A token as it can stand in a line: a line's end as an arrow, what is no character as a dot."""
+        """A token as text within one line: the end of a line as an arrow, what cannot be printed as a dot."""
         text = "" if token == self.mask_id else self.tokenizer.decode([token]).replace("\n", LINE_END)
         return "".join(char if char.isprintable() and char != REPLACEMENT else DOT for char in text) or DOT
 
@@ -136,9 +136,9 @@ def masked_vocabulary(tokenizer: Tokenizer) -> int:
 
 
 def hide(tokens: Tokens, words: Words, n_tokens: int, mask: int) -> tuple[Tokens, Tokens]:
-    """What the model sees and what it is to tell: `words` are 32 random bits each, two a token.   tokens [..], words [..,2] -> [..], [..]
+    """Hide tokens, and give what the model sees and its targets.   tokens [..], words [..,2] of 32 random bits -> [..], [..]
 
-    The first word says whether and how a token is hidden; the second which of `n_tokens` takes the place of one that a random token hides.
+    A token's first word decides whether and how it is hidden, the second which of `n_tokens` is the random token.
     """
     first, second = words[..., 0], words[..., 1]
     random = second * n_tokens >> 32
