@@ -1,7 +1,8 @@
 """minimoe's matrix product and those of the BLAS libraries that pip can install, at the shapes of the benchmark models.
 
-`python -m benchmarks.blas [--rounds 9]`. A product runs on one thread, and two at once side by side, as minimoe's kernels call it. OpenBLAS
-is NumPy's own; MKL (`pip install mkl`) and BLIS (`pip install blis`) are measured where they are installed. All take turns; medians.
+`python -m benchmarks.blas [--rounds 9]`. A product runs on one thread, and as two at the same time, as minimoe's kernels call it. OpenBLAS
+is NumPy's own; MKL (`pip install mkl`) and BLIS (`pip install blis`) are measured if they are installed. They take turns; figures are
+medians.
 """
 
 import argparse
@@ -45,7 +46,7 @@ def by_address(sgemm: int) -> Product:
 
 
 def libraries() -> dict[str, Product]:
-    """Those that are installed."""
+    """The libraries that are installed, by name."""
     from minimoe_numba.blas import mkl, openblas, ours
 
     found: dict[str, Product] = {}
@@ -70,7 +71,7 @@ def seconds(call: Callable[[], None], repeats: int) -> float:
 
 
 def side_by_side(calls: list[Callable[[], None]], repeats: int) -> float:
-    """Seconds of one call of each, all at once."""
+    """Seconds of one call of each product, all at the same time."""
     threads = [threading.Thread(target=seconds, args=(call, repeats)) for call in calls]
     began = time.perf_counter()
     for thread in threads:

@@ -36,7 +36,7 @@ VARIANTS: dict[str, list[str]] = {
 
 
 def measure(overrides: Iterable[str], seed: int, steps: int | None = None) -> dict[str, float]:
-    """Train once; the worst layer's load over the last steps, and what the remedies act on."""
+    """Train once.   -> figures of the worst layer's load over the last steps, and of what the remedies act on"""
     with tempfile.TemporaryDirectory() as folder:
         run = mm.train("collapse", seed=seed, steps=steps, overrides=overrides, root=folder)
     rows = run.metrics[-LAST:]
@@ -75,7 +75,7 @@ COLUMNS = {
 
 
 def table(results: dict[str, list[dict[str, float]]]) -> str:
-    """Markdown: the mean over seeds, and the range; entropy is that of the worst layer."""
+    """A Markdown table: mean over seeds, and range; entropy is that of the worst layer."""
     lines = ["| remedy | " + " | ".join(COLUMNS.values()) + " |", "| --- |" + " ---: |" * len(COLUMNS)]
     for name, seeds in results.items():
         cells = []
@@ -90,7 +90,7 @@ def table(results: dict[str, list[dict[str, float]]]) -> str:
 
 
 def plot(results: dict[str, list[dict[str, float]]], path: Path) -> None:
-    """Load entropy of each variant, a dot a seed."""
+    """Plot the load entropy of each variant, with a dot for each seed."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -118,7 +118,7 @@ def plot(results: dict[str, list[dict[str, float]]], path: Path) -> None:
 
 
 def write(results: dict[str, list[dict[str, float]]]) -> None:
-    """Table and plot into the page, figures into benchmarks/results."""
+    """Write the table and the plot into the page, and the figures into benchmarks/results."""
     plot(results, ROOT / "docs" / "images" / "collapse.svg")
     facts = machine()
     where = f"{facts['processor']}, {facts['cores']} cores, {facts['date']}"

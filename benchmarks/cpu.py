@@ -1,19 +1,19 @@
 """A whole training step on the CPU: minimoe beside PyTorch, torch.compile and transformers, and beside the matrix products alone.
 
 `python -m benchmarks.cpu [NAME ...] [--backend numba] [--rounds 15] [--threads 2] [--no-compile] [--out FILE.json] [--plot FILE.svg]`
-measures the models of `benchmarks/models.py`, or presets by name. What a step is, and who the peers are, stands in `benchmarks/peers.py`.
+measures the models of `benchmarks/models.py`, or presets by name. `benchmarks/peers.py` says what a step is and which peers there are.
 
-- A process for each side, so that no side's threads, memory or settings touch another's; all have the same number of threads.
-- The first step stands apart: it contains what is compiled; "ready" is the time from the process's start to its end, with imports, and
-  what they compile, and the model's making. Some untimed steps follow, then rounds in which every side takes its turn, so
-  that a machine that slows down slows all of them. Before each turn all is quiet for 50 ms: the threads of most libraries spin for some
+- Each side has its own process, so that its threads, memory and settings do not affect others; all have the same number of threads.
+- The first step is reported separately, because it includes compilation; "ready" is the time from the start of the process to the end of
+  that step, including imports and making the model. Some untimed steps follow, then rounds in which every side takes its turn, so that
+  a machine that slows down slows all of them. Nothing runs for 50 ms before each turn: the threads of most libraries spin for some
   milliseconds after their last work, and would take the next side's cores. The first step of a turn is not counted: in training a step
-  follows a step, not a pause. Where steps are short a turn has several.
+  follows a step, not a pause. If steps are short, a turn has several.
 - Ratios are of medians: a peer's over the row's, so 2.00 is twice as fast as the best peer.
-- Matrix products alone: the products with weights of one step, forward, dx and dw, by NumPy into arrays that exist; an expert has its
-  even share of rows. Attention's own products are left out of the time and of the count. The column of that name is their time over the
-  row's: how near a step comes to the speed of its products (minimoe's own product is faster than NumPy's, so it can pass 100%).
-- Memory is the process's peak, and the same less what it held before the model was made, that is without the libraries.
+- Matrix products alone: the products of one step with weights (forward, dx and dw), by NumPy into existing arrays; each expert has an
+  even share of rows. Attention's own products are neither timed nor counted. The column of that name is their time over the row's: how
+  near a step comes to the speed of its products (minimoe's own product is faster than NumPy's, so it can exceed 100%).
+- Memory is the peak of the process, and that peak less what the process held before the model was made, that is without the libraries.
 """
 
 import argparse
@@ -42,7 +42,7 @@ CACHES = ("TORCHINDUCTOR_CACHE_DIR", "NUMBA_CACHE_DIR")
 
 
 def with_ratios(case: Case, rows: dict[str, Any]) -> dict[str, Any]:
-    """What the JSON file says of a model. Each row gets the best peer's median over its own, the best eager peer's, the products' time."""
+    """A model's entry in the JSON file. Each row gets the medians of the best peer, best eager peer and products over its own."""
     found = {"tokens": case.tokens, "product_gflop": sum(p.training_flops for p in products(case)) / 1e9, "sides": rows}
     measured = [row for row in rows.values() if "failed" not in row]
 
@@ -61,7 +61,7 @@ def with_ratios(case: Case, rows: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(name: str, found: dict[str, Any]) -> Table:
-    """A row a side; what failed says why."""
+    """A table with a row for each side; one that failed says why."""
     title = f"{name}: {found['tokens']} tokens a step, {found['product_gflop']:.3g} GFLOP of products with weights"
     shown = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left", padding=(0, 1, 0, 0))
     shown.add_column("side", no_wrap=True)
@@ -92,7 +92,7 @@ def percent(ratio: float | None) -> str:
 
 @contextmanager
 def surroundings(threads: int, cold: bool) -> Iterator[None]:
-    """What every side inherits: the number of threads, and with `cold` empty folders for what compilers keep on disk."""
+    """Set what every side inherits: the number of threads, and with `cold` empty folders for compiled code."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ[name] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -1,13 +1,13 @@
-"""Decoding on the CPU: minimoe's greedy text beside transformers' from the same weights, in tokens a second.
+"""Decoding on the CPU: minimoe's greedy text beside transformers' from the same weights, in tokens per second.
 
-`python -m benchmarks.decode [--batch 1 --batch 8] [--rounds 5] [--threads 2] [--out FILE.json]` has a small Mixtral, of random weights, go
-on from random prompts. Peers are transformers' `generate` and a bare loop over its forward with its cache, which leaves out what `generate`
-does besides; both with each implementation of the experts. All have the same number of threads and float32.
+`python -m benchmarks.decode [--batch 1 --batch 8] [--rounds 5] [--threads 2] [--out FILE.json]` lets a small Mixtral with random
+weights continue random prompts. Peers are transformers' `generate` and a bare loop over its forward pass with its cache, without what
+`generate` does besides; both with each implementation of the experts. All use the same number of threads and float32.
 
-- A process for each. Each makes two runs first; those far behind another implementation go, the others take turns. A peer's figure is that
-  of its implementation with the lowest median.
-- A run is a whole call: the prompts read, then every new token. Ratios are of median times.
-- A side's tokens are compared by their checksum: equal to minimoe's, or the row says so.
+- Each has its own process and makes two untimed runs. Implementations far behind another are dropped, the others take turns. A peer's
+  figure is that of its implementation with the lowest median.
+- A run is a whole call: it reads the prompts, then makes every new token. Ratios are of median times.
+- A side's tokens are compared with minimoe's by their checksum; a row whose tokens differ says so.
 """
 
 import argparse
@@ -36,14 +36,14 @@ MODEL = ModelConfig(
     d_model=512, n_layers=8, n_heads=8, n_kv_heads=4, d_hidden=1024, max_seq_len=512, vocab_size=8192, init_std=0.2,
     moe=MoEConfig(n_experts=8, top_k=2),
 )  # fmt: skip
-PROMPT, NEW = 32, 128  # tokens read, and made, in each row
-FAR = 3.0  # times slower than another implementation: it need not take turns
+PROMPT, NEW = 32, 128  # tokens read and tokens made in each row
+FAR = 3.0  # an implementation so many times slower than another is dropped
 IMPLEMENTATIONS = ("eager", "grouped_mm", "batched_mm")
 OURS, GENERATE, LOOP = "minimoe, numba", "transformers generate", "transformers forward in a loop"
 
 
 def prompts_of(case: Case) -> Any:
-    """int64 [batch, PROMPT]"""
+    """Random prompts.   -> int64 [batch, PROMPT]"""
     assert case.model.vocab_size is not None
     return np.random.default_rng(0).integers(0, case.model.vocab_size, (case.batch, PROMPT))
 
@@ -74,24 +74,24 @@ def their_model(case: Case, implementation: str) -> Any:
     from minimoe.model.transformer import Transformer
 
     c = case.model
-    ours = Transformer(c, seed=0, backend=load("numpy")).state_dict()
+    arrays = Transformer(c, seed=0, backend=load("numpy")).state_dict()
     state = {
-        "model.embed_tokens.weight": ours["embed.weight"],
-        "model.norm.weight": ours["norm.weight"],
-        "lm_head.weight": ours["head.weight"],
+        "model.embed_tokens.weight": arrays["embed.weight"],
+        "model.norm.weight": arrays["norm.weight"],
+        "lm_head.weight": arrays["head.weight"],
     }
     ends = np.cumsum([c.n_heads * c.head_width, c.kv_heads * c.head_width])
     for i in range(c.n_layers):
         a, b = f"model.layers.{i}.", f"blocks.{i}."
-        qkv = np.split(ours[f"{b}attention.qkv_proj.weight"], ends)
+        qkv = np.split(arrays[f"{b}attention.qkv_proj.weight"], ends)
         state |= {f"{a}self_attn.{name}_proj.weight": part for name, part in zip("qkv", qkv, strict=True)}
         state |= {
-            a + "self_attn.o_proj.weight": ours[b + "attention.o_proj.weight"],
-            a + "input_layernorm.weight": ours[b + "attention_norm.weight"],
-            a + "post_attention_layernorm.weight": ours[b + "ffn_norm.weight"],
-            a + "mlp.gate.weight": ours[b + "moe.router.weight"],
-            a + "mlp.experts.gate_up_proj": ours[b + "moe.experts.gate_up_proj"],
-            a + "mlp.experts.down_proj": ours[b + "moe.experts.down_proj"],
+            a + "self_attn.o_proj.weight": arrays[b + "attention.o_proj.weight"],
+            a + "input_layernorm.weight": arrays[b + "attention_norm.weight"],
+            a + "post_attention_layernorm.weight": arrays[b + "ffn_norm.weight"],
+            a + "mlp.gate.weight": arrays[b + "moe.router.weight"],
+            a + "mlp.experts.gate_up_proj": arrays[b + "moe.experts.gate_up_proj"],
+            a + "mlp.experts.down_proj": arrays[b + "moe.experts.down_proj"],
         }
     model = mixtral_model(case, implementation).eval()
     model.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})
@@ -132,8 +132,8 @@ def loop_run(case: Case, implementation: str) -> Step:
 # ---- in the process that asks --------------------------------------------------------------------------------------------------------
 
 
-class Entry(NamedTuple):
-    """One that takes its turns: which side, with which implementation of the experts."""
+class Contender(NamedTuple):
+    """A side with one implementation of the experts, and the process in which it takes its turns."""
 
     side: str
     experts: str
@@ -141,20 +141,20 @@ class Entry(NamedTuple):
 
     @property
     def median(self) -> float:
-        """Seconds of a run."""
+        """Median seconds of a run."""
         return statistics.median(self.worker.times)
 
 
 def sides(threads: int) -> list[tuple[str, str, Side]]:
-    """What competes: name, implementation of the experts, how it is made."""
+    """All sides: name, implementation of the experts, and how it is made."""
     libraries = ("torch", "transformers", "transformers.models.mixtral.modeling_mixtral")
     peers: dict[str, Callable[..., Step]] = {GENERATE: generate_run, LOOP: loop_run}
     theirs = [(name, style, Side("eager", libraries, make, (style,))) for name, make in peers.items() for style in IMPLEMENTATIONS]
     return [(OURS, "", Side("minimoe", ("minimoe_numba",), minimoe_run, (threads,))), *theirs]
 
 
-def started(case: Case, threads: int, console: Console) -> Iterator[Entry]:
-    """All that run here after their first run, but for those that are far behind."""
+def started(case: Case, threads: int, console: Console) -> Iterator[Contender]:
+    """Start each side and run it twice; gives those that work here and are not far behind."""
     best: dict[str, float] = {}
     for name, experts, side in sides(threads):
         worker = Worker(side, case, threads, patience=300.0)
@@ -167,36 +167,37 @@ def started(case: Case, threads: int, console: Console) -> Iterator[Entry]:
         console.print(f"  {name} {experts}: {case.tokens / worker.times[0]:.0f} tokens/s", markup=False)
         best[name] = min(worker.times[0], best.get(name, math.inf))
         if worker.times[0] < FAR * best[name]:
-            yield Entry(name, experts, worker)
+            yield Contender(name, experts, worker)
         else:
             worker.stop()
 
 
 def measure(case: Case, threads: int, rounds: int, console: Console) -> dict[str, Any]:
-    """All in turns; of each side a row of figures, of its fastest implementation."""
-    entries: list[Entry] = []
+    """Measure all in turns.   -> for each side a row of figures of its fastest implementation"""
+    contenders: list[Contender] = []
     try:
-        entries.extend(started(case, threads, console))
-        for _, _, worker in entries:
+        contenders.extend(started(case, threads, console))
+        for _, _, worker in contenders:
             worker.times = []
         for done in range(1, rounds + 1):
-            for _, _, worker in entries:
+            for _, _, worker in contenders:
                 worker.times += worker.take(1)
-            console.print(f"  round {done} of {rounds}: " + " | ".join(f"{entry.worker.times[-1]:.2f} s" for entry in entries))
+            console.print(f"  round {done} of {rounds}: " + " | ".join(f"{contender.worker.times[-1]:.2f} s" for contender in contenders))
     finally:
-        for _, _, worker in entries:
+        for _, _, worker in contenders:
             worker.stop()
-    best = {name: min((e for e in entries if e.side == name), key=lambda e: e.median) for name in dict.fromkeys(e.side for e in entries)}
-    return {name: row(case, entry, best[OURS], [e for e in entries if e.side == name]) for name, entry in best.items()}
+    names = dict.fromkeys(c.side for c in contenders)
+    best = {name: min((c for c in contenders if c.side == name), key=lambda c: c.median) for name in names}
+    return {name: row(case, contender, best[OURS], [c for c in contenders if c.side == name]) for name, contender in best.items()}
 
 
-def row(case: Case, entry: Entry, own: Entry, tried: list[Entry]) -> dict[str, Any]:
-    """What the JSON file says of a side."""
-    times = entry.worker.times
+def row(case: Case, contender: Contender, own: Contender, tried: list[Contender]) -> dict[str, Any]:
+    """A side's row in the JSON file."""
+    times = contender.worker.times
     return {
-        "experts": entry.experts, "median_s": entry.median, "fastest_s": min(times), "slowest_s": max(times), "runs": len(times),
-        "tokens_per_s": case.tokens / entry.median, "over_minimoe": entry.median / own.median,
-        "same_tokens": entry.worker.loss == own.worker.loss, "peak_mb": entry.worker.peak / 1e6,
+        "experts": contender.experts, "median_s": contender.median, "fastest_s": min(times), "slowest_s": max(times), "runs": len(times),
+        "tokens_per_s": case.tokens / contender.median, "over_minimoe": contender.median / own.median,
+        "same_tokens": contender.worker.loss == own.worker.loss, "peak_mb": contender.worker.peak / 1e6,
         "tokens_per_s_by_experts": {other.experts: case.tokens / other.median for other in tried},
     }  # fmt: skip
 

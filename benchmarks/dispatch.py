@@ -1,7 +1,7 @@
-"""What it costs to hand a kernel to a second thread: minimoe_numba's pool beside Python's locks.
+"""The cost of running half of a kernel on a second thread: minimoe_numba's pool beside Python's locks.
 
-`python -m benchmarks.dispatch`. The same work, halved over two threads; microseconds a call, medians. A lock wakes a sleeping thread and
-passes the GIL to it; the pool's worker watches a counter without the GIL.
+`python -m benchmarks.dispatch`. The same work is divided over two threads; figures are medians in microseconds per call. A lock wakes a
+sleeping thread and passes the GIL to it; the pool's worker watches a counter without the GIL.
 """
 
 import statistics
@@ -19,7 +19,7 @@ from minimoe_numba.compiling import FAST
 from minimoe_numba.kernel import F1, kernel
 from minimoe_numba.machine import machine as kernel_machine
 
-PASSES = 64  # over each element: work that stays in the core
+PASSES = 64  # over each element, so that the work stays in the core's cache
 
 
 @kernel

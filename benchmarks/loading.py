@@ -1,7 +1,7 @@
-"""What opening a large model folder takes: `python -m benchmarks.loading [--gigabytes 2] [--max-memory 1]`.
+"""Time and memory of opening a large model folder: `python -m benchmarks.loading [--gigabytes 2] [--max-memory 1]`.
 
-A Mixtral-shaped folder of random bf16 weights is written into a temporary place, and opened by a fresh process that tells its resident
-memory before, after, and while it generates; with --max-memory its weights may take no more than that.
+A Mixtral-shaped folder of random bf16 weights is written to a temporary folder, and opened by a fresh process that reports its
+resident memory before, after, and while it generates; with --max-memory its weights take no more than that.
 """
 
 import argparse
@@ -38,7 +38,7 @@ for token in generate_ids(model, [1, 2, 3], tokens, Sampling(temperature=0.0)):
         first, began = time.perf_counter() - began, time.perf_counter()
 took = time.perf_counter() - began
 touched = sum(int((np.asarray(rows) > 0).sum()) for rows in model.expert_rows)
-print(json.dumps({"open_s": opened, "opened_bytes": after - before, "first_token_s": first, "s_a_token": took / max(1, tokens - 1),
+print(json.dumps({"open_s": opened, "opened_bytes": after - before, "first_token_s": first, "s_per_token": took / max(1, tokens - 1),
                   "generating_bytes": peak - before, "experts_touched": touched, "ids": ids}))
 """
 
@@ -61,12 +61,12 @@ def main() -> None:
     parser.add_argument("--backend", default="numba")
     parser.add_argument("--json", type=Path, help="write the figures there")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
-        path = Path(place) / "model"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model"
         size = write_random(path, mixtral_config(arguments.gigabytes))
         found = measure(path, int((arguments.max_memory or 0) * 1e9), arguments.tokens, arguments.backend)
     print(f"{size / 1e9:.2f} GB of bf16: opened in {found['open_s']:.2f} s, {found['opened_bytes'] / size:.1%} of its size resident")
-    print(f"first token after {found['first_token_s']:.1f} s, then {found['s_a_token']:.2f} s a token")
+    print(f"first token after {found['first_token_s']:.1f} s, then {found['s_per_token']:.2f} s per token")
     print(f"at most {found['generating_bytes'] / 1e9:.2f} GB resident, {found['experts_touched']} experts touched")
     if arguments.json:
         figures = {"machine": machine(), "bytes": size, "max_memory_gb": arguments.max_memory, **found}

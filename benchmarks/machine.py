@@ -1,4 +1,4 @@
-"""The machine and the libraries that a figure was taken with."""
+"""The machine and the libraries with which a figure was measured."""
 
 import os
 import platform

@@ -1,7 +1,7 @@
-"""What the allocator's settings are worth: a training step with glibc as it comes, with freed memory kept, and with huge pages as well.
+"""The effect of the allocator's settings: a training step with glibc's defaults, with freed memory kept, and with huge pages as well.
 
-`python -m benchmarks.memory [tiny] [--backend numba] [--rounds 5]`. A process for each measurement, in turns; the median of the steps of
-each, then the median over the rounds. Page faults are those of one step.
+`python -m benchmarks.memory [tiny] [--backend numba] [--rounds 5]`. Each measurement has its own process, in turns; figures are the median
+over its steps, then over the rounds. Page faults are those of one step.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from rich.table import Table
 from benchmarks import models
 from benchmarks.machine import machine
 
-SETTINGS = {"as it comes": None, "freed memory kept": False, "kept, in huge pages": True}
+SETTINGS = {"default": None, "freed memory kept": False, "kept, in huge pages": True}
 
 
 def measure(name: str, backend: str, huge_pages: bool | None, answer: Any) -> None:
@@ -59,7 +59,7 @@ def main() -> None:
             process.join()
     console = Console()
     console.print(machine())
-    table = Table("glibc's malloc", "ms a step", "fastest round", "page faults a step", title=f"{options.name} on {options.backend}")
+    table = Table("glibc's malloc", "ms per step", "fastest round", "page faults per step", title=f"{options.name} on {options.backend}")
     for setting, rows in results.items():
         times, faults = zip(*rows, strict=True)
         table.add_row(setting, f"{statistics.median(times):.1f}", f"{min(times):.1f}", f"{statistics.median(faults):,.0f}")

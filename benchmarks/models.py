@@ -1,4 +1,4 @@
-"""The models that the CPU benchmark trains: a shape, the tokens of a step, and the matrix products that it cannot do without."""
+"""The models of the CPU benchmark: their shapes, the tokens of a step, and the matrix products that a step needs."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from minimoe.config.cost import parameter_shapes, part_of, vocabulary
 
 BYTES, CHARACTERS = 256, 65  # vocabularies: of bytes, and of tinyshakespeare
 
-# width, layers, heads, key/value heads, hidden width (of one expert), experts, experts a token, sequence, batch
+# width, layers, heads, key/value heads, hidden width (of one expert), experts, experts per token, sequence, batch
 SHAPES = {
     "tiny": (128, 4, 4, 2, 256, 8, 2, 128, 16),
     "small": (256, 6, 8, 4, 512, 8, 2, 256, 8),
@@ -24,7 +24,7 @@ NAMES = ("tiny", "small", "many", "dense", "nano", "micro", "micro-moe")
 
 
 class Case(NamedTuple):
-    """A model, and how many tokens a step has."""
+    """A model, and the tokens of a step."""
 
     name: str
     model: ModelConfig
@@ -33,7 +33,7 @@ class Case(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Tokens a step."""
+        """Tokens per step."""
         return self.batch * self.seq_len
 
     def random_batch(self) -> tuple[Any, Any]:
@@ -43,7 +43,7 @@ class Case(NamedTuple):
 
 
 def case(name: str) -> Case:
-    """One of `NAMES`, or a preset of minimoe (over bytes where it leaves the vocabulary to a tokenizer). Raises `ConfigError`."""
+    """One of `NAMES`, or a preset of minimoe (over bytes if its vocabulary comes from a tokenizer). Raises `ConfigError`."""
     if name in SHAPES:
         d, layers, heads, kv, hidden, experts, k, seq, batch = SHAPES[name]
         moe = MoEConfig(n_experts=experts, top_k=k, d_hidden=hidden, aux_loss_coef=0.01, z_loss_coef=0.0) if experts else None
@@ -67,7 +67,7 @@ class Product(NamedTuple):
 
     @property
     def training_flops(self) -> int:
-        """Two a multiply-add, of the three products."""
+        """FLOPs of the three products, two per multiply-add."""
         return 3 * 2 * self.rows * self.out * self.into
 
 

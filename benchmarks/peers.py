@@ -1,10 +1,10 @@
-"""The sides of the CPU benchmark: each makes the same whole training step of a model, or the matrix products of one alone.
+"""The sides of the CPU benchmark: each does the same whole training step of a model, or only the matrix products of one.
 
-A step is forward, backward, clipping to a norm of 1.0 and AdamW, in float32, on the same tokens; its loss is read at its end. PyTorch is
-written as it is at its best: fused AdamW, gradients freed, a parameter for each expert, rotary tables kept, nothing read back but the rows
-of each expert where the style needs them. Of transformers it is Mixtral with each implementation of its experts; its balance loss pools
-the layers instead of adding them up, at the same price. `torch.compile` takes the whole model, or leaves the experts, whose shapes differ
-from step to step, to eager mode ("compiled around the experts").
+A step is forward, backward, clipping to a norm of 1.0 and AdamW, in float32, on the same tokens; its loss is read at its end. minimoe's is
+`minimoe/training/step.py`. PyTorch is written in its fastest form: fused AdamW, gradients freed, a parameter for each expert, rotary tables
+kept, nothing read back except the rows of each expert if the style needs them. transformers is measured as Mixtral with each implementation
+of its experts; its balance loss pools the layers instead of adding them, at the same cost. `torch.compile` takes the whole model, or leaves
+the experts, whose shapes differ from step to step, to eager mode ("compiled around the experts").
 """
 
 from collections.abc import Callable
@@ -18,11 +18,11 @@ from minimoe.backend import BUILT_IN
 
 Step = Callable[[], float]
 Kind = Literal["minimoe", "eager", "compiled", "products"]
-MAX_GATHERED = 256 * 2**20  # bytes of one layer's weights that Mixtral's batched_mm may copy, a copy a row
+MAX_GATHERED = 256 * 2**20  # bytes of one layer's weights that Mixtral's batched_mm may copy, one for each row
 
 
 class Side(NamedTuple):
-    """How a side is made: `make(case, *arguments)` gives its step, once `libraries` are imported."""
+    """How a side is made: `make(case, *arguments)` gives its step after `libraries` are imported."""
 
     kind: Kind
     libraries: tuple[str, ...]
@@ -81,7 +81,7 @@ def minimoe_step(case: Case, backend: str, threads: int) -> Step:
 
 
 def products_step(case: Case) -> Step:
-    """Each product of a training step once, by NumPy, into arrays that exist: each weight its own, activations shared by shape."""
+    """Each product of a training step once, by NumPy into existing arrays: one for each weight, activations shared by shape."""
     rng = np.random.default_rng(0)
     shared: dict[tuple[str, int, int], Any] = {}
 
@@ -134,14 +134,14 @@ def torch_step(case: Case, style: str, compiled: str) -> Step:
 
 
 def torch_model(case: Case, style: str) -> Any:
-    """A TorchTransformer: a grouped product needs its experts stacked, all else has them one by one."""
+    """A TorchTransformer: a grouped product needs stacked experts, the other styles have one parameter for each."""
     from benchmarks.torch_models import TorchTransformer
 
     return TorchTransformer(case.model, style or "sorted", separate_experts=style != "grouped")  # type: ignore[arg-type]
 
 
 def whole_step(case: Case, parameters: list[Any], losses: Callable[[Any, Any], tuple[Any, Any]]) -> Step:
-    """A training step in PyTorch; `losses` gives the cross-entropy and what is differentiated."""
+    """A training step in PyTorch; `losses` gives the cross-entropy and the loss to differentiate."""
     import torch
 
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1, fused=True)
@@ -162,7 +162,7 @@ def whole_step(case: Case, parameters: list[Any], losses: Callable[[Any, Any], t
 
 
 def is_mixtral(case: Case) -> bool:
-    """Has transformers' Mixtral this very model?"""
+    """True if transformers' Mixtral can be this model."""
     m = case.model
     if m.moe is None or m.moe_layers() != tuple(range(m.n_layers)):
         return False
@@ -172,8 +172,8 @@ def is_mixtral(case: Case) -> bool:
 
 
 def mixtral_sides(case: Case, compiled: bool) -> dict[str, Side]:
-    """Its experts eager (a loop), by grouped products, and by batched ones: these copy an expert's weights for each row, so only where
-    the copies are small. Grouped products also compiled: nothing in them stops the compiler."""
+    """Its experts eager (a loop), by grouped products, and by batched ones; these copy an expert's weights for each row, and are measured
+    only if the copies are small. Grouped products are also compiled, since nothing in them stops the compiler."""
     m = case.model
     assert m.moe is not None
     libraries = ("torch", "transformers", "transformers.models.mixtral.modeling_mixtral")
@@ -203,7 +203,7 @@ def mixtral_model(case: Case, implementation: str) -> Any:
 
 
 def mixtral_losses(model: Any) -> Callable[[Any, Any], tuple[Any, Any]]:
-    """Cross-entropy, and with the weighted balance loss.   tokens, targets [B, T] int64"""
+    """Gives the cross-entropy alone and with the weighted balance loss.   tokens, targets [B, T] int64"""
     import torch.nn.functional as F
 
     def losses(tokens: Any, targets: Any) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""The picture of the CPU benchmark: a panel a model, a bar a side. `python -m benchmarks.plot_cpu RESULTS.json FILE.svg` draws it anew."""
+"""The plot of the CPU benchmark: a panel for each model, a bar for each side. `python -m benchmarks.plot_cpu RESULTS.json FILE.svg`"""
 
 import json
 import sys
@@ -9,11 +9,11 @@ INK = "#7d8590"  # reads on white and on black
 COLOURS = {"minimoe": "#2f81c5", "eager": "#9aa1ab", "compiled": "#c2873c"}
 LABELS = {"minimoe": "minimoe", "eager": "PyTorch, transformers: eager", "compiled": "torch.compile"}
 DASHES = (0, (3, 2))
-BAR, PANEL = 0.22, 0.4  # inches: of a bar, and around a panel's bars
+BAR, PANEL = 0.22, 0.4  # inches: height of a bar, space around the bars of a panel
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """Medians in ms a step as horizontal bars; a line where the matrix products alone would end. What failed is left out."""
+    """Draw medians in ms per step as horizontal bars, with a line for the matrix products alone. Sides that failed are left out."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -50,12 +50,12 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
 
 def drawn_rows(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The sides that have a bar: all but the products and what failed."""
+    """The sides that have a bar: all except the products and those that failed."""
     return {name: row for name, row in found["sides"].items() if "failed" not in row and row["kind"] != "products"}
 
 
 def panel(axis: Any, name: str, rows: dict[str, dict[str, Any]], found: dict[str, Any]) -> None:
-    """One model: its bars from top to bottom, each with its figure."""
+    """Draw one model: its bars from top to bottom, each with its figure."""
     values = [row["median_ms"] for row in rows.values()]
     bars = axis.barh(list(rows), values, color=[COLOURS[row["kind"]] for row in rows.values()], height=0.72)
     axis.bar_label(bars, labels=[f"{value:,.0f}" if value >= 100 else f"{value:.1f}" for value in values], padding=3)

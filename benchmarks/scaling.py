@@ -1,8 +1,8 @@
-"""Two things that must not grow: a routed layer's time with its number of experts, a model's memory with the square of its sequences.
+"""Two things that must not grow: a routed layer's time with its number of experts, a model's memory with the square of sequence length.
 
 `python -m benchmarks.scaling [--backend numba] [--rounds 9] [--out FILE]`. The layer: forward and backward of 8,192 tokens, D = H = 256, 2
-experts a token, for 8 to 64 experts, beside the bytes of weights and their gradients. The model: a training step of 4,096 tokens in
-sequences of 256 to 2,048, each length in a process of its own; memory is the most that the process held, less what it held before the model
+experts per token, for 8 to 64 experts, beside the bytes of weights and their gradients. The model: a training step of 4,096 tokens in
+sequences of 256 to 2,048, each length in a process of its own; memory is the peak of the process less what it held before the model
 was made.
 """
 
@@ -27,7 +27,7 @@ STEP_TOKENS, LENGTHS = 4096, (256, 512, 1024, 2048)
 
 
 def layer_step(experts: int, backend: str) -> Callable[[], None]:
-    """Forward and backward of one routed layer, gradients written over the last ones."""
+    """Forward and backward of one routed layer; each gradient overwrites the one before."""
     import minimoe as mm
     from minimoe.backend import use_backend
 
@@ -47,7 +47,7 @@ def layer_step(experts: int, backend: str) -> Callable[[], None]:
 
 
 def time_layers(backend: str, rounds: int) -> list[dict[str, float]]:
-    """Sizes take turns."""
+    """Time a layer of each size, in turns."""
     steps = {experts: layer_step(experts, backend) for experts in EXPERTS}
     times: dict[int, list[float]] = {experts: [] for experts in EXPERTS}
     for turn in range(rounds + 2):
@@ -65,7 +65,7 @@ def time_layers(backend: str, rounds: int) -> list[dict[str, float]]:
 
 
 def step_memory(length: int, backend: str, answer: Any) -> None:
-    """In a process of its own: the most memory of three training steps."""
+    """Answer with the peak memory of three training steps; runs in its own process."""
     from minimoe.backend import load
     from minimoe.config import Config, ModelConfig, TrainConfig
     from minimoe.study.bench import TrainingStep

@@ -1,9 +1,9 @@
-"""The decoder of minimoe's Transformer as PyTorch people write it: the peer of the benchmarks and of the live parity tests.
+"""The decoder of minimoe's Transformer as PyTorch users write it: the peer of the benchmarks and of the live parity tests.
 
 Parameters have minimoe's names, shapes and orientation, so `load_arrays(model, minimoe_model.state_dict())` is strict; with
-`separate_experts` the experts' stacks are lists of one parameter an expert. Attention goes through `scaled_dot_product_attention`. The
-routed layer comes in the three styles that people write: a loop over experts that gathers each expert's tokens ("loop"), tokens sorted
-by expert once, then one contiguous slice an expert ("sorted"), or all slices in one `grouped_mm` ("grouped"; needs the stacks).
+`separate_experts` the experts' stacks are lists with a parameter for each expert. Attention goes through `scaled_dot_product_attention`.
+The routed layer comes in the three usual styles: a loop over experts that gathers each expert's tokens ("loop"), tokens sorted by expert
+once, then one contiguous slice for each expert ("sorted"), or all slices in one `grouped_mm` ("grouped"; needs the stacks).
 """
 
 import math
@@ -147,7 +147,7 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
-    """E FFNs, their weights stacked, or `separate`: a parameter an expert, so that no gradient has to be stacked."""
+    """E FFNs with stacked weights or, if `separate`, a parameter for each expert, so that no gradient has to be stacked."""
 
     def __init__(self, config: ModelConfig, n_experts: int, separate: bool) -> None:
         super().__init__()
@@ -180,7 +180,7 @@ class Experts(nn.Module):
 
 
 class MoE(nn.Module):
-    """The routed layer, dropless: y = sum over a token's experts of weight * expert(x), plus the shared experts."""
+    """The routed layer, dropless: y = sum over the experts of a token of weight * expert(x), plus the shared experts."""
 
     def __init__(self, config: ModelConfig, style: MoEStyle, separate: bool) -> None:
         super().__init__()
@@ -279,7 +279,7 @@ class TorchTransformer(nn.Module):
                 parameter.normal_(0.0, residual_std if "o_proj" in name or "down_proj" in name else self.config.init_std)
 
     def run_blocks(self, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """tokens [B, T] -> logits [B, T, V], and of each routed layer its loss"""
+        """tokens [B, T] -> logits [B, T, V], and the loss of each routed layer"""
         x = self.embed(tokens)
         if self.positions is not None:
             x = x + self.positions.weight[: tokens.shape[1]]
@@ -304,7 +304,7 @@ class TorchTransformer(nn.Module):
 
 
 def check_supported(config: ModelConfig) -> None:
-    """Refuse what this peer would otherwise ignore in silence."""
+    """Refuse configurations that this peer would otherwise silently ignore."""
     wrong = []
     if config.vocab_size is None:
         raise ConfigError("the PyTorch peer needs model.vocab_size")

@@ -25,7 +25,7 @@ EVAL_WINDOWS = 256
 
 
 def model_config(vocab_size: int, moe: bool) -> ModelConfig:
-    """4 layers of 4 heads and width 128; with `moe` every FFN becomes 8 experts of half its width, 2 a token."""
+    """4 layers of 4 heads and width 128; with `moe` every FFN becomes 8 experts of half its width, 2 per token."""
     experts = MoEConfig(n_experts=8, top_k=2, d_hidden=256) if moe else None
     return ModelConfig(
         d_model=128, n_layers=4, n_heads=4, d_hidden=512, max_seq_len=CONTEXT, vocab_size=vocab_size, norm="layer",
@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="tinyshakespeare.txt")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--moe", action="store_true", help="8 experts of half the width, 2 a token, in place of every FFN")
+    parser.add_argument("--moe", action="store_true", help="8 experts of half the width, 2 per token, instead of every FFN")
     parser.add_argument("--threads", type=int, default=0, help="0: PyTorch's choice")
     parser.add_argument("--json", action="store_true", help="one JSON object and nothing else")
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""A process for each side of a benchmark, asleep on a pipe until its turn: nothing of one side runs while another is measured."""
+"""A process for each side of a benchmark, which waits on a pipe for its turn: while one side is measured, no other runs."""
 
 import math
 import multiprocessing
@@ -20,16 +20,16 @@ from benchmarks.models import Case
 from benchmarks.peers import Side
 
 QUIET = 0.05  # seconds before each turn
-TURN = 0.25  # seconds that short steps fill
-MOST = 20  # steps a turn
-WARM_UP, WARM_UP_COMPILED = 3, 10  # untimed steps after the first; a compiler meets new shapes for some steps
+TURN = 0.25  # seconds of a turn if steps are short
+MOST = 20  # steps per turn
+WARM_UP, WARM_UP_COMPILED = 3, 10  # untimed steps after the first; compilers see new shapes for some steps
 
 
 # ---- in a side's process -------------------------------------------------------------------------------------------------------
 
 
 def serve(side: Side, case: Case, threads: int, pipe: Connection) -> None:
-    """Make the step, then take as many as the pipe asks for, until it asks for 0. Answers: times, loss, memory; or why not."""
+    """Make the step, then do as many as the pipe asks for, until it asks for 0. Answers with times, loss and memory, or an error."""
     try:
         for library in side.libraries:
             import_module(library)
@@ -41,12 +41,12 @@ def serve(side: Side, case: Case, threads: int, pipe: Connection) -> None:
             while count := pipe.recv():
                 times, loss = timed(step, count)
                 pipe.send({"times": times, "loss": loss, "peak": memory("VmHWM"), "before": before})
-    except Exception as error:  # of whatever library: it becomes the row's text
+    except Exception as error:  # of any library: it becomes the row's text
         pipe.send({"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})
 
 
 def timed(step: Any, count: int) -> tuple[list[float], float]:
-    """Seconds of each step, and the last one's loss."""
+    """Seconds of each step, and the loss of the last."""
     times, loss = [], math.nan
     for _ in range(count):
         began = time.perf_counter()
@@ -56,7 +56,7 @@ def timed(step: Any, count: int) -> tuple[list[float], float]:
 
 
 def memory(field: str) -> int:
-    """Bytes that this process holds (VmRSS) or held at most (VmHWM); where the system does not say, the most it held."""
+    """Bytes that this process holds (VmRSS) or held at most (VmHWM); on systems without /proc, the most it held."""
     status = Path("/proc/self/status")
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith(field))
@@ -69,7 +69,7 @@ def memory(field: str) -> int:
 
 
 class Worker:
-    """A side in its own process, asleep on a pipe until it is asked."""
+    """A side in its own process, which waits on a pipe until it is asked."""
 
     def __init__(self, side: Side, case: Case, threads: int, patience: float) -> None:
         context = multiprocessing.get_context("spawn")
@@ -85,7 +85,7 @@ class Worker:
         self.failed = ""
 
     def take(self, count: int) -> list[float]:
-        """So many steps; none from a side that failed or has not answered in time."""
+        """Let the side do `count` steps.   -> their seconds; none from a side that failed or did not answer in time"""
         if self.failed:
             return []
         time.sleep(QUIET)
@@ -106,14 +106,14 @@ class Worker:
         return times
 
     def warm_up(self) -> None:
-        """The first step, which stands apart, and the untimed ones."""
+        """Do the first step, which is reported separately, and the untimed ones."""
         first = self.take(1)
         if first:
             self.first, self.ready = first[0], time.perf_counter() - self.began
             self.times = self.take(WARM_UP_COMPILED if self.kind == "compiled" else WARM_UP)
 
     def stop(self) -> None:
-        """End the process, by force if it is busy."""
+        """End the process; kill it if it is busy."""
         with suppress(OSError):
             self.pipe.send(0)
         self.process.join(0 if self.failed else 5)
@@ -122,7 +122,7 @@ class Worker:
             self.process.join()
 
     def row(self, tokens: int) -> dict[str, Any]:
-        """What the JSON file says of a side."""
+        """A side's row in the JSON file."""
         if self.failed:
             return {"kind": self.kind, "failed": self.failed}
         median = statistics.median(self.times)
@@ -140,7 +140,7 @@ class Worker:
 
 
 def measure(case: Case, chosen: dict[str, Side], rounds: int, threads: int, patience: float, console: Console) -> dict[str, Any]:
-    """All sides of one model, in turns; a row of figures for each, or why it has none."""
+    """Measure all sides of one model in turns.   -> for each a row of figures, or why it has none"""
     workers: dict[str, Worker] = {}
     try:
         for name, side in chosen.items():

@@ -1,8 +1,8 @@
-"""What upcycling is worth: a dense model trained on, the same made into experts, and experts from scratch, at equal further steps.
+"""The gain of upcycling: a dense model trained further, the same model made into experts, and experts from scratch, for equal steps.
 
 `python -m benchmarks.upcycling [--steps 300] [--seeds 1] [--out FILE.json]`. The dense model of the preset tiny-dense is trained for
-`steps`; then, each with a fresh schedule of as many steps: the dense model goes on; its upcycled copies (8 experts, top 2) go on; a routed
-model starts from nothing. Last, a routed model from nothing has all the steps that the upcycled one had together.
+`steps` steps; then, each with a new schedule of as many steps: the dense model continues; its upcycled copies (8 experts, top 2) continue;
+a routed model starts from scratch. Last, a routed model starts from scratch and has all the steps of the upcycled one.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def train(config: Config, root: Path, state: dict[str, Any] | None = None) -> Tr
 
 
 def ladder(seed: int, steps: int, root: Path) -> dict[str, float]:
-    """Validation loss of each way, nats a token."""
+    """Validation loss of each way, in nats per token."""
     dense_config = configuration("tiny-dense", seed, steps)
     hidden = f"moe.d_hidden={dense_config.model.d_hidden}"
     routed_config = configuration("tiny-dense", seed, steps, ("moe.n_experts=8", "moe.top_k=2", hidden))

@@ -1,4 +1,4 @@
-"""The command: its parts, each with a share of the time, and the files that it leaves. What is measured stands in `__init__.py`."""
+"""The command: its parts, each with a share of the time, and the files that it writes. `__init__.py` says what is measured and how."""
 
 import argparse
 import json
@@ -22,12 +22,12 @@ from benchmarks.gpu.suite import suite
 from benchmarks.gpu.workers import Deadline, machine_facts, measured
 from minimoe.errors import UserError
 
-RESERVE = 15.0  # seconds, for what is under way when the time is up, and for the report
-MEMORY = 0.9  # of the card's, for what is measured side by side
+RESERVE = 15.0  # seconds for work in progress when the time is up, and for the report
+MEMORY = 0.9  # fraction of the card's memory for sides that are measured together
 
 
-class Run:
-    """A run's results, and the files that they are kept in."""
+class Session:
+    """The results of one run of the command, and the files that hold them."""
 
     def __init__(self, out: Path, scale: str) -> None:
         self.out, self.scale = out, scale
@@ -40,7 +40,7 @@ class Run:
         return MEMORY * 1e9 * float(self.results.get("machine", {}).get("memory_gb", math.inf))
 
     def add(self, part: str, rows: list[Row]) -> None:
-        """Rows of a part, kept at once."""
+        """Add rows of a part, and save them at once."""
         self.results.setdefault(part, []).extend({"part": part, **row} for row in rows)
         self.save()
         for row in rows:
@@ -48,11 +48,11 @@ class Run:
             print(f"  {row.get('kernel', part)}, {sizes(row)}, {row['dtype']}, {row['side']}: {figure}", flush=True)
 
     def save(self) -> None:
-        """gpu.json, whole at any moment."""
+        """Write gpu.json, which is whole at any moment."""
         write(self.out / "gpu.json", json.dumps(self.results, indent=1) + "\n")
 
     def finish(self) -> str:
-        """All three files; gives the text."""
+        """Write all three files.   -> the text"""
         conclude(self.results)
         self.save()
         text = as_text(self.results)
@@ -62,7 +62,7 @@ class Run:
 
 
 def write(path: Path, text: str) -> None:
-    """A file that is the old one or the new one, whenever one looks."""
+    """Replace a file in one step: readers see the old text or the new."""
     draft = path.with_suffix(path.suffix + ".part")
     draft.write_text(text, encoding="utf-8")
     os.replace(draft, path)
@@ -71,43 +71,43 @@ def write(path: Path, text: str) -> None:
 # ---- the parts -------------------------------------------------------------------------------------------------------------------------
 
 
-def find_machine(run: Run, deadline: Deadline) -> None:
-    run.results["machine"] = machine_facts(run.scale, deadline, run.log)
+def find_machine(session: Session, deadline: Deadline) -> None:
+    session.results["machine"] = machine_facts(session.scale, deadline, session.log)
 
 
-def run_tests(run: Run, deadline: Deadline) -> None:
-    for name, outcome in suite(run.out, deadline):
-        run.results.setdefault("tests", {})[name] = outcome
-        run.save()
+def run_tests(session: Session, deadline: Deadline) -> None:
+    for name, outcome in suite(session.out, deadline):
+        session.results.setdefault("tests", {})[name] = outcome
+        session.save()
 
 
-def find_ceilings(run: Run, deadline: Deadline) -> None:
-    for rows in measured("ceilings", run.scale, deadline, run.log):
-        run.add("ceilings", rows)
-        run.results["rates"] = ceilings_of(run.results["ceilings"])
+def find_ceilings(session: Session, deadline: Deadline) -> None:
+    for rows in measured("ceilings", session.scale, deadline, session.log):
+        session.add("ceilings", rows)
+        session.results["rates"] = ceilings_of(session.results["ceilings"])
 
 
-def measure_kernels(run: Run, deadline: Deadline) -> None:
-    for rows in measured("kernels", run.scale, deadline, run.log):
-        run.add("kernels", rows)
+def measure_kernels(session: Session, deadline: Deadline) -> None:
+    for rows in measured("kernels", session.scale, deadline, session.log):
+        session.add("kernels", rows)
 
 
-def measure_layer(run: Run, deadline: Deadline) -> None:
-    cases = layer.CASES[run.scale]
+def measure_layer(session: Session, deadline: Deadline) -> None:
+    cases = layer.CASES[session.scale]
     weights = [2 if layer.goal_of(case) else 1 for case in cases]  # those with a target take longer
     for i, case in enumerate(cases):
         share = deadline.share(weights[i] / sum(weights[i:]))
-        rows = compete(layer.layer_sides(case), case.sizes, case.n, run.scale, share, run.log, run.memory)
-        run.add("layer", [{**row, **layer.goal_of(case), "case": case.dtype} for row in rows])
+        rows = compete(layer.layer_sides(case), case.sizes, case.n, session.scale, share, session.log, session.memory)
+        session.add("layer", [{**row, **layer.goal_of(case), "case": case.dtype} for row in rows])
 
 
-def measure_step(run: Run, deadline: Deadline) -> None:
-    for case in step.CASES[run.scale]:
-        rows = compete(step.step_sides(case), step.sizes_of(case), case.tokens, run.scale, deadline, run.log)
-        run.add("step", [{**row, "goal": "step", "case": case.name} for row in rows])
+def measure_step(session: Session, deadline: Deadline) -> None:
+    for case in step.CASES[session.scale]:
+        rows = compete(step.step_sides(case), step.sizes_of(case), case.tokens, session.scale, deadline, session.log)
+        session.add("step", [{**row, "goal": "step", "case": case.name} for row in rows])
 
 
-PARTS: dict[str, tuple[float, Callable[[Run, Deadline], None]]] = {  # with their shares of the time
+PARTS: dict[str, tuple[float, Callable[[Session, Deadline], None]]] = {  # with their shares of the time
     "machine": (3, find_machine),
     "tests": (25, run_tests),
     "ceilings": (4, find_ceilings),
@@ -117,8 +117,8 @@ PARTS: dict[str, tuple[float, Callable[[Run, Deadline], None]]] = {  # with thei
 }
 
 
-def run_parts(run: Run, names: list[str], seconds: float) -> None:
-    """One after the other; one that fails says so, and what it leaves of its time is the others'."""
+def run_parts(session: Session, names: list[str], seconds: float) -> None:
+    """Run parts one after the other; one that fails is reported, and its remaining time goes to the others."""
     whole = Deadline(seconds)
     for i, name in enumerate(names):
         share, work = PARTS[name]
@@ -126,20 +126,20 @@ def run_parts(run: Run, names: list[str], seconds: float) -> None:
         time_of_it = whole.share(share / rest)
         print(f"{name} (up to {time_of_it.left():.0f} s)", flush=True)
         began = time.monotonic()
-        run.results["parts"][name] = part = {"state": "stopped"}
+        session.results["parts"][name] = part = {"state": "stopped"}
         try:
-            work(run, time_of_it)
+            work(session, time_of_it)
             part["state"] = "done"
-        except Exception as error:  # of whatever kind: it is reported, and the rest goes on
+        except Exception as error:  # of any kind: it is reported, and the rest continues
             part["state"] = f"failed: {said(error)}"
             print(f"  {part['state']}", flush=True)
         finally:
             part["seconds"] = round(time.monotonic() - began, 1)  # type: ignore[assignment]
-            run.finish()
+            session.finish()
 
 
 def chosen(parts: list[str] | None) -> list[str]:
-    """Parts in their order; kernels want ceilings to be measured against, and every figure its machine."""
+    """The parts to run, in order; kernels need the ceilings, and every figure needs its machine."""
     wanted = set(parts or PARTS) | {"machine"}
     if "kernels" in wanted:
         wanted.add("ceilings")
@@ -151,9 +151,10 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks.gpu", description=benchmarks.gpu.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where gpu.json, gpu.txt and gpu.md go")
-    parser.add_argument("--minutes", type=float, default=8.0, help="of all parts together; default: 8")
-    parser.add_argument("--part", action="append", choices=list(PARTS), metavar="NAME", help=f"once for each wanted: {', '.join(PARTS)}")
-    parser.add_argument("--quick", action="store_true", help="the targets' sizes alone")
+    parser.add_argument("--minutes", type=float, default=8.0, help="minutes for all parts together; default: 8")
+    names = ", ".join(PARTS)
+    parser.add_argument("--part", action="append", choices=list(PARTS), metavar="NAME", help=f"a part to run; may be repeated: {names}")
+    parser.add_argument("--quick", action="store_true", help="only the sizes of the targets")
     options = parser.parse_args(argv)
     if options.minutes * 60.0 <= RESERVE:
         parser.error(f"--minutes {options.minutes:g}: at least {RESERVE / 60.0:g} minutes are needed")
@@ -161,12 +162,12 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def stop(*_: Any) -> None:
-    """A signal to end is an interrupt."""
+    """Handle a signal to end as an interrupt."""
     raise KeyboardInterrupt
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0; 1 where a part or a test failed; 2 for what a user can put right; 130 when interrupted."""
+    """Run the command.   -> exit code: 0; 1 if a part or a test failed; 2 for a user's mistake; 130 if interrupted"""
     options = arguments(argv)
     try:
         check_card()
@@ -175,15 +176,15 @@ def main(argv: list[str] | None = None) -> int:
         print(f"benchmarks.gpu: {error}", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, stop)
-    run = Run(options.out, "quick" if options.quick else "full")
+    session = Session(options.out, "quick" if options.quick else "full")
     try:
-        run_parts(run, chosen(options.part), options.minutes * 60.0 - RESERVE)
+        run_parts(session, chosen(options.part), options.minutes * 60.0 - RESERVE)
     except KeyboardInterrupt:
-        run.results["interrupted"] = True
-        run.finish()
+        session.results["interrupted"] = True
+        session.finish()
         return 130
-    print(run.finish())
-    return int(failures(run.results))
+    print(session.finish())
+    return int(failures(session.results))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The card's own limits, which kernels are measured against: the best of CuPy's and PyTorch's at a large copy and large products."""
+"""The card's own limits, with which kernels are compared: the best of CuPy and PyTorch at a large copy and at large products."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -9,12 +9,12 @@ from benchmarks.gpu.problems import Peer, Problem, Row
 from benchmarks.gpu.torch_kernels import copy, product
 from minimoe.backend import Backend
 
-COPIED = {"full": 2**29, "quick": 2**29, "tiny": 2**12}  # float32: 2 GiB read, as many written
+COPIED = {"full": 2**29, "quick": 2**29, "tiny": 2**12}  # float32: 2 GiB read and 2 GiB written
 WIDTH = {"full": 8192, "quick": 8192, "tiny": 32}  # of square matrices; random, since zeros draw less power and run faster
 
 
 def ceiling_problems(scale: str) -> Iterator[Problem]:
-    """A copy, and products in both dtypes."""
+    """The problems: a copy, and products in both dtypes."""
     n = COPIED[scale]
     yield Problem("copy", {"bytes": 8 * n}, "float32", partial(device_copy, n), 8 * n, peer=Peer("PyTorch", partial(copy, n)))
     for dtype, width in (("bfloat16", WIDTH[scale]), ("float32", WIDTH[scale] // 2)):
@@ -40,7 +40,7 @@ def square_product(n: int, dtype: str, backend: Backend, data: Data) -> Call:
 
 
 def ceilings_of(rows: list[Row]) -> dict[str, float]:
-    """The best rates: of the copy in bytes a second, of products by dtype in FLOPs a second."""
+    """The best rates: of the copy in bytes per second, of products by dtype in FLOPs per second."""
     best: dict[str, float] = {}
     for row in rows:
         if "ms" in row:

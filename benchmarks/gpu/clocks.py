@@ -1,4 +1,4 @@
-"""Clocks: how long calls take on a card, by CUDA events, or on the processor."""
+"""Clocks: they time calls on a card, by CUDA events, or on the processor."""
 
 import time
 from abc import ABC, abstractmethod
@@ -9,7 +9,7 @@ Call = Callable[[], object]
 
 AT_ONCE = 16  # calls queued behind one hold
 LONGEST_HOLD = 0.05  # seconds
-MARGIN = 2.0  # a hold lasts so many times what the host takes to queue the calls
+MARGIN = 2.0  # a hold lasts this many times as long as the host takes to queue the calls
 HOLD = r"""
 extern "C" __global__ void hold(long long ticks) {
     const long long began = clock64();
@@ -19,19 +19,19 @@ extern "C" __global__ void hold(long long ticks) {
 
 
 class Clock(ABC):
-    """Seconds of calls."""
+    """Times calls, in seconds."""
 
     @abstractmethod
     def row(self, call: Call, count: int) -> float:
-        """The time of `count` calls in a row, the host's part included."""
+        """The time of `count` calls in a row, including the host's part."""
 
     def each(self, calls: Sequence[Call], count: int) -> list[float]:
-        """The device's time of each of `count` calls, taken from `calls` in rotation; here with the host's part."""
+        """The device's time of each of `count` calls, taken from `calls` in rotation; this clock includes the host's part."""
         return [self.row(calls[i % len(calls)], 1) for i in range(count)]
 
 
 class WallClock(Clock):
-    """For what the processor does, and where nothing better is."""
+    """For work of the processor, and where no better clock exists."""
 
     def __init__(self, synchronize: Call) -> None:
         self.synchronize = synchronize
@@ -48,8 +48,8 @@ class WallClock(Clock):
 class EventClock(Clock):
     """CUDA events on CuPy's current stream. PyTorch's default stream is the same one, the default stream of the device.
 
-    A call of some microseconds ends before the host has queued the next event: so a kernel that only waits holds the stream until all is
-    queued, and what lies between two events is the device's work alone. A call in which the host waits for the device cannot be held.
+    A call of some microseconds ends before the host has queued the next event. So a kernel that only waits holds the stream until all is
+    queued, and the time between two events is the device's work alone. A call in which the host waits for the device cannot be held.
     """
 
     def __init__(self) -> None:
@@ -105,7 +105,7 @@ class EventClock(Clock):
 
 
 class TorchClock(Clock):
-    """CUDA events by PyTorch, where it is alone in a process."""
+    """CUDA events by PyTorch, for a process without CuPy."""
 
     @property
     def cuda(self) -> Any:

@@ -1,4 +1,4 @@
-"""Random inputs on a device. Normal numbers are drawn once on the host and repeated, each array from another place on."""
+"""Random inputs on a device. Normal numbers are drawn once on the host and repeated, each array from another offset on."""
 
 from functools import cache
 from typing import Any
@@ -9,7 +9,7 @@ from minimoe.backend import Array, Backend, load
 from minimoe.reference.routing import Plan
 
 POOL = 4_200_011  # numbers; odd, so that rows of a matrix differ
-TOKENS = 4096  # whose experts are drawn; more tokens repeat them
+TOKENS = 4096  # tokens whose experts are drawn; further tokens repeat them
 SKEW = 1.0  # the r-th expert's share goes with r^-SKEW: with 64 experts the first takes a fifth of all slots
 
 
@@ -18,8 +18,8 @@ class Data:
 
     def __init__(self, backend: Backend) -> None:
         self.backend, self.host = backend, np.random.default_rng(0)
-        self.place = 0  # in the pool
-        self.bytes = 0  # of all that was given out
+        self.offset = 0  # in the pool
+        self.bytes = 0  # of all arrays given out
 
     def normal(self, *shape: int, dtype: str = "float32", scale: float = 1.0) -> Array:
         """Standard normal numbers, times `scale`."""
@@ -27,9 +27,9 @@ class Data:
         flat = self.backend.xp.empty(int(np.prod(shape)), dtype=pool.dtype)
         done = 0
         while done < flat.shape[0]:
-            n = min(flat.shape[0] - done, POOL - self.place)
-            flat[done : done + n] = pool[self.place : self.place + n]
-            done, self.place = done + n, (self.place + n) % POOL
+            n = min(flat.shape[0] - done, POOL - self.offset)
+            flat[done : done + n] = pool[self.offset : self.offset + n]
+            done, self.offset = done + n, (self.offset + n) % POOL
         if scale != 1.0:
             flat *= scale
         self.bytes += int(flat.nbytes)
@@ -48,7 +48,7 @@ class Data:
         return self._given(host_ids(self.host, n, e, k, load))
 
     def plan(self, n: int, e: int, k: int, load: str) -> Plan:
-        """A dropless plan by NumPy's reference, on the device: the kernels that use it do not depend on the backend's own."""
+        """A dropless plan by NumPy's reference, on the device, so that kernels that use it do not depend on the backend's own."""
         plan = reference_plan(host_ids(self.host, n, e, k, load), e)
         return Plan(*(self._given(np.ascontiguousarray(part)) for part in plan))
 

@@ -1,4 +1,4 @@
-"""Problems of all that is not routed: norms, activations, heads, attention, losses, the embedding's gradient, the optimizer, dropout.
+"""Problems of all dense kernels: norms, activations, heads, attention, losses, the embedding's gradient, the optimizer, dropout.
 
 Bytes: each array that goes in read once, each that comes out written once; what has a row's or a column's length is counted too.
 """
@@ -15,11 +15,11 @@ from minimoe.backend import Backend
 from minimoe.reference.random import Draw
 
 EPS = 1e-5
-RATE = 0.1  # of dropout
+DROPOUT_RATE = 0.1
 
 
 class Rows(NamedTuple):
-    """So many rows of a width."""
+    """Rows of a width."""
 
     n: int
     width: int
@@ -50,7 +50,7 @@ class Head(NamedTuple):
     dtype: str
 
 
-ROWS = {  # of norms, activations (whose hidden width it is) and dropout
+ROWS = {  # for norms, activations (whose hidden width it is) and dropout
     "full": [Rows(32_768, 2048, "bfloat16"), Rows(32_768, 2048, "float32"), Rows(8192, 4096, "bfloat16"), Rows(65_536, 1024, "bfloat16")],
     "quick": [],
     "tiny": [Rows(5, 48, "bfloat16"), Rows(3, 33, "float32")],
@@ -77,7 +77,7 @@ VOCABULARIES = {
     "quick": [],
     "tiny": [Head(5, 16, 40, "bfloat16"), Head(4, 9, 19, "float32")],
 }
-TABLES = {  # rows of gradients, their width, rows of the table: the gradient is float32, as the table is
+TABLES = {  # rows of gradients, their width, rows of the table: gradient and table are float32
     "full": [Head(32_768, 2048, 32_768, "float32"), Head(65_536, 1024, 256, "float32")],
     "quick": [],
     "tiny": [Head(7, 12, 5, "float32")],
@@ -86,7 +86,7 @@ BUFFERS = {"full": [2**26], "quick": [2**26], "tiny": [1003]}  # float32
 
 
 def dense_problems(scale: str) -> Iterator[Problem]:
-    """All of them."""
+    """All problems of this file."""
     for heads in ATTENTIONS[scale]:
         yield from attention_problems(heads, heads == TARGET_HEADS)
     for rows in ROWS[scale]:
@@ -106,7 +106,7 @@ def dense_problems(scale: str) -> Iterator[Problem]:
 
 
 def attention_problems(h: Heads, target: bool) -> Iterator[Problem]:
-    """With half of the scores visible: two products forward, and the five that a backward cannot do without."""
+    """Causal attention, half of whose scores are visible: two products forward, and the five that a backward pass needs."""
     product = h.b * h.q * h.t * h.t * h.c
     ends, keys = h.b * h.t * h.q * h.c * SIZE[h.dtype], h.b * h.t * h.g * h.c * SIZE[h.dtype]
     sums = 4 * h.b * h.q * h.t
@@ -134,7 +134,7 @@ def attention(h: Heads, backwards: bool, backend: Backend, data: Data) -> Call:
 
 
 def norm_problems(r: Rows) -> Iterator[Problem]:
-    """Each norm and its backward, alone and with the residual addition before it."""
+    """Each norm and its backward, alone and after the residual addition."""
     array, width, per_row = r.n * r.width * SIZE[r.dtype], r.width * SIZE[r.dtype], 4 * r.n
     sizes = {"N": r.n, "D": r.width}
     for kernel, arrays, vectors, moments in (
@@ -152,7 +152,7 @@ def norm_problems(r: Rows) -> Iterator[Problem]:
 
 
 def norm(kernel: str, r: Rows, backend: Backend, data: Data) -> Call:
-    """The call of one of the eight, by its name."""
+    """The call of one of the eight kernels, by name."""
     forward = getattr(backend, kernel.removesuffix("_backward"))
     x, weight = data.normal(r.n, r.width, dtype=r.dtype), data.normal(r.width, dtype=r.dtype)
     vectors = (weight,) if "rms" in kernel else (weight, data.normal(r.width, dtype=r.dtype))
@@ -169,7 +169,7 @@ def norm(kernel: str, r: Rows, backend: Backend, data: Data) -> Call:
 
 
 def activation_problems(r: Rows) -> Iterator[Problem]:
-    """Activations and dropout; swiglu reads twice the width."""
+    """Activations and dropout; swiglu reads twice the width it writes."""
     array, sizes = r.n * r.width * SIZE[r.dtype], {"N": r.n, "H": r.width}
     for kernel, arrays in (
         ("swiglu", 3), ("swiglu_backward", 5), ("gelu", 2), ("gelu_backward", 3), ("relu", 2), ("relu_backward", 3), ("dropout", 2),
@@ -182,7 +182,7 @@ def activation(kernel: str, r: Rows, backend: Backend, data: Data) -> Call:
     function = getattr(backend, kernel)
     if kernel == "dropout":
         draw = Draw(0, 1, 0, 0)
-        return lambda: function(x, RATE, draw)
+        return lambda: function(x, DROPOUT_RATE, draw)
     if not kernel.endswith("_backward"):
         return lambda: function(x)
     dy = data.normal(r.n, r.width, dtype=r.dtype)
@@ -190,7 +190,7 @@ def activation(kernel: str, r: Rows, backend: Backend, data: Data) -> Call:
 
 
 def head_problems(h: Heads) -> Iterator[Problem]:
-    """Rotary positions, alone and in the cutting of one projection's rows into heads."""
+    """Rotary positions, alone and while one projection's rows are split into heads."""
     head = h.b * h.t * h.c * SIZE[h.dtype]
     for kernel, heads in (("rope", h.q), ("rope_backward", h.q), ("split_heads", h.q + 2 * h.g), ("split_heads_backward", h.q + 2 * h.g)):
         yield Problem(kernel, h.shown, h.dtype, partial(turned, kernel, h), 2 * heads * head + 4 * h.t)
@@ -214,7 +214,7 @@ def turned(kernel: str, h: Heads, backend: Backend, data: Data) -> Call:
 
 
 def loss_problems(p: Head) -> Iterator[Problem]:
-    """The loss of given logits; and fused with the head's product, one product forward and two backward."""
+    """The loss of given logits, and fused with the head's product: one product forward and two backward."""
     sizes, logits = {"N": p.n, "V": p.v}, p.n * p.v * SIZE[p.dtype]
     yield Problem("cross_entropy", sizes, p.dtype, partial(cross_entropy, p, False), logits + 8 * p.n)
     yield Problem("cross_entropy_backward", sizes, p.dtype, partial(cross_entropy, p, True), 2 * logits + 8 * p.n)
@@ -248,7 +248,7 @@ def head_loss(p: Head, both: bool, backend: Backend, data: Data) -> Call:
 
 
 def embedding_problem(p: Head) -> Problem:
-    """Rows of gradients added up by their ids."""
+    """Rows of gradients, summed by their ids."""
     size = (p.n * p.d + p.v * p.d) * SIZE[p.dtype] + 4 * p.n
     sizes = {"N": p.n, "D": p.d, "V": p.v}
     return Problem("embedding_backward", sizes, p.dtype, partial(embedding_backward, p), size)

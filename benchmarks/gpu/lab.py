@@ -1,4 +1,4 @@
-"""What a part measures on: backends, a clock, PyTorch's device, and how large the problems are. A card's, or in the tests a processor's."""
+"""The device that a part measures: backends, a clock, PyTorch's device, and the size of problems; a card or, in the tests, a processor."""
 
 import gc
 import re
@@ -18,7 +18,7 @@ from minimoe.backend import Backend, load
 from minimoe.errors import UserError
 
 BACKENDS = ("cupy", "numba-cuda")
-COMPUTES = {"cupy": ("bfloat16", "float32"), "numba-cuda": ("float32",)}  # what their kernels are written for
+COMPUTES = {"cupy": ("bfloat16", "float32"), "numba-cuda": ("float32",)}  # the dtypes that their kernels are written for
 OURS = "cupy"  # the backend that the targets are for
 PACKAGES = ("cupy", "numba-cuda", "ml-dtypes", "pytest", "torch", "triton", "transformers")
 MEGABYTE = 10**6
@@ -26,19 +26,19 @@ MEGABYTE = 10**6
 
 @dataclass
 class Lab:
-    """One process's view of the device."""
+    """The device as one process sees it."""
 
-    scale: str  # of problems: "full", "quick", "tiny"
+    scale: str  # size of the problems: "full", "quick", "tiny"
     backends: dict[str, Backend]
     clock: Clock
-    cache_bytes: int  # of the last cache before the device's memory
+    cache_bytes: int  # size of the last cache before the device's memory
     absent: dict[str, str] = field(default_factory=dict)  # backends that do not run here, and why
-    device: dict[str, Any] = field(default_factory=dict)  # facts of the card
+    device: dict[str, Any] = field(default_factory=dict)  # facts about the card
     peers: str = "cuda"  # PyTorch's device
 
     @cached_property
     def torch(self) -> str:
-        """PyTorch's device, or "" where its peers cannot be measured."""
+        """PyTorch's device, or "" if its peers cannot be measured."""
         if find_spec("torch") is None:
             return ""
         import torch
@@ -46,18 +46,18 @@ class Lab:
         return self.peers if self.peers == "cpu" or torch.cuda.is_available() else ""
 
     def backend(self, name: str) -> Backend:
-        """One of ours. Raises UserError with the reason where it does not run here."""
+        """One of minimoe's backends. Raises UserError with the reason if it does not run here."""
         if name not in self.backends:
             raise UserError(self.absent.get(name, f"backend {name} is not measured here"))
         return self.backends[name]
 
     def check(self) -> None:
-        """Raise whatever the device raises that was lost."""
+        """Raise the error of a device that was lost."""
         for backend in self.backends.values():
             backend.synchronize()
 
     def release(self) -> None:
-        """Give back what CuPy and PyTorch keep of memory that nothing uses any more, so that one side's does not fail for another's."""
+        """Release unused memory that CuPy and PyTorch keep, so that one side does not fail because of another's."""
         gc.collect()
         if self.peers == "cuda" and "cupy" in sys.modules:
             sys.modules["cupy"].get_default_memory_pool().free_all_blocks()
@@ -66,14 +66,14 @@ class Lab:
 
 
 def card(scale: str) -> Lab:
-    """The current NVIDIA card. Raises UserError where there is none."""
+    """The current NVIDIA card. Raises UserError if there is none."""
     found: dict[str, Backend] = {}
     absent = {}
     for name in BACKENDS:
         try:
             found[name] = load(name)
         except UserError as error:
-            if name == OURS:  # its arrays and events are what all else stands on
+            if name == OURS:  # the others need its arrays and events
                 raise
             absent[name] = str(error)
     import cupy
@@ -82,14 +82,14 @@ def card(scale: str) -> Lab:
 
 
 def check_card() -> None:
-    """Raise UserError unless a card is here; no context is made."""
+    """Raise UserError unless a card is here, without making a context."""
     from minimoe_cupy.device import check_device
 
     check_device(OURS)
 
 
 def card_for_torch(scale: str) -> Lab:
-    """For a process in which PyTorch is alone. Raises UserError where it is not installed or sees no card."""
+    """For a process without CuPy. Raises UserError if PyTorch is not installed or sees no card."""
     lab = Lab(scale, {}, TorchClock(), 0)
     if not lab.torch:
         raise UserError("PyTorch is not installed" if find_spec("torch") is None else "PyTorch sees no card")
@@ -100,7 +100,7 @@ def card_for_torch(scale: str) -> Lab:
 
 
 def card_facts() -> dict[str, Any]:
-    """Of the card, the driver and CUDA."""
+    """Facts about the card, the driver and CUDA."""
     import cupy
 
     runtime, device = cupy.cuda.runtime, cupy.cuda.Device()
@@ -125,19 +125,19 @@ def cuda_version(number: int) -> str:
 
 
 def driver_version() -> str:
-    """As nvidia-smi or the kernel tell it."""
+    """The driver's version, from nvidia-smi or the kernel module."""
     if shutil.which("nvidia-smi"):
         command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
         if answer.returncode == 0 and answer.stdout.strip():
             return answer.stdout.split()[0]
-    told = Path("/proc/driver/nvidia/version")
-    found = re.search(r"\d+\.\d+\.\d+", told.read_text()) if told.exists() else None
+    module = Path("/proc/driver/nvidia/version")
+    found = re.search(r"\d+\.\d+\.\d+", module.read_text()) if module.exists() else None
     return found[0] if found else "unknown"
 
 
 def facts(lab: Lab) -> dict[str, Any]:
-    """What the JSON file says of the machine; what is absent is named as absent."""
+    """The machine's entry in the JSON file; what is absent is named as absent."""
     versions = {package: package_version(package) for package in PACKAGES}
     if versions["torch"] != "absent" and not lab.torch:
         versions["torch"] += ", which sees no card"
@@ -145,7 +145,7 @@ def facts(lab: Lab) -> dict[str, Any]:
 
 
 def package_version(name: str) -> str:
-    """CuPy's wheels are named by the version of CUDA."""
+    """The version of CuPy, whose wheels are named by the version of CUDA."""
     names = [f"cupy-cuda{major}x" for major in (13, 12, 14)] + ["cupy"] if name == "cupy" else [name]
     for candidate in names:
         try:
@@ -156,7 +156,7 @@ def package_version(name: str) -> str:
 
 
 def commit() -> str:
-    """Of this tree, with a plus where files differ from it."""
+    """The commit of this tree, with a plus if files differ from it."""
     try:
         name, changed = git("rev-parse", "--short", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
     except OSError:
@@ -165,6 +165,6 @@ def commit() -> str:
 
 
 def git(*words: str) -> str:
-    """What git says of this tree; nothing where it is not one. Raises OSError without git."""
+    """The output of git for this tree; empty if it is not a repository. Raises OSError without git."""
     where = Path(__file__).parent
     return subprocess.run(["git", *words], capture_output=True, text=True, timeout=30, check=False, cwd=where).stdout.strip()

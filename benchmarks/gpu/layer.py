@@ -1,7 +1,7 @@
-"""The MoE layer, forward and backward, router and balance loss included: minimoe's beside PyTorch's styles and transformers' Mixtral.
+"""The MoE layer, forward and backward, with router and balance loss: minimoe's beside PyTorch's styles and transformers' Mixtral.
 
 Every side begins with float32 weights, computes in the row's dtype, and ends with float32 gradients of the weights and that of x.
-minimoe's is recorded as it is in training (`minimoe.engine.recording`), and once as it comes; PyTorch's grouped style can be recorded too.
+minimoe's is measured recorded, as in training (`minimoe.engine.recording`), and without; PyTorch's grouped style can be recorded too.
 """
 
 from functools import partial
@@ -33,7 +33,7 @@ STYLES: list[tuple[str, Style, How]] = [
 
 
 def layer_sides(layer: Layer) -> list[Side]:
-    """All who can compute it, the most wanted first: minimoe's backends that have kernels for the dtype, and the peers."""
+    """All sides that can compute it, the most important first: minimoe's backends with kernels for the dtype, and the peers."""
     dtype, memory = layer.dtype, layer.memory
     found, plain = [], []
     for backend in BACKENDS:
@@ -51,7 +51,7 @@ def layer_sides(layer: Layer) -> list[Side]:
 
 
 def goal_of(layer: Layer) -> Row:
-    """The target that a case is measured for."""
+    """The target of a case, as fields of its rows; empty if it has none."""
     return {"goal": f"layer, E {layer.e}"} if layer.dtype == "bfloat16" else {}
 
 
@@ -67,7 +67,7 @@ def minimoe_layer(layer: Layer, name: str, recorded: bool, lab: Lab) -> Made:
         y, stats = module(Tensor(x, backend, requires_grad=True))
         loss = stats.loss
         backward([y, loss], [dy, backend.xp.ones_like(loss.data)])
-        for parameter in parameters:  # the next gradient is written over this one
+        for parameter in parameters:  # the next gradient overwrites this one
             parameter.grad_is_zero = True
         return backend.xp.asarray(loss.data)
 

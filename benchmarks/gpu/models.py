@@ -1,4 +1,4 @@
-"""minimoe's layer and model with numbers made on the device: on the host, where `Module.init` draws them, large ones take minutes."""
+"""minimoe's layer and model with weights drawn on the device: on the host, where `Module.init` draws them, large models take minutes."""
 
 from typing import Self
 
@@ -10,7 +10,7 @@ from minimoe.nn import Module
 
 
 class Filled(Module):
-    """`init` with each parameter's own spread and start, but neither by seed nor by path; float32, whatever is computed in."""
+    """`init` with each parameter's own spread and mean, but independent of seed and path; float32 whatever the dtype of computation."""
 
     def init(self, seed: int = 0, dtype: str = "float32", backend: Backend | None = None) -> Self:
         data = Data(backend or current_backend())
@@ -25,8 +25,8 @@ class Filled(Module):
 
 
 class FilledMoE(Filled, MoE):
-    """A routed layer."""
+    """A routed layer with weights drawn on the device."""
 
 
 class FilledTransformer(Filled, Transformer):
-    """A model."""
+    """A model with weights drawn on the device."""

@@ -15,19 +15,19 @@ from minimoe.backend import Backend, kernel_kinds
 
 SIZE = {"bfloat16": 2, "float32": 4, "float64": 8}  # bytes
 FEWEST, SETS = 2, 24  # sets of inputs
-CACHES = 3  # that the inputs together would fill
-ROUNDS = 2  # in which contenders take turns
-SECONDS = {"full": 0.12, "quick": 0.06, "tiny": 0.0}  # of a contender's round
-LEAST, MOST = 3, 40  # calls of a round
-SLOW = 0.5  # seconds: one such call is a round
+CACHES = 3  # caches that the inputs together fill
+ROUNDS = 2  # rounds in which contenders take turns
+SECONDS = {"full": 0.12, "quick": 0.06, "tiny": 0.0}  # of one round of a contender
+LEAST, MOST = 3, 40  # calls in a round
+SLOW = 0.5  # seconds: one call that takes longer is a round
 
 Row = dict[str, Any]
-"""What the JSON file says of a figure: part, name, side, kind, ms, and what went in. A row without a figure says why: failed, left_out."""
+"""A figure in the JSON file: part, name, side, kind, ms, and sizes. A row without a figure has the reason: failed, left_out."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """PyTorch's way to do the same: `make(device)` gives a call with inputs of its own, of the same sizes as ours."""
+    """PyTorch's way to do the same: `make(device)` gives a call with its own inputs, of the same sizes as minimoe's."""
 
     name: str
     make: Callable[[str], Call]
@@ -35,7 +35,7 @@ class Peer:
 
 @dataclass(frozen=True)
 class Problem:
-    """`make(backend, data)` gives a call of the kernel with inputs of its own."""
+    """One kernel at one size: `make(backend, data)` gives a call of the kernel with its own inputs."""
 
     kernel: str
     sizes: dict[str, Any]
@@ -43,27 +43,27 @@ class Problem:
     make: Callable[[Backend, Data], Call]
     bytes: int  # read and written once
     flops: int = 0
-    goal: str = ""  # the target that it is measured for
+    goal: str = ""  # the target that it belongs to
     peer: Peer | None = None
-    watched: str = field(default="")  # the kernel whose reference would tell that this one is not the backend's own; default: kernel
+    watched: str = field(default="")  # the kernel whose reference, if called, shows that this one is not the backend's own; default: kernel
 
     @property
     def label(self) -> str:
         return ", ".join([f"{name} {value}" for name, value in self.sizes.items()] + [self.dtype])
 
     def row(self, side: str) -> Row:
-        """A row without its figure."""
+        """The row of this problem, without its figure."""
         shown = {"kernel": self.kernel, "side": side, "dtype": self.dtype, "sizes": self.sizes, "bytes": self.bytes}
         more = {"flops": self.flops} if self.flops else {}
         return {**shown, **more, **({"goal": self.goal} if self.goal else {})}
 
 
 class Lost(Exception):
-    """The device does not answer any more."""
+    """The device no longer answers."""
 
     def __init__(self, rows: list[Row]) -> None:
         super().__init__(rows)
-        self.rows = rows  # of the sides that failed until then, the last one with the device
+        self.rows = rows  # of the sides that failed, the last of which took the device with it
 
 
 @dataclass
@@ -77,9 +77,9 @@ class Contender:
 
 
 def measure(lab: Lab, problem: Problem, without: Collection[str] = (), at: Callable[[str], None] = lambda side: None) -> list[Row]:
-    """A row for each backend, and for the peer, but those of these names. Raises Lost where a side took the device with it.
+    """A row for each backend and for the peer, except those in `without`. Raises Lost if a side took the device with it.
 
-    `at` hears whose turn it is before it begins: of a side that never comes back nothing else is known.
+    `at` is called with the name of each side before its turn: for a side that never comes back nothing else is known.
     """
     contenders: list[Contender] = []
     rows: list[Row] = []
@@ -89,7 +89,7 @@ def measure(lab: Lab, problem: Problem, without: Collection[str] = (), at: Calla
         at(side)
         try:
             contenders.append(prepare())
-        except Exception as error:  # of whatever library: it becomes the row's text
+        except Exception as error:  # of any library: it becomes the row's text
             rows.append({**problem.row(side), "failed": said(error)})
             survive(lab, rows)
     for _ in range(ROUNDS):
@@ -105,7 +105,7 @@ def measure(lab: Lab, problem: Problem, without: Collection[str] = (), at: Calla
 
 
 def preparations(lab: Lab, problem: Problem, before: list[Contender]) -> Iterator[tuple[str, Callable[[], Contender]]]:
-    """The sides of a problem here, each with what makes it ready. The peer gets as many sets of inputs as those `before` it have."""
+    """The sides of a problem, each with the function that makes it ready. The peer gets as many sets of inputs as those `before` it."""
     for name, backend in lab.backends.items():
         if problem.dtype in COMPUTES[name]:
             yield name, partial(ready, lab, problem, name, backend)
@@ -115,7 +115,7 @@ def preparations(lab: Lab, problem: Problem, before: list[Contender]) -> Iterato
 
 
 def ready(lab: Lab, problem: Problem, name: str, backend: Backend) -> Contender:
-    """The calls of a backend, each made once; its kind is what ran."""
+    """The calls of a backend, each made once; `kind` says what ran."""
     data = Data(backend)
     calls = [problem.make(backend, data)]
     calls += [problem.make(backend, data) for _ in range(1, sets_of(data.bytes, lab.cache_bytes))]
@@ -132,7 +132,7 @@ def ready_peer(lab: Lab, peer: Peer, sets: int) -> Contender:
 
 
 def warm(contender: Contender, lab: Lab) -> Contender:
-    """Every set of inputs used once, so that nothing is compiled later."""
+    """Use every set of inputs once, so that nothing is compiled later."""
     for call in contender.calls:
         call()
     lab.check()
@@ -140,7 +140,7 @@ def warm(contender: Contender, lab: Lab) -> Contender:
 
 
 def round_of(lab: Lab, contender: Contender) -> list[float]:
-    """As many calls as fill a round."""
+    """The number of calls that fill a round."""
     first = lab.clock.each(contender.calls, 1)
     if first[0] > SLOW:
         return first
@@ -149,12 +149,12 @@ def round_of(lab: Lab, contender: Contender) -> list[float]:
 
 
 def sets_of(inputs: int, cache_bytes: int) -> int:
-    """So many sets of inputs of so many bytes that they fill three caches; two at least, so that none is used twice in a row."""
+    """The number of sets of inputs that fill three caches; at least two, so that none is used twice in a row."""
     return max(FEWEST, min(SETS, math.ceil(CACHES * cache_bytes / max(1, inputs))))
 
 
 def survive(lab: Lab, rows: list[Row]) -> None:
-    """Go on after an error, unless the device is gone."""
+    """Return after an error, unless the device is gone: then raise Lost."""
     try:
         lab.check()
     except Exception as error:
@@ -167,14 +167,14 @@ def said(error: BaseException) -> str:
 
 
 def figures(times: list[float]) -> Row:
-    """Of calls, in ms."""
+    """Median, fastest and slowest of calls, in ms."""
     milliseconds = {"ms": statistics.median(times), "fastest_ms": min(times), "slowest_ms": max(times)}
     return {**{name: seconds * 1e3 for name, seconds in milliseconds.items()}, "calls": len(times)}
 
 
 @contextmanager
 def reference_watched(kernel: str) -> Iterator[list[bool]]:
-    """A list that is not empty if the reference of a kernel was called: an override hands it what it does not cover."""
+    """A list that is not empty if the reference of a kernel was called, as overrides do with what they do not cover."""
     used: list[bool] = []
     owner = next((base for base in Backend.__mro__ if kernel in vars(base)), None)
     if owner is None:

@@ -1,4 +1,4 @@
-"""What a run found, as tables: once as text, once as Markdown; and what fell short."""
+"""The results as tables, in text and in Markdown, and the targets that were missed."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ UNITS = {"copy": ("GB/s", 1e9), "bfloat16": ("TFLOP/s in bfloat16", 1e12), "floa
 
 @dataclass
 class Table:
-    """A title, heads, rows of text, and lines that follow."""
+    """A title, column heads, rows of text, and notes below."""
 
     title: str
     heads: list[str]
@@ -31,7 +31,7 @@ class Table:
 
 
 def conclude(results: Results) -> None:
-    """Put shares, verdicts and what fell short into the results."""
+    """Add shares, verdicts and the list of what was missed to the results."""
     for row in [*results.get("kernels", []), *results.get("ceilings", [])]:
         if "ms" in row:
             row |= share_of(row, results.get("rates", {}))
@@ -40,7 +40,7 @@ def conclude(results: Results) -> None:
 
 
 def share_of(row: Row, rates: dict[str, float]) -> Row:
-    """The least time at the card's rates over the row's, and which rate binds it; nothing where the rates are not known."""
+    """The least time at the card's rates over the row's time, and the rate that limits it; empty if the rates are not known."""
     dense = rates.get(row["dtype"], 0.0)
     if not rates.get("copy") or ("flops" in row and not dense):
         return {}
@@ -50,7 +50,7 @@ def share_of(row: Row, rates: dict[str, float]) -> Row:
 
 
 def shortfalls(results: Results) -> Iterator[str]:
-    """A line each: parts and tests that failed, targets that were missed or not measured, sides without a figure, references in use."""
+    """A line for each part or test that failed, target missed or not measured, side without a figure, and reference in use."""
     for name, part in results.get("parts", {}).items():
         if part["state"] != "done":
             yield f"part {name}: {part['state']}"
@@ -75,7 +75,7 @@ def shortfalls(results: Results) -> Iterator[str]:
 
 
 def references(rows: list[Row]) -> list[tuple[str, str, str]]:
-    """Each kernel, dtype and side of which a row ran the reference, once."""
+    """Each kernel, dtype and side that ran the reference, once."""
     return list(dict.fromkeys((row["kernel"], row["dtype"], row["side"]) for row in rows if row.get("kind") == "reference"))
 
 
@@ -92,7 +92,7 @@ def test_shortfalls(name: str, outcome: Row) -> Iterator[str]:
 
 
 def described(row: Row) -> str:
-    """Which row a line is about."""
+    """The name of a row, for a line about it."""
     return ", ".join(text for text in (row.get("kernel", ""), sizes(row), row["dtype"], row["side"]) if text)
 
 
@@ -100,7 +100,7 @@ def described(row: Row) -> str:
 
 
 def tables(results: Results) -> Iterator[Table]:
-    """All of a run, in the order of its parts."""
+    """All tables, in the order of the parts."""
     machine = results.get("machine", {})
     yield Table("Machine", ["", ""], [[name, str(value)] for name, value in machine.items()])
     if results.get("tests"):
@@ -137,7 +137,7 @@ def verdict_text(verdict: Row) -> str:
 
 
 def problem_table(part: str, rows: list[Row]) -> Table:
-    """A problem a row: each backend's time and share, the peer's time."""
+    """A row for each problem: each backend's time and share, and the peer's time."""
     heads = ["kernel", "sizes", "dtype", *(head for name in BACKENDS for head in (name, "share")), "of", "PyTorch", "kind"]
     title = f"{part.capitalize()}: median of the device's time; share of what the card could do"
     table = Table(title, heads, [], figures=range(3, 3 + 2 * len(BACKENDS)))
@@ -158,7 +158,7 @@ def problem_table(part: str, rows: list[Row]) -> Table:
 
 
 def side_table(part: str, rows: list[Row]) -> Table:
-    """A side a row, and how many times as long as ours it takes."""
+    """A row for each side: its time, and how many times as long as minimoe's it is."""
     ours = next((row["ms"] for row in rows if row["side"] == SIDE and "ms" in row), None)
     heads = ["side", "dtype", "median", "fastest", "tokens/s", "first", f"over {SIDE}"]
     table = Table(f"{part.capitalize()}: {sizes(rows[0])}", heads, [], figures=range(2, len(heads)))
@@ -198,7 +198,7 @@ def time_text(row: Row) -> str:
 
 
 def as_text(results: Results) -> str:
-    """For a terminal."""
+    """The tables as text for a terminal."""
     output = StringIO()
     console = Console(file=output, width=WIDTH, no_color=True)
     for table in tables(results):
@@ -214,7 +214,7 @@ def as_text(results: Results) -> str:
 
 
 def as_markdown(results: Results) -> str:
-    """For a page."""
+    """The tables as Markdown."""
     parts = ["# minimoe on a GPU\n"]
     for table in tables(results):
         lines = [f"## {table.title}\n", row_of(table.heads), row_of(["---"] * len(table.heads))]
@@ -228,6 +228,6 @@ def row_of(cells: list[str]) -> str:
 
 
 def failures(results: Results) -> bool:
-    """Did a part, a test or a sanitizer's case fail? Targets that were missed, and what the time did not suffice for, are no failure."""
+    """True if a part, a test or a sanitizer's case failed. Targets that were missed and work that was left out are not failures."""
     parts: dict[str, Any] = results.get("parts", {})
     return any(map(is_failure, results.get("tests", {}).values())) or any(part["state"] != "done" for part in parts.values())

@@ -1,4 +1,4 @@
-"""Problems of the routed layer: gate, route, dispatch and combine with their backwards, grouped products, and all of it as one."""
+"""Problems of the routed layer: gate, route, dispatch and combine with their backwards, grouped products, the whole layer."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -15,7 +15,7 @@ from minimoe.reference.routing import Plan
 
 
 class Move(NamedTuple):
-    """Tokens, width, experts, experts a token, how even."""
+    """Tokens, width, experts, experts per token, and how even the load is."""
 
     n: int
     d: int
@@ -39,12 +39,12 @@ MOVES = {
     "quick": [TARGET_MOVE, TARGET_MOVE._replace(dtype="float32")],
     "tiny": [Move(37, 32, 4, 2, "balanced", "bfloat16"), Move(37, 33, 4, 2, "skewed", "float32")],
 }
-GATES = {  # tokens, experts, experts a token
+GATES = {  # tokens, experts, experts per token
     "full": [(65_536, 256, 8), (65_536, 64, 8), (65_536, 64, 1), (65_536, 8, 2), (8192, 256, 8)],
     "quick": [(65_536, 256, 8)],
     "tiny": [(37, 8, 2)],
 }
-ROUTES = {  # tokens, experts, experts a token, how even
+ROUTES = {  # tokens, experts, experts per token, how even
     "full": [(65_536, 256, 8, "balanced"), (65_536, 256, 8, "skewed"), (65_536, 8, 2, "balanced"), (8192, 64, 8, "balanced")],
     "quick": [(65_536, 256, 8, "balanced")],
     "tiny": [(37, 8, 2, "skewed")],
@@ -52,7 +52,7 @@ ROUTES = {  # tokens, experts, experts a token, how even
 
 
 class Product(NamedTuple):
-    """Rows, width of what goes in and comes out, experts, how even."""
+    """Rows, widths of input and output, experts, and how even the load is."""
 
     r: int
     i: int
@@ -77,7 +77,7 @@ PRODUCTS = {
     "quick": [TARGET_PRODUCT, TARGET_PRODUCT._replace(e=64)],
     "tiny": [Product(64, 32, 48, 4, "balanced", "bfloat16"), Product(33, 17, 19, 4, "skewed", "float32")],
 }
-LAYERS = {  # tokens, width, hidden width, experts, experts a token, dtype
+LAYERS = {  # tokens, width, hidden width, experts, experts per token, dtype
     "full": [(16_384, 2048, 2048, 8, 2, "bfloat16"), (8192, 2048, 1024, 64, 8, "bfloat16"), (4096, 1024, 1024, 8, 2, "float32")],
     "quick": [],
     "tiny": [(37, 16, 24, 4, 2, "float32")],
@@ -85,7 +85,7 @@ LAYERS = {  # tokens, width, hidden width, experts, experts a token, dtype
 
 
 def routed_problems(scale: str) -> Iterator[Problem]:
-    """All of them."""
+    """All problems of this file."""
     for move in MOVES[scale]:
         yield from move_problems(move, move == MOVES[scale][0])
     for n, e, k in GATES[scale]:
@@ -146,7 +146,7 @@ MAKE_MOVE = {
 
 
 def gate_problems(n: int, e: int, k: int, target: bool) -> Iterator[Problem]:
-    """Logits are float32 whatever the model's dtype; scores [N,E] are written. Backward reads them and writes the logits' gradient."""
+    """Logits are float32 whatever the model's dtype. Forward writes scores [N,E]; backward reads them and writes the logits' gradient."""
     rules = {"softmax_topk": Rule("softmax_topk", k)}
     if target and e >= 64:
         rules["sigmoid_bias"] = Rule("sigmoid_bias", k, n_groups=8, top_groups=4)

@@ -1,8 +1,8 @@
-"""Whole layers and steps, side against side: a process for each, asleep on a pipe until its turn.
+"""Whole layers and steps, side by side: a process for each, which waits on a pipe for its turn.
 
-Sides start several at once, since what they do first is compiling on the host; then they take turns, one at a time. A turn is many
-calls in a row, the host's part included: where it is slower than the card, that is what a user waits for. The most wanted come first: they
-are started first, and what memory or time does not suffice for is the least wanted.
+Several sides start at once, because they first compile on the host; then they take turns, one at a time. A turn is many calls in a row,
+including the host's part: if that is slower than the card, it is what a user waits for. The most important sides come first: they are
+started first, and if memory or time does not suffice, the least important are left out.
 """
 
 import math
@@ -23,14 +23,14 @@ from benchmarks.gpu.workers import Deadline, Failed, NoAnswer, Process
 
 ROUNDS = {"full": 7, "quick": 3, "tiny": 2}
 TURN = {"full": 0.4, "quick": 0.3, "tiny": 0.0}  # seconds
-MOST = 200  # calls a turn
+MOST = 200  # calls per turn
 WARM_UP = {"minimoe": 4, "eager": 4, "compiled": 10}  # untimed calls after the first: minimoe records, compilers meet new shapes
-TO_BE_READY = 0.8  # of a case's time
-SLOWEST = 30.0  # seconds that an answer may take beyond the time
+TO_BE_READY = 0.8  # fraction of a case's time
+SLOWEST = 30.0  # seconds that an answer may be late
 
 
 class Made(NamedTuple):
-    """A side that is ready: a call, which gives a loss or None, and what should be known of it."""
+    """A side that is ready: a call, which gives a loss or None, and notes about it."""
 
     call: Call
     notes: list[str]
@@ -38,22 +38,22 @@ class Made(NamedTuple):
 
 @dataclass(frozen=True)
 class Side:
-    """`make(lab)` gives the call in the side's own process, once `libraries` are there."""
+    """One side: `make(lab)` gives its call, in its own process, if `libraries` are installed."""
 
     name: str
     kind: str  # minimoe, eager, compiled
     dtype: str
     make: Callable[[Lab], Made]
     libraries: tuple[str, ...] = ()
-    memory: float = 0.0  # bytes of the card that it takes, about
+    memory: float = 0.0  # bytes of the card that it takes, roughly
 
     @property
     def missing(self) -> str:
-        """What is not installed that it needs."""
+        """The libraries that it needs and that are not installed."""
         return " and ".join(name for name in self.libraries if find_spec(name) is None)
 
     def row(self, sizes: dict[str, Any]) -> Row:
-        """A row without its figure."""
+        """The row of this side, without its figure."""
         return {"side": self.name, "kind": self.kind, "dtype": self.dtype, "sizes": sizes}
 
 
@@ -61,7 +61,7 @@ class Side:
 
 
 class Runner:
-    """A side at work."""
+    """A side in its own process."""
 
     def __init__(self, side: Side, lab: Lab) -> None:
         began = time.perf_counter()
@@ -72,11 +72,11 @@ class Runner:
         self.usual = self.turn(1)
 
     def turn(self, count: int) -> float:
-        """Seconds of a call."""
+        """Seconds per call, from `count` calls."""
         return self.lab.clock.row(self.made.call, count) / count
 
     def end(self) -> Row:
-        """What is to be said besides. Raises ArithmeticError where the loss is no number any more: such a side computes nothing."""
+        """The rest of its row. Raises ArithmeticError if the loss is not finite: such a side computes nothing."""
         result: Any = self.made.call()
         loss = None if result is None else float(result.item())
         if loss is not None and not math.isfinite(loss):
@@ -85,7 +85,7 @@ class Runner:
 
 
 def serve_side(side: Side, scale: str, pipe: Connection) -> None:
-    """Get ready, then take as many calls as the pipe asks for; after 0 the end."""
+    """Get ready, then do as many calls as the pipe asks for, until it asks for 0."""
     runner = Runner(side, card(scale) if side.kind == "minimoe" else card_for_torch(scale))
     pipe.send(("ready", (runner.first, runner.usual)))
     while (count := pipe.recv()) is not None:
@@ -97,22 +97,22 @@ def serve_side(side: Side, scale: str, pipe: Connection) -> None:
 
 @dataclass
 class Player:
-    """A side as the process that asks sees it."""
+    """A side as seen by the process that measures."""
 
     side: Side
     process: Process
     began: float = field(default_factory=time.monotonic)
-    first: float = math.nan  # seconds until the first call was through, making and compiling included
+    first: float = math.nan  # seconds until the first call was done, including making and compiling
     usual: float = math.nan
     times: list[float] = field(default_factory=list)
-    said: Row = field(default_factory=dict)  # at the end, or why it failed
+    said: Row = field(default_factory=dict)  # the rest of its row, or why it failed
 
     @property
     def plays(self) -> bool:
         return "failed" not in self.said
 
     def hear(self, patience: float) -> Any:
-        """An answer's value; nothing, and out of the game, where none comes."""
+        """The value of the next answer; None if none comes, and the side then takes no more turns."""
         try:
             return self.process.answer(patience)[1]
         except (NoAnswer, Failed) as error:
@@ -120,12 +120,12 @@ class Player:
             return None
 
     def ask(self, count: int, patience: float) -> Any:
-        with suppress(NoAnswer):  # it is heard next
+        with suppress(NoAnswer):  # `hear` reports it
             self.process.send(count)
         return self.hear(patience)
 
     def fail(self, why: str) -> None:
-        """Out of the game."""
+        """Note why it failed and stop its process."""
         self.said = {"failed": why}
         self.process.stop(patience=0.0)
 
@@ -140,7 +140,7 @@ class Player:
 def compete(
     sides: list[Side], sizes: dict[str, Any], tokens: int, scale: str, deadline: Deadline, log: Path, memory: float = math.inf
 ) -> list[Row]:
-    """A row for each side of a case; they share so many bytes of the card."""
+    """Measure all sides of a case.   -> a row for each; together they may take `memory` bytes of the card"""
     able, rows = admitted(sides, memory)
     players: list[Player] = []
     try:
@@ -157,7 +157,7 @@ def compete(
 
 
 def admitted(sides: list[Side], memory: float) -> tuple[list[Side], list[tuple[Side, str]]]:
-    """Those that can be measured beside each other, and those that cannot, with the reason."""
+    """The sides that can be measured together, and those that cannot, with the reason."""
     able: list[Side] = []
     out: list[tuple[Side, str]] = []
     for side in sides:
@@ -172,7 +172,7 @@ def admitted(sides: list[Side], memory: float) -> tuple[list[Side], list[tuple[S
 
 
 def get_ready(sides: list[Side], players: list[Player], scale: str, deadline: Deadline, log: Path) -> list[Side]:
-    """Start each in a process, so many at once, and hear of all of them; who is not ready in time is out. Gives those that never began."""
+    """Start each side in its process, several at once, and wait until it is ready or too late.   -> those that never began"""
     at_once = max(2, (os.cpu_count() or 1) // 2)
     waiting = list(sides)
     starting: list[Player] = []
@@ -191,7 +191,7 @@ def get_ready(sides: list[Side], players: list[Player], scale: str, deadline: De
 
 
 def take_turns(players: list[Player], scale: str, deadline: Deadline) -> None:
-    """One turn each, as long as there is time."""
+    """Give each side one turn, as long as there is time."""
     for player in playing(players):
         if not deadline.left():
             return

@@ -1,4 +1,4 @@
-"""Every kernel once at a tiny size, and some training steps: what compute-sanitizer watches. `python -m benchmarks.gpu.small`"""
+"""Every kernel once at a tiny size, and some training steps, for compute-sanitizer. `python -m benchmarks.gpu.small`"""
 
 from benchmarks.gpu.data import Data
 from benchmarks.gpu.lab import COMPUTES, Lab, card
@@ -6,11 +6,11 @@ from benchmarks.gpu.step import CASES, minimoe_step
 from benchmarks.gpu.suite import LAST_LINE
 from benchmarks.gpu.workers import kernel_problems
 
-STEPS = 4  # recorded at the third
+STEPS = 4  # the third is recorded
 
 
 def run(lab: Lab) -> dict[str, int]:
-    """How many problems each backend worked on."""
+    """Run them.   -> how many problems each backend ran"""
     done = dict.fromkeys(lab.backends, 0)
     for name, backend in lab.backends.items():
         for problem in kernel_problems("tiny"):
@@ -27,7 +27,7 @@ def run(lab: Lab) -> dict[str, int]:
 if __name__ == "__main__":
     import cupy
 
-    cupy.cuda.set_allocator(None)  # each array its own allocation, so that a step beside one is seen
+    cupy.cuda.set_allocator(None)  # each array is its own allocation, so that accesses beyond it are found
     for side, count in run(card("tiny")).items():
         print(f"{side}: {count} problems and {STEPS} steps")
     print(LAST_LINE)

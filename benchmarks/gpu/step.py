@@ -34,7 +34,7 @@ CASES = {"full": [TARGET], "quick": [TARGET], "tiny": [small(16, 1, 2, 1, 16, 4,
 
 
 def sizes_of(case: Case) -> dict[str, int]:
-    """What a row says of a model."""
+    """The sizes of a model, for its rows."""
     m, moe = case.model, case.model.moe
     assert moe is not None
     sizes = {"D": m.d_model, "L": m.n_layers, "Q": m.n_heads, "G": m.kv_heads, "H": m.expert_hidden, "E": moe.n_experts, "K": moe.k}
@@ -44,9 +44,9 @@ def sizes_of(case: Case) -> dict[str, int]:
 def step_sides(case: Case) -> list[Side]:
     """minimoe's backends, each in the narrowest dtype of its kernels; peers in bfloat16, and an eager one in float32 for numba-cuda.
 
-    The most wanted come first.
+    The most important come first.
     """
-    ours, other = (
+    first, other = (
         Side(f"minimoe, {backend}", "minimoe", COMPUTES[backend][0], partial(minimoe_step, case, backend, COMPUTES[backend][0]))
         for backend in BACKENDS
     )
@@ -64,11 +64,11 @@ def step_sides(case: Case) -> list[Side]:
     for implementation in ("grouped_mm", "eager"):
         make = partial(mixtral_step, case, implementation, "bfloat16")
         peers.append(Side(f"transformers Mixtral, {implementation}", "eager", "bfloat16", make, ("torch", "transformers")))
-    return [ours, *peers[:4], other, *peers[4:]]
+    return [first, *peers[:4], other, *peers[4:]]
 
 
 def minimoe_step(case: Case, name: str, dtype: str, lab: Lab) -> Made:
-    """The step of `minimoe/training/step.py`; what it is called with stays on the device."""
+    """The step of `minimoe/training/step.py`; its arguments stay on the device."""
     backend = lab.backend(name)
     model = FilledTransformer(case.model, dtype=dtype, backend=backend)
     whole = Step(model, AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1), grad_clip=1.0)

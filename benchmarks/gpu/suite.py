@@ -1,4 +1,4 @@
-"""Are the kernels right on this card? tests/gpu by pytest, a process for each backend, and a small case under compute-sanitizer."""
+"""Whether the kernels are right on this card: tests/gpu by pytest, a process for each backend, and a small case under compute-sanitizer."""
 
 import re
 import shutil
@@ -15,20 +15,20 @@ from benchmarks.gpu.workers import Deadline, signal_group
 
 ROOT = Path(__file__).parents[2]
 FOLDER = "tests/gpu"
-CHOSEN = {"cupy": "not numba-cuda", "numba-cuda": "numba-cuda"}  # by pytest's -k: a test's parameter is the backend's name
+CHOSEN = {"cupy": "not numba-cuda", "numba-cuda": "numba-cuda"}  # for pytest's -k: a test's parameter is the backend's name
 OUTCOME = re.compile(rf"^({FOLDER}/.+?) (PASSED|FAILED|ERROR|SKIPPED)\b", re.M)
 REASON = re.compile(rf"^(?:FAILED|ERROR) ({FOLDER}/.+?) - (.*)$", re.M)
 COLLECTED = re.compile(r"^collected (\d+) items?(?: / (\d+) deselected)?", re.M)
 SUMMARY = re.compile(r"(?:ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard)")
-LAST_LINE = "the small case is done"  # what it prints when nothing stopped it
-LAST_WORDS = 8.0  # seconds that pytest has to tell of its failures once it is asked to stop
-OFTEN = 0.2  # seconds between two looks at whether something has ended
+LAST_LINE = "the small case is done"  # printed if nothing stopped it
+LAST_WORDS = 8.0  # seconds that pytest has to report failures after it is asked to stop
+OFTEN = 0.2  # seconds between checks for processes that ended
 TIME_UP = "the time was up"
 TOOLS = ("memcheck", "racecheck")
 
 
 def suite(out: Path, deadline: Deadline) -> Iterator[tuple[str, Any]]:
-    """What came of each, by name. They run at the same time: most of it is compiling on the host."""
+    """Run all at the same time, since most of it is compiling on the host.   -> the outcome of each, by name"""
     with ExitStack() as stack:
         running = [Job(f"tests-{name}", [*pytest_command(), "-k", words], out, stack) for name, words in CHOSEN.items()]
         program = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
@@ -48,7 +48,7 @@ def suite(out: Path, deadline: Deadline) -> Iterator[tuple[str, Any]]:
 
 
 def ended(running: list["Job"], deadline: Deadline) -> Iterator[tuple[str, Any]]:
-    """What came of those that end in time, as they do; they leave the list."""
+    """The outcome of those that end in time, as they end; they are removed from the list."""
     while running and deadline.left():
         for job in list(running):
             code = job.process.poll()
@@ -59,7 +59,7 @@ def ended(running: list["Job"], deadline: Deadline) -> Iterator[tuple[str, Any]]
 
 
 class Job:
-    """A process from the repository's root, leader of a group of its own, its outputs in a file; when the stack unwinds none is left."""
+    """A process that leads its own group, with its output in a file; none of the group is left when the stack unwinds."""
 
     def __init__(self, name: str, command: list[str], out: Path, stack: ExitStack) -> None:
         self.name, self.file, self.began = name, out / f"{name}.txt", time.monotonic()
@@ -76,7 +76,7 @@ class Job:
         self.process.wait()
 
     def outcome(self, how: str) -> dict[str, Any]:
-        """How it ended, and what its words say."""
+        """How it ended, and what its output says."""
         text = self.file.read_text(encoding="utf-8", errors="replace")
         read = outcomes if self.name.startswith("tests") else errors
         return {**read(text), "ended": how, "seconds": round(time.monotonic() - self.began, 1), "file": self.file.name}
@@ -90,7 +90,7 @@ def pytest_command() -> list[str]:
 
 
 def sanitizer_command(program: str, tool: str) -> list[str]:
-    """Calls of the driver that fail are no errors: CuPy and Numba ask by trying."""
+    """The command of compute-sanitizer. Failed calls of the driver do not count: CuPy and Numba test features by trying."""
     options = ["--tool", tool, "--report-api-errors", "no", "--error-exitcode", "9"]
     return [program, *options, sys.executable, "-m", "benchmarks.gpu.small"]
 
@@ -99,7 +99,7 @@ def sanitizer_command(program: str, tool: str) -> list[str]:
 
 
 def outcomes(text: str) -> dict[str, Any]:
-    """From pytest's words: how many passed, which failed and why, how many were not reached."""
+    """Read pytest's output: how many passed, which failed and why, how many were not reached."""
     found = dict(OUTCOME.findall(text))
     reasons = dict(REASON.findall(text))
     count = COLLECTED.search(text)
@@ -110,18 +110,18 @@ def outcomes(text: str) -> dict[str, Any]:
 
 
 def errors(text: str) -> dict[str, Any]:
-    """From compute-sanitizer's words: how many errors or hazards, None where it did not come to its summary; did the case end?"""
+    """Read compute-sanitizer's output: how many errors or hazards (None without a summary), and whether the case ended."""
     summaries = [int(memory or races) for memory, races in SUMMARY.findall(text)]
     return {"errors": sum(summaries) if summaries else None, "complete": LAST_LINE in text.splitlines()}
 
 
 def counts(outcome: dict[str, Any]) -> bool:
-    """Does what a sanitizer found stand for the whole case?"""
+    """True if a sanitizer's result covers the whole case."""
     return bool(outcome["errors"] is not None and outcome["complete"] and outcome["ended"] == "exit code 0")
 
 
 def is_failure(outcome: dict[str, Any]) -> bool:
-    """Did something go wrong, other than that the time was up?"""
+    """True if something failed, other than that the time was up."""
     if "left_out" in outcome:
         return False
     late = outcome["ended"] == TIME_UP

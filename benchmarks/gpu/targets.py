@@ -1,4 +1,4 @@
-"""What the kernels of `cupy` are to reach, and whether they did. They are for bfloat16 on `CARD`; all but one are ratios of one run."""
+"""Targets for the kernels of `cupy`, and whether they were met: for bfloat16 on `CARD`; all but one are ratios within one run."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,17 +17,17 @@ PRODUCTS = ("grouped_matmul", "grouped_matmul, transpose", "grouped_matmul_dw")
 
 @dataclass(frozen=True)
 class Target:
-    """`found(results)` gives a number, or the reason why there is none."""
+    """A target: `found(results)` gives a number, or the reason why there is none."""
 
     text: str
     found: Callable[[Results], float | str]
     wanted: float
     unit: str  # share, times, microseconds
-    most: bool = False  # is `wanted` the most, or the least?
+    most: bool = False  # True if `wanted` is an upper limit, False if it is a lower one
     stretch: float | None = None
 
     def verdict(self, results: Results) -> Row:
-        """What the JSON file says of it; `met` is None where it was not measured."""
+        """Its entry in the JSON file; `met` is None if it was not measured."""
         found = self.found(results)
         row: Row = {"target": self.text, "wanted": f"{'at most' if self.most else 'at least'} {shown(self.wanted, self.unit)}"}
         if isinstance(found, str):
@@ -40,7 +40,7 @@ class Target:
 
 
 def targets() -> Iterator[Target]:
-    """All of them."""
+    """All targets."""
     for kernel in MOVES:
         yield Target(f"{kernel}, of the copy rate", partial(share, goal=kernel, ceiling="copy"), 0.75, "share")
     yield Target("gate, of the copy rate", partial(share, goal="gate", ceiling="copy"), 0.60, "share")
@@ -72,7 +72,7 @@ def goal_rows(results: Results, part: str, goal: str) -> list[Row]:
 
 
 def milliseconds(rows: list[Row], fits: Callable[[str], bool], who: str) -> float | str:
-    """The best time of the sides whose name fits, or why there is none."""
+    """The best time of the sides whose name fits, or the reason why there is none."""
     chosen = [row for row in rows if fits(row["side"])]
     times = [row["ms"] for row in chosen if "ms" in row]
     if times:
@@ -83,7 +83,7 @@ def milliseconds(rows: list[Row], fits: Callable[[str], bool], who: str) -> floa
 
 
 def share(results: Results, goal: str, ceiling: str) -> float | str:
-    """The rate of ours over a ceiling of this run."""
+    """The rate of minimoe's kernel over a ceiling of this run."""
     rows = goal_rows(results, "kernels", goal)
     time, limit = milliseconds(rows, lambda side: side == OURS, OURS), results.get("rates", {}).get(ceiling)
     if isinstance(time, str):
@@ -98,7 +98,7 @@ def microseconds_of_route(results: Results) -> float | str:
 
 
 def ahead(results: Results, part: str, goal: str, words: str) -> float | str:
-    """How many times faster ours is than the best of PyTorch's sides with these words in their names."""
+    """How many times faster minimoe is than the best of PyTorch's sides with these words in their names."""
     rows = goal_rows(results, part, goal)
     ours = milliseconds(rows, lambda side: side == SIDE, SIDE)
     theirs = milliseconds(rows, lambda side: side.startswith("PyTorch") and words in side, f"PyTorch, {words}")
@@ -106,14 +106,14 @@ def ahead(results: Results, part: str, goal: str, words: str) -> float | str:
 
 
 def behind(results: Results, goal: str) -> float | str:
-    """Our kernel's time over PyTorch's."""
+    """The time of minimoe's kernel over PyTorch's."""
     rows = goal_rows(results, "kernels", goal)
     ours = milliseconds(rows, lambda side: side == OURS, OURS)
     return ratio(ours, milliseconds(rows, lambda side: side == "PyTorch", "PyTorch"))
 
 
 def ratio(above: float | str, below: float | str) -> float | str:
-    """Of two times, or why one is missing."""
+    """The ratio of two times, or why one is missing."""
     if isinstance(above, str) or isinstance(below, str):
         return below if isinstance(below, str) else str(above)
     return above / below

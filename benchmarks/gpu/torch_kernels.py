@@ -26,7 +26,7 @@ def attention(b: int, t: int, heads: int, groups: int, c: int, dtype: str, backw
 
 
 def grouped_mm() -> Callable[..., Any]:
-    """Where this PyTorch has it. Raises AttributeError where it does not."""
+    """The grouped product. Raises AttributeError if this PyTorch has none."""
     import torch
     from torch.nn import functional
 
@@ -66,7 +66,7 @@ def ends_of(device: str, rows: int, experts: int, load: str) -> Any:
 
 
 def copy(elements: int, device: str) -> Call:
-    """A copy of so many float32."""
+    """A copy of `n` float32 numbers."""
     import torch
 
     source = torch.randn(elements, device=device)

@@ -3,7 +3,7 @@
 In bfloat16 they have what minimoe has: float32 weights, rounded into the bfloat16 ones that compute before each pass (`Masters`), and
 float32 gradients; activations and the residual stream are bfloat16, the router's arithmetic float32 (Mixtral's: its softmax). That is
 faster than autocast, whose norms and residual stream are float32. Products in float32 never use TF32. Nothing is read back from the card
-but where the style needs it (loop, sorted: the rows of each expert). Modules are made on the card, where their numbers are drawn.
+unless the style needs it (loop, sorted: the rows of each expert). Modules are made and their weights drawn on the card.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -19,11 +19,11 @@ Style = Literal["loop", "sorted", "grouped"]
 """How the routed layer is written: benchmarks/torch_models.py."""
 
 How = Literal["eager", "compiled", "graph"]
-"""As it comes, by torch.compile, or recorded as a CUDA graph."""
+"""Eager, by torch.compile, or recorded as a CUDA graph."""
 
 
 class Layer(NamedTuple):
-    """A routed layer: tokens, width, hidden width of an expert, experts, experts a token."""
+    """A routed layer: tokens, width, hidden width of an expert, experts, experts per token."""
 
     n: int
     d: int
@@ -74,7 +74,7 @@ class Masters:
         return self.wide + self.own
 
     def lower(self) -> None:
-        """Round the weights for the pass that follows; older gradients go."""
+        """Round the weights for the next pass, and drop older gradients."""
         for parameter in self.narrow + self.own:
             parameter.grad = None
         if self.narrow:
@@ -97,7 +97,7 @@ def started() -> Any:
 
 
 def graphed(call: Call) -> Call:
-    """A call recorded as a CUDA graph. Raises RuntimeError where the host waits for the card in it."""
+    """A call recorded as a CUDA graph. Raises RuntimeError if the host waits for the card in it."""
     import torch
 
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -141,7 +141,7 @@ def mixtral_layer(layer: Layer, implementation: str, lab: Lab) -> Made:
 
 
 def filled(torch: Any, module: Any) -> Any:
-    """A module whose parameters are small normal numbers, drawn where it lies."""
+    """Draw a module's parameters on its own device, small and normal."""
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.normal_(0.0, 0.02)
@@ -149,7 +149,7 @@ def filled(torch: Any, module: Any) -> Any:
 
 
 def layer_call(layer: Layer, module: Any, how: How, lab: Lab) -> Made:
-    """From float32 weights to float32 gradients of the weights, and that of x.   x [1,N,D]"""
+    """A call from float32 weights to float32 gradients of the weights and of x.   x [1,N,D]"""
     import torch
 
     masters = Masters(module, layer.dtype)
@@ -183,7 +183,7 @@ def torch_step(case: Case, style: str, dtype: str, mode: str, lab: Lab) -> Made:
 
 
 def mixtral_step(case: Case, implementation: str, dtype: str, lab: Lab) -> Made:
-    """A step of transformers' MixtralForCausalLM of the same shape; its balance loss pools the layers, at the same price."""
+    """A step of transformers' MixtralForCausalLM of the same shape; its balance loss pools the layers, at the same cost."""
     torch = started()
     with torch.device(lab.torch):
         model = mixtral_model(case, implementation)

@@ -1,4 +1,4 @@
-"""Processes of their own, which may crash, hang or lose the card; and one that measures problem after problem, started again as need be."""
+"""Processes that may crash, hang or lose the card, and one that measures problem after problem and is restarted when needed."""
 
 import multiprocessing
 import os
@@ -19,8 +19,8 @@ from benchmarks.gpu.lab import Lab, card, facts
 from benchmarks.gpu.problems import Lost, Problem, Row, measure, said
 from benchmarks.gpu.routed import routed_problems
 
-START = 120.0  # seconds that a process has until it is ready
-PATIENCE = 90.0  # seconds that one side of a problem has, compiling included
+START = 120.0  # seconds for a process to become ready
+PATIENCE = 90.0  # seconds for one side of a problem, including compilation
 
 
 class NoAnswer(Exception):
@@ -28,11 +28,11 @@ class NoAnswer(Exception):
 
 
 class Failed(Exception):
-    """What a process said of why it cannot go on."""
+    """A process said why it cannot continue."""
 
 
 class Deadline:
-    """So many seconds from now on, within those of the whole run."""
+    """A number of seconds from now on, within those of the whole run."""
 
     def __init__(self, seconds: float, whole: "Deadline | None" = None) -> None:
         self.end = time.monotonic() + seconds
@@ -42,11 +42,11 @@ class Deadline:
         return max(0.0, self.end - time.monotonic())
 
     def share(self, part: float) -> "Deadline":
-        """That part of what is left."""
+        """A deadline for a part of what is left."""
         return Deadline(part * self.left(), self.whole)
 
     def patience(self, seconds: float) -> float:
-        """How long to wait for what should take so many seconds at most: never beyond the whole run."""
+        """How long to wait for something that takes at most `seconds`: never beyond the whole run."""
         return min(seconds, self.whole.left())
 
 
@@ -61,14 +61,14 @@ class Process:
         theirs.close()
 
     def send(self, message: Any) -> None:
-        """Raises NoAnswer where nobody is there any more."""
+        """Send a value. Raises NoAnswer if the process has ended."""
         try:
             self.pipe.send(message)
         except OSError as error:
             raise NoAnswer(self._ended()) from error
 
     def answer(self, patience: float) -> tuple[str, Any]:
-        """The next pair of word and value. Raises NoAnswer, or Failed where the word is "failed"."""
+        """The next pair of word and value. Raises NoAnswer, or Failed if the word is "failed"."""
         try:
             if not self.pipe.poll(patience):
                 raise NoAnswer(f"no answer in {patience:.0f} s")
@@ -80,13 +80,13 @@ class Process:
         return word, value
 
     def stop(self, patience: float = 1.0) -> None:
-        """End it, and what it started, whatever it does."""
+        """End the process and everything that it started."""
         with suppress(OSError):
             self.pipe.send(None)
         self.process.join(patience)
         if self.process.pid is not None:
             signal_group(self.process.pid, signal.SIGKILL)
-        self.process.kill()  # where it has no group yet
+        self.process.kill()  # if it has no group yet
         self.process.join()
         self.pipe.close()
 
@@ -96,13 +96,13 @@ class Process:
 
 
 def signal_group(leader: int, number: int) -> None:
-    """To a process that leads a group, and to all in it; nothing where there is none any more."""
+    """Send a signal to a process group, if it still exists."""
     with suppress(ProcessLookupError):
         os.killpg(leader, number)
 
 
 def into_log(log: Path, serve: Callable[..., None], *arguments: Any) -> None:
-    """A group of its own, both outputs to the end of a file, then serve; an error is the last answer."""
+    """Lead a new group, append both outputs to a file, then serve; an error is the last answer."""
     os.setsid()
     sys.stdout.flush()
     with log.open("ab") as file:
@@ -111,7 +111,7 @@ def into_log(log: Path, serve: Callable[..., None], *arguments: Any) -> None:
     pipe: Connection = arguments[-1]
     try:
         serve(*arguments)
-    except Exception as error:  # of whatever library: it becomes a row's text, or a part's
+    except Exception as error:  # of any library: it becomes the text of a row or of a part
         with suppress(OSError):
             pipe.send(("failed", said(error)))
         raise
@@ -121,7 +121,7 @@ def into_log(log: Path, serve: Callable[..., None], *arguments: Any) -> None:
 
 
 def kernel_problems(scale: str) -> list[Problem]:
-    """Those with a target first, then every kernel's first size, its second, ...: what time does not suffice for is the least."""
+    """Problems with a target first, then every kernel's first size, its second, ...: the last are left out if time does not suffice."""
     seen: Counter[str] = Counter()
     ranked = []
     for problem in (*routed_problems(scale), *dense_problems(scale)):
@@ -131,7 +131,7 @@ def kernel_problems(scale: str) -> list[Problem]:
 
 
 def problems_of(part: str, scale: str) -> list[Problem]:
-    """The same list in the process that asks and in the one that measures."""
+    """All problems in order, the same list in the process that asks and in the one that measures."""
     return list(ceiling_problems(scale)) if part == "ceilings" else kernel_problems(scale)
 
 
@@ -145,7 +145,7 @@ def serve_problems(part: str, scale: str, pipe: Connection) -> None:
 
 
 def answer_with(lab: Lab, problem: Problem, without: list[str], pipe: Connection) -> None:
-    """Rows, or those of the sides that lost the device."""
+    """The rows of a problem, or those of the sides that lost the device."""
     try:
         rows = measure(lab, problem, without, lambda side: pipe.send(("at", side)))
     except Lost as lost:
@@ -157,7 +157,7 @@ def answer_with(lab: Lab, problem: Problem, without: list[str], pipe: Connection
 
 @dataclass
 class Bench:
-    """Measures the problems of a part in a process, which is started anew when it is gone. Raises Failed where it cannot start."""
+    """Measures the problems of a part in a process, which is restarted if it is gone. Raises Failed if it cannot start."""
 
     part: str
     scale: str
@@ -175,7 +175,7 @@ class Bench:
             raise Failed(str(error)) from error
 
     def rows(self, index: int, problem: Problem) -> list[Row]:
-        """All sides; one that takes the process with it is left out of another try."""
+        """Measure all sides; a side that ends the process is left out of the next try."""
         patience = min(PATIENCE, max(10.0, self.deadline.left()))
         found: list[Row] = []
         while True:
@@ -206,7 +206,7 @@ class Bench:
 
 
 def measured(part: str, scale: str, deadline: Deadline, log: Path) -> Iterator[list[Row]]:
-    """The rows of a part, problem by problem; what the time does not suffice for says so."""
+    """The rows of a part, problem by problem; those for which there was no time say so."""
     bench = Bench(part, scale, log, deadline)
     try:
         for index, problem in enumerate(problems_of(part, scale)):
@@ -219,7 +219,7 @@ def measured(part: str, scale: str, deadline: Deadline, log: Path) -> Iterator[l
 
 
 def machine_facts(scale: str, deadline: Deadline, log: Path) -> Any:
-    """What a process that sees the card says of it. Raises Failed where there is none."""
+    """Facts about the card, from a process that sees it. Raises Failed if there is none."""
     bench = Bench("ceilings", scale, log, deadline)
     try:
         return bench.start()

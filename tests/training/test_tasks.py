@@ -410,7 +410,7 @@ def test_every_command_takes_such_a_run(
     assert result["loss"] == pytest.approx(rows[-1]["val_loss"], rel=1e-5) and result["accuracy"] == pytest.approx(rows[-1]["val_accuracy"])
     assert 0.0 < result["baseline_accuracy"] < 1.0 and ("perplexity" in result) == (not vit) and ("images" in result) == vit
     summary = call(capsys, "eval", f"{preset}-001")[1]
-    assert ("nats an image, accuracy " if vit else "nats a masked token, perplexity ") in summary and summary.count("\n") == 1
+    assert ("nats per image, accuracy " if vit else "nats per masked token, perplexity ") in summary and summary.count("\n") == 1
     whole = json.loads(call(capsys, "eval", f"{preset}-001", "--data", "digits" if vit else "text.txt", "--json")[1])
     assert whole["split"] == "all of it" and (whole["images"] == 1797 if vit else whole["tokens"] > 1000)
     report = json.loads(call(capsys, "inspect", f"{preset}-001", "--json")[1])
