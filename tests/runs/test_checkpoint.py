@@ -139,7 +139,7 @@ def test_a_flipped_bit_anywhere_is_found_and_named(whole: dict[str, bytes], name
         with pytest.raises(CheckpointError) as caught:
             cp.load_checkpoint(folder)
     message = str(caught.value)
-    if name == "MANIFEST.sha256":  # a wrong digest in it cannot be told from damage to the file that it is of
+    if name == "MANIFEST.sha256":  # a wrong digest in it looks like damage to its file
         assert message.startswith("step-000200/") and "(damaged)" in message
     else:
         assert message == f"step-000200/{name}: its SHA-256 does not match the manifest (damaged)"
