@@ -1,1 +1,1 @@
-"""Training: one step, the loop around it, optimizers, evaluation and tasks."""
+"""Training: one step, the loop over steps, metrics, optimizers, evaluation and tasks."""

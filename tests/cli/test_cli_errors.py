@@ -194,7 +194,7 @@ COMMANDS = {
     "compare tiny-moe tiny-dense --budget step": "'steps', 'tokens', 'flops', 'seconds'",
     "compare tiny-moe vit-b16": "data.source = 'python-docs' is not images",
     "compare tiny-moe-001 tiny-moe-001": "is given twice",
-    "compare tiny-moe-001 chars --steps 3": "all of these are finished runs",
+    "compare tiny-moe-001 chars --steps 3": "all are finished runs",
     "config tiny-mo": "no preset 'tiny-mo' (did you mean 'tiny-moe'?)",
     "backends chek numpy": "Did you mean 'check'?",
     "backends check": "Missing argument 'NAME'",
