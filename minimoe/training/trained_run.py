@@ -9,7 +9,7 @@ from typing import Any
 from minimoe.config import Config
 from minimoe.data.corpus import Corpus
 from minimoe.errors import UserError
-from minimoe.model.transformer import Transformer
+from minimoe.pretrained.transformer import PretrainedTransformer
 from minimoe.runs.run import Run
 from minimoe.training.tasks import Task
 
@@ -19,7 +19,7 @@ class TrainedRun:
     """The result of `minimoe.train` and `minimoe.resume`: the run's folder, the model in memory, and every step's metrics."""
 
     run: Run
-    model: Transformer
+    model: PretrainedTransformer
     task: Task
     metrics: list[dict[str, Any]]
 
