@@ -62,7 +62,7 @@ class _Walk:
         _, sums, owned = self.waiting[node.number]
         if sums[index] is None:
             sums[index], owned[index] = gradient, ours
-        elif gradient is sums[index]:  # a kernel has added it there
+        elif ours and gradient is sums[index]:  # a kernel has added it there
             return
         elif owned[index]:
             sums[index] += gradient

@@ -153,7 +153,7 @@ class Tensor:
     def accumulate(self, gradient: Array, ours: bool) -> None:
         """Add to `.grad`, in place where there is one: its address stays. `ours`: nobody else holds the array."""
         xp = self.backend.xp
-        if gradient is self._grad:  # a kernel has written it there
+        if ours and gradient is self._grad:  # a kernel has written it there
             self.grad_is_zero = False
             return
         if gradient.dtype != self.data.dtype:

@@ -233,6 +233,22 @@ def test_the_gradient_of_x_plus_x_is_two():
         assert np.all(x.grad == expected)
 
 
+@pytest.mark.parametrize("start", [lambda x: x, lambda x: x * 1.0], ids=["leaf", "inner result"])
+def test_one_array_that_comes_twice_as_a_gradient_is_added_twice(start):
+    for function, expected in ((lambda h: h + h, 2.0), (lambda h: (h + 1.0) + h, 2.0), (lambda h: ops.concat([h + h, h]), 3.0)):
+        x = leaf(3)
+        y = function(start(x))
+        y.backward(np.ones(y.shape))
+        assert np.all(x.grad == expected)
+
+
+def test_a_leafs_own_gradient_may_be_given_to_backward():
+    x = leaf(3)
+    x.grad = np.ones(3)
+    (x + 0.0).backward(x.grad)
+    assert np.all(x.grad == 2.0)
+
+
 def test_no_two_leaves_share_a_gradient_array():
     a, b, c = leaf(3), leaf(3), leaf(3, 1)
     given = np.ones((3, 3))
