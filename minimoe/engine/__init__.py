@@ -1,5 +1,5 @@
 """The engine: tensors that remember how they were made, their operations, and backward."""
 
-from minimoe.engine.operators import bind
+from minimoe.engine import backward, operators, ops
 
-bind()
+operators.bind(ops, backward.backward)

@@ -1,106 +1,98 @@
-"""Backward: walks the nodes of a graph from the newest to the oldest and adds the gradient of every leaf."""
+"""Backward: walks a graph from its newest node to its oldest and frees every node on the way."""
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from typing import Any
+from operator import attrgetter
 
 from minimoe.backend import Array
-from minimoe.engine.creation import tensor
-from minimoe.engine.tensor import Node, Tensor, _Edge, _edge
+from minimoe.engine import errors
+from minimoe.engine.buffers import NOTHING, Buffer
+from minimoe.engine.creation import array_like
+from minimoe.engine.tensor import Edge, Node, Tensor
 
-# ---- backward ---------------------------------------------------------------------------------------------------------------------
+_array = attrgetter("array")
 
 
-def backward(roots: Sequence[Tensor], gradients: Sequence[Array | Tensor | None] | None = None) -> None:
-    """Add to `.grad` of every leaf the gradient of all roots together, each weighted by its gradient (None: 1, for scalars)."""
+def backward(
+    roots: Sequence[Tensor], gradients: Sequence[Array | Tensor | None] | None = None
+) -> None:
+    """Add to `.grad` of every leaf the gradient of all roots, each weighted by its own gradient.
+
+    Where that is None the weight is 1, which only a scalar may have.
+    """
     walk = _Walk()
     for root, gradient in zip(roots, gradients or [None] * len(roots), strict=True):
-        walk.give(_root_edge(root), _root_gradient(root, gradient), ours=False)
-    walk.run()
-
-
-def _root_edge(root: Tensor) -> _Edge:
-    if not root.requires_grad:
-        raise ValueError("backward: this tensor depends on nothing that requires a gradient")
-    return _edge(root)
+        given = _root_gradient(root, gradient)
+        walk.add(root if root.node is None else (root.node, root.index), given, owned=False)
+    while walk.numbers:
+        walk.step(*walk.waiting.pop(-heapq.heappop(walk.numbers)))
 
 
 def _root_gradient(root: Tensor, gradient: Array | Tensor | None) -> Array:
-    xp = root.backend.xp
-    if gradient is None:
-        if root.size != 1:
-            raise ValueError(f"backward: a tensor of shape {root.shape} is no scalar: give backward its gradient")
-        return xp.ones_like(root.data)
-    given = gradient.data if isinstance(gradient, Tensor) else gradient
-    if not isinstance(given, type(root.data)):
-        given = tensor(given, backend=root.backend).data
+    if not root.requires_grad:
+        raise errors.no_gradient()
+    name = "this leaf" if root.node is None else root.node.name
+    if gradient is None and root.size != 1:
+        raise errors.not_a_scalar(name, root.shape)
+    given = root.backend.xp.ones_like(root.data) if gradient is None else array_like(gradient, root)
     if tuple(given.shape) != root.shape:
-        raise ValueError(f"backward: the gradient has shape {tuple(given.shape)}, the tensor {root.shape}")
-    return given if given.dtype == root.data.dtype else xp.astype(given, root.data.dtype)
+        raise errors.wrong_root_gradient(name, given.shape, root.shape)
+    return given
 
 
 class _Walk:
-    """The gradients that wait for their nodes, and the nodes that wait for their turn."""
+    """The nodes that wait for their turn, and the gradients of their outputs."""
 
     def __init__(self) -> None:
-        self.waiting: dict[int, tuple[Node, list[Array | None], list[bool]]] = {}
-        self.numbers: list[int] = []  # a heap of negated creation numbers: the newest first
+        self.waiting: dict[int, tuple[Node, list[Buffer]]] = {}
+        self.numbers: list[int] = []  # a heap of negated creation numbers: the newest node first
 
-    def give(self, edge: _Edge, gradient: Array, ours: bool) -> None:
-        """Add a gradient to a leaf, or to a node's output, in place only where the sum is already ours."""
-        if edge is None:
+    def add(self, to: tuple[Node, int] | Tensor, part: Array, owned: bool, name: str = "") -> None:
+        """Add a part, which the operation of this name returned, to the gradient of an input."""
+        if isinstance(to, Tensor):
+            if part.shape != to.data.shape:
+                raise errors.wrong_shape(name, part.shape, to.data.shape)
+            Buffer.add_to_leaf(to, part, owned)
             return
-        if isinstance(edge, Tensor):
-            edge.accumulate(gradient, ours)
-            return
-        node, index = edge
+        node, index = to
+        if part.shape != node.shapes[index]:
+            raise errors.wrong_shape(name, part.shape, node.shapes[index])
         if node.number not in self.waiting:
-            self.waiting[node.number] = (node, [None] * node.outputs, [False] * node.outputs)
+            self.waiting[node.number] = node, [NOTHING] * len(node.shapes)
             heapq.heappush(self.numbers, -node.number)
-        _, sums, owned = self.waiting[node.number]
-        if sums[index] is None:
-            sums[index], owned[index] = gradient, ours
-        elif ours and gradient is sums[index]:  # a kernel has added it there
-            return
-        elif owned[index]:
-            sums[index] += gradient
+        buffers = self.waiting[node.number][1]
+        if buffers[index] is NOTHING:
+            buffers[index] = Buffer(part, owned)
         else:
-            sums[index], owned[index] = sums[index] + gradient, True
+            buffers[index].add(part, owned)
 
-    def places(self, edges: tuple[_Edge, ...]) -> list[dict[str, Any]]:
-        """Where the gradients of a node's inputs may be written: into a leaf's, or added to a sum that is already ours.
+    def step(self, node: Node, buffers: list[Buffer]) -> None:
+        """Turn the gradients of a node's outputs into those of its inputs, and free the node."""
+        if node.backward is None:
+            raise errors.freed(node.name)
+        arrays = [*map(_array, buffers)]
+        if node.outs:
+            arrays.append(Buffer.outs([*map(self.buffer, node.parents)]))
+        try:
+            parts = node.backward(*arrays)
+        except Exception as error:
+            error.add_note(errors.raised_in(node.name))
+            raise
+        parents, node.backward, node.parents = node.parents, None, []
+        if not isinstance(parts, tuple):
+            parts = (parts,)
+        if len(parts) != len(parents):
+            raise errors.wrong_count(node.name, len(parts), len(parents))
+        for to, part in zip(parents, parts, strict=True):
+            if to is not None and part is not None:
+                self.add(to, part, node.owned, node.name)
 
-        What stands there twice gets one place: the second is added to it.
-        """
-        places: list[dict[str, Any]] = []
-        for i, edge in enumerate(edges):
-            place: dict[str, Any] = {}
-            if edge is None or edge in edges[:i]:
-                pass
-            elif isinstance(edge, Tensor):
-                place = edge.place()
-            elif edge[0].number in self.waiting:
-                _, sums, owned = self.waiting[edge[0].number]
-                if owned[edge[1]]:
-                    place = {"out": sums[edge[1]], "accumulate": True}
-            places.append(place)
-        return places
-
-    def run(self) -> None:
-        while self.numbers:
-            node, sums, _ = self.waiting.pop(-heapq.heappop(self.numbers))
-            if node.backward is None:
-                raise ValueError(
-                    "backward: this graph was already walked and freed; run the forward pass again (there is no double backward)"
-                )
-            gradients = node.backward(*sums, self.places(node.parents)) if node.into else node.backward(*sums)
-            parents, fresh = node.parents, not node.aliases
-            node.backward, node.parents = None, ()
-            if len(parents) == 1 and not isinstance(gradients, tuple):
-                gradients = (gradients,)
-            for edge, gradient in zip(parents, gradients, strict=True):
-                if gradient is not None:
-                    self.give(edge, gradient, fresh)
-            del node, sums, gradients, gradient
+    def buffer(self, to: Edge) -> Buffer:
+        """Return where the gradient of an input is added up, or NOTHING before its first part."""
+        if isinstance(to, Tensor):
+            return Buffer.of_leaf(to)
+        if to is None or to[0].number not in self.waiting:
+            return NOTHING
+        return self.waiting[to[0].number][1][to[1]]

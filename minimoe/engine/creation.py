@@ -28,6 +28,14 @@ def tensor(array: Any, requires_grad: bool = False, dtype: str | None = None, ba
     return Tensor(data if data.dtype == wanted else backend.xp.astype(data, wanted), backend, requires_grad)
 
 
+def array_like(value: Any, like: Tensor) -> Any:
+    """Return a value (a tensor, an array of any library, numbers) as an array of the backend and dtype of a tensor."""
+    array = value.data if isinstance(value, Tensor) else value
+    if not isinstance(array, type(like.data)):
+        array = tensor(array, backend=like.backend).data
+    return array if array.dtype == like.dtype else like.backend.xp.astype(array, like.dtype)
+
+
 def _to_numpy(array: Any) -> np.ndarray[Any, Any]:
     if isinstance(array, np.ndarray):
         return array

@@ -7,7 +7,8 @@ from typing import Any
 
 from minimoe.backend import Array
 from minimoe.engine.backward import backward
-from minimoe.engine.tensor import Tensor, _grad_enabled, grad_mode, no_grad
+from minimoe.engine.grad_mode import grad_enabled, grad_mode, no_grad
+from minimoe.engine.tensor import Tensor
 
 
 def recompute(function: Callable[..., tuple[Any, ...]], *inputs: Tensor) -> tuple[Any, ...]:
@@ -16,7 +17,7 @@ def recompute(function: Callable[..., tuple[Any, ...]], *inputs: Tensor) -> tupl
     It must draw the same random numbers each time, as counter-based ones do. Of the tuple that it returns, tensors are differentiable and
     everything else passes through. Parameters that it uses get their gradients as usual.
     """
-    if not _grad_enabled.get():
+    if not grad_enabled():
         return function(*inputs)
     backend = inputs[0].backend
     arrays = [tensor.data for tensor in inputs]

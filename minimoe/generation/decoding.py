@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from minimoe.backend import Array, Backend
 from minimoe.config import ModelConfig
+from minimoe.engine.grad_mode import no_grad
 from minimoe.engine.recording import Recorded
-from minimoe.engine.tensor import no_grad
 from minimoe.layers.cache import Cache
 from minimoe.model.transformer import Transformer
 from minimoe.pretrained.transformer import PretrainedTransformer

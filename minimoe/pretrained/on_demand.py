@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minimoe.backend import Array, Backend
-from minimoe.engine.tensor import grad_enabled
+from minimoe.engine.grad_mode import grad_enabled
 from minimoe.errors import ConfigError
 from minimoe.layers.module import Parameter
 

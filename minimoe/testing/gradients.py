@@ -15,7 +15,8 @@ import numpy.typing as npt
 from minimoe.backend import Backend, current_backend
 from minimoe.engine.backward import backward
 from minimoe.engine.creation import tensor
-from minimoe.engine.tensor import Tensor, no_grad
+from minimoe.engine.grad_mode import no_grad
+from minimoe.engine.tensor import Tensor
 from minimoe.testing.tolerances import CHECK_GRADS
 
 Floats = npt.NDArray[np.float64]

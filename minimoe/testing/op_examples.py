@@ -249,6 +249,6 @@ def expert_layers() -> Iterator[OpExample]:
 
 
 def op_examples() -> list[OpExample]:
-    """Every operation of `minimoe/engine/ops.py` and its corner cases."""
+    """Every operation of `minimoe/engine/ops/` and its corner cases."""
     groups = (elementwise, arithmetic, reductions, shapes, layers, sequences, routing)
     return [example for group in groups for example in group()]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from minimoe.backend import Array
 from minimoe.engine import ops
-from minimoe.engine.tensor import no_grad
+from minimoe.engine.grad_mode import no_grad
 from minimoe.layers.balance import MoEStats
 from minimoe.model.transformer import Transformer
 from minimoe.reference.loss import IGNORE

@@ -14,8 +14,8 @@ from msgspec.structs import replace
 from minimoe.config import Config
 from minimoe.data.corpus import IMAGE_SOURCES
 from minimoe.data.tokenizer import Tokenizer
+from minimoe.engine.grad_mode import no_grad
 from minimoe.engine.random import host_bits
-from minimoe.engine.tensor import no_grad
 from minimoe.errors import ConfigError, UserError
 from minimoe.model.transformer import Transformer
 from minimoe.training.evaluation import Batches

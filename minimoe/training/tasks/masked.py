@@ -17,8 +17,8 @@ import numpy.typing as npt
 from minimoe.config import Config
 from minimoe.data.batches import IGNORE, Tokens, batch, sample_windows, windows
 from minimoe.data.tokenizer import REPLACEMENT, Tokenizer
+from minimoe.engine.grad_mode import no_grad
 from minimoe.engine.random import host_bits
-from minimoe.engine.tensor import no_grad
 from minimoe.errors import UserError
 from minimoe.model.transformer import Transformer
 from minimoe.training.evaluation import Batches
