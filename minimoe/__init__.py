@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from minimoe.config import load_config as load_config
     from minimoe.engine.creation import tensor as tensor
     from minimoe.engine.grad_mode import no_grad as no_grad
+    from minimoe.engine.graph import show_graph as show_graph
     from minimoe.engine.random import Rng as Rng
     from minimoe.engine.tensor import Tensor as Tensor
     from minimoe.errors import UserError as UserError
@@ -41,7 +42,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "Tensor": "engine.tensor", "no_grad": "engine.grad_mode", "tensor": "engine.creation", "Rng": "engine.random",
+    "Tensor": "engine.tensor", "no_grad": "engine.grad_mode", "tensor": "engine.creation",
+    "Rng": "engine.random", "show_graph": "engine.graph",
     "set_backend": "backend", "use_backend": "backend", "UserError": "errors",
     "Config": "config", "DataConfig": "config", "ModelConfig": "config", "MoEConfig": "config", "TrainConfig": "config",
     "load_config": "config", "MoE": "layers.moe", "Cache": "layers.cache", "Transformer": "pretrained.transformer:PretrainedTransformer",

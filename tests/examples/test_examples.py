@@ -18,3 +18,7 @@ def test_the_training_loop_learns_and_writes_text(tmp_path: Path) -> None:
     losses = [float(line.split("loss ")[1].split()[0]) for line in lines if line.startswith("step")]
     assert losses[-1] < losses[0] - 1.0
     assert any(line.startswith("validation loss") for line in lines)
+
+
+def test_minigrad_prints_how_its_loss_falls(tmp_path: Path) -> None:
+    assert run("minigrad.py", folder=tmp_path).splitlines()[-1] == "100% of the points are classified correctly"
