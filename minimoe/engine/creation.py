@@ -1,4 +1,4 @@
-"""Tensors from numbers and from arrays of any library."""
+"""Makes tensors from numbers and from arrays of any library."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from minimoe.engine.tensor import Tensor
 
 
 def tensor(array: Any, requires_grad: bool = False, dtype: str | None = None, backend: Backend | None = None) -> Tensor:
-    """A leaf tensor from numbers, or from an array of any library that speaks DLPack or `__array__` (NumPy, CuPy, PyTorch, JAX).
+    """Return a leaf tensor made from numbers, or from an array of any library with DLPack or `__array__` (NumPy, CuPy, PyTorch, JAX).
 
-    Python's floats, and float64 arrays, keep float64 only if `dtype` says so or they came as an array. The array is copied.
+    The data are copied. An array keeps its dtype; Python's numbers become float32 or int32, unless `dtype` says otherwise.
     """
     backend = backend or current_backend()
     if isinstance(array, Tensor):

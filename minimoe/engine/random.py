@@ -1,4 +1,4 @@
-"""Randomness: what a random number is for names it; nothing is remembered between draws.
+"""Randomness without state: a random number is a function of the seed, the step and the name of its purpose.
 
 A step's `Rng` hands each module a `Draw` by name; kernels turn draws into bits, uniforms and normals on the device
 (`reference/random.py`). Initial weights and batches are drawn here, on the host: integers and + - * / sqrt in float64 alone, so that
@@ -20,30 +20,30 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Rng:
-    """The randomness of one micro-batch of one training step. Passing none means evaluation."""
+    """The randomness of one micro-batch of one training step. A layer that is given None evaluates."""
 
     seed: int = 0
     step: int | Array = 0
     micro: int | Array = 0
 
     def draw(self, path: str, purpose: str) -> Draw:
-        """The draw of a module (by its path) for one purpose."""
+        """Return the draw of a module, named by its path, for one purpose."""
         return Draw(self.seed, stream_id(f"{path}.{purpose}" if path else purpose), self.micro, self.step)
 
 
 def stream_id(name: str) -> int:
-    """CRC-32 of a stream's name."""
+    """Return the CRC-32 of a stream's name."""
     return crc32(name.encode())
 
 
 def host_bits(count: int, seed: int, stream: str, micro: int = 0, step: int = 0) -> npt.NDArray[np.int64]:
-    """Random 32-bit words as NumPy int64.   -> [count] in [0, 2^32)"""
+    """Return random 32-bit words as NumPy int64.   -> [count] in [0, 2^32)"""
     bits: npt.NDArray[np.int64] = load("numpy").random_bits(count, Draw(seed, stream_id(stream), micro, step))
     return bits
 
 
 def host_normal(count: int, seed: int, stream: str) -> Floats:
-    """Standard normals, the same bits on every machine: Phi^-1((bits + 1/2) / 2^32).   -> float64 [count]"""
+    """Return standard normals, the same bits on every machine: Phi^-1((bits + 1/2) / 2^32).   -> float64 [count]"""
     return inverse_normal((host_bits(count, seed, stream).astype(np.float64) + 0.5) * 2.0**-32)
 
 

@@ -1,4 +1,4 @@
-"""Recomputation: runs a function again in backward instead of keeping what lies between (Chen et al. 2016)."""
+"""Recomputation: runs a function again in backward instead of keeping its intermediate results (Chen et al. 2016)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from minimoe.engine.tensor import Tensor
 
 
 def recompute(function: Callable[..., tuple[Any, ...]], *inputs: Tensor) -> tuple[Any, ...]:
-    """function(*inputs), without keeping what lies between: backward runs it again (Chen et al. 2016, gradient checkpointing).
+    """Return function(*inputs) and keep no intermediate result: backward runs the function again (gradient checkpointing).
 
-    It must draw the same random numbers each time, as counter-based ones do. Of the tuple that it returns, tensors are differentiable and
+    It must draw the same random numbers each time, as counter-based ones do. Tensors in the tuple that it returns are differentiable, and
     everything else passes through. Parameters that it uses get their gradients as usual.
     """
     if not grad_enabled():
@@ -23,19 +23,19 @@ def recompute(function: Callable[..., tuple[Any, ...]], *inputs: Tensor) -> tupl
     arrays = [tensor.data for tensor in inputs]
     with no_grad():
         results = function(*inputs)
-    places = [i for i, result in enumerate(results) if isinstance(result, Tensor)]
+    indices = [i for i, result in enumerate(results) if isinstance(result, Tensor)]
 
     def backward_again(*gradients: Array | None) -> tuple[Array | None, ...]:
         again = [Tensor(array, backend, requires_grad=True) for array in arrays]
         with grad_mode(True):
             outputs = function(*again)
-        pairs = [(outputs[i], g) for i, g in zip(places, gradients, strict=True) if g is not None and outputs[i].requires_grad]
+        pairs = [(outputs[i], g) for i, g in zip(indices, gradients, strict=True) if g is not None and outputs[i].requires_grad]
         backward([output for output, _ in pairs], [gradient for _, gradient in pairs])
         return tuple(tensor.grad for tensor in again)
 
     anchors = [tensor if tensor.requires_grad else Tensor(tensor.data, backend, requires_grad=True) for tensor in inputs]
-    outputs = Tensor.from_op(tuple(results[i].data for i in places), anchors, backward_again)
+    outputs = Tensor.from_op(tuple(results[i].data for i in indices), anchors, backward_again)
     recorded = list(results)
-    for place, output in zip(places, outputs, strict=True):
-        recorded[place] = output
+    for i, output in zip(indices, outputs, strict=True):
+        recorded[i] = output
     return tuple(recorded)

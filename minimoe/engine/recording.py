@@ -1,9 +1,9 @@
-"""A step that is recorded once and repeated from then on, where the backend can: on a GPU as a CUDA graph of all its kernels, on the
-backend `numba` as a tape of them that is played without Python.
+"""Records a step once and then repeats it, where the backend can: on a GPU as a CUDA graph of all its kernels, on the backend `numba`
+as a tape of them that is played without Python.
 
-Launching a kernel costs the host some microseconds, and a training step of a toy model has hundreds: its time is the host's. What is
-recorded repeats the same work on the same addresses, so all that changes from step to step must come in arrays: what is given to a
-`Recorded` function is copied into places of its own, and what it returns is copied out.
+Launching a kernel costs the host some microseconds, and a training step of a small model has hundreds of them, so that the host decides
+how long it takes. A recording repeats the same work on the same addresses. All that changes from step to step must therefore come in
+arrays: a `Recorded` function copies its arguments into arrays of its own, and copies its result out.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from minimoe.backend import Array, Backend
 class Recorded:
     """`function(*arrays) -> array`, repeated from a recording when arrays of the same shapes come again.
 
-    It must leave everything that it keeps in arrays that stay where they are, and read nothing on the host. The first calls
-    (`Backend.warm_up`) run as they are: kernels are compiled, and what is made once stands where it will. Arrays of another shape, and a
-    backend that cannot record, are computed as they come; `say` hears of it once.
+    The function must keep its state in arrays whose addresses do not change, and read nothing on the host. The first calls
+    (`Backend.warm_up`) are not recorded: they compile kernels and allocate what is allocated once. With arrays of another shape, or a
+    backend that cannot record, the function is called each time; `say` is called once with the reason.
     """
 
     def __init__(self, function: Callable[..., Array], backend: Backend, say: Callable[[str], None]) -> None:
         self.function, self.backend, self.say = function, backend, say
         self.calls = 0
-        self.places: list[Array] = []  # where the recorded work reads its inputs
+        self.inputs: list[Array] = []  # where the recorded work reads its arguments
         self.shapes: list[Any] = []
         self.result: Array = None  # where it leaves its result
         self.again: Callable[[], None] | None = None
@@ -45,18 +45,18 @@ class Recorded:
                 return self.function(*arrays)
             self._record(arrays)
         else:
-            for place, array in zip(self.places, arrays, strict=True):
-                place[...] = array
+            for own, array in zip(self.inputs, arrays, strict=True):
+                own[...] = array
             self.again()
         return self.backend.xp.asarray(self.result, copy=True)
 
     def _record(self, arrays: tuple[Array, ...]) -> None:
-        """Run it and record it."""
+        """Run the function and record it."""
         xp = self.backend.xp
-        self.places = [xp.asarray(array, copy=True) for array in arrays]
+        self.inputs = [xp.asarray(array, copy=True) for array in arrays]
 
         def work() -> None:
-            self.result = self.function(*self.places)
+            self.result = self.function(*self.inputs)
 
         self.again = self.backend.record(work, self._give_up)
         self.possible = self.again is not None

@@ -8,8 +8,6 @@ from minimoe.engine.random import Rng
 from minimoe.engine.tensor import Tensor
 from minimoe.layers.module import Module, Parameter, Role, cast_like, cast_like_or_none
 
-# ---- layers ---------------------------------------------------------------------------------------------------------------------------
-
 
 class Linear(Module):
     """y = x W^T + b.   weight [out, in], bias [out]"""
@@ -23,7 +21,7 @@ class Linear(Module):
 
 
 class Embedding(Module):
-    """A row for each id.   weight [V,D]"""
+    """Look up a row of the table for each id.   weight [V,D]"""
 
     def __init__(self, vocab_size: int, d_model: int, std: float = 0.02, padding: int | None = None) -> None:
         self.weight = Parameter(vocab_size, d_model, std=std, role="embedding", padding=padding)
@@ -34,7 +32,7 @@ class Embedding(Module):
 
 
 class Norm(Module):
-    """RMS norm (weight) or layer norm (weight, and bias if asked) over the last axis."""
+    """RMS norm (with a weight) or layer norm (with a weight, and optionally a bias) over the last axis."""
 
     def __init__(self, width: int, kind: str = "rms", eps: float = 1e-5, bias: bool = False) -> None:
         self.kind, self.eps = kind, eps
@@ -48,12 +46,12 @@ class Norm(Module):
         return ops.layer_norm(x, weight, cast_like_or_none(self.bias, x), self.eps)
 
     def after_add(self, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
-        """x + delta, and the norm of that."""
+        """Return x + delta and its norm."""
         return ops.add_norm(x, delta, cast_like(self.weight, x), cast_like_or_none(self.bias, x), self.eps, self.kind)
 
 
 class Dropout(Module):
-    """Zero a share of the numbers in training, and scale up the rest."""
+    """Set a share of the numbers to zero in training, and scale up the others."""
 
     def __init__(self, rate: float, purpose: str) -> None:
         self.rate, self.purpose = rate, purpose

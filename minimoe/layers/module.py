@@ -1,7 +1,7 @@
-"""Modules: parameters with names, and the layers of a dense Transformer.
+"""Modules: parameters with names.
 
-A Parameter is declared with its shape and how it starts, and gets its numbers when `init(seed)` is called on the whole: they are drawn
-by the parameter's path, on the host, so they are the same on every backend and do not depend on the order of declaration.
+A Parameter is declared with its shape and its initial distribution, and is filled when `init(seed)` is called on the whole model. Its
+numbers are drawn on the host from the seed and its path, so they are the same on every backend and in any order of declaration.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from minimoe.engine.random import host_normal
 from minimoe.engine.tensor import Tensor
 from minimoe.errors import CheckpointError, ConfigError
 
-COMPUTED = ("float32", "float64", "bfloat16")  # float16 would want its loss scaled
+COMPUTED = ("float32", "float64", "bfloat16")  # float16 would need a scaled loss
 
 Role: TypeAlias = Literal["matrix", "embedding", "head", "vector"]
 
 
 class Unfilled:
-    """Stands for the numbers of a parameter until `init` has drawn them."""
+    """Takes the place of a parameter's numbers until `init` has drawn them; using it raises an error."""
 
     def __getattr__(self, name: str) -> Any:
         raise ConfigError("this parameter has no numbers yet: call .init(seed) on its module first")
 
 
 class Source(Protocol):
-    """Where the numbers of a parameter lie until they are asked for: in a file (`pretrained/on_demand.py`)."""
+    """Where the numbers of a parameter are until they are used: in a file (`pretrained/on_demand.py`)."""
 
     def get(self) -> Array:
-        """All of them, as the backend's array; those of experts only where they were read."""
+        """Return all numbers as the backend's array; those of experts only where they were read."""
 
 
 class Parameter(Tensor):
-    """A trainable leaf: declared now, filled by `Module.init`, or read from its source when `data` is first asked for.
+    """A trainable leaf: declared now, filled by `Module.init`, or read from its source when `data` is first used.
 
     Its role decides weight decay and which optimizer it suits.
     """
@@ -67,17 +67,17 @@ class Parameter(Tensor):
         self.held, self.source = array, None
 
     def read_from(self, source: Source, backend: Backend) -> None:
-        """Take the numbers from there when they are needed."""
+        """Read the numbers from this source when they are needed."""
         self.backend, self.source, self.held, self.grad = backend, source, None, None
 
     def own(self) -> Array:
-        """The numbers in an array that may be changed in place; from now on they are no longer those of a source."""
+        """Return the numbers in an array that may be changed in place; from now on they no longer come from a source."""
         if self.source is not None:
             self.data = self.backend.xp.asarray(self.source.get(), copy=True)
         return self.data
 
     def fill(self, name: str, seed: int, dtype: str, backend: Backend) -> None:
-        """Draw the initial numbers of a parameter of this name."""
+        """Draw the initial numbers, as the parameter of this name."""
         values = np.full(self.declared, self.start, dtype=np.float64)
         if self.std:
             values += self.std * host_normal(values.size, seed, f"{name}.init").reshape(self.declared)
@@ -93,7 +93,7 @@ class Module:
     path = ""
 
     def children(self) -> Iterator[tuple[str, Module]]:
-        """Modules directly below, by attribute name; those of a list as name.0, name.1, ... A child named "" has its parent's path."""
+        """Return the modules directly below, by attribute name; those of a list as name.0, name.1, ... A child named "" has its parent's path."""
         for name, value in vars(self).items():
             if isinstance(value, Module):
                 yield name, value
@@ -101,13 +101,13 @@ class Module:
                 yield from ((f"{name}.{i}", module) for i, module in enumerate(value))
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """This module and all below, by path."""
+        """Return this module and all below, by path."""
         yield prefix, self
         for name, module in self.children():
             yield from module.named_modules(f"{prefix}.{name}" if prefix and name else prefix or name)
 
     def named_state(self) -> Iterator[tuple[str, Parameter]]:
-        """Parameters and buffers by name; one that is tied stands once, under its first name."""
+        """Return parameters and buffers by name; a tied one is listed once, under its first name."""
         seen: set[int] = set()
         for path, module in self.named_modules():
             for name, value in vars(module).items():
@@ -116,15 +116,15 @@ class Module:
                     yield (f"{path}.{name}" if path else name), value
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """Trainable parameters by name."""
+        """Return trainable parameters by name."""
         return ((name, p) for name, p in self.named_state() if p.requires_grad)
 
     def parameters(self) -> list[Parameter]:
-        """Trainable parameters, in the order of declaration."""
+        """Return trainable parameters, in the order of declaration."""
         return [p for _, p in self.named_parameters()]
 
     def init(self, seed: int = 0, dtype: str = "float32", backend: Backend | None = None) -> Self:
-        """Fill every parameter below, each drawn by (seed, its path); gives the module itself.
+        """Fill every parameter below, each drawn from the seed and its path, and return the module itself.
 
         With bfloat16 parameters, gradients and moments are float32, and each layer rounds its weights to what it computes in.
         """
@@ -134,7 +134,7 @@ class Module:
         return self
 
     def prepare(self, dtype: str, backend: Backend | None) -> Backend:
-        """All of `init` but the numbers of parameters; gives the backend."""
+        """Do all that `init` does except for drawing numbers, and return the backend."""
         backend = backend or current_backend()
         if dtype not in COMPUTED:
             raise ConfigError(f"dtype {dtype!r}: models compute in {', '.join(COMPUTED)}")
@@ -146,14 +146,14 @@ class Module:
         return backend
 
     def setup(self, backend: Backend, dtype: str) -> None:
-        """Make constants that are no parameters; called by `prepare`."""
+        """Make constants that are not parameters; called by `prepare`."""
 
     def state_dict(self) -> dict[str, Array]:
-        """Every parameter and buffer as the backend's array, by name."""
+        """Return every parameter and buffer as the backend's array, by name."""
         return {name: parameter.data for name, parameter in self.named_state()}
 
     def load_state_dict(self, arrays: Mapping[str, Any]) -> None:
-        """Take over arrays (of any library) by name, in place. Raises CheckpointError naming what is missing, unexpected or misshapen."""
+        """Copy arrays of any library, by name, into the parameters. Raises CheckpointError that names what is missing or does not fit."""
         state = dict(self.named_state())
         missing, unexpected = sorted(set(state) - set(arrays)), sorted(set(arrays) - set(state))
         if missing or unexpected:

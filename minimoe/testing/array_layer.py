@@ -1,4 +1,4 @@
-"""The level "array layer": what every backend must have before a reference can run on it."""
+"""The level "array layer" checks what every backend must have before a reference can run on it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ XP_FUNCTIONS = (
     "mean", "minimum", "ones", "ones_like", "permute_dims", "reshape", "result_type", "sign", "sin", "sqrt", "squeeze", "stack", "sum",
     "take", "take_along_axis", "tanh", "where", "zeros", "zeros_like",
 )  # fmt: skip
-"""All that minimoe asks of `xp`, as the Array API standard 2024.12 defines it."""
+"""All functions of `xp` that minimoe uses, as the Array API standard 2024.12 defines them."""
 
 XP_CONSTANTS = ("bool", "float32", "int32", "int64", "inf")
 FIX = "Mend the array layer before any kernel"
 
 
 def array_layer_cases(backend: Backend) -> Iterator[Case]:
-    """A case for each part of the array layer."""
+    """Return a case for each part of the array layer."""
     for part, check in CHECKS.items():
         yield Case(part, "array layer", part, partial(run_quietly, check, backend))
 

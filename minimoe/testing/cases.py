@@ -1,4 +1,4 @@
-"""A backend's conformance, as a list of plain cases by level; pytest and `minimoe backends check` run the same ones."""
+"""Lists the cases that a conforming backend passes, by level; pytest and `minimoe backends check` run the same ones."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ LEVELS: dict[str, Callable[[Backend], Iterator[Case]]] = {
     "curve": curve_cases,
     "repeatability": repeatability_cases,
 }
-"""From the ground up: what fails at one level is mended before the next is looked at."""
+"""The levels from the bottom up: fix what fails at one level before you look at the next."""
 
 
 def cases(backend: Backend, level: str | None = None, kernel: str | None = None) -> list[Case]:
-    """The cases of a backend, all or those of one level or kernel.
+    """Return the cases of a backend: all, or those of one level or kernel.
 
     Each has a name, a level, a kernel, and `run()`, which raises `ConformanceError` with the kernel, the first failing shape, the worst
     error, the tolerance and what to do. Raises `UserError` for a level or kernel that does not exist.

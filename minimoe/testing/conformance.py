@@ -1,4 +1,4 @@
-"""What a conformance case is, how two results are compared, and what a failure says."""
+"""Defines a conformance case, how two results are compared, and the message of a failure."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from minimoe.backend import Backend
 
 Host = npt.NDArray[Any]
 FLOOR = 0.1
-"""Inputs are of order one: where all results are smaller than this they are differences of larger numbers, rounded as such."""
+"""Inputs are of order one: results smaller than this are differences of larger numbers, and have the rounding of those."""
 
 
 class ConformanceError(AssertionError):
-    """A backend that does not do what the contract says; the text names the kernel, the shape, the error and what to do."""
+    """The backend breaks the contract; the text names the kernel, the shape, the error and what to do."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One thing that a backend must do. `run()` returns, or raises `ConformanceError`."""
+    """One thing that a backend must do. `run()` raises `ConformanceError` if it does not."""
 
     name: str
     level: str
@@ -35,7 +35,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Wide:
-    """An input that has at least float32, whatever the dtype under test: logits, logsumexp, learning rates."""
+    """An input that is at least float32, whatever the dtype under test: logits, logsumexp, learning rates."""
 
     array: Host
 
@@ -44,7 +44,7 @@ class Wide:
 
 
 def tree_map(function: Callable[[Any], Any], tree: Any) -> Any:
-    """The same (named) tuples and dicts with `function` applied to all within."""
+    """Return the same (named) tuples and dicts with `function` applied to every leaf."""
     if isinstance(tree, tuple):
         items = [tree_map(function, item) for item in tree]
         return type(tree)(*items) if hasattr(tree, "_fields") else tuple(items)
@@ -54,7 +54,7 @@ def tree_map(function: Callable[[Any], Any], tree: Any) -> Any:
 
 
 def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves with their paths: `[0]`, `.ids`."""
+    """Return the leaves with their paths: `[0]`, `.ids`."""
     if isinstance(tree, tuple):
         names = [f".{name}" for name in tree._fields] if hasattr(tree, "_fields") else [f"[{i}]" for i in range(len(tree))]
         for name, item in zip(names, tree, strict=True):
@@ -71,7 +71,7 @@ def is_array(value: Any) -> bool:
 
 
 def to_device(backend: Backend, tree: Any, dtype: str) -> Any:
-    """NumPy arrays to the backend; floats to `dtype`, those in `Wide` to at least float32."""
+    """Move NumPy arrays to the backend, floats in `dtype`, those in `Wide` in at least float32."""
     wide = dtype if dtype in ("float64", "float32") else "float32"
 
     def move(value: Any) -> Any:
@@ -88,7 +88,7 @@ def to_device(backend: Backend, tree: Any, dtype: str) -> Any:
 
 
 def to_host(backend: Backend, tree: Any) -> Any:
-    """The backend's arrays to NumPy, floats as float64, all of them copies."""
+    """Copy the backend's arrays to NumPy, floats as float64."""
 
     def move(value: Any) -> Any:
         if not is_array(value):
@@ -103,7 +103,7 @@ def to_host(backend: Backend, tree: Any) -> Any:
 
 
 def rounded(backend: Backend, tree: Any, dtype: str) -> Any:
-    """The inputs as that dtype holds them, in float64 on the host: what the reference is given."""
+    """Return the inputs for the reference: rounded to this dtype, then float64 on the host."""
     return to_host(backend, to_device(backend, tree, dtype))
 
 
@@ -117,7 +117,7 @@ def require(condition: bool, kernel: str, where: str, what: str, todo: str) -> N
 
 
 def compare(got: Any, expected: Any, tolerance: float, kernel: str, where: str, todo: str) -> None:
-    """Two trees on the host: integers and booleans equal, floats within the tolerance, NaN and infinity where expected."""
+    """Compare two trees on the host: integers and booleans equal, floats within the tolerance, NaN and infinity where expected."""
     got_leaves, expected_leaves = list(leaves(got)), list(leaves(expected))
     same = len(got_leaves) == len(expected_leaves)
     require(same, kernel, where, f"it returns {len(got_leaves)} arrays, expected {len(expected_leaves)}", todo)
@@ -144,7 +144,7 @@ def compare_array(given: Host, wanted: Host, tolerance: float, kernel: str, wher
 
 
 def relative_errors(given: Host, wanted: Host) -> Host:
-    """|given - wanted| over the largest finite |wanted|, or over FLOOR; infinite where only one is NaN, or infinities differ."""
+    """Return |given - wanted| over the largest finite |wanted|, or over FLOOR; infinity where only one is NaN, or infinities differ."""
     finite = np.isfinite(wanted) & np.isfinite(given)
     largest = float(np.max(np.abs(wanted), where=np.isfinite(wanted), initial=FLOOR))
     with np.errstate(invalid="ignore"):

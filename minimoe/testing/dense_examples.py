@@ -1,4 +1,4 @@
-"""Inputs on which the kernels of a dense Transformer are compared with their references, at the sizes where kernels break."""
+"""Inputs for comparing the kernels of a dense Transformer with their references, at the sizes where kernels break."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _same(outputs: Any) -> Any:
 
 @dataclass(frozen=True)
 class Example:
-    """One call of a kernel. `call` (default: the method of that name) gives what is compared, after `trim` on the host."""
+    """One call of a kernel. `call` (default: the method of that name) returns what is compared, after `trim` on the host."""
 
     label: str
     args: tuple[Any, ...]
@@ -79,12 +79,12 @@ def layer_norm_backward() -> Iterator[Example]:
 
 
 def outputs_of(kernel: str, *options: Any) -> Callable[..., Any]:
-    """The outputs of a composite kernel, without what it saves."""
+    """Return the outputs of a composite kernel, without what it saves."""
     return lambda backend, *args: getattr(backend, kernel)(*args, *options)[0]
 
 
 def gradients_of(kernel: str, n_args: int, *options: Any) -> Callable[..., Any]:
-    """Both halves of a composite kernel: the first `n_args` go forward, the others, then what was saved, backward; options to both."""
+    """Run both halves of a composite kernel: the first `n_args` go forward; the others, then what was saved, backward; options to both."""
 
     def call(backend: Backend, *args: Any) -> Any:
         _, saved = getattr(backend, kernel)(*args[:n_args], *options)

@@ -1,4 +1,4 @@
-"""Gradients checked by directional derivatives: the slope that backward claims along a random direction against differences.
+"""Checks gradients by directional derivatives: compares the slope that backward gives along a random direction with differences.
 
 With L = sum(w * y) for random weights w, backward gives <dL/dx, v>; central differences over steps h and h/2, extrapolated
 (4 D(h/2) - D(h)) / 3 (Richardson 1911), give the same up to O(h^4). One number per input costs four forward passes, whatever its size.
@@ -26,21 +26,21 @@ def check_grads(function: Callable[..., Any], *inputs: Any, tolerance: float = C
     """Compare the gradient of `function(*inputs)` with differences, for each input alone and for all jointly -> the worst relative error.
 
     `function` takes tensors and returns one or a tuple of them. Inputs are NumPy arrays or tensors; float64 ones are differentiated,
-    others pass through. A tensor that requires a gradient is changed in its place (and put back), so a layer's parameters can be given
-    beside its input: `check_grads(lambda x, *_: layer(x), x, *layer.parameters())`. `eps` is the step for each element: keep kinks, and
-    the gaps of a top-k, some ten times farther away.
+    others pass through. A tensor that requires a gradient is changed in place and restored, so a layer's parameters can be given
+    beside its input: `check_grads(lambda x, *_: layer(x), x, *layer.parameters())`. `eps` is the step for each element: kinks,
+    and the gaps of a top-k, should be some ten times farther away.
 
     Raises `AssertionError` with the input and both slopes where they differ by more than `tolerance`.
     """
     backend = next((value.backend for value in inputs if isinstance(value, Tensor)), None) or current_backend()
     tensors = [_leaf(value, backend) for value in inputs]
-    places = [i for i, leaf in enumerate(tensors) if isinstance(leaf, Tensor) and leaf.requires_grad]
-    if not places:
+    indices = [i for i, leaf in enumerate(tensors) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    if not indices:
         raise ValueError("check_grads: no input is differentiable: give float64 arrays, or tensors that require a gradient")
-    check = _Check(function, tensors, places, np.random.default_rng(seed), eps)
-    worst = max(check.error([i], f"input {i}, shape {tensors[i].shape}", tolerance) for i in places)
-    if len(places) > 1:
-        worst = max(worst, check.error(places, "all inputs jointly", tolerance))
+    check = _Check(function, tensors, indices, np.random.default_rng(seed), eps)
+    worst = max(check.error([i], f"input {i}, shape {tensors[i].shape}", tolerance) for i in indices)
+    if len(indices) > 1:
+        worst = max(worst, check.error(indices, "all inputs jointly", tolerance))
     return worst
 
 
@@ -53,11 +53,11 @@ def _leaf(value: Any, backend: Backend) -> Any:
 
 
 class _Check:
-    """One function, its inputs, and its gradient by backward; then slopes along directions."""
+    """A function, its inputs and its gradient by backward, to be compared with slopes along directions."""
 
-    def __init__(self, function: Callable[..., Any], tensors: list[Any], places: list[int], rng: np.random.Generator, eps: float) -> None:
+    def __init__(self, function: Callable[..., Any], tensors: list[Any], indices: list[int], rng: np.random.Generator, eps: float) -> None:
         self.function, self.tensors, self.rng, self.eps = function, tensors, rng, eps
-        leaves = {i: tensors[i] for i in places}
+        leaves = {i: tensors[i] for i in indices}
         kept = {i: leaf.grad for i, leaf in leaves.items()}
         for leaf in leaves.values():
             leaf.grad = None
@@ -72,14 +72,14 @@ class _Check:
         for i, leaf in leaves.items():
             leaf.grad = kept[i]
 
-    def error(self, places: list[int], what: str, tolerance: float) -> float:
-        """The relative error of the slope along a random direction of these inputs."""
-        directions = {i: self.rng.standard_normal(self.tensors[i].shape) for i in places}
+    def error(self, indices: list[int], what: str, tolerance: float) -> float:
+        """Return the relative error of the slope along a random direction of these inputs."""
+        directions = {i: self.rng.standard_normal(self.tensors[i].shape) for i in indices}
         claimed = float(sum(np.sum(self.gradients[i] * v) for i, v in directions.items()))
         coarse, fine = self.slope(directions, self.eps), self.slope(directions, self.eps / 2)
         measured = (4.0 * fine - coarse) / 3.0
-        length = float(np.sqrt(sum(np.sum(self.gradients[i] ** 2) for i in places)))
-        # what differences cannot resolve is no error: rounding in L, and a direction that happens to be level
+        length = float(np.sqrt(sum(np.sum(self.gradients[i] ** 2) for i in indices)))
+        # differences cannot resolve rounding in L, nor the slope along a direction that happens to be level
         scale = max(abs(claimed), abs(measured), 1e-2 * length, 1e-6 * self.size, 1e-30)
         error = abs(claimed - measured) / scale
         if not error <= tolerance:
@@ -91,7 +91,7 @@ class _Check:
         return (self.value(directions, step) - self.value(directions, -step)) / (2.0 * step)
 
     def value(self, directions: dict[int, Floats], step: float) -> float:
-        """L with the inputs moved by `step` along the directions."""
+        """Return L with the inputs moved by `step` along the directions."""
         kept = {i: self.tensors[i].data for i in directions}
         try:
             for i, v in directions.items():

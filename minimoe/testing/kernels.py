@@ -1,4 +1,4 @@
-"""The level "kernels": each kernel of the contract, run on a backend and compared with its reference on NumPy in float64."""
+"""The level "kernels" runs each kernel of the contract on a backend and compares it with its reference on NumPy in float64."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ ANY_DTYPE = {"random_bits", "uniform", "normal", "route"}  # results that do not
 
 
 def kernel_cases(backend: Backend) -> Iterator[Case]:
-    """A case for each kernel and dtype."""
+    """Return a case for each kernel and dtype."""
     for kernel in kernel_names():
         for dtype in backend.dtypes[: 1 if kernel in ANY_DTYPE else None]:
             yield Case(f"{kernel} [{dtype}]", "kernels", kernel, partial(check_kernel, backend, kernel, dtype))
 
 
 def check_kernel(backend: Backend, kernel: str, dtype: str) -> None:
-    """Every example of a kernel; the first that fails raises."""
+    """Run every example of a kernel; the first that fails raises."""
     for example in EXAMPLES[kernel]():
         Run(backend, kernel, dtype, example).check()
 
 
 def advice(backend: Backend, kernel: str) -> str:
-    """What to do about a kernel that differs."""
+    """Return what to do about a kernel that differs."""
     topic = next((topic for topic, (_, kernels) in TOPICS.items() if kernel.removesuffix("_backward") in kernels), "arrays")
     place = f"minimoe/reference/{topic}.py"
     if overridden(backend, kernel):
@@ -66,7 +66,7 @@ class Run:
         return self.trim(reference(), self.call(reference(), args, options))
 
     def call(self, backend: Backend, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        """What is compared: what the kernel returns, or what it wrote into its `inout_` parameters."""
+        """Return what is compared: the results of the kernel, or what it wrote into its `inout_` parameters."""
         try:
             result = (self.example.call or getattr(type(backend), self.kernel))(backend, *args, **options)
         except Exception as error:
@@ -86,14 +86,14 @@ class Run:
         self.check_inputs(args, options)
 
     def check_dtypes(self, result: Any) -> None:
-        """Indices are int32."""
+        """Check that indices are int32."""
         int64 = self.backend.xp.int64
         for path, array in leaves(result):
             right = not is_array(array) or array.dtype != int64 or self.kernel == "random_bits"
             require(right, self.kernel, self.where, f"result{path} holds int64", "Indices and counts are int32")
 
     def check_inputs(self, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        """Nothing but `out` and `inout_` parameters was written."""
+        """Check that nothing but `out` and `inout_` parameters was written."""
         names = self.parameters if self.example.call is None else [f"argument {i}" for i in range(len(args))]
         before = (*self.rounded[0], *self.rounded[1].values())
         after = to_host(self.backend, (*args, *options.values()))
@@ -106,7 +106,7 @@ class Run:
                 require(same, self.kernel, self.where, f"it wrote its input {name}{path}", todo)
 
     def check_out(self, expected: Any) -> None:
-        """`out` holding NaN comes back filled; with `accumulate` it is added to."""
+        """Check that `out` is filled if it holds NaN, and with `accumulate` is added to."""
         args, options = to_device(self.backend, self.given, self.dtype)
         first = self.call(self.backend, args, options)
         like = first[0] if isinstance(first, tuple) else first

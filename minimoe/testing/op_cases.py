@@ -1,4 +1,4 @@
-"""The level "gradients": each operation through autograd on a backend, its outputs and gradients compared with NumPy's float64."""
+"""The level "gradients" runs each operation through autograd and compares outputs and gradients with NumPy's float64."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WHAT_TO_DO = "Both halves of the kernels that it calls are compared one by one a
 
 
 def gradient_cases(backend: Backend) -> Iterator[Case]:
-    """A case for each operation and dtype."""
+    """Return a case for each operation and dtype."""
     examples: dict[str, list[OpExample]] = {}
     for example in op_examples():
         examples.setdefault(example.op, []).append(example)
@@ -40,7 +40,7 @@ def check_op(backend: Backend, dtype: str, examples: list[OpExample]) -> None:
 
 
 def run_op(backend: Backend, example: OpExample, dtype: str, inputs: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """-> outputs, gradients of the inputs, on the host"""
+    """Return the outputs, and the gradients of the inputs, on the host."""
     tensors = [Tensor(array, backend, requires_grad=True) for array in to_device(backend, inputs, dtype)]
     result = example.function(backend, *tensors)
     outputs = result if isinstance(result, tuple) else (result,)

@@ -1,4 +1,4 @@
-"""Every differentiable operation, as small functions of tensors with inputs: for gradient checks, and for comparing backends.
+"""Examples of every differentiable operation, as functions of tensors with inputs, for checking gradients and comparing backends.
 
 An example's function takes the backend (to make integer arrays on it) and its tensors. Values stay away from kinks (relu, max, clipping)
 and the gaps of every top-k are far wider than a difference's step.
@@ -23,7 +23,7 @@ from minimoe.testing.routed_examples import RULES, expert_weights, slot_ids, spa
 
 
 class OpExample(NamedTuple):
-    """`function(backend, *tensors)` -> a tensor or a tuple of them."""
+    """A call of an operation: `function(backend, *tensors)` returns a tensor or a tuple of them."""
 
     op: str
     label: str
@@ -32,13 +32,13 @@ class OpExample(NamedTuple):
 
 
 def away(seed: int, *shape: int) -> Floats:
-    """Values at least 0.1 away from zero."""
+    """Return values at least 0.1 away from zero."""
     x = floats(seed, *shape)
     return np.asarray(np.sign(x) * (0.1 + np.abs(x)), dtype=np.float64)
 
 
 def distinct(seed: int, *shape: int) -> Floats:
-    """Values at least 0.05 away from each other and from zero."""
+    """Return values at least 0.05 away from each other and from zero."""
     size = int(np.prod(shape))
     return np.asarray((np.random.default_rng(seed).permutation(size).reshape(shape) - size / 2 + 0.5) * 0.1, dtype=np.float64)
 
@@ -145,7 +145,7 @@ def layers() -> Iterator[OpExample]:
 
 
 def frequencies(inv_freq: Floats, like: Tensor) -> Array:
-    """In the precision of `like`, as a model holds them: the cosine of a float32 angle is each library's own in its last bit."""
+    """Return angles in the precision of `like`, as a model has them: libraries differ in the last bit of a float32 cosine."""
     return like.backend.xp.astype(like.backend.from_host(inv_freq.astype(np.float32)), like.dtype)
 
 
@@ -177,7 +177,7 @@ def sequences() -> Iterator[OpExample]:
     for shape, padding in (((3, 7), None), ((5,), 0), ((0,), None)):
         ids = np.random.default_rng(3).integers(0, 4, shape).astype(np.int32)
         if padding is not None:
-            ids = ids % 3 + 1  # numbers would see the padding row move; gradients leave it alone
+            ids = ids % 3 + 1  # differences would see the padding row move, which has no gradient
 
         def embedding(b: Backend, w: Tensor, ids: Any = ids, padding: int | None = padding) -> Tensor:
             return ops.embedding(b.from_host(ids), w, padding) * 2.0
@@ -249,6 +249,6 @@ def expert_layers() -> Iterator[OpExample]:
 
 
 def op_examples() -> list[OpExample]:
-    """Every operation of `minimoe/engine/ops/` and its corner cases."""
+    """Return examples of every operation of `minimoe/engine/ops/`, with its corner cases."""
     groups = (elementwise, arithmetic, reductions, shapes, layers, sequences, routing)
     return [example for group in groups for example in group()]

@@ -1,4 +1,4 @@
-"""The conformance suite as `minimoe backends check` runs it: how far it is, what failed, and what to do about it."""
+"""Runs the conformance suite for `minimoe backends check`: progress, what failed, and what to do about it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Failures = list[tuple[Case, str]]
 
 
 def check_backend(name: str, kernel: str | None, as_json: bool) -> int:
-    """Run all cases, or those of a kernel or a part of the array layer; gives the exit code: 0 if all pass, else 1."""
+    """Run all cases, or those of a kernel or a part of the array layer; return the exit code: 0 if all pass, else 1."""
     from rich.console import Console
     from rich.progress import track
 
@@ -28,7 +28,7 @@ def check_backend(name: str, kernel: str | None, as_json: bool) -> int:
         for case in track(group, description=f"{name}: {level}", console=Console(stderr=True), disable=as_json):
             try:
                 case.run()
-            except Exception as error:  # whatever a new backend raises is what its author wants to read
+            except Exception as error:  # the author of a new backend wants to read whatever it raises
                 failed.append((case, _said(error)))
     if as_json:
         print(json.dumps({"backend": name, "cases": len(chosen), "failed": {str(case): text for case, text in failed}}))
@@ -50,7 +50,7 @@ def _said(error: Exception) -> str:
 
 
 def _show(name: str, backend: backends.Backend, failed: Failures) -> None:
-    """What failed at the lowest level in full, the backend's own kernels alone if any did; the names of the rest, which stand on it."""
+    """Print the failures of the lowest level (only the backend's own kernels if any of them failed), and the names of the others."""
     lowest = [pair for pair in failed if pair[0].level == failed[0][0].level]
     shown = [pair for pair in lowest if _its_own(backend, pair[0].kernel)] or lowest
     for case, text in shown:

@@ -1,4 +1,4 @@
-"""Inputs on which gating, routing and expert kernels are compared with their references.
+"""Inputs for comparing the kernels of gating, routing and experts with their references.
 
 Ties, empty and overfull experts, padding, dropped slots, NaN logits; rows at or past offsets[E] hold NaN where a kernel must not read
 them, and are cut off where it may leave anything.
@@ -76,7 +76,7 @@ def gate() -> Iterator[Example]:
 
 
 def ids_in_range(backend: Backend, z: Any, bias: Any, valid: Any, *, rule: Rule, experts: int) -> Any:
-    """Of a gate with non-finite logits: does every id name an expert (or none), does the count agree, are finite rows as they should be?"""
+    """Run a gate on non-finite logits; return whether every id names an expert (or none), whether the counts agree, and the finite rows."""
     result = backend.gate(z, bias, valid, rule=rule)
     ids, counts = backend.to_host(result.ids), backend.to_host(result.counts)
     choice = rule.router == "expert_choice"
@@ -267,7 +267,7 @@ SWITCH_GAP = 0.03  # more than bfloat16 rounds off inputs of order one, their su
 
 
 def at_a_switch(before: Floats, activation: str, limit: float) -> npt.NDArray[np.bool_]:
-    """Where is a number so near to a jump of the activation's slope that rounding may carry it over?   [N,W,O] -> [N]"""
+    """True where a number is so near to a jump of the activation's slope that rounding may carry it over.   [N,W,O] -> [N]"""
     if activation == "relu":
         near = np.abs(before) < SWITCH_GAP
     elif activation == "swiglu" and limit:
@@ -279,7 +279,7 @@ def at_a_switch(before: Floats, activation: str, limit: float) -> npt.NDArray[np
 
 
 def off_switches(x: Floats, weights: ExpertWeights, experts: Ints, activation: str, limit: float) -> Floats:
-    """x, its rows that come to a switch of the activation drawn anew: rounded, their gradients would be others.
+    """Return x, with new numbers in rows that are near a jump of the activation's slope: rounding would change their gradients.
 
     x [N,D], experts [N,W] that its rows visit
     """
@@ -301,7 +301,7 @@ def expert_inputs() -> Iterator[tuple[str, Floats, ExpertWeights, Ints, str, flo
 
 
 def experts_of(rows: npt.NDArray[np.integer[Any]], offsets: Ints) -> Ints:
-    """Whose rows these are; for a row that is none's, some expert."""
+    """Return the expert of each row; any expert for an unused row."""
     return np.clip(np.searchsorted(offsets, rows, side="right") - 1, 0, len(offsets) - 2).astype(np.int32)
 
 

@@ -1,4 +1,4 @@
-"""How far a backend may be from NumPy's float64: one table for each kind of comparison.
+"""How far results of a backend may be from NumPy's float64: one table for each kind of comparison.
 
 An error is the largest difference between two arrays over the largest finite value expected, so that rounding in small elements of
 an array with large ones counts for what it is.

@@ -1,4 +1,4 @@
-"""The levels "curve" and "repeatability": a tiny Mixture of Experts trained for 20 steps, and everything twice with equal bytes."""
+"""The level "curve" trains a tiny Mixture of Experts for 20 steps; "repeatability" runs everything twice and compares the bytes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STEPS = 20
 
 
 def curve_cases(backend: Backend) -> Iterator[Case]:
-    """A case for each dtype in which a model is trained whole."""
+    """Return a case for each dtype in which whole models are trained."""
     for dtype in backend.dtypes:
         if dtype in CURVE:
             yield Case(f"{STEPS} training steps [{dtype}]", "curve", "training", partial(check_curve, backend, dtype))
@@ -39,7 +39,7 @@ def expected_curve() -> tuple[float, ...]:
 
 
 def tiny_model(backend: Backend, dtype: str) -> Any:
-    """Two layers, one dense and one with four experts of which two are chosen."""
+    """Return a model of two layers, one dense and one with four experts, two for each token."""
     from minimoe.config import ModelConfig, MoEConfig
     from minimoe.model.transformer import Transformer
 
@@ -49,14 +49,14 @@ def tiny_model(backend: Backend, dtype: str) -> Any:
 
 
 def batch(step: int) -> Any:
-    """Tokens that count up by one or two: something to learn.   -> [4,13] int32"""
+    """Return sequences that count up by one or two, which a model can learn.   -> [4,13] int32"""
     rng = np.random.default_rng([5, step])
     starts, strides = rng.integers(0, 19, (4, 1)), rng.integers(1, 3, (4, 1))
     return ((starts + strides * np.arange(13)) % 19).astype(np.int32)
 
 
 def train(backend: Backend, dtype: str) -> list[float]:
-    """The loss before each of 20 steps."""
+    """Return the loss before each of 20 steps."""
     from minimoe.training import optim
 
     model = tiny_model(backend, dtype)
@@ -79,7 +79,7 @@ REPEAT = "Equal inputs give equal bytes: no atomics on floats, and sums in a fix
 
 
 def repeatability_cases(backend: Backend) -> Iterator[Case]:
-    """A case for each kernel, and one for training."""
+    """Return a case for each kernel, and one for training."""
     for kernel in kernel_names():
         yield Case(f"{kernel}, twice", "repeatability", kernel, partial(check_repeats, backend, kernel))
     yield Case("training, twice", "repeatability", "training", partial(check_training_repeats, backend))
@@ -93,7 +93,7 @@ def check_repeats(backend: Backend, kernel: str) -> None:
 
 
 def run_bytes(backend: Backend, kernel: str, example: Example) -> list[bytes]:
-    """The bytes of what a kernel returns, or wrote."""
+    """Return the bytes of what a kernel returned or wrote."""
     args, options = to_device(backend, (example.args, example.options), backend.dtypes[0])
     result = Run(backend, kernel, backend.dtypes[0], example).call(backend, args, options)
     hosts = example.trim(to_host_exact(backend, result))

@@ -1,4 +1,4 @@
-"""Inputs on which the kernels of loss, embedding, randomness and optimizers are compared with their references."""
+"""Inputs for comparing the kernels of loss, embedding, randomness and optimizers with their references."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def sum_of_squares() -> Iterator[Example]:
 
 
 def steps(shapes: list[tuple[int, ...]], moments: int, **options: Any) -> Iterator[Example]:
-    """Optimizer steps: taken, clipped, and skipped with a NaN in the gradient."""
+    """Return optimizer steps: plain, clipped, and skipped with a NaN in the gradient."""
     for shape in shapes:
         state = [np.abs(floats(2 + i, *shape)) for i in range(moments)]
         grad = floats(9, *shape)

@@ -323,10 +323,10 @@ def test_gradients_that_nobody_needs_are_not_computed():
 
 def test_a_kernel_adds_into_a_sum_that_the_walk_owns_and_never_into_what_another_holds():
     class Noting(type(NUMPY)):
-        places = ()
+        accumulated = ()
 
         def linear_dx(self, dy, weight, out=None, accumulate=False):
-            self.places += (out is not None and accumulate,)
+            self.accumulated += (out is not None and accumulate,)
             return super().linear_dx(dy, weight, out, accumulate)
 
     noting, draw = Noting(), np.random.default_rng(0)
@@ -336,7 +336,7 @@ def test_a_kernel_adds_into_a_sum_that_the_walk_owns_and_never_into_what_another
     total = sum((ops.linear(h, w).sum() for w in weights[1:]), ops.linear(h, weights[0]).sum())
     aliased = h.reshape(2, 3)  # its backward hands the gradient on as it came
     (total + aliased.sum()).backward()
-    assert noting.places == (False, True, True)
+    assert noting.accumulated == (False, True, True)
     assert np.allclose(x.grad, sum(w.data.sum(axis=0) for w in weights) + 1.0)
 
 

@@ -23,7 +23,7 @@ def log(x: Tensor) -> Tensor:
 
 
 def tanh(x: Tensor) -> Tensor:
-    """dx = dy (1 - y^2)"""
+    """tanh x.   dx = dy (1 - y^2)"""
     y = x.backend.xp.tanh(x.data)
     return Tensor.from_op(y, (x,), lambda dy: dy * (1.0 - y * y))
 
@@ -42,7 +42,7 @@ def softplus(x: Tensor) -> Tensor:
 
 
 def gelu(x: Tensor, tanh: bool = False) -> Tensor:
-    """x Phi(x), or its tanh form"""
+    """x Phi(x), or its approximation by tanh"""
     b, xa = x.backend, x.data
     return Tensor.from_op(b.gelu(xa, tanh), (x,), lambda dy: b.gelu_backward(dy, xa, tanh))
 
@@ -54,13 +54,13 @@ def relu(x: Tensor) -> Tensor:
 
 
 def swiglu(gate_up: Tensor, limit: float = 0.0) -> Tensor:
-    """silu(gate) * up of the two halves.   [...,2H] -> [...,H]"""
+    """silu(gate) * up, of the two halves of the last axis.   [...,2H] -> [...,H]"""
     b, xa = gate_up.backend, gate_up.data
     return Tensor.from_op(b.swiglu(xa, limit), (gate_up,), lambda dy: b.swiglu_backward(dy, xa, limit))
 
 
 def activate(x: Tensor, activation: str) -> Tensor:
-    """The activation of that name: swiglu [...,2H] -> [...,H], gelu, gelu_tanh, relu."""
+    """The activation of this name: swiglu [...,2H] -> [...,H], gelu, gelu_tanh, relu."""
     b, xa = x.backend, x.data
     return Tensor.from_op(b.activate(xa, activation), (x,), lambda dy: b.activate_backward(dy, xa, activation))
 
@@ -82,6 +82,6 @@ def astype(x: Tensor, dtype: Any) -> Tensor:
 
 
 def dropout(x: Tensor, rate: float, draw: Draw) -> Tensor:
-    """x / (1 - rate) where kept, else 0"""
+    """x / (1 - rate) where the draw keeps it, else 0"""
     b = x.backend
     return Tensor.from_op(b.dropout(x.data, rate, draw), (x,), lambda dy: b.dropout_backward(dy, rate, draw))

@@ -11,7 +11,7 @@ from minimoe.reference.routing import Plan
 
 
 def gate(logits: Tensor, bias: Array | None, valid: Array | None, rule: Rule) -> tuple[Tensor, Tensor, Gate]:
-    """logits [N,E] -> combine weights [N,W], probability sums [E]; and the whole Gate as arrays"""
+    """Choose experts.   logits [N,E] -> combine weights [N,W], probability sums [E], and the whole Gate as arrays"""
     b = logits.backend
     result = b.gate(logits.data, bias, valid, rule=rule)
 
@@ -30,7 +30,7 @@ def noisy_load(clean: Tensor, noisy: Tensor, sigma: Tensor, valid: Array | None,
 
 
 def expert_sum(weights: Tensor, ids: Array, valid: Array | None, n_experts: int) -> Tensor:
-    """The sum of combine weights that each expert got (its importance).   weights [N,K], ids [N,K] -> [E]"""
+    """The sum of the combine weights of each expert (its importance).   weights [N,K], ids [N,K] -> [E]"""
     xp, experts = weights.backend.xp, weights.backend.xp.arange(n_experts, dtype=ids.dtype)
     hit = ids[:, :, None] == experts  # [N,K,E]
     if valid is not None:
@@ -72,7 +72,7 @@ def moe_ffn(
 
 
 def weight_out(outs: list[Out], weights: ExpertWeights) -> Out:
-    """Return the keywords of one kernel that writes the gradients of all weights; {} where it can not treat them alike."""
+    """Return the keywords of one kernel that writes the gradients of all weights; {} where it cannot treat them alike."""
     if not all(outs) or len({out["accumulate"] for out in outs}) > 1:
         return {}
     arrays = iter(out["out"] for out in outs)

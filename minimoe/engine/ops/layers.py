@@ -27,7 +27,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def embedding(ids: Array, weight: Tensor, padding: int | None = None) -> Tensor:
-    """A row of the table for each id.   ids [...] int32, weight [V,D] -> [...,D]"""
+    """The row of the table for each id.   ids [...] int32, weight [V,D] -> [...,D]"""
     b, vocab = weight.backend, weight.shape[0]
 
     def backward(dy: Array, outs: list[Out]) -> Array:
@@ -73,14 +73,14 @@ def add_norm(x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor | None, eps:
 
 
 def rope(x: Tensor, positions: Array, inv_freq: Array, scale: float = 1.0, interleaved: bool = False) -> Tensor:
-    """Rotary positions.   x [B,T,heads,C], positions [B or 1,T], inv_freq [C/2]"""
+    """x turned by its positions (rotary position embedding).   x [B,T,heads,C], positions [B or 1,T], inv_freq [C/2]"""
     b = x.backend
     y = b.rope(x.data, positions, inv_freq, scale, interleaved)
     return Tensor.from_op(y, (x,), lambda dy: b.rope_backward(dy, positions, inv_freq, scale, interleaved))
 
 
 def split_heads(qkv: Tensor, positions: Array, inv_freq: Array | None, heads: int, groups: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The heads of q, k and v from one projection, q and k turned.   qkv [B,T,(Q+2G)*C] -> q [B,T,Q,C], k, v [B,T,G,C]"""
+    """The heads of q, k and v from one projection, q and k rotated.   qkv [B,T,(Q+2G)*C] -> q [B,T,Q,C], k, v [B,T,G,C]"""
     b, qkv_data = qkv.backend, qkv.data
     outputs = b.split_heads(qkv_data, positions, inv_freq, heads=heads, groups=groups)
     shapes, dtype = [array.shape for array in outputs], qkv.dtype
@@ -93,7 +93,7 @@ def split_heads(qkv: Tensor, positions: Array, inv_freq: Array | None, heads: in
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None = None, **options: Any) -> Tensor:
-    """Scaled dot-product attention.   q [B,Tq,Q,C], k [B,Tk,G,C], v [B,Tk,G,Cv] -> [B,Tq,Q,Cv]; options as the kernel's"""
+    """Scaled dot-product attention.   q [B,Tq,Q,C], k [B,Tk,G,C], v [B,Tk,G,Cv] -> [B,Tq,Q,Cv]; options of the kernel"""
     b, arrays = q.backend, (q.data, k.data, v.data)
     sink_data = None if sinks is None else sinks.data
     y, lse = b.attention(*arrays, sinks=sink_data, **options)

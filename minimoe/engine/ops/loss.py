@@ -9,7 +9,7 @@ from minimoe.reference.loss import IGNORE
 
 
 def cross_entropy(logits: Tensor, targets: Array, ignore: int = IGNORE) -> tuple[Tensor, Array]:
-    """logits [N,V], targets [N] int32 -> the sum in nats over valid targets, and their number (0-d array)"""
+    """logits [N,V], targets [N] int32 -> the loss in nats summed over valid targets, and their number (0-d array)"""
     b, la = logits.backend, logits.data
     total, count, lse = b.cross_entropy(la, targets, ignore)
     y = Tensor.from_op(total, (logits,), lambda dy: b.cross_entropy_backward(dy, la, targets, lse, ignore))

@@ -17,7 +17,7 @@ def _axes(axis: Axis, ndim: int) -> tuple[int, ...]:
 
 
 def _unreduce(xp: Any, reduced: Array, shape: tuple[int, ...], axes: tuple[int, ...]) -> Array:
-    """A reduced array with its axes back, repeated along them."""
+    """Return a reduced array with its axes restored and repeated."""
     return xp.broadcast_to(xp.reshape(reduced, tuple(1 if i in axes else size for i, size in enumerate(shape))), shape)
 
 
@@ -35,7 +35,7 @@ def mean(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
 
 
 def max(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """The largest over some axes, or all. Ties share the gradient."""
+    """The largest element over some axes, or all; ties share the gradient."""
     xp, xa, axes = x.backend.xp, x.data, _axes(axis, x.ndim)
     y = xp.max(xa, axis=axes, keepdims=keepdims)
 
