@@ -93,7 +93,10 @@ class Module:
     path = ""
 
     def children(self) -> Iterator[tuple[str, Module]]:
-        """Return the modules directly below, by attribute name; those of a list as name.0, name.1, ... A child named "" has its parent's path."""
+        """Return the modules directly below, by attribute name; those of a list as name.0, name.1, ...
+
+        A child named "" has its parent's path.
+        """
         for name, value in vars(self).items():
             if isinstance(value, Module):
                 yield name, value
