@@ -5,13 +5,14 @@ float32 sums; any other dtype goes to the reference. None has been on a card yet
 compile them for sm_80 and sm_90a.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 
 from minimoe.backend import Backend
 from minimoe_cupy import (
     activation,
     attention,
+    dispatch,
     embedding,
     gating,
     grouped,
@@ -19,7 +20,6 @@ from minimoe_cupy import (
     loss,
     norm,
     optimizer,
-    plan,
     random,
     rope,
     routing,
@@ -36,14 +36,14 @@ from minimoe_cupy.loader import CupyLoader, Loader, Source, to_stderr
 from minimoe_cupy.loss import CudaLoss
 from minimoe_cupy.norm import CudaNorm
 from minimoe_cupy.optimizer import CudaOptimizer
-from minimoe_cupy.plan import CudaRouting
 from minimoe_cupy.random import CudaRandom
 from minimoe_cupy.rope import CudaRope
+from minimoe_cupy.routing import CudaRouting
 
 __all__ = ["CudaKernels", "backend", "backend_class", "sources"]
 
 TOPICS: tuple[ModuleType, ...] = (
-    activation, attention, embedding, gating, grouped, linear, loss, norm, optimizer, plan, random, rope, routing, selection, sorting,
+    activation, attention, dispatch, embedding, gating, grouped, linear, loss, norm, optimizer, random, rope, routing, selection, sorting,
 )  # fmt: skip
 PRODUCTS = frozenset({"linear", "linear_dx", "linear_dw"})
 
@@ -63,7 +63,18 @@ class CudaKernels(
 
 def sources() -> list[Source]:
     """Every `.cu` file with the kernels that the backend asks of it."""
-    return list(dict.fromkeys(value for topic in TOPICS for value in vars(topic).values() if isinstance(value, Source)))
+    return list(dict.fromkeys(source for topic in TOPICS for source in _sources_in(vars(topic).values())))
+
+
+def _sources_in(values: Iterable[object]) -> Iterator[Source]:
+    """Yields the sources among the values, and in tables and tuples of them."""
+    for value in values:
+        if isinstance(value, Source):
+            yield value
+        elif isinstance(value, dict):
+            yield from _sources_in(value.values())
+        elif isinstance(value, tuple):
+            yield from _sources_in(value)
 
 
 def backend_class() -> type[Backend]:

@@ -3,23 +3,24 @@
 import math
 
 from minimoe.backend import Array
-from minimoe_cupy.launch import CudaTopic, by_width, ceil_div, computed, instance, instances, lanes, takes
+from minimoe_cupy.constants import constant
+from minimoe_cupy.launch import CudaLaunch, by_width, ceil_div, computed, instance, instances, lanes, writable
 from minimoe_cupy.linear import grid_columns
 from minimoe_cupy.loader import Source
 
 BLOCK = 256
 MOST_DOWN = 65535  # blocks that a grid may have along its second axis
-KINDS = {"swiglu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}  # as in kernels/activation.cuh
-EACH = (1, 2, 3)
+KINDS = {name: constant("activation.cuh", name.upper()) for name in ("swiglu", "gelu", "gelu_tanh", "relu")}
+EACH = tuple(kind for name, kind in KINDS.items() if name != "swiglu")
 POINTWISE = tuple(name for kernel in ("each", "each_backward")
                   for name in (*instances(kernel, ["float"], EACH, [1, 4]), *instances(kernel, ["bf16"], EACH, [1, 8])))  # fmt: skip
 ACTIVATION = Source("activation.cu", (*by_width("swiglu_rows"), *by_width("swiglu_rows_backward"), *POINTWISE))
 
 
-class CudaActivation(CudaTopic):
+class CudaActivation(CudaLaunch):
     def swiglu(self, gate_up: Array, limit: float = 0.0, out: Array | None = None) -> Array:
         shape = halved(gate_up)
-        if not computed(gate_up, out) or gate_up.shape[-1] % 2 or limit < 0.0 or not takes(out, shape):
+        if not computed(gate_up, out) or gate_up.shape[-1] % 2 or limit < 0.0 or not writable(out, shape, gate_up.dtype):
             return super().swiglu(gate_up, limit, out)
         (gate_up,) = self._contiguous(gate_up)
         y = self.xp.empty(shape, dtype=gate_up.dtype) if out is None else out
@@ -36,7 +37,7 @@ class CudaActivation(CudaTopic):
         return dgate_up
 
     def gelu(self, x: Array, tanh: bool = False, out: Array | None = None) -> Array:
-        if not computed(x, out) or not takes(out, x.shape):
+        if not computed(x, out) or not writable(out, x.shape, x.dtype):
             return super().gelu(x, tanh, out)
         return self._each("each", "gelu_tanh" if tanh else "gelu", x, out=out)
 
@@ -46,7 +47,7 @@ class CudaActivation(CudaTopic):
         return self._each("each_backward", "gelu_tanh" if tanh else "gelu", dy, x)
 
     def relu(self, x: Array, out: Array | None = None) -> Array:
-        if not computed(x, out) or not takes(out, x.shape):
+        if not computed(x, out) or not writable(out, x.shape, x.dtype):
             return super().relu(x, out)
         return self._each("each", "relu", x, out=out)
 

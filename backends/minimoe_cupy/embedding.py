@@ -9,12 +9,13 @@ import math
 import numpy as np
 
 from minimoe.backend import Array
-from minimoe_cupy.launch import BFLOAT16, FLOAT32, by_width, ceil_div, check_shape, computed, instance, instances, lanes
-from minimoe_cupy.linear import writable
+from minimoe_cupy.constants import constant
+from minimoe_cupy.launch import BFLOAT16, FLOAT32, by_width, ceil_div, check_shape, computed, instance, instances, lanes, writable
 from minimoe_cupy.loader import Source
 from minimoe_cupy.sorting import CudaSorting
 
-WARP, WARPS, JOIN_WARPS = 32, 8, 16
+WARP, WARPS = constant("embedding.cu", "WARP"), constant("embedding.cu", "WARPS")
+ADD_WARPS, JOIN_WARPS = constant("add_rows.cu", "WARPS"), constant("add_rows.cu", "JOIN_WARPS")
 PIECES = 8192  # of the sorted ids, at most: they are longer where there are many
 MOST = 65535  # blocks in a grid's second extent
 KINDS = {FLOAT32: ("float", "float"), BFLOAT16: ("bf16", "float"), np.dtype(np.float64): ("double", "double")}  # values, and their sums
@@ -31,12 +32,13 @@ ADD_ROWS = Source("add_rows.cu", (*_adding("sum_pieces"), *_adding("join_pieces"
 
 class CudaEmbedding(CudaSorting):
     def embedding(self, ids: Array, weight: Array, out: Array | None = None) -> Array:
-        if not computed(weight, out) or ids.dtype != np.int32 or not writable(out):
+        shape = (*ids.shape, weight.shape[1])
+        check_shape("embedding", shape, out=out)
+        if not computed(weight, out) or ids.dtype != np.int32 or not writable(out, shape, weight.dtype):
             return super().embedding(ids, weight, out)
         ids, weight = self._contiguous(ids, weight)
         rows, width = weight.shape
-        y = self.xp.empty((*ids.shape, width), dtype=weight.dtype) if out is None else out
-        check_shape("embedding", (*ids.shape, width), out=y)
+        y = self.xp.empty(shape, dtype=weight.dtype) if out is None else out
         name = instance("embedding", weight.dtype, lanes(width, weight, y))
         self._launch(EMBEDDING, name, ceil_div(ids.size, WARPS) if width else 0, WARP * WARPS, weight, ids, y, ids.size, rows, width)
         return y
@@ -44,16 +46,15 @@ class CudaEmbedding(CudaSorting):
     def embedding_backward(
         self, dy: Array, ids: Array, vocab: int, padding: int | None = None, out: Array | None = None, accumulate: bool = False
     ) -> Array:
-        if not computed(dy, out) or ids.dtype != np.int32 or not writable(out):
-            return super().embedding_backward(dy, ids, vocab, padding, out, accumulate)
         width = dy.shape[-1]
+        check_shape("embedding_backward", (vocab, width), out=out)
+        if not computed(dy, out) or ids.dtype != np.int32 or not writable(out, (vocab, width), dy.dtype):
+            return super().embedding_backward(dy, ids, vocab, padding, out, accumulate)
         check_shape("embedding_backward", (*ids.shape, width), dy=dy)
         if out is None:
             out = self.xp.zeros((vocab, width), dtype=dy.dtype)
-        else:
-            check_shape("embedding_backward", (vocab, width), out=out)
-            if not accumulate:
-                out[...] = 0.0
+        elif not accumulate:
+            out[...] = 0.0
         skip = vocab if padding is None else padding % vocab
         self._add_rows(out, self.xp.reshape(ids, (-1,)), dy, vocab, width, skip, accumulate)
         return out
@@ -81,7 +82,7 @@ class CudaEmbedding(CudaSorting):
         across = min(MOST, ceil_div(width, WARP * v))
         partial = self.xp.empty((pieces if pieces > 1 else 0, 2, width), dtype=np.float64 if kinds[1] == "double" else FLOAT32)
         numbers = n, piece, rows, skip, width, accumulate
-        name = instance("sum_pieces", *kinds, v)
-        self._launch(ADD_ROWS, name, (ceil_div(pieces, WARPS), across), WARP * WARPS, values, keys, turn, inout_target, partial, *numbers)
+        name, grid = instance("sum_pieces", *kinds, v), (ceil_div(pieces, ADD_WARPS), across)
+        self._launch(ADD_ROWS, name, grid, WARP * ADD_WARPS, values, keys, turn, inout_target, partial, *numbers)
         name = instance("join_pieces", *kinds, v)
         self._launch(ADD_ROWS, name, (max(0, pieces - 1), across), WARP * JOIN_WARPS, keys, partial, inout_target, *numbers)

@@ -6,11 +6,14 @@ Rows of more than 1024 experts, and logits that are not float32, go to the refer
 
 from minimoe.backend import Array
 from minimoe.reference.gating import Gate, Rule
+from minimoe_cupy.constants import constant
 from minimoe_cupy.launch import ceil_div, check_shape, instance, wide
 from minimoe_cupy.loader import Source
 from minimoe_cupy.selection import BLOCK, MOST_COLUMNS, WARPS, CudaSelection, blocks_for, by_layout, layout
 
-SOFTMAX_TOPK, TOPK_SOFTMAX, SIGMOID_BIAS, ALL = range(4)  # as in gate.cu
+SOFTMAX_TOPK, TOPK_SOFTMAX, SIGMOID_BIAS, ALL = (
+    constant("gate.cuh", name) for name in ("SOFTMAX_TOPK", "TOPK_SOFTMAX", "SIGMOID_BIAS", "ALL")
+)
 KINDS = {
     "softmax_topk": SOFTMAX_TOPK, "switch": SOFTMAX_TOPK, "topk_softmax": TOPK_SOFTMAX, "noisy_topk": TOPK_SOFTMAX,
     "sigmoid_bias": SIGMOID_BIAS, "expert_choice": ALL,
@@ -23,8 +26,8 @@ FORWARD = (OVER_ALL, OVER_CHOSEN, SIGMOID, PROBABILITIES)  # by kind: a model co
 BACKWARD = Source("gate_backward.cu", by_layout("gate_backward"))
 CHOICE = Source("expert_choice.cu", ("choice_histogram", "choice_digit", "choice_ties", "choice_write"))
 
-BITS = 8  # of a key at a time
-PIECE = 1024  # tokens to a block of expert choice
+CHOICE_WARPS, BITS, PIECE = (constant("expert_choice.cu", name) for name in ("WARPS", "BITS", "PIECE"))
+CHOICE_BLOCK = 32 * CHOICE_WARPS
 
 
 class CudaGating(CudaSelection):
@@ -84,10 +87,11 @@ class CudaGating(CudaSelection):
         weights, ids = xp.empty((n, e), dtype=xp.float32), xp.empty((n, e), dtype=xp.int32)
         for shift in range(32 - BITS, -1, -BITS):
             mask = (0xFFFFFFFF << (shift + BITS)) & 0xFFFFFFFF  # the digits that are found
-            self._launch(CHOICE, "choice_histogram", grid, BLOCK, p, valid, prefix, histogram, n, e, mask, shift)
-            self._launch(CHOICE, "choice_digit", ceil_div(e, WARPS), BLOCK, histogram, prefix, wanted, counts, e, k, mask, shift)
-        self._launch(CHOICE, "choice_ties", grid, BLOCK, p, valid, prefix, wanted, ties, n, e)
-        self._launch(CHOICE, "choice_write", grid, BLOCK, p, valid, prefix, wanted, ties, weights, ids, counts, n, e)
+            self._launch(CHOICE, "choice_histogram", grid, CHOICE_BLOCK, p, valid, prefix, histogram, n, e, mask, shift)
+            args = histogram, prefix, wanted, counts, e, k, mask, shift
+            self._launch(CHOICE, "choice_digit", ceil_div(e, CHOICE_WARPS), CHOICE_BLOCK, *args)
+        self._launch(CHOICE, "choice_ties", grid, CHOICE_BLOCK, p, valid, prefix, wanted, ties, n, e)
+        self._launch(CHOICE, "choice_write", grid, CHOICE_BLOCK, p, valid, prefix, wanted, ties, weights, ids, counts, n, e)
         return weights, ids, p, counts
 
 

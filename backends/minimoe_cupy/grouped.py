@@ -10,13 +10,16 @@ from math import prod
 from typing import Any, NamedTuple
 
 from minimoe.backend import Array
+from minimoe_cupy.constants import constant
 from minimoe_cupy.device import wgmma_wanted
-from minimoe_cupy.launch import BFLOAT16, FLOAT32, CudaTopic, by_width, ceil_div, computed, instance, instances, lanes
+from minimoe_cupy.launch import BFLOAT16, FLOAT32, CudaLaunch, by_width, ceil_div, computed, instance, instances, lanes, writable
 from minimoe_cupy.loader import Source
 
-WARPS, SUM_WARPS = 8, 16
+WARPS, SUM_WARPS = constant("grouped_bias.cu", "WARPS"), constant("grouped_bias.cu", "SUM_WARPS")
 ENOUGH = 132  # tiles that give every processor of a large card one: fewer large ones are worse than many small ones
-FORWARD, TRANSPOSED, ACTIVATE, BACKWARD = range(4)  # what follows a product with rows: kernels/grouped_finish.cuh
+FORWARD, TRANSPOSED, ACTIVATE, BACKWARD = (
+    constant("grouped_finish.cuh", name) for name in ("FORWARD", "TRANSPOSED", "ACTIVATE", "BACKWARD")
+)
 
 
 def _names(dtype: str, height: int, width: int, vector: str) -> tuple[str, ...]:
@@ -58,25 +61,27 @@ class Tiling(NamedTuple):
         return instance(f"{kernel}_{kind}", self.height, self.width, "false" if odd else "true", last)
 
 
-STAGED = 4 * 32 * 2  # bytes of bfloat16 operands by row or column of a tile: four stages of 32
+def _tiling_of(source: Source, height: int, width: int) -> Tiling:
+    """Tiles of height x width for a source; float32 needs no shared memory beyond what its kernels declare."""
+    threads = constant(source.file, "THREADS", BM=height, BN=width)
+    shared = 0 if source.file == "grouped_float.cu" else constant(source.file, "SHARED", BM=height, BN=width)
+    return Tiling(source, height, width, threads, shared)
+
+
 TILINGS = {  # for rows at multiples of 16 bytes, many large tiles or few; for all others
-    FLOAT32: (Tiling(FLOAT_LARGE, 128, 128, 256, 0), Tiling(FLOAT_SMALL, 64, 64, 128, 0), Tiling(FLOAT_ODD, 64, 64, 128, 0)),
-    BFLOAT16: (
-        Tiling(BF16_LARGE, 128, 256, 256, (128 + 256) * STAGED),
-        Tiling(BF16_SMALL, 64, 64, 128, (64 + 64) * STAGED),
-        Tiling(BF16_ODD, 64, 64, 128, (64 + 64) * STAGED),
-    ),
+    FLOAT32: (_tiling_of(FLOAT_LARGE, 128, 128), _tiling_of(FLOAT_SMALL, 64, 64), _tiling_of(FLOAT_ODD, 64, 64)),
+    BFLOAT16: (_tiling_of(BF16_LARGE, 128, 256), _tiling_of(BF16_SMALL, 64, 64), _tiling_of(BF16_ODD, 64, 64)),
 }
-# wgmma's stages are of 64, with nine mbarriers behind them
-WGMMA = tuple(Tiling(source, 128, n, 384, (128 + n) * 2 * STAGED + 9 * 8) for source, n in ((WGMMA_LARGE, 256), (WGMMA_MEDIUM, 128)))
+WGMMA_HEIGHT = constant("grouped_wgmma.cu", "HEIGHT")
+WGMMA = (_tiling_of(WGMMA_LARGE, WGMMA_HEIGHT, 256), _tiling_of(WGMMA_MEDIUM, WGMMA_HEIGHT, 128))
 
 
-class CudaGrouped(CudaTopic):
+class CudaGrouped(CudaLaunch):
     def grouped_matmul(self, x: Array, weight: Array, offsets: Array, transpose: bool = False, out: Array | None = None) -> Array:
-        if not computed(x, weight, out):
+        shape = x.shape[0], weight.shape[2] if transpose else weight.shape[1]
+        if not computed(x, weight, out) or not writable(out, shape, x.dtype):
             return super().grouped_matmul(x, weight, offsets, transpose, out)
-        width = weight.shape[2] if transpose else weight.shape[1]
-        y = self.xp.empty((x.shape[0], width), dtype=x.dtype) if out is None else out
+        y = self.xp.empty(shape, dtype=x.dtype) if out is None else out
         self._rows(TRANSPOSED if transpose else FORWARD, x, weight, offsets, y, zeros=True)
         return y
 
@@ -130,11 +135,11 @@ class CudaGrouped(CudaTopic):
         self, left: Array, right: Array, offsets: Array, out: Array | None, accumulate: bool, order: Array | None = None, slots: int = 1
     ) -> Array:
         """dw[e] = left_e^T right_e, in `out` where given.   left [R,M], right [R,N], or rows order[r] // slots of it -> [E,M,N]"""
-        if not self._written(left, out):
+        experts, height, width = shape = offsets.shape[0] - 1, left.shape[1], right.shape[1]
+        if not writable(out, shape, left.dtype):
             return self.store(self._dw(left, right, offsets, None, False, order, slots), out, accumulate)
         left, right, offsets, order = self._contiguous(left, right, offsets, order)
-        experts, height, width = offsets.shape[0] - 1, left.shape[1], right.shape[1]
-        dw = self.xp.empty((experts, height, width), dtype=left.dtype) if out is None else out
+        dw = self.xp.empty(shape, dtype=left.dtype) if out is None else out
         vector = min(lanes(height, left), lanes(width, right, dw)) > 1
 
         def tiles(tiling: Tiling) -> tuple[int, int, int]:
@@ -165,17 +170,12 @@ class CudaGrouped(CudaTopic):
 
     def _db(self, dy: Array, offsets: Array, out: Array | None, accumulate: bool) -> Array:
         """db[e] = sum(dy_e), in `out` where given.   dy [R,O] -> [E,O]"""
-        if not self._written(dy, out):
+        experts, width = shape = offsets.shape[0] - 1, dy.shape[1]
+        if not writable(out, shape, dy.dtype):
             return self.store(self._db(dy, offsets, None, False), out, accumulate)
         dy, offsets = self._contiguous(dy, offsets)
-        experts, width = offsets.shape[0] - 1, dy.shape[1]
-        db = self.xp.empty((experts, width), dtype=dy.dtype) if out is None else out
+        db = self.xp.empty(shape, dtype=dy.dtype) if out is None else out
         v = lanes(width, dy, db)
         grid, name = (ceil_div(width, 32 * v), experts), instance("grouped_bias_backward", dy.dtype, v)
         self._launch(BIAS, name, grid, 32 * SUM_WARPS, dy, offsets, db, width, accumulate and out is not None)
         return db
-
-    @staticmethod
-    def _written(like: Array, out: Array | None) -> bool:
-        """Can a kernel write its result into `out`?"""
-        return out is None or (out.dtype == like.dtype and bool(out.flags.c_contiguous))

@@ -1,4 +1,4 @@
-"""`CudaTopic`: how an override of the contract finds its kernel, checks what it hands over, and launches it.
+"""`CudaLaunch`: how an override of the contract finds its kernel, checks what it hands over, and launches it.
 
 What a kernel takes is read from its own declaration in the `.cu` file: an array of another dtype, or one that is not C-contiguous, is an
 error before anything runs; plain numbers become the parameter's type; None is a null pointer.
@@ -56,7 +56,7 @@ def parameters(source: Source, name: str) -> tuple[Parameter, ...]:
     return tuple(result)
 
 
-class CudaTopic(Backend):
+class CudaLaunch(Backend):
     """An array layer with a loader of kernels."""
 
     loader: Loader
@@ -120,9 +120,12 @@ def check_shape(kernel: str, shape: tuple[int, ...], **arrays: Array | None) -> 
             raise ValueError(f"{kernel}: {name} has the shape {tuple(array.shape)}: wanted {shape}")
 
 
-def takes(out: Array | None, shape: tuple[int, ...]) -> bool:
-    """Can a kernel write a result of that shape there? What is not contiguous, or of another shape, is the reference's."""
-    return out is None or (out.shape == shape and bool(out.flags.c_contiguous))
+def writable(out: Array | None, shape: tuple[int, ...], dtype: Any) -> bool:
+    """Returns True if a kernel can write a result of this shape and dtype into `out`, or if `out` is None: the kernel then gets new memory.
+
+    Any other buffer (strided, of another shape or dtype) is left to the reference, which converts or refuses.
+    """
+    return out is None or (out.shape == shape and out.dtype == dtype and bool(out.flags.c_contiguous))
 
 
 def lanes(extent: int, *arrays: Array) -> int:

@@ -3,7 +3,7 @@
 import math
 
 from minimoe.backend import Array
-from minimoe_cupy.launch import FLOAT32, CudaTopic, by_width, ceil_div, computed, instance, instances, lanes
+from minimoe_cupy.launch import FLOAT32, CudaLaunch, by_width, ceil_div, computed, instance, instances, lanes, writable
 from minimoe_cupy.loader import Source
 
 BLOCK = 256
@@ -15,27 +15,30 @@ SUMS = (*instances("column_sums", [1, 4], ["float"], ["float"]), *instances("col
 COLUMNS = Source("columns.cu", (*by_width("add_bias"), *by_width("add_into"), *SUMS))
 
 
-class CudaLinear(CudaTopic):
+class CudaLinear(CudaLaunch):
     def linear(self, x: Array, weight: Array, bias: Array | None = None, out: Array | None = None) -> Array:
-        if not computed(x, weight, bias, out) or not writable(out):
+        shape = (*x.shape[:-1], weight.shape[0])
+        if not computed(x, weight, bias, out) or not writable(out, shape, x.dtype):
             return super().linear(x, weight, bias, out)
-        y = self._product(self.rows(x), weight.T, (*x.shape[:-1], weight.shape[0]), out)
+        y = self._product(self.rows(x), weight.T, shape, out)
         if bias is not None:
             self._add_bias(y, bias)
         return y
 
     def linear_dx(self, dy: Array, weight: Array, out: Array | None = None, accumulate: bool = False) -> Array:
-        if not computed(dy, weight, out) or not writable(out):
+        shape = (*dy.shape[:-1], weight.shape[1])
+        if not computed(dy, weight, out) or not writable(out, shape, dy.dtype):
             return super().linear_dx(dy, weight, out, accumulate)
-        return self._product(self.rows(dy), weight, (*dy.shape[:-1], weight.shape[1]), out, accumulate)
+        return self._product(self.rows(dy), weight, shape, out, accumulate)
 
     def linear_dw(self, dy: Array, x: Array, out: Array | None = None, accumulate: bool = False) -> Array:
-        if not computed(dy, x, out) or not writable(out):
+        shape = (dy.shape[-1], x.shape[-1])
+        if not computed(dy, x, out) or not writable(out, shape, dy.dtype):
             return super().linear_dw(dy, x, out, accumulate)
-        return self._product(self.rows(dy).T, self.rows(x), (dy.shape[-1], x.shape[-1]), out, accumulate)
+        return self._product(self.rows(dy).T, self.rows(x), shape, out, accumulate)
 
     def linear_db(self, dy: Array, out: Array | None = None, accumulate: bool = False) -> Array:
-        if not computed(dy, out) or not writable(out):
+        if not computed(dy, out) or not writable(out, dy.shape[-1:], dy.dtype):
             return super().linear_db(dy, out, accumulate)
         (rows,) = self._contiguous(self.rows(dy))
         n, width = rows.shape
@@ -79,11 +82,6 @@ class CudaLinear(CudaTopic):
         grid = columns, out.shape[0] if out.ndim == 2 else 1
         name = instance("column_sums", v, x.dtype, out.dtype)
         self._launch(COLUMNS, name, grid, block, x, out, n, width, piece, accumulate, shared=4 * v * BLOCK)
-
-
-def writable(out: Array | None) -> bool:
-    """Can a kernel write there? What is not contiguous is the reference's."""
-    return out is None or out.flags.c_contiguous
 
 
 def grid_columns(width: int, v: int) -> tuple[int, tuple[int, int]]:

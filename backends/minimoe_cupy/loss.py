@@ -11,10 +11,12 @@ import numpy as np
 
 from minimoe.backend import Array
 from minimoe.reference.loss import IGNORE
-from minimoe_cupy.launch import CudaTopic, by_width, ceil_div, computed, instance, instances, lanes, wide
+from minimoe_cupy.constants import constant
+from minimoe_cupy.launch import CudaLaunch, by_width, ceil_div, computed, instance, instances, lanes, wide
 from minimoe_cupy.loader import Source
 
-WARP, BLOCK, MOST = 32, 256, 1024  # threads: of a narrow row, of a block of narrow rows, of a wide row
+WARP, MOST = constant("loss.cu", "WARP"), constant("loss.cu", "MOST")  # threads of a narrow row, of a wide row
+BLOCK = 256  # threads of a block of narrow rows
 ACCESSES = 4  # of a row, to a thread, before it gets more threads
 FORWARD = (*instances("cross_entropy", [1, 4], ["float"]), *instances("cross_entropy", [1, 8], ["bf16"]))
 LOSS = Source("loss.cu", (*FORWARD, *by_width("cross_entropy_backward"), *by_width("head_loss"), *by_width("scaled"), "total_loss"))
@@ -28,7 +30,7 @@ class Head(NamedTuple):
     dlogits: Array  # [N,V], for a dloss of one
 
 
-class CudaLoss(CudaTopic):
+class CudaLoss(CudaLaunch):
     def cross_entropy(self, logits: Array, targets: Array, ignore: int = IGNORE) -> tuple[Array, Array, Array]:
         if not computed(logits) or not indices(targets):
             return super().cross_entropy(logits, targets, ignore)

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 from minimoe.backend import Array
 from minimoe.reference.norm import NormSaved
 from minimoe_cupy import linear
-from minimoe_cupy.launch import CudaTopic, ceil_div, computed, instance, instances, lanes, takes, wide
+from minimoe_cupy.constants import constant
+from minimoe_cupy.launch import CudaLaunch, ceil_div, computed, instance, instances, lanes, wide, writable
 from minimoe_cupy.loader import Source
 
-WARP, BLOCK = 32, 256
-MOST, MOST_BACKWARD = 1024, 512  # threads to a block, as in kernels/norm.cu
+WARP, MOST, MOST_BACKWARD = (constant("norm.cu", name) for name in ("WARP", "MOST", "MOST_BACKWARD"))  # threads of a block, at most
+BLOCK = 256  # threads of a block of narrow rows
 HELD = {1: 8, 4: 4, 8: 4}  # accesses of V elements that a thread keeps of a row
 WARPS = 2112  # that sum gradients: as many as the 132 processors of a large card hold
 LONG_PIECES, LONG_PIECE = 512, 64  # blocks that sum long rows, and rows, at least, to each
@@ -62,9 +63,9 @@ def shape_for(width: int, v: int, most: int) -> Shape:
     return Shape(v, held, across, 1)
 
 
-class CudaNorm(CudaTopic):
+class CudaNorm(CudaLaunch):
     def rms_norm(self, x: Array, weight: Array, eps: float, out: Array | None = None) -> tuple[Array, Array]:
-        if not normal(x, (out,), (weight,)) or not takes(out, x.shape):
+        if not normal(x, (out,), (weight,)) or not writable(out, x.shape, x.dtype):
             return super().rms_norm(x, weight, eps, out)
         _, y, (rstd,) = self._normalised(x, None, weight, None, eps, False, out)
         return y, rstd
@@ -76,7 +77,7 @@ class CudaNorm(CudaTopic):
         return dx, dweight
 
     def layer_norm(self, x: Array, weight: Array, bias: Array | None, eps: float, out: Array | None = None) -> tuple[Array, Array, Array]:
-        if not normal(x, (out,), (weight, bias)) or not takes(out, x.shape):
+        if not normal(x, (out,), (weight, bias)) or not writable(out, x.shape, x.dtype):
             return super().layer_norm(x, weight, bias, eps, out)
         _, y, (mean, rstd) = self._normalised(x, None, weight, bias, eps, True, out)
         return y, mean, rstd

@@ -9,17 +9,18 @@ import math
 import numpy as np
 
 from minimoe.backend import Array
-from minimoe_cupy.launch import CudaTopic, by_width, ceil_div, computed, instance, instances, lanes, wide
+from minimoe_cupy.constants import constant
+from minimoe_cupy.launch import CudaLaunch, by_width, ceil_div, computed, instance, instances, lanes, wide
 from minimoe_cupy.loader import Source
 
 BLOCK = 256
-SUM_BLOCK, SUM_GRID = 512, 1024
+SUM_BLOCK, SUM_GRID = constant("optimizer.cu", "SUM_BLOCK"), 1024
 ACCESSES = 4  # of a sum of squares, to a thread, before there are more blocks
 SQUARES = (*instances("sum_of_squares", [1, 4], ["float"]), *instances("sum_of_squares", [1, 8], ["bf16"]))
 OPTIMIZER = Source("optimizer.cu", (*by_width("adamw"), *by_width("sgd"), *by_width("lion"), *SQUARES, "sum_partial"))
 
 
-class CudaOptimizer(CudaTopic):
+class CudaOptimizer(CudaLaunch):
     def sum_of_squares(self, x: Array) -> Array:
         if not computed(x):
             return super().sum_of_squares(x)

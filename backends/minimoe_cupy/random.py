@@ -11,15 +11,16 @@ import numpy as np
 
 from minimoe.backend import Array
 from minimoe.reference.random import MASK, Draw
-from minimoe_cupy.launch import CudaTopic, by_width, ceil_div, computed, instance, lanes, takes
+from minimoe_cupy.constants import constant
+from minimoe_cupy.launch import CudaLaunch, by_width, ceil_div, computed, instance, lanes, writable
 from minimoe_cupy.loader import Source
 
 BLOCK = 256
-WORDS = 4  # numbers that one counter gives
+WORDS = constant("random.cu", "WORDS")  # numbers that one counter gives
 RANDOM = Source("random.cu", ("random_bits", "uniform", "normal", *by_width("dropout")))
 
 
-class CudaRandom(CudaTopic):
+class CudaRandom(CudaLaunch):
     def random_bits(self, count: int, rng: Draw) -> Array:
         return self._numbers("random_bits", count, rng, self.xp.int64)
 
@@ -30,7 +31,7 @@ class CudaRandom(CudaTopic):
         return self._numbers("normal", count, rng, self.xp.float32)
 
     def dropout(self, x: Array, rate: float, rng: Draw, out: Array | None = None) -> Array:
-        if not computed(x, out) or not takes(out, x.shape):
+        if not computed(x, out) or not writable(out, x.shape, x.dtype):
             return super().dropout(x, rate, rng, out)
         (x,) = self._contiguous(x)
         y = self.xp.empty(x.shape, dtype=x.dtype) if out is None else out

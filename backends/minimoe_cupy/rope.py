@@ -5,21 +5,22 @@ import math
 import numpy as np
 
 from minimoe.backend import Array
-from minimoe_cupy.launch import CudaTopic, by_width, ceil_div, check_shape, computed, instance, lanes, wide
-from minimoe_cupy.linear import writable
+from minimoe_cupy.constants import constant
+from minimoe_cupy.launch import CudaLaunch, by_width, ceil_div, check_shape, computed, instance, lanes, wide, writable
 from minimoe_cupy.loader import Source
 
-WARP, BLOCK = 32, 256
+WARP, BLOCK = constant("rope.cu", "WARP"), constant("rope.cu", "BLOCK")
 DEEPEST = 64  # tokens to a block: CUDA's limit of a third extent
 HEADS = 8  # to a thread, which finds its angles once
 ROPE = Source("rope.cu", (*by_width("rope"), *by_width("split_heads"), *by_width("split_heads_backward")))
 
 
-class CudaRope(CudaTopic):
+class CudaRope(CudaLaunch):
     def rope(
         self, x: Array, positions: Array, inv_freq: Array, scale: float = 1.0, interleaved: bool = False, out: Array | None = None
     ) -> Array:
-        if not computed(x, out) or not angles(positions, inv_freq) or not writable(out):
+        check_shape("rope", x.shape, out=out)
+        if not computed(x, out) or not angles(positions, inv_freq) or not writable(out, x.shape, x.dtype):
             return super().rope(x, positions, inv_freq, scale, interleaved, out)
         return self._turned("rope", x, positions, inv_freq, scale, interleaved, 1.0, out)
 
@@ -61,7 +62,6 @@ class CudaRope(CudaTopic):
         b, t, heads, c = x.shape
         angle, pairs = self._angles(kernel, (b, t, c), positions, inv_freq)
         y = self.xp.empty(x.shape, dtype=x.dtype) if out is None else out
-        check_shape(kernel, x.shape, out=y)
         name, grid, block = plan("rope", b * t, heads, c, pairs, x, y)
         self._launch(ROPE, name, grid, block, x, *angle, y, b * t, positions.size, heads, c, pairs, scale, turn, interleaved)
         return y

@@ -5,15 +5,16 @@ a fixed order (kernels/partials.cu): no atomics on floats.
 """
 
 from minimoe.backend import Array
-from minimoe_cupy.launch import CudaTopic, ceil_div, instances, lanes
+from minimoe_cupy.constants import constant
+from minimoe_cupy.launch import CudaLaunch, ceil_div, instances, lanes
 from minimoe_cupy.loader import Source
 
-WARPS = 8  # rows of a block at a time
+WARPS = constant("gate.cuh", "WARPS")  # rows of a block at a time
 BLOCK = 32 * WARPS
 MOST_BLOCKS = 528  # of a grid whose warps stride over the rows: a few to each processor of a large card
 MOST_COLUMNS = 1024  # of a row that a warp can hold
 NARROW = 64  # columns up to which single accesses are as good
-EXPERTS = 8  # columns of a block that adds partial sums
+EXPERTS = constant("partials.cu", "EXPERTS")  # columns of a block that adds partial sums
 LAYOUTS = ((1, 1), (2, 1), (8, 1), (32, 1), (4, 4), (8, 4), (16, 4), (32, 4))  # PER_LANE, V
 PARTIALS = Source("partials.cu", ("add_partials",))
 
@@ -29,7 +30,7 @@ def by_layout(kernel: str, *before: object) -> tuple[str, ...]:
     return tuple(name for held, v in LAYOUTS for name in instances(kernel, *([choice] for choice in before), [held], [v]))
 
 
-class CudaSelection(CudaTopic):
+class CudaSelection(CudaLaunch):
     def _add_partials(self, parts: Array, count_parts: Array | None = None) -> tuple[Array, Array | None]:
         """Sums over the blocks.   [blocks,E] float32, [blocks,E] int32 -> [E] of each"""
         xp, (blocks, width) = self.xp, parts.shape

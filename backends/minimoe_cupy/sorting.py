@@ -4,16 +4,15 @@ A sort of the array library may wait for the device, or take memory beside its p
 """
 
 from minimoe.backend import Array
-from minimoe_cupy.launch import CudaTopic, ceil_div
+from minimoe_cupy.constants import constant
+from minimoe_cupy.launch import CudaLaunch, ceil_div
 from minimoe_cupy.loader import Source
 
-BLOCK, TILE = 256, 1024
-BITS = 8  # that a pass sorts by
-DIGITS = 1 << BITS
+BLOCK, TILE, BITS, DIGITS = (constant("sort.cu", name) for name in ("BLOCK", "TILE", "BITS", "DIGITS"))  # a pass sorts by BITS
 SORT = Source("sort.cu", ("count_digits", "scan_counts", "place_keys"))
 
 
-class CudaSorting(CudaTopic):
+class CudaSorting(CudaLaunch):
     def _sorted_keys(self, keys: Array, limit: int) -> tuple[Array, Array]:
         """The keys in ascending order, and where each stood; equal keys in the order in which they stood.   [N] int32 -> [N], [N] int32
 

@@ -10,7 +10,8 @@ from cuda_on_cpu.cupy_on_cpu import CpuLoader
 
 from minimoe.reference.random import Draw
 from minimoe.testing.tolerances import KERNELS
-from minimoe_cupy.attention import WIDTHS, CudaAttention, backward_tile, covered, forward_tile
+from minimoe_cupy import attention
+from minimoe_cupy.attention import CudaAttention, covered
 from minimoe_numpy import NumpyBackend
 
 EVERY_CARD = 99 * 1024  # bytes of shared memory that a block may have on any card of compute capability 8.0 or newer
@@ -176,8 +177,6 @@ def test_shapes_and_dtypes_that_do_not_fit_never_reach_a_kernel(changed):
     assert covered(**given) and not covered(**{**given, **changed})
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("dtype", DTYPES.values())
-def test_every_card_has_the_shared_memory_that_is_asked_for(width, dtype):
-    tiles = forward_tile(dtype, width), backward_tile(dtype, width, True), backward_tile(dtype, width, False)
-    assert max(tile.shared for tile in tiles) <= EVERY_CARD
+@pytest.mark.parametrize("kernels", [attention.FORWARD, attention.DQ, attention.DKV])
+def test_every_card_has_the_shared_memory_that_is_asked_for(kernels):
+    assert max(kernel.shared for kernel in kernels.values()) <= EVERY_CARD

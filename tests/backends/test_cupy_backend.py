@@ -13,7 +13,7 @@ from minimoe.backend import BackendUnavailable, check_overrides, kernel_kinds, o
 from minimoe.reference.routing import Plan
 from minimoe.testing import cases
 from minimoe_cupy.device import PARTS, check_device
-from minimoe_cupy.launch import parameters
+from minimoe_cupy.launch import parameters, writable
 from minimoe_cupy.loader import Source
 
 BACKENDS = {order: CupyOnCpu(order) for order in ORDERS}
@@ -38,8 +38,26 @@ def test_what_is_not_overridden_and_what_stands_on_kernels_conforms(case):
     case.run()
 
 
+def test_a_class_of_kernels_lies_in_the_file_of_its_name():
+    classes = {base for base in minimoe_cupy.CudaKernels.__mro__ if base.__name__.startswith("Cuda")} - {minimoe_cupy.CudaKernels}
+    assert classes and {base.__module__: base.__name__ for base in classes} == {
+        f"minimoe_cupy.{base.__name__.removeprefix('Cuda').lower()}": base.__name__ for base in classes
+    }
+
+
 def test_signatures_are_the_contracts():
     check_overrides(FORWARD)
+
+
+def test_an_output_buffer_that_a_kernel_cannot_write_is_filled_by_the_reference():
+    x, weight, offsets = np.ones((3, 4), np.float32), np.ones((1, 5, 4), np.float32), np.array([0, 3], np.int32)
+    assert writable(None, (3, 5), x.dtype) and writable(np.empty((3, 5), np.float32), (3, 5), x.dtype)
+    for out in (np.zeros((3, 10), np.float32)[:, ::2], np.zeros((3, 5), np.float64)):
+        assert not writable(out, (3, 5), x.dtype)
+        assert FORWARD.grouped_matmul(x, weight, offsets, out=out) is out and (out == 4).all()
+        out[...] = 0
+        assert FORWARD.linear(x, weight[0], out=out) is out and (out == 4).all()
+    assert not writable(np.empty((5, 3), np.float32), (3, 5), x.dtype)
 
 
 # ---- what is refused ---------------------------------------------------------------------------------------------------------------------
@@ -62,14 +80,14 @@ def test_an_array_that_does_not_fit_a_kernels_declaration_is_refused(x, plan, wo
 
 
 def test_a_launch_takes_contiguous_arrays_only():
-    source, name = minimoe_cupy.routing.DISPATCH, "dispatch<float, 1>"
+    source, name = minimoe_cupy.dispatch.DISPATCH, "dispatch<float, 1>"
     x, plan = np.zeros((4, 4), np.float32), plan_of()
     with pytest.raises(TypeError, match=r"dispatch<float, 1>: x is float32\[4, 4\], not contiguous: wanted a contiguous array of float32"):
         FORWARD._launch(source, name, 1, 256, x.T, plan.inverse, x, 2, 1, 4)
 
 
 def test_parameters_are_read_from_the_declaration():
-    found = parameters(minimoe_cupy.routing.COMBINE, "combine<bf16, 8>")
+    found = parameters(minimoe_cupy.dispatch.COMBINE, "combine<bf16, 8>")
     assert [(p.name, str(p.dtype), p.pointer) for p in found] == [
         ("rows", "bfloat16", True), ("weights", "float32", True), ("inverse", "int32", True), ("y", "bfloat16", True),
         ("n_tokens", "int32", False), ("width", "int32", False), ("d_model", "int32", False),

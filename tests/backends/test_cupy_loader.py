@@ -7,8 +7,8 @@ import pytest
 from cuda.bindings import nvrtc
 
 from minimoe_cupy.cubins import folder, kept_cubin
+from minimoe_cupy.dispatch import COMBINE
 from minimoe_cupy.loader import CupyLoader
-from minimoe_cupy.routing import COMBINE
 
 NAMES = ["combine<float, 1>", "combine<bf16, 8>"]
 

@@ -9,7 +9,7 @@ from cuda_on_cpu.cupy_on_cpu import CpuLoader
 from minimoe.backend import load
 from minimoe.reference.gating import Rule
 from minimoe_cupy.gating import CudaGating
-from minimoe_cupy.plan import ROUTE, CudaRouting
+from minimoe_cupy.routing import ROUTE, CudaRouting
 from minimoe_cupy.selection import LAYOUTS, layout
 from minimoe_numpy import NumpyBackend
 

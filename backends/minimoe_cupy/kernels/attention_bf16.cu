@@ -1,15 +1,20 @@
 // attention in bfloat16 on the tensor cores: y = softmax(scale q k^T, where seen, and a sink) v; logsumexp
 //                                     y [B,Tq,Q,Cv], logsumexp [B,Q,Tq] <- q [B,Tq,Q,C], k [B,Tk,G,C], v [B,Tk,G,Cv]
-// Grid: B * G * ceil(Tq Q/G / OWN), the last rows first (with a causal mask they have most to do); 4 warps.
-// A block keeps OWN rows and meets the keys OTHER at a time, the next tile's copy under way; the softmax is made as it goes, its maximum and
-// sum kept for each row (Milakov & Gimelshein 2018; Dao 2023). C and Cv up to W, rows of 16 bytes' multiples.
-// FLOPs: 2 (C + Cv) for each score in a visited tile.   Bytes: q, y once; k, v once for each block that sees them, mostly from the second cache.
-// Shared: ((OWN + 4 OTHER) (W + 8)) * 2 + (OWN + 32 OTHER + 64) * 4.   Defined in minimoe/reference/attention.py.
+// One block per OWN rows of a group; each of its 4 warps has 16 M of the rows. The block visits the tiles of OTHER keys that its rows see,
+// while the next tile is copied in the background. The softmax is computed online, with a maximum and a sum for each row (Milakov &
+// Gimelshein 2018; Dao 2023), in the order of the tiles: equal inputs give equal bits. C and Cv up to W, rows at multiples of 16 bytes.
+// FLOPs: 2 (C + Cv) for each score in a visited tile.   Bytes: q and y once; k and v once per block that sees them, mostly from L2.
+// Grid: B * G * ceil(Tq Q/G / OWN), the last rows first (under a causal mask they have most to do); 128 threads; SHARED bytes of shared memory.
+// Reference: minimoe/reference/attention.py.   Unproven: no card has run it.
 #include "attention_mma.cuh"
 
 extern __shared__ unsigned char dynamic_shared[];
 
 constexpr int M = 2, OWN = 16 * M * WARPS;
+template <int W>
+constexpr int OTHER = W <= 64 ? 64 : 32;  // keys of a tile: what 255 registers allow
+template <int W>
+constexpr int SHARED = 2 * (OWN + 4 * OTHER<W>) * STRIDE<W> + 4 * (OWN + TILES * (OTHER<W> + 2));
 
 template <int W>
 __global__ void __launch_bounds__(128) attention_bf16(
@@ -17,7 +22,7 @@ __global__ void __launch_bounds__(128) attention_bf16(
     float* logsumexp, int groups, int heads, unsigned inverse, int n_q, int n_k, int width, int v_width, float scale, bool causal, int window,
     int q_pos_step, int k_pos_step, int valid_step
 ) {
-    constexpr int OTHER = W <= 64 ? 64 : 32, TILE = OTHER * STRIDE<W>;  // what 255 registers allow
+    constexpr int N = OTHER<W>, TILE = N * STRIDE<W>;
     bf16* own = reinterpret_cast<bf16*>(dynamic_shared);
     bf16* keys = own + OWN * STRIDE<W>;  // two stages of keys and values
     int* own_positions = reinterpret_cast<int*>(keys + 4 * TILE);
@@ -39,14 +44,14 @@ __global__ void __launch_bounds__(128) attention_bf16(
 #pragma unroll
     for (int m = 0; m < M; m++) top[m][0] = top[m][1] = -infinity();
     const auto fetch = [&](int tile, int stage) {
-        copy_rows<W, OTHER>(keys + 2 * stage * TILE, k_rows, tile * OTHER);
-        copy_rows<W, OTHER>(keys + (2 * stage + 1) * TILE, v_rows, tile * OTHER);
+        copy_rows<W, N>(keys + 2 * stage * TILE, k_rows, tile * N);
+        copy_rows<W, N>(keys + (2 * stage + 1) * TILE, v_rows, tile * N);
         commit_copies();
     };
 
     int stage = 0;
-    for (int chunk = 0; chunk * OTHER < n_k; chunk += TILES) {
-        Visits visits = look_ahead<OTHER, THREADS, true>(of_keys, chunk, positions, range, sight);
+    for (int chunk = 0; chunk * N < n_k; chunk += TILES) {
+        Visits visits = look_ahead<N, THREADS, true>(of_keys, chunk, positions, range, sight);
         if (visits.due) fetch(chunk + __ffs(visits.due) - 1, stage);
         while (visits.due) {
             const int tile = __ffs(visits.due) - 1;
@@ -55,24 +60,24 @@ __global__ void __launch_bounds__(128) attention_bf16(
             __syncthreads();
             if (visits.due) fetch(chunk + __ffs(visits.due) - 1, stage ^ 1);
 
-            float scores[M][OTHER / 8][4] = {};
-            multiply_rows<W, M, OTHER>(scores, own + warp_row * STRIDE<W>, keys + 2 * stage * TILE);
-            if (!(visits.clear >> tile & 1)) hide<M, OTHER, true>(scores, own_positions + warp_row, positions + tile * OTHER, sight);
+            float scores[M][N / 8][4] = {};
+            multiply_rows<W, M, N>(scores, own + warp_row * STRIDE<W>, keys + 2 * stage * TILE);
+            if (!(visits.clear >> tile & 1)) hide<M, N, true>(scores, own_positions + warp_row, positions + tile * N, sight);
 #pragma unroll
             for (int m = 0; m < M; m++)
 #pragma unroll
                 for (int half = 0; half < 2; half++) {
                     float most = top[m][half];
 #pragma unroll
-                    for (int n = 0; n < OTHER / 8; n++) most = fmaxf(most, fmaxf(scores[m][n][2 * half], scores[m][n][2 * half + 1]));
+                    for (int n = 0; n < N / 8; n++) most = fmaxf(most, fmaxf(scores[m][n][2 * half], scores[m][n][2 * half + 1]));
                     most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, 1));
                     most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, 2));
                     const float shift = most == -infinity() ? 0.0f : most * factor;
-                    const float before = exp2_approx(top[m][half] * factor - shift);
+                    const float rescale = exp2_approx(top[m][half] * factor - shift);
                     top[m][half] = most;
-                    total[m][half] *= before;
+                    total[m][half] *= rescale;
 #pragma unroll
-                    for (int n = 0; n < OTHER / 8; n++)
+                    for (int n = 0; n < N / 8; n++)
 #pragma unroll
                         for (int i = 2 * half; i < 2 * half + 2; i++) {
                             scores[m][n][i] = exp2_approx(scores[m][n][i] * factor - shift);
@@ -80,17 +85,17 @@ __global__ void __launch_bounds__(128) attention_bf16(
                         }
 #pragma unroll
                     for (int c = 0; c < W / 8; c++) {
-                        sum[m][c][2 * half] *= before;
-                        sum[m][c][2 * half + 1] *= before;
+                        sum[m][c][2 * half] *= rescale;
+                        sum[m][c][2 * half + 1] *= rescale;
                     }
                 }
-            unsigned weights[M][OTHER / 16][4];
-            round_scores<M, OTHER>(weights, scores);
-            multiply_scores<W, M, OTHER>(sum, weights, keys + (2 * stage + 1) * TILE);
+            unsigned weights[M][N / 16][4];
+            round_scores<M, N>(weights, scores);
+            multiply_scores<W, M, N>(sum, weights, keys + (2 * stage + 1) * TILE);
             stage ^= 1;
         }
     }
-    commit_copies();  // of its own rows, where no key was seen
+    commit_copies();  // of the rows, where no key was seen
     wait_for_copies<0>();
     __syncthreads();
 
@@ -103,14 +108,14 @@ __global__ void __launch_bounds__(128) attention_bf16(
             float all = total[m][half];
             all += __shfl_xor_sync(ALL_LANES, all, 1);
             all += __shfl_xor_sync(ALL_LANES, all, 2);
-            float most = top[m][half] * factor, before = 1.0f;
+            float most = top[m][half] * factor, rescale = 1.0f;
             if (sinks && exists) {
                 const float sink = sinks[g * heads + row - token_of(row, inverse) * heads] * LOG2E, shift = fmaxf(most, sink);
-                before = shift == -infinity() ? 0.0f : exp2_approx(most - shift);
-                all = shift == -infinity() ? 0.0f : all * before + exp2_approx(sink - shift);
+                rescale = shift == -infinity() ? 0.0f : exp2_approx(most - shift);
+                all = shift == -infinity() ? 0.0f : all * rescale + exp2_approx(sink - shift);
                 most = shift;
             }
-            const float share = all == 0.0f ? 0.0f : before / all;
+            const float share = all == 0.0f ? 0.0f : rescale / all;
 #pragma unroll
             for (int c = 0; c < W / 8; c++) {
                 sum[m][c][2 * half] *= share;

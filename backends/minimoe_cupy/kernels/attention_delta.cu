@@ -1,16 +1,18 @@
-// What attention's backward needs of each row, and the gradient of its sinks.   Defined in minimoe/reference/attention.py.
+// What attention's backward pass needs of each row, and the gradient of the sinks.
 //
 // attention_delta: delta[b,h,t] = sum(dy[b,t,h] * y[b,t,h])                               [B,Q,Tq] <- [B,Tq,Q,Cv], [B,Tq,Q,Cv]
-//   Eight lanes a row, each its accesses in order, then a tree.   Bytes: 2 B Tq Q Cv sizeof(T) read.   Grid: ceil(B Tq Q / 32); 256 threads.
+//   Eight lanes per row; each sums its accesses in order, then the lanes are summed as a tree.
+//   Bytes: 2 B Tq Q Cv sizeof(T) read.   Grid: ceil(B Tq Q / ROWS); 256 threads.
 // attention_dsinks: dsinks[h] = -sum over b, t of exp(sinks[h] - logsumexp[b,h,t]) delta[b,h,t]                  [Q] <- [Q], [B,Q,Tq], [B,Q,Tq]
-//   A block a head: every thread its stride in order, then a tree.   Bytes: 8 B Q Tq.   Grid: Q; 256 threads.
+//   One block per head; each thread sums its stride in order, then the threads are summed as a tree.   Bytes: 8 B Q Tq.   Grid: Q; 256 threads.
+// Reference: minimoe/reference/attention.py.   Unproven: no card has run it.
 #include "common.cuh"
 
-constexpr int BLOCK = 256, LANES = 8, WARPS = BLOCK / WARP;
+constexpr int BLOCK = 256, LANES = 8, ROWS = BLOCK / LANES, WARPS = BLOCK / WARP;
 
 template <int V, class T>
 __global__ void __launch_bounds__(256) attention_delta(const T* dy, const T* y, float* delta, int n_q, int queries, int width, long long n_rows) {
-    const long long row = (long long)blockIdx.x * (BLOCK / LANES) + threadIdx.x / LANES;
+    const long long row = (long long)blockIdx.x * ROWS + threadIdx.x / LANES;
     float sum = 0.0f;
     if (row < n_rows) {
         for (int c = threadIdx.x % LANES * V; c < width; c += LANES * V) {

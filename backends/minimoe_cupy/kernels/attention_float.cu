@@ -1,18 +1,20 @@
 // attention in float32: y = softmax(scale q k^T, where seen, and a sink) v; logsumexp
 //                                     y [B,Tq,Q,Cv], logsumexp [B,Q,Tq] <- q [B,Tq,Q,C], k [B,Tk,G,C], v [B,Tk,G,Cv]
-// Grid: B * G * ceil(Tq Q/G / 64), the last rows first (with a causal mask they have most to do); 128 threads.
-// A block keeps 64 rows and meets the keys N at a time; the softmax is made as it goes, its maximum and sum kept for each row (Milakov &
-// Gimelshein 2018; Dao 2023). Values are on their way while keys are multiplied, and the next keys while values are. C and Cv up to W.
-// A key's place in a row's sums is fixed by the tiles: equal inputs give equal bits.
-// FLOPs: 2 (C + Cv) for each score in a visited tile.   Bytes: q, y once; k, v once for each block that sees them, mostly from the second cache.
-// Shared: ((64 + 2 N) (W + 4) + 64 (N + 4) + 64 + 32 N + 64) * 4.   Defined in minimoe/reference/attention.py.
+// One block per 64 rows of a group; a thread has 4 of the rows and every eighth key of a tile. The block visits the tiles of N keys that its
+// rows see. Values are copied while keys are multiplied, and the next keys while values are. The softmax is computed online, with a maximum
+// and a sum for each row (Milakov & Gimelshein 2018; Dao 2023), in the order of the tiles: equal inputs give equal bits. C and Cv up to W.
+// FLOPs: 2 (C + Cv) for each score in a visited tile.   Bytes: q and y once; k and v once per block that sees them, mostly from L2.
+// Grid: B * G * ceil(Tq Q/G / 64), the last rows first (under a causal mask they have most to do); 128 threads; SHARED bytes of shared memory.
+// Reference: minimoe/reference/attention.py.   Unproven: no card has run it.
 #include "attention_fma.cuh"
 
 extern __shared__ unsigned char dynamic_shared[];
 
-constexpr int N = 32;
+constexpr int N = 32;  // keys of a tile
+template <int W>
+constexpr int SHARED = 4 * ((OWN + 2 * N) * STRIDE<W> + OWN * (N + QUAD) + OWN + TILES * (N + 2));
 
-// The largest, and the sum, of a row's scores over the threads that have it.
+// The maximum, and the sum, of a row's scores over the threads that hold them.
 __device__ inline float row_max(float value) {
 #pragma unroll
     for (int offset = TX / 2; offset; offset /= 2) value = fmaxf(value, __shfl_xor_sync(ALL_LANES, value, offset));
@@ -82,16 +84,16 @@ __global__ void __launch_bounds__(128, 2) attention_float(
                 for (int j = 0; j < N / TX; j++) most = fmaxf(most, scores[i][j]);
                 most = row_max(most);
                 const float shift = most == -infinity() ? 0.0f : most * factor;
-                const float before = exp2_approx(top[i] * factor - shift);
+                const float rescale = exp2_approx(top[i] * factor - shift);
                 top[i] = most;
-                total[i] *= before;
+                total[i] *= rescale;
 #pragma unroll
                 for (int j = 0; j < N / TX; j++) {
                     scores[i][j] = exp2_approx(scores[i][j] * factor - shift);
                     total[i] += scores[i][j];
                 }
 #pragma unroll
-                for (int c = 0; c < W / TX; c++) sum[i][c] *= before;
+                for (int c = 0; c < W / TX; c++) sum[i][c] *= rescale;
             }
             put_scores(weights + own_row() * (N + QUAD), scores);
             wait_for_copies<1>();
@@ -108,14 +110,14 @@ __global__ void __launch_bounds__(128, 2) attention_float(
     for (int i = 0; i < ROWS; i++) {
         const int row = first_row + own_row() + i;
         const bool exists = row < n_q * heads;
-        float all = row_sum(total[i]), most = top[i] * factor, before = 1.0f;
+        float all = row_sum(total[i]), most = top[i] * factor, rescale = 1.0f;
         if (sinks && exists) {
             const float sink = sinks[g * heads + row - token_of(row, inverse) * heads] * LOG2E, shift = fmaxf(most, sink);
-            before = shift == -infinity() ? 0.0f : exp2_approx(most - shift);
-            all = shift == -infinity() ? 0.0f : all * before + exp2_approx(sink - shift);
+            rescale = shift == -infinity() ? 0.0f : exp2_approx(most - shift);
+            all = shift == -infinity() ? 0.0f : all * rescale + exp2_approx(sink - shift);
             most = shift;
         }
-        const float share = all == 0.0f ? 0.0f : before / all;
+        const float share = all == 0.0f ? 0.0f : rescale / all;
 #pragma unroll
         for (int c = 0; c < W / TX; c++) sum[i][c] *= share;
         if (exists && other_row() == 0) logsumexp[shape.statistic(b, g, row)] = all == 0.0f ? -infinity() : most * LN2 + logf(all);

@@ -10,11 +10,8 @@
 // A row with NaN has NaN weights and ids in range. Tokens that are not valid get experts too, and count nowhere.
 // Bytes: 4 N E read, 4 N (E + 2 K) written, 8 blocks E.   Block 32 * WARPS, grid at most ceil(N / WARPS).
 // Shared: 8 E, and with groups WARPS * 4 (E + n_groups).
-#include "select.cuh"
+#include "gate.cuh"
 
-constexpr int WARPS = 8;
-constexpr int SOFTMAX_TOPK = 0, TOPK_SOFTMAX = 1, SIGMOID_BIAS = 2, ALL = 3;
-constexpr float TINY = 1e-20f;
 extern __shared__ unsigned char dynamic_shared[];
 
 __device__ inline float sigmoid(float z) { return __fdividef(1.0f, 1.0f + expf(-(z < -80.0f ? -80.0f : z))); }

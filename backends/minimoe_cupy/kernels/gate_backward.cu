@@ -8,11 +8,7 @@
 // One warp a token, its scores in registers as select.cuh lays them out: one reading, one writing. Slots come 32 at a time, a lane each,
 // and go to their expert's lane by a broadcast each, in order: no atomics. ids outside of 0 .. E-1 pass nothing back.
 // Bytes: 4 N (2 E + 3 W), for ALL 16 N E.   Block 32 * WARPS, grid at most ceil(N / WARPS).   Defined in minimoe/reference/gating.py.
-#include "select.cuh"
-
-constexpr int WARPS = 8;
-constexpr int TOPK_SOFTMAX = 1, SIGMOID_BIAS = 2, ALL = 3;
-constexpr float TINY = 1e-20f;
+#include "gate.cuh"
 
 // a for the rules with slots, added to `to`.
 template <int V, int PER_LANE>

@@ -19,6 +19,9 @@ constexpr int SIDE_OF = BM >= 128 ? 64 : 32;  // of a warp's tile
 template <int BM, int BN>
 constexpr int THREADS = BM / SIDE_OF<BM> * (BN / SIDE_OF<BM>)*WARP;
 
+template <int BM, int BN>
+constexpr int SHARED = 2 * STAGES * STEP * (BM + BN);  // bytes of shared memory
+
 // Hand the sums of a warp, 16 rows after 16, to `take(row in the warp's tile, chunk of 8 columns, the row's SIDE sums)`, a chunk a lane; it
 // asks for the first `chunks` of each row.
 template <int SIDE, class Take>

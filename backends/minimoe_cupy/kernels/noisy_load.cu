@@ -4,9 +4,8 @@
 // One warp a token, h in registers; the largest are found one after the other as in gate.cu. The warps of a grid with a fixed cap stride
 // over the tokens; a row a block is left to add (partials.cu). Bytes: 12 N E read, 4 N (k + 1) written.
 // Block 32 * WARPS, grid at most ceil(N / WARPS), shared 4 E.   Defined in minimoe/reference/routing.py.
-#include "select.cuh"
+#include "gate.cuh"
 
-constexpr int WARPS = 8;
 constexpr float SQRT_HALF = 0.70710678118654752f, ONE_OVER_SQRT_TWO_PI = 0.39894228040143268f;
 extern __shared__ unsigned char dynamic_shared[];
 

@@ -7,7 +7,7 @@
 #include "scan.cuh"
 
 constexpr int BLOCK = 256, WARPS = BLOCK / WARP, ITEMS = 4, TILE = BLOCK * ITEMS;
-constexpr int DIGITS = 256;  // a thread of a block each
+constexpr int BITS = 8, DIGITS = 1 << BITS;  // a thread of a block each
 
 // A tile's keys, a warp's 32 * ITEMS together, and each one's rank among the keys of its warp with its digit; counts [warp][digit], shared,
 // becomes how many there are. A key past the end has no digit.

@@ -24,6 +24,9 @@ struct Barriers {
     mbarrier full[STAGES], empty[STAGES], end;
 };
 
+template <int BN>
+constexpr int SHARED = 2 * STAGES * STEP * (HEIGHT + BN) + 8 * (2 * STAGES + 1);  // bytes of shared memory: operands, then Barriers
+
 __device__ inline void prepare(Barriers& barriers) {
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < STAGES; stage++) {

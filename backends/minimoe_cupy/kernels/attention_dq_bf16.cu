@@ -1,0 +1,109 @@
+// attention_dq in bfloat16, the gradient of the queries:   P = exp(scale q k^T - logsumexp), dS = P * (dy v^T - delta), dq = scale dS k
+//     dq [B,Tq,Q,C] <- q [B,Tq,Q,C], k [B,Tk,G,C], v [B,Tk,G,Cv], dy [B,Tq,Q,Cv], logsumexp [B,Q,Tq], delta [B,Q,Tq]
+// One block per OWN rows of a group, with q and dy in shared memory; each of its 4 warps has 16 M of the rows. The block visits the tiles of
+// keys and values that its rows see. The next tile is copied in the background where two stages fit into 99 KB, which every card has;
+// elsewhere other blocks work meanwhile. dS stays in registers, as the left side of the product with k. Each dq is summed by one block, in
+// the order of the tiles: equal inputs give equal bits, without atomics. C and Cv up to W, rows at multiples of 16 bytes.
+// FLOPs: 4 C + 2 Cv for each score in a visited tile.   Bytes: q, dy and dq once; k and v once per block that sees them, mostly from L2.
+// Grid: B * G * ceil(Tq Q/G / OWN), the last rows first; 128 threads; SHARED bytes of shared memory.
+// Reference: minimoe/reference/attention.py.   Unproven: no card has run it.
+#include "attention_backward.cuh"
+#include "attention_mma.cuh"
+
+extern __shared__ unsigned char dynamic_shared[];
+
+constexpr int M = 2, OWN = 16 * M * WARPS;
+template <int W>
+constexpr int OTHER = W <= 64 ? 64 : 32;  // keys of a tile: what 255 registers allow
+template <int W>
+constexpr int STAGES = W <= 64 ? 2 : 1;  // what 99 KB hold
+template <int W>
+constexpr int SHARED = 4 * (OWN + STAGES<W> * OTHER<W>) * STRIDE<W> + 4 * (OWN + TILES * (OTHER<W> + 2));
+
+template <int W>
+__global__ void __launch_bounds__(128) attention_dq_bf16(
+    const bf16* q, const bf16* k, const bf16* v, const bf16* dy, const float* logsumexp, const float* delta, const int* q_pos,
+    const int* k_pos, const bool* k_valid, bf16* dq, int groups, int heads, unsigned inverse, int n_q, int n_k, int width, int v_width,
+    float scale, bool causal, int window, int q_pos_step, int k_pos_step, int valid_step
+) {
+    constexpr int N = OTHER<W>, TILE = N * STRIDE<W>;
+    bf16* q_tile = reinterpret_cast<bf16*>(dynamic_shared);  // [OWN][W]
+    bf16* dy_tile = q_tile + OWN * STRIDE<W>;                // [OWN][W]
+    bf16* stages = dy_tile + OWN * STRIDE<W>;                // STAGES of keys [N][W] and values [N][W]
+    int* row_positions = reinterpret_cast<int*>(stages + 2 * STAGES<W> * TILE);
+    int* key_positions = row_positions + OWN;
+
+    const Shape shape = {groups, heads, inverse, n_q, n_k};
+    const int n_rows = n_q * heads, n_tiles = (n_rows + OWN - 1) / OWN;
+    const int unit = blockIdx.x / n_tiles, b = unit / groups, g = unit % groups;
+    const int first_row = (n_tiles - 1 - int(blockIdx.x % n_tiles)) * OWN;
+    const Rows<const bf16> k_rows = shape.keys(k, width, b, g), v_rows = shape.keys(v, v_width, b, g);
+    const Positions of_rows = {q_pos + (long long)b * q_pos_step, nullptr, n_rows, inverse};
+    const Positions of_keys = {k_pos + (long long)b * k_pos_step, k_valid ? k_valid + (long long)b * valid_step : nullptr, n_k, 0};
+    const Sight sight = {causal, window};
+    const int warp_row = threadIdx.x / WARP * 16 * M, lane = threadIdx.x % WARP;
+    const float factor = scale * LOG2E;
+
+    copy_rows<W, OWN>(q_tile, shape.queries(q, width, b, g), first_row);
+    copy_rows<W, OWN>(dy_tile, shape.queries(dy, v_width, b, g), first_row);
+    const Range range = look_at_own<OWN, false>(of_rows, first_row, row_positions);
+    const auto fetch = [&](int tile, int stage) {
+        copy_rows<W, N>(stages + 2 * stage * TILE, k_rows, tile * N);
+        copy_rows<W, N>(stages + (2 * stage + 1) * TILE, v_rows, tile * N);
+        commit_copies();
+    };
+    float2 statistics[M][2];  // of this lane's rows
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+            statistics[m][half] = row_statistics(shape, logsumexp, delta, b, g, first_row + warp_row + 16 * m + lane / 4 + 8 * half);
+
+    float sum[M][W / 8][4] = {};
+    int stage = 0;
+    for (int chunk = 0; chunk * N < n_k; chunk += TILES) {
+        Visits visits = look_ahead<N, THREADS, true>(of_keys, chunk, key_positions, range, sight);
+        if (visits.due) fetch(chunk + __ffs(visits.due) - 1, stage);
+        while (visits.due) {
+            const int tile = __ffs(visits.due) - 1;
+            visits.due &= visits.due - 1;
+            wait_for_copies<0>();
+            __syncthreads();
+            const int next = chunk + __ffs(visits.due) - 1;  // where one is due
+            if (STAGES<W> == 2 && visits.due) fetch(next, stage ^ 1);
+
+            const bf16* k_tile = stages + 2 * stage * TILE;
+            const bf16* v_tile = k_tile + TILE;
+            float p[M][N / 8][4] = {}, ds[M][N / 8][4] = {};
+            multiply_rows<W, M, N>(p, q_tile + warp_row * STRIDE<W>, k_tile);
+            if (!(visits.clear >> tile & 1)) hide<M, N, true>(p, row_positions + warp_row, key_positions + tile * N, sight);
+            multiply_rows<W, M, N>(ds, dy_tile + warp_row * STRIDE<W>, v_tile);
+#pragma unroll
+            for (int n = 0; n < N / 8; n++)
+#pragma unroll
+                for (int m = 0; m < M; m++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        p[m][n][i] = exp2_approx(p[m][n][i] * factor - statistics[m][i / 2].x);
+                        ds[m][n][i] = p[m][n][i] * (ds[m][n][i] - statistics[m][i / 2].y);
+                    }
+            unsigned weights[M][N / 16][4];
+            round_scores<M, N>(weights, ds);
+            multiply_scores<W, M, N>(sum, weights, k_tile);
+            if (STAGES<W> == 2) stage ^= 1;
+            else __syncthreads();  // all are done with the one stage
+            if (STAGES<W> == 1 && visits.due) fetch(next, stage);
+        }
+    }
+    commit_copies();  // of the rows, where no key was seen
+    wait_for_copies<0>();
+    __syncthreads();
+
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int c = 0; c < W / 8; c++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) sum[m][c][i] *= scale;
+    store_rows<W, M>(sum, q_tile + warp_row * STRIDE<W>, shape.queries(dq, width, b, g), first_row + warp_row);
+}
