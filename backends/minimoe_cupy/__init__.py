@@ -1,8 +1,8 @@
-"""NVIDIA cards through CuPy: arrays and memory from CuPy, dense products from cuBLAS, all else CUDA C kernels (kernels/*.cu).
+"""NVIDIA cards through CuPy: arrays and memory from CuPy, dense products from cuBLAS, everything else CUDA C kernels (kernels/*.cu).
 
-`loader.py` compiles them, `launch.py` checks and launches; each topic of the contract has its file. Kernels take float32, or bfloat16 with
-float32 sums; any other dtype goes to the reference. None has been on a card yet: the tests execute all of them on the processor, and
-compile them for sm_80 and sm_90a.
+`loader.py` compiles them, `launch.py` checks and launches, and each topic of the contract has its file. Kernels take float32, or bfloat16
+with float32 sums; any other dtype goes to the reference. No card has run any of them yet: the tests execute all of them on the processor,
+and compile them for sm_80 and sm_90a.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -52,7 +52,7 @@ class CudaKernels(
     CudaNorm, CudaActivation, CudaRope, CudaLinear, CudaAttention, CudaGating, CudaRouting, CudaExpert, CudaLoss, CudaEmbedding,
     CudaRandom, CudaOptimizer,
 ):  # fmt: skip
-    """The contract's kernels in CUDA C, on whichever array layer and loader it is given."""
+    """The contract's kernels in CUDA C, for any array layer and loader."""
 
     name = "cupy"
     library = PRODUCTS
@@ -62,7 +62,7 @@ class CudaKernels(
 
 
 def sources() -> list[Source]:
-    """Every `.cu` file with the kernels that the backend asks of it."""
+    """Returns every source: a `.cu` file with the kernels that the backend compiles from it."""
     return list(dict.fromkeys(source for topic in TOPICS for source in _sources_in(vars(topic).values())))
 
 
@@ -78,19 +78,19 @@ def _sources_in(values: Iterable[object]) -> Iterator[Source]:
 
 
 def backend_class() -> type[Backend]:
-    """What the backend has by hand, without a device."""
+    """Returns the class with all overrides, which needs no device."""
     return CudaKernels
 
 
 def backend() -> Backend:
-    """The CuPy backend. Raises BackendUnavailable where there is no CuPy, driver or card for it."""
+    """Returns the CuPy backend. Raises BackendUnavailable if CuPy, a driver or a card is missing."""
     from minimoe_cupy.device import check_device
 
     check_device("cupy")
     from minimoe_cupy.arrays import CupyArrays
 
     class CupyBackend(CudaKernels, CupyArrays):
-        """On a card."""
+        """The backend on a card."""
 
         def tell(self, listener: Callable[[str], None] | None) -> None:
             loader.listener = listener or to_stderr

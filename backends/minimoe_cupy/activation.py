@@ -1,4 +1,4 @@
-"""Activations, read once and written once. The kernels stand in kernels/activation.cu, what they compute in kernels/activation.cuh."""
+"""Activations, read once and written once: the launches of kernels/activation.cu. The formulas are in kernels/activation.cuh."""
 
 import math
 
@@ -57,7 +57,7 @@ class CudaActivation(CudaLaunch):
         return self._each("each_backward", "relu", dy, x)
 
     def _gated(self, kernel: str, *arrays: Array, limit: float, shape: tuple[int, ...]) -> None:
-        """A kernel of rows: `arrays` as it takes them, of [N,H] or [N,2H]; `shape` [...,H]."""
+        """Launches a kernel over rows: `arrays` are its arguments, of [N,H] or [N,2H]; `shape` is [...,H]."""
         width, n = shape[-1], math.prod(shape[:-1])
         v = lanes(width, *arrays)
         columns, block = grid_columns(width, v)
@@ -65,7 +65,7 @@ class CudaActivation(CudaLaunch):
         self._launch(ACTIVATION, instance(kernel, arrays[0].dtype, v), grid, block, *arrays, limit, n, width)
 
     def _each(self, kernel: str, activation: str, *arrays: Array, out: Array | None = None) -> Array:
-        """A kernel of flat arrays, all of one shape."""
+        """Launches a kernel over flat arrays, all of one shape."""
         given = self._contiguous(*arrays)
         y = self.xp.empty(arrays[0].shape, dtype=arrays[0].dtype) if out is None else out
         count, v = math.prod(y.shape), lanes(0, *given, y)
@@ -74,5 +74,5 @@ class CudaActivation(CudaLaunch):
 
 
 def halved(gate_up: Array) -> tuple[int, ...]:
-    """The shape of what swiglu makes of [...,2H]: [...,H]."""
+    """Returns the shape of swiglu's result: [...,2H] -> [...,H]."""
     return (*gate_up.shape[:-1], gate_up.shape[-1] // 2)

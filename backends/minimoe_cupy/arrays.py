@@ -1,8 +1,7 @@
 """The array layer on an NVIDIA card: CuPy's arrays from CuPy's pool of memory, bfloat16 through ml_dtypes.
 
-Nothing here waits for the device but `to_host` and `synchronize`, so that a step can be captured as a CUDA graph (`cupy.bincount` would
-wait, and `argsort` before CuPy 14.2).
-`scatter_add` is a kernel of the backends that stand on this.
+Only `to_host` and `synchronize` wait for the device, so that a step can be captured as a CUDA graph (`cupy.bincount` would wait, and
+`argsort` before CuPy 14.2). `scatter_add` is a kernel of the backends that build on this module.
 """
 
 import re
@@ -25,7 +24,7 @@ cublas = Cublas()
 
 
 class Namespace:
-    """CuPy, with bfloat16 by name and as a floating type."""
+    """CuPy's namespace, with bfloat16 as a name and as a floating type."""
 
     bfloat16 = BFLOAT16
 
@@ -40,7 +39,7 @@ class Namespace:
 
     def asarray(self, x: Any, **options: Any) -> Array:
         if not isinstance(x, cupy.ndarray):
-            refuse_while_capturing("a number of the host was made an array")
+            refuse_while_capturing("a host number became an array")
         return cupy.asarray(x, **options)
 
     def matmul(self, a: Array, b: Array, out: Array = None) -> Array:
@@ -52,7 +51,7 @@ class Namespace:
         return y if done else cupy.matmul(a, b, out=out)
 
     def concat(self, arrays: Any, axis: int = 0) -> Array:
-        """CuPy joins more than eight arrays by a table that it makes on the host, which a recorded step cannot have."""
+        """Joins eight arrays at a time: for more, CuPy builds a table on the host, which cannot be recorded."""
         arrays = list(arrays)
         while len(arrays) > AT_ONCE:
             arrays = [cupy.concatenate(arrays[i : i + AT_ONCE], axis=axis) for i in range(0, len(arrays), AT_ONCE)]
@@ -72,7 +71,7 @@ class CupyArrays(Backend):
     xp: Any = Namespace()
 
     def from_host(self, array: np.ndarray[Any, Any]) -> Array:
-        refuse_while_capturing("an array came from the host")
+        refuse_while_capturing("an array was copied from the host")
         return cupy.array(array, order="C", copy=True)
 
     def to_host(self, array: Array) -> np.ndarray[Any, Any]:
@@ -84,7 +83,7 @@ class CupyArrays(Backend):
 
     def bincount(self, ids: Array, minlength: int) -> Array:
         counts = cupy.zeros(minlength, dtype=cupy.int32)
-        cupyx.scatter_add(counts, ids, 1)  # of integers: any order gives the same
+        cupyx.scatter_add(counts, ids, 1)  # integers: any order gives the same sums
         return counts
 
     def erf(self, x: Array) -> Array:
@@ -97,7 +96,7 @@ class CupyArrays(Backend):
         cupy.cuda.get_current_stream().synchronize()
 
     def memory(self) -> dict[str, int]:
-        """Of CuPy's pool; a recorded step has a pool of its own."""
+        """Returns the bytes of CuPy's pool; a recorded step has a pool of its own."""
         pool = cupy.get_default_memory_pool()
         return {"used": pool.used_bytes(), "peak": pool.total_bytes()}
 

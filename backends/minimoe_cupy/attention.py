@@ -2,7 +2,7 @@
 
 The kernels are kernels/attention_float.cu and attention_bf16.cu, attention_dq_*.cu and attention_dkv_*.cu for their gradients, and
 attention_delta.cu. They take heads of up to 128; wider heads, dropout, and shapes that the reference would broadcast go to the reference.
-Their memory is linear in T.
+They need memory that is linear in T.
 """
 
 from typing import Any, NamedTuple

@@ -1,6 +1,6 @@
-"""Machine code of `.cu` files, kept on disk: compiled once by NVRTC for each architecture, and anew when a source or the compiler changes.
+"""A cache on disk of the machine code of `.cu` files, compiled once per architecture, and again when a source or the compiler changes.
 
-CuPy's own cache goes by a source's text and options: it would give old code where a header has changed.
+CuPy's own cache depends on a source's text and options only: it would return old code after a header changed.
 """
 
 import hashlib
@@ -15,22 +15,22 @@ OPTIONS = ("-std=c++17",)
 
 
 class Cubin(NamedTuple):
-    """A file of machine code, and the names in it of the kernels that were asked for by C++ name."""
+    """A file of machine code, and the lowered (mangled) names in it of the kernels, by C++ name."""
 
     path: Path
     lowered: dict[str, str]
 
 
 def kept_cubin(nvrtc: Any, path: Path, names: Sequence[str], architecture: str, compiling: Callable[[], None]) -> Cubin:
-    """The kernels of a file for `sm_..`, from disk or compiled and put there; `compiling` is called before that.
+    """Returns the kernels of a file for `sm_..`, from disk, or compiled and saved there; calls `compiling` before it compiles.
 
-    `nvrtc` is `cupy.cuda.nvrtc`. Raises RuntimeError with the compiler's words.
+    `nvrtc` is `cupy.cuda.nvrtc`. Raises RuntimeError with the compiler's log.
     """
     source = path.read_text(encoding="utf-8")
     headers = [header.read_text(encoding="utf-8") for header in sorted(path.parent.glob("*.cuh"))]
-    told = (source, headers, list(names), architecture, OPTIONS, nvrtc.getVersion())
-    place = folder() / f"{path.stem}-{architecture}-{hashlib.sha256(repr(told).encode()).hexdigest()[:20]}"
-    code, lowered = place.with_suffix(".cubin"), place.with_suffix(".json")
+    inputs = (source, headers, list(names), architecture, OPTIONS, nvrtc.getVersion())
+    stem = folder() / f"{path.stem}-{architecture}-{hashlib.sha256(repr(inputs).encode()).hexdigest()[:20]}"
+    code, lowered = stem.with_suffix(".cubin"), stem.with_suffix(".json")
     if not (code.exists() and lowered.exists()):
         compiling()
         machine_code, mapping = compiled(nvrtc, source, path, names, architecture)
@@ -40,7 +40,7 @@ def kept_cubin(nvrtc: Any, path: Path, names: Sequence[str], architecture: str, 
 
 
 def compiled(nvrtc: Any, source: str, path: Path, names: Sequence[str], architecture: str) -> tuple[bytes, dict[str, str]]:
-    """-> machine code, lowered names by C++ names"""
+    """Compiles the kernels of a source.   -> machine code, lowered names by C++ name"""
     program = nvrtc.createProgram(source, path.name, (), ())
     try:
         add = getattr(nvrtc, "addNameExpression", None) or nvrtc.addAddNameExpression  # CuPy has had both names
@@ -56,7 +56,7 @@ def compiled(nvrtc: Any, source: str, path: Path, names: Sequence[str], architec
 
 
 def folder() -> Path:
-    """Where it is kept: MINIMOE_CACHE_DIR, else the user's cache; one of the process's own where that cannot be written."""
+    """Returns the cache folder: MINIMOE_CACHE_DIR, else the user's cache; a temporary one of this process if that is not writable."""
     wanted = Path(os.environ.get("MINIMOE_CACHE_DIR") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minimoe")
     try:
         wanted.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ _own: list["tempfile.TemporaryDirectory[str]"] = []
 
 
 def write(path: Path, data: bytes) -> None:
-    """A file that is there whole or not at all, also where two processes make it."""
+    """Writes a file so that it is whole or absent, even if two processes write it at once."""
     partial = path.with_suffix(f"{path.suffix}.{os.getpid()}")
     partial.write_bytes(data)
     os.replace(partial, path)

@@ -1,6 +1,6 @@
-"""Dense products by cuBLAS, one or a batch of them, called directly: CuPy's own calls refuse to be recorded in a CUDA graph.
+"""Dense products by cuBLAS, single or in a batch, called directly: CuPy's own calls cannot be recorded in a CUDA graph.
 
-Sums are float32 (float64 for float64), never TF32. A handle, a stream's name and a workspace of fixed address for each thread.
+Sums are float32 (float64 for float64), never TF32. Each thread has its own handle and a workspace with a fixed address.
 """
 
 import ctypes
@@ -14,17 +14,17 @@ import numpy as np
 from minimoe.backend import Array
 from minimoe_cupy.launch import BFLOAT16, FLOAT32, address
 
-NAMES = ("libcublas.so.13", "libcublas.so.12", "cublas64_13.dll", "cublas64_12.dll")  # CuPy has loaded one of them
+NAMES = ("libcublas.so.13", "libcublas.so.12", "cublas64_13.dll", "cublas64_12.dll")  # CuPy has loaded one of these
 DATA = {FLOAT32: 0, np.dtype(np.float64): 1, BFLOAT16: 14}  # cudaDataType_t
 COMPUTE_32F, COMPUTE_64F = 68, 70  # cublasComputeType_t
-NO_NARROW_SUMS = 16  # cublasMath_t: parts of a sum, too, are added in float32
+NO_NARROW_SUMS = 16  # cublasMath_t: partial sums, too, are added in float32
 DEFAULT_ALGORITHM = -1
 WORKSPACE = 32 * 2**20  # bytes: what cuBLAS recommends for Hopper
-KEEP, TURN = 0, 1  # cublasOperation_t
+KEEP, TURN = 0, 1  # cublasOperation_t: as it is, transposed
 
 
 class Operand(NamedTuple):
-    """A row-major matrix as cuBLAS, which counts by columns, sees it."""
+    """A row-major matrix as cuBLAS, which is column-major, sees it."""
 
     operation: int
     address: int
@@ -42,9 +42,9 @@ def operand(x: Array) -> Operand | None:
 
 
 def product(a: Array, b: Array, out: Array) -> tuple[Any, ...] | None:
-    """What cublasGemmEx is told for out = a b, row-major: out^T = b^T a^T by columns.   a [M,K], b [K,N], out [M,N]
+    """Returns the arguments of cublasGemmEx for a row-major out = a b: column-major out^T = b^T a^T.   a [M,K], b [K,N], out [M,N]
 
-    -> operations of b and a, N, M, K, addresses and strides of b, a and out; None for a layout that it does not take.
+    -> operations of b and a, N, M, K, addresses and strides of b, a and out; None for a layout that cuBLAS does not take.
     """
     left, right = operand(a), operand(b)
     if left is None or right is None or not out.flags.c_contiguous:
@@ -54,15 +54,15 @@ def product(a: Array, b: Array, out: Array) -> tuple[Any, ...] | None:
 
 
 class Batch(NamedTuple):
-    """An operand of many products of one shape: each is so many numbers behind the last."""
+    """An operand of many products of one shape: each matrix is `step` elements after the last."""
 
-    matrix: Array  # the first of them, or what holds it
+    matrix: Array  # the first of them, or the array that holds all
     operand: Operand
     step: int
 
 
 def batch_of(x: Array, leading: tuple[int, ...], contiguous: Callable[[Array], Array]) -> Batch:
-    """x [...,rows,columns] for every index of `leading`, its own leading axes broadcast; copied where no one step leads through it."""
+    """Returns x [...,rows,columns] with its leading axes broadcast to `leading`; copied if one step cannot reach all matrices."""
     rows, columns = x.shape[-2:]
     if x.ndim == 2 or all(size == 1 for size in x.shape[:-2]):
         x = x.reshape(rows, columns)
@@ -86,7 +86,7 @@ def batch_of(x: Array, leading: tuple[int, ...], contiguous: Callable[[Array], A
 
 
 class Cublas(threading.local):
-    """The library, with a handle of this thread's own."""
+    """The library, with a handle for each thread."""
 
     def __init__(self) -> None:
         self.handle = ctypes.c_void_p()
@@ -94,7 +94,7 @@ class Cublas(threading.local):
 
     def _start(self) -> None:
         import cupy
-        from cupy_backends.cuda.libs import cublas as loaded  # noqa: F401  its import loads the library
+        from cupy_backends.cuda.libs import cublas as loaded  # noqa: F401  importing it loads the library
 
         for name in NAMES:
             try:
@@ -114,23 +114,23 @@ class Cublas(threading.local):
             raise RuntimeError(f"{name}: cuBLAS gave status {status}")
 
     def matmul(self, a: Array, b: Array, out: Array) -> bool:
-        """out = a b on the current stream; False where it is not for cuBLAS to do (dtype or layout) and nothing was done."""
-        told = product(a, b, out) if computes(a, b, out) else None
-        if told is None:
+        """Computes out = a b on the current stream. Returns False, and does nothing, for a dtype or layout that cuBLAS lacks."""
+        arguments = product(a, b, out) if computes(a, b, out) else None
+        if arguments is None:
             return False
         if not out.size:
             return True
         if not a.size:
             out[...] = 0
             return True
-        operation_b, operation_a, n, m, k, at_b, stride_b, at_a, stride_a, at_out, stride = told
+        operation_b, operation_a, n, m, k, at_b, stride_b, at_a, stride_a, at_out, stride = arguments
         self._multiply(
             "cublasGemmEx", a.dtype, (operation_b, operation_a, n, m, k), (at_b, stride_b), (at_a, stride_a), (at_out, stride), ()
         )
         return True
 
     def matmul_batch(self, a: Array, b: Array, out: Array, contiguous: Callable[[Array], Array]) -> bool:
-        """The same for every index of the leading axes, those of a and b broadcast.   a [...,M,K], b [...,K,N], out [...,M,N]"""
+        """Does the same for every index of the leading axes, broadcast for a and b.   a [...,M,K], b [...,K,N], out [...,M,N]"""
         if not computes(a, b, out) or not out.flags.c_contiguous:
             return False
         if not out.size:
@@ -150,7 +150,7 @@ class Cublas(threading.local):
         self, name: str, dtype: Any, shape: tuple[int, ...], right: tuple[int, ...], left: tuple[int, ...], out: tuple[int, ...],
         count: tuple[int, ...],
     ) -> None:  # fmt: skip
-        """A call of cuBLAS: operations and sizes, each matrix's address, stride and, in a batch, step."""
+        """Calls cuBLAS with operations and sizes, and each matrix's address, stride and, in a batch, step."""
         import cupy
 
         if not self.handle:

@@ -1,4 +1,4 @@
-"""Is there a card that the kernels run on? What both GPU backends ask before anything else."""
+"""Checks that there is a card that the kernels can run on, for both GPU backends."""
 
 import os
 from importlib import import_module
@@ -12,7 +12,7 @@ HOPPER = (9, 0)
 
 
 def check_device(name: str) -> None:
-    """Raise BackendUnavailable, with what is missing and what would be right, unless the current device will do."""
+    """Raises BackendUnavailable, saying what is missing and how to get it, unless the current device can run the kernels."""
     try:
         import cupy
     except ImportError as error:
@@ -39,7 +39,7 @@ def check_device(name: str) -> None:
 
 
 def wgmma_wanted() -> bool:
-    """Shall grouped products in bfloat16 use Hopper's wgmma? Where MINIMOE_WGMMA is 1, on an H100 or H200.
+    """Returns True if grouped products in bfloat16 shall use Hopper's wgmma: if MINIMOE_WGMMA is 1, on an H100 or H200.
 
     It is off by default because no card has run it; mma.sync gives the same products.
     """

@@ -1,4 +1,4 @@
-"""Moving rows to their experts and back. The kernels stand in kernels/dispatch.cu and kernels/combine.cu."""
+"""Moves rows to their experts and back: the launches of kernels/dispatch.cu and kernels/combine.cu."""
 
 from minimoe.backend import Array
 from minimoe.reference.routing import Plan

@@ -1,6 +1,6 @@
-"""Rows taken by id, and rows added to the rows that ids name. The kernels stand in kernels/embedding.cu and kernels/add_rows.cu.
+"""Reads rows by id, and adds rows to the rows that ids name: the launches of kernels/embedding.cu and kernels/add_rows.cu.
 
-Ids are sorted (sorting.py) before anything is added, so that each row's sum has one order: equal inputs give equal bits. Ids below zero
+Ids are sorted (sorting.py) before anything is added, so that each row's sum has one order: equal inputs give equal bits. Negative ids
 count from the end, as indices do; an id that names no row gives NaN (a kernel cannot raise), and adds nothing.
 """
 
@@ -16,9 +16,9 @@ from minimoe_cupy.sorting import CudaSorting
 
 WARP, WARPS = constant("embedding.cu", "WARP"), constant("embedding.cu", "WARPS")
 ADD_WARPS, JOIN_WARPS = constant("add_rows.cu", "WARPS"), constant("add_rows.cu", "JOIN_WARPS")
-PIECES = 8192  # of the sorted ids, at most: they are longer where there are many
-MOST = 65535  # blocks in a grid's second extent
-KINDS = {FLOAT32: ("float", "float"), BFLOAT16: ("bf16", "float"), np.dtype(np.float64): ("double", "double")}  # values, and their sums
+PIECES = 8192  # pieces of the sorted ids, at most: with many ids they are longer
+MOST = 65535  # blocks along a grid's second axis, at most
+KINDS = {FLOAT32: ("float", "float"), BFLOAT16: ("bf16", "float"), np.dtype(np.float64): ("double", "double")}  # values, sums
 EMBEDDING = Source("embedding.cu", by_width("embedding"))
 
 
@@ -60,7 +60,7 @@ class CudaEmbedding(CudaSorting):
         return out
 
     def scatter_add(self, inout_target: Array, index: Array, values: Array) -> None:
-        """Sums of bfloat16 are float32, rounded once. Raises TypeError for other dtypes than those of a card."""
+        """Sums bfloat16 in float32, rounded once. Raises TypeError for dtypes that the kernels do not have."""
         if inout_target.dtype not in KINDS:
             raise TypeError(f"scatter_add: inout_target is {inout_target.dtype}: wanted one of {', '.join(str(dtype) for dtype in KINDS)}")
         rows, *rest = inout_target.shape
@@ -71,7 +71,7 @@ class CudaEmbedding(CudaSorting):
             inout_target[...] = target
 
     def _add_rows(self, inout_target: Array, ids: Array, values: Array, rows: int, width: int, skip: int, accumulate: bool) -> None:
-        """target[id] += its values, or = their sum without `accumulate`; not for the row `skip`.   [rows,...], ids [N], values [N,...]"""
+        """Adds its values to target[id], or stores their sum; skips row `skip`.   [rows,...], ids [N], values [N,...]"""
         (values,) = self._contiguous(values)
         keys, turn = self._sorted_keys(ids, rows)
         n = keys.shape[0]

@@ -1,9 +1,9 @@
-"""The experts' layers: a product with the activation in it, a product, and the same backward; grouped.py has the launches.
+"""The experts' layers: a product fused with the activation, a second product, and their backward; grouped.py launches them.
 
-moe_ffn gathers tokens as it loads them, in the first product and in its weights' gradient, so that no copy of them by expert is made.
-Kept for backward are x, `before` and `hidden`: the first product writes both, and to compute `hidden` again would be to write it again.
-The combine weights stay apart: rows of a token lie in tiles of different blocks, so that a product could not sum them in a fixed order.
-`ffn`, one expert, is left as it is: its products are the library's, which are faster than mma.sync, and the activation's traffic is small.
+moe_ffn gathers tokens as it loads them, in the first product and in its weights' gradient, so it makes no copy of them sorted by expert.
+Backward needs x, the pre-activation and the hidden rows: the first product writes both, and recomputing `hidden` would write it again.
+The combine weights are not fused: the rows of a token are in tiles of different blocks, so a product could not sum them in a fixed order.
+`ffn`, with one expert, is not overridden: its products are the library's, which are faster than mma.sync, and the activation is cheap.
 """
 
 from typing import Any
@@ -40,7 +40,7 @@ class CudaExpert(CudaGrouped):
     def moe_ffn_backward(
         self, dy: Array, saved: Any, activation: str, limit: float = 0.0, out: ExpertWeights | None = None, accumulate: bool = False
     ) -> tuple[Array, Array, ExpertWeights]:
-        expert = saved.expert  # of our own forward, `rows` are x
+        expert = saved.expert  # its `rows` are x if this backend saved it
         if not computed(expert.rows, *expert.weights) or not wide(saved.gate_weights):
             return super().moe_ffn_backward(dy, saved, activation, limit, out, accumulate)
         dy = self.xp.astype(dy, expert.rows.dtype, copy=False)
@@ -48,37 +48,38 @@ class CudaExpert(CudaGrouped):
         drows, dweights = self._experts_backward(dy_rows, expert, activation, limit, out, accumulate, saved.plan)
         return self.dispatch_backward(drows, saved.plan), dgate_weights, dweights
 
-    # ---- for rows as they are, or gathered from x [N,D] by a plan ---------------------------------------------------------------------
+    # ---- for rows that are sorted by expert, or gathered from x [N,D] by a plan -------------------------------------------------------
 
     def _experts(
         self, x: Array, weights: ExpertWeights, offsets: Array, activation: str, limit: float, plan: Plan | None
     ) -> tuple[Array, ExpertSaved]:
         """-> y_rows [R,D], saved"""
         r, (_, d, h) = x.shape[0] if plan is None else plan.order.shape[0], weights.down.shape
-        before = self.xp.empty((r, weights.up.shape[1]), dtype=x.dtype)
+        pre_activation = self.xp.empty((r, weights.up.shape[1]), dtype=x.dtype)
         hidden = self.xp.empty((r, h), dtype=x.dtype)
         y = self.xp.empty((r, d), dtype=x.dtype)
         self._rows(
-            ACTIVATE, x, weights.up, offsets, before, bias=weights.up_bias, hidden=hidden, kind=KINDS[activation], limit=limit,
+            ACTIVATE, x, weights.up, offsets, pre_activation, bias=weights.up_bias, hidden=hidden, kind=KINDS[activation], limit=limit,
             **_gather(plan),
         )  # fmt: skip
         self._rows(FORWARD, hidden, weights.down, offsets, y, bias=weights.down_bias)
-        return y, ExpertSaved(x, weights, offsets, before, hidden)
+        return y, ExpertSaved(x, weights, offsets, pre_activation, hidden)
 
     def _experts_backward(
         self, dy: Array, saved: ExpertSaved, activation: str, limit: float, out: ExpertWeights | None, accumulate: bool, plan: Plan | None
     ) -> tuple[Array, ExpertWeights]:
         """-> drows [R,D], the weights' gradients"""
-        x, weights, offsets, before, hidden = saved
+        x, weights, offsets, pre_activation, hidden = saved
         to = out or ExpertWeights(None, None)
-        dbefore = self.xp.empty(before.shape, dtype=dy.dtype)
-        drows = self.xp.empty((before.shape[0], x.shape[1]), dtype=dy.dtype)
-        self._rows(BACKWARD, dy, weights.down, offsets, dbefore, before=before, kind=KINDS[activation], limit=limit)
+        dpre_activation = self.xp.empty(pre_activation.shape, dtype=dy.dtype)
+        drows = self.xp.empty((pre_activation.shape[0], x.shape[1]), dtype=dy.dtype)
+        kind = KINDS[activation]
+        self._rows(BACKWARD, dy, weights.down, offsets, dpre_activation, pre_activation=pre_activation, kind=kind, limit=limit)
         ddown = self._dw(dy, hidden, offsets, to.down, accumulate)
-        dup = self._dw(dbefore, x, offsets, to.up, accumulate, **_gather(plan))
-        dup_bias = None if weights.up_bias is None else self._db(dbefore, offsets, to.up_bias, accumulate)
+        dup = self._dw(dpre_activation, x, offsets, to.up, accumulate, **_gather(plan))
+        dup_bias = None if weights.up_bias is None else self._db(dpre_activation, offsets, to.up_bias, accumulate)
         ddown_bias = None if weights.down_bias is None else self._db(dy, offsets, to.down_bias, accumulate)
-        self._rows(TRANSPOSED, dbefore, weights.up, offsets, drows)
+        self._rows(TRANSPOSED, dpre_activation, weights.up, offsets, drows)
         return drows, ExpertWeights(dup, ddown, dup_bias, ddown_bias)
 
 

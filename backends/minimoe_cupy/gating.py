@@ -1,5 +1,5 @@
-"""Gating: a token's scores, experts and weights by one warp, from one reading of its logits. The kernels stand in kernels/gate.cu,
-kernels/gate_backward.cu and, for the choice of tokens by experts, kernels/expert_choice.cu.
+"""Gating: one warp computes a token's scores, experts and weights from one pass over its logits. The kernels are kernels/gate.cu,
+kernels/gate_backward.cu and, for experts that choose tokens, kernels/expert_choice.cu.
 
 Rows of more than 1024 experts, and logits that are not float32, go to the reference.
 """
@@ -78,7 +78,7 @@ class CudaGating(CudaSelection):
         return dlogits
 
     def _chosen(self, p: Array, valid: Array | None, k: int) -> tuple[Array, Array, Array, Array]:
-        """What each expert takes of p [N,E].   -> weights, ids [N,E], p, counts [E]"""
+        """Returns what each expert takes of p [N,E].   -> weights, ids [N,E], p, counts [E]"""
         xp, (n, e) = self.xp, p.shape
         grid = ceil_div(e, 32), ceil_div(n, PIECE)
         histogram, prefix = xp.zeros((1 << BITS, e), dtype=xp.int32), xp.empty(e, dtype=xp.uint32)

@@ -1,4 +1,4 @@
-"""A step as a CUDA graph: its kernels recorded once, with the memory that they use kept for them, and launched as a whole from then on."""
+"""Records a step as a CUDA graph: its kernels are recorded once, keep the memory that they use, and are launched together from then on."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -8,29 +8,29 @@ import cupy
 
 
 class Refused(Exception):
-    """What a graph would repeat wrongly; the message says what."""
+    """Raised for an operation that a graph would repeat wrongly; the message names it."""
 
 
 def capturing() -> bool:
-    """Is the current stream being recorded?"""
+    """Returns True if the current stream is being recorded."""
     return bool(cupy.cuda.get_current_stream().is_capturing())
 
 
 def refuse_while_capturing(what: str) -> None:
-    """Raise Refused for what a graph would repeat wrongly, such as a copy from memory of the host that is gone by then."""
+    """Raises Refused for an operation that a graph would repeat wrongly, such as a copy from host memory that is freed by then."""
     if capturing():
         raise Refused(what)
 
 
 def record(work: Callable[[], None], say: Callable[[str], None]) -> Callable[[], None] | None:
-    """Run `work`, and give what launches the graph of all that it asks of the device. Where there is none: None, after `say` heard why.
+    """Runs `work` and returns a function that launches the graph of its device work; if it cannot be recorded, tells `say` why: None.
 
-    Its arrays come from a pool of their own, which lives as long as the graph: nothing else is ever put where the graph writes. While a
-    step is recorded the device does nothing, so a step that cannot be is simply done again.
+    Its arrays come from a pool of their own, which lives as long as the graph, so nothing else is ever allocated where the graph writes.
+    While a step is being recorded the device does nothing, so a step that cannot be recorded is simply run again.
     """
     stream, pool = cupy.cuda.Stream(non_blocking=True), cupy.cuda.MemoryPool()
     cupy.cuda.get_current_stream().synchronize()
-    cupy.get_default_memory_pool().free_all_blocks()  # what the steps before have left: the recording's pool needs as much
+    cupy.get_default_memory_pool().free_all_blocks()  # the memory of earlier steps: the recording's pool needs as much
     graph, why = _capture(work, stream, pool)
     if graph is None:
         pool.free_all_blocks()
@@ -46,13 +46,13 @@ def record(work: Callable[[], None], say: Callable[[str], None]) -> Callable[[],
 
 
 def _capture(work: Callable[[], None], stream: cupy.cuda.Stream, pool: cupy.cuda.MemoryPool) -> tuple[Any, str]:
-    """-> the graph, or None and why there is none; then nothing of the attempt is left"""
+    """-> the graph; or None and the reason, with the stream as before"""
     with stream, cupy.cuda.using_allocator(pool.malloc):
         stream.begin_capture()
         try:
             work()
             return stream.end_capture(), ""
         except Exception as error:
-            with suppress(cupy.cuda.runtime.CUDARuntimeError):  # what went wrong may have ended it already
+            with suppress(cupy.cuda.runtime.CUDARuntimeError):  # the error may have ended the capture already
                 stream.end_capture()
             return None, str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"

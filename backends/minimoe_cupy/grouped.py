@@ -1,6 +1,6 @@
-"""Products of rows grouped by expert. The kernels stand in kernels/grouped_float.cu, grouped_bf16.cu, grouped_wgmma.cu and grouped_bias.cu.
+"""Products of rows grouped by expert: the launches of kernels/grouped_float.cu, grouped_bf16.cu, grouped_wgmma.cu and grouped_bias.cu.
 
-Kernels read `offsets` on the device: grids are sized for the worst case, and blocks without a tile leave at once. Large products in
+Kernels read `offsets` on the device: grids are sized for the worst case, and blocks without a tile return at once. Large products in
 bfloat16 use Hopper's wgmma where `device.wgmma_wanted` says so, mma.sync elsewhere.
 """
 
@@ -16,7 +16,7 @@ from minimoe_cupy.launch import BFLOAT16, FLOAT32, CudaLaunch, by_width, ceil_di
 from minimoe_cupy.loader import Source
 
 WARPS, SUM_WARPS = constant("grouped_bias.cu", "WARPS"), constant("grouped_bias.cu", "SUM_WARPS")
-ENOUGH = 132  # tiles that give every processor of a large card one: fewer large ones are worse than many small ones
+ENOUGH = 132  # tiles that occupy every processor of a large card: with fewer large tiles, many small ones are faster
 FORWARD, TRANSPOSED, ACTIVATE, BACKWARD = (
     constant("grouped_finish.cuh", name) for name in ("FORWARD", "TRANSPOSED", "ACTIVATE", "BACKWARD")
 )
@@ -44,7 +44,7 @@ BIAS = Source("grouped_bias.cu", by_width("grouped_bias") + by_width("grouped_bi
 
 
 class Tiling(NamedTuple):
-    """How a product is cut for blocks of threads."""
+    """How a product is divided into tiles, one per block of threads."""
 
     source: Source
     height: int
@@ -53,7 +53,7 @@ class Tiling(NamedTuple):
     shared: int  # bytes that a launch asks for
 
     def name(self, kernel: str, last: object) -> str:
-        """The C++ name of an instance of `kernel`, grouped_rows or grouped_dw."""
+        """Returns the C++ name of an instance of `kernel`, grouped_rows or grouped_dw."""
         if self.source in (WGMMA_LARGE, WGMMA_MEDIUM):
             return instance(f"{kernel}_wgmma", self.width, last)
         kind = self.source.file.removeprefix("grouped_").removesuffix(".cu")
@@ -62,7 +62,7 @@ class Tiling(NamedTuple):
 
 
 def _tiling_of(source: Source, height: int, width: int) -> Tiling:
-    """Tiles of height x width for a source; float32 needs no shared memory beyond what its kernels declare."""
+    """Returns the tiling in height x width for a source; float32 needs no shared memory beyond what its kernels declare."""
     threads = constant(source.file, "THREADS", BM=height, BN=width)
     shared = 0 if source.file == "grouped_float.cu" else constant(source.file, "SHARED", BM=height, BN=width)
     return Tiling(source, height, width, threads, shared)
@@ -105,19 +105,20 @@ class CudaGrouped(CudaLaunch):
             return super().grouped_bias_backward(dy, offsets)
         return self._db(dy, offsets, None, False)
 
-    # ---- launches, whose arrays are of one dtype that kernels compute in --------------------------------------------------------------
+    # ---- launches of kernels on arrays that have one dtype, which the kernels compute in ----------------------------------------------
 
     def _rows(
-        self, product: int, a: Array, weight: Array, offsets: Array, y: Array, *, bias: Array | None = None, before: Array | None = None,
-        hidden: Array | None = None, order: Array | None = None, slots: int = 1, zeros: bool = False, kind: int = 0, limit: float = 0.0,
+        self, product: int, a: Array, weight: Array, offsets: Array, y: Array, *, bias: Array | None = None,
+        pre_activation: Array | None = None, hidden: Array | None = None, order: Array | None = None, slots: int = 1, zeros: bool = False,
+        kind: int = 0, limit: float = 0.0,
     ) -> None:  # fmt: skip
-        """What `product` says, into `y` (and `hidden`).   a [R,K], or rows order[r] // slots of it; `zeros`: unused rows become zeros"""
-        a, weight, offsets, bias, before, order = self._contiguous(a, weight, offsets, bias, before, order)
-        experts, inner, rows = weight.shape[0], a.shape[1], y.shape[0]
-        outer = weight.shape[2] if product in (TRANSPOSED, BACKWARD) else y.shape[1] if hidden is None else hidden.shape[1]
-        columns = weight.shape[1] if product == ACTIVATE else outer  # gates are beside their up columns
-        others = [array for array in (y, bias, before, hidden) if array is not None]
-        vector = min(lanes(inner, a, weight), lanes(outer, weight, *others)) > 1
+        """Computes `product` into `y` (and `hidden`).   a [R,K], or rows order[r] // slots of it; `zeros`: unused rows become zeros"""
+        a, weight, offsets, bias, pre_activation, order = self._contiguous(a, weight, offsets, bias, pre_activation, order)
+        experts, depth, rows = weight.shape[0], a.shape[1], y.shape[0]
+        width = weight.shape[2] if product in (TRANSPOSED, BACKWARD) else y.shape[1] if hidden is None else hidden.shape[1]
+        columns = weight.shape[1] if product == ACTIVATE else width  # with swiglu both gate and up columns
+        others = [array for array in (y, bias, pre_activation, hidden) if array is not None]
+        vector = min(lanes(depth, a, weight), lanes(width, weight, *others)) > 1
 
         def tiles(tiling: Tiling) -> tuple[int, int]:
             groups = min(experts, rows) + zeros
@@ -127,14 +128,14 @@ class CudaGrouped(CudaLaunch):
         down, across = tiles(tiling)
         self._launch(
             tiling.source, tiling.name("grouped_rows", product), down * across if rows else 0, tiling.threads,
-            a, order, slots, weight, bias, offsets, before, y, hidden, rows if zeros else 0, experts, inner, outer, down, across, kind,
-            limit, shared=tiling.shared,
+            a, order, slots, weight, bias, offsets, pre_activation, y, hidden, rows if zeros else 0, experts, depth, width, down, across,
+            kind, limit, shared=tiling.shared,
         )  # fmt: skip
 
     def _dw(
         self, left: Array, right: Array, offsets: Array, out: Array | None, accumulate: bool, order: Array | None = None, slots: int = 1
     ) -> Array:
-        """dw[e] = left_e^T right_e, in `out` where given.   left [R,M], right [R,N], or rows order[r] // slots of it -> [E,M,N]"""
+        """Computes dw[e] = left_e^T right_e, in `out` if given.   left [R,M], right [R,N], or rows order[r] // slots of it -> [E,M,N]"""
         experts, height, width = shape = offsets.shape[0] - 1, left.shape[1], right.shape[1]
         if not writable(out, shape, left.dtype):
             return self.store(self._dw(left, right, offsets, None, False, order, slots), out, accumulate)
@@ -159,7 +160,7 @@ class CudaGrouped(CudaLaunch):
     def _tiling(
         self, dtype: Any, vector: bool, tiles: Callable[[Tiling], tuple[int, ...]], rows: int | None = None, experts: int = 0
     ) -> Tiling:
-        """The largest tiles of which there are enough and which an expert's share of `rows` half fills; `tiles` counts them."""
+        """Returns the largest tiles of which there are enough and which an expert's share of `rows` half fills; `tiles` counts them."""
         large, small, odd = TILINGS[dtype]
         if not vector:
             return odd
@@ -169,7 +170,7 @@ class CudaGrouped(CudaLaunch):
         return small
 
     def _db(self, dy: Array, offsets: Array, out: Array | None, accumulate: bool) -> Array:
-        """db[e] = sum(dy_e), in `out` where given.   dy [R,O] -> [E,O]"""
+        """Computes db[e] = sum(dy_e), in `out` if given.   dy [R,O] -> [E,O]"""
         experts, width = shape = offsets.shape[0] - 1, dy.shape[1]
         if not writable(out, shape, dy.dtype):
             return self.store(self._db(dy, offsets, None, False), out, accumulate)

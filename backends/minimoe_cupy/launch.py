@@ -1,7 +1,7 @@
-"""`CudaLaunch`: how an override of the contract finds its kernel, checks what it hands over, and launches it.
+"""`CudaLaunch`: how an override of the contract finds its kernel, checks the arguments, and launches it.
 
-What a kernel takes is read from its own declaration in the `.cu` file: an array of another dtype, or one that is not C-contiguous, is an
-error before anything runs; plain numbers become the parameter's type; None is a null pointer.
+A kernel's parameters are read from its declaration in the `.cu` file: an array of another dtype, or one that is not C-contiguous, is an
+error before anything runs; plain numbers are converted to the parameter's type; None is a null pointer.
 """
 
 import re
@@ -16,7 +16,7 @@ from minimoe_cupy.loader import Launch, Loader, Source
 
 try:
     from ml_dtypes import bfloat16
-except ImportError:  # without a card the kernels can still be listed
+except ImportError:  # without the package the kernels can still be listed
     bfloat16 = np.uint16
 
 FLOAT32, BFLOAT16 = np.dtype(np.float32), np.dtype(bfloat16)
@@ -31,7 +31,7 @@ PLAIN = r"()__global__\s+void(?:\s+__launch_bounds__\([^)]*\))?\s+{0}\s*\(([^)]*
 
 
 class Parameter(NamedTuple):
-    """What a kernel takes in one place."""
+    """One parameter of a kernel."""
 
     name: str
     dtype: "np.dtype[Any]"
@@ -40,7 +40,7 @@ class Parameter(NamedTuple):
 
 @cache
 def parameters(source: Source, name: str) -> tuple[Parameter, ...]:
-    """The parameters of a kernel, read from its declaration, template parameters replaced by the arguments in its name."""
+    """Returns a kernel's parameters, read from its declaration, with template parameters replaced by the arguments in its name."""
     text = re.sub(r"//[^\n]*", "", source.path.read_text(encoding="utf-8"))
     plain, _, given = name.partition("<")
     found = re.search((DECLARATION if given else PLAIN).format(plain), text)
@@ -57,14 +57,14 @@ def parameters(source: Source, name: str) -> tuple[Parameter, ...]:
 
 
 class CudaLaunch(Backend):
-    """An array layer with a loader of kernels."""
+    """A backend whose topics launch kernels, which `loader` compiles."""
 
     loader: Loader
 
     def _launch(
         self, source: Source, name: str, grid: int | tuple[int, ...], block: int | tuple[int, ...], *args: Any, shared: int = 0
     ) -> None:
-        """Run a kernel of a source. An empty grid runs nothing. Raises TypeError for arguments that do not fit its declaration."""
+        """Launches a kernel of a source, unless the grid is empty. Raises TypeError for arguments that do not fit its declaration."""
         sizes = grid if isinstance(grid, tuple) else (grid,)
         if not all(sizes):
             return
@@ -95,26 +95,26 @@ class CudaLaunch(Backend):
             kernels[source.file, name] = modules[source](name)
         return kernels[source.file, name]
 
-    # ---- what overrides ask of their arrays ----------------------------------------------------------------------------------------
+    # ---- questions about arrays -----------------------------------------------------------------------------------------------------
 
     def _contiguous(self, *arrays: Array | None) -> tuple[Any, ...]:
-        """C-contiguous arrays; None stays None."""
+        """Returns the arrays C-contiguous; None stays None."""
         return tuple(None if a is None else self.contiguous(a) for a in arrays)
 
 
 def computed(*arrays: Array | None) -> bool:
-    """Are all of these of one dtype that kernels compute in? What is None does not count. All else goes to the reference."""
+    """Returns True if all arrays that are not None have one dtype, which kernels compute in. Any other call goes to the reference."""
     kinds = {a.dtype for a in arrays if a is not None}
     return len(kinds) == 1 and kinds <= C_NAMES.keys()
 
 
 def wide(*arrays: Array | None) -> bool:
-    """Are all of these float32, as what accumulates is? What is None does not count."""
+    """Returns True if all arrays that are not None are float32, as accumulators are."""
     return all(a is None or a.dtype == FLOAT32 for a in arrays)
 
 
 def check_shape(kernel: str, shape: tuple[int, ...], **arrays: Array | None) -> None:
-    """Refuse, with ValueError, arrays of another shape, which a kernel would read or write past the end of. None is no array."""
+    """Raises ValueError for an array of another shape, past whose end a kernel would read or write. None is skipped."""
     for name, array in arrays.items():
         if array is not None and tuple(array.shape) != shape:
             raise ValueError(f"{kernel}: {name} has the shape {tuple(array.shape)}: wanted {shape}")
@@ -129,14 +129,14 @@ def writable(out: Array | None, shape: tuple[int, ...], dtype: Any) -> bool:
 
 
 def lanes(extent: int, *arrays: Array) -> int:
-    """How many neighbours an access takes: 16 bytes' worth where rows of `extent` elements begin at multiples of that, else 1."""
+    """Returns the elements per access: 16 bytes' worth if rows of `extent` elements begin at multiples of 16 bytes, else 1."""
     size = arrays[0].dtype.itemsize
     fits = (extent * size) % WIDE == 0 and all(address(a) % WIDE == 0 for a in arrays)
     return WIDE // size if fits else 1
 
 
 def address(array: Array) -> int:
-    """Where an array begins, on the device or the host."""
+    """Returns the address of an array's first element, on the device or the host."""
     return array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
 
 
@@ -145,7 +145,7 @@ def ceil_div(a: int, b: int) -> int:
 
 
 def instances(kernel: str, *choices: Sequence[object]) -> tuple[str, ...]:
-    """C++ names for every combination of template arguments: instances("f", ["float"], [1, 4]) -> f<float, 1>, f<float, 4>."""
+    """Returns the C++ names for every combination of template arguments: instances("f", ["float"], [1, 4]) -> f<float, 1>, f<float, 4>."""
     names = [""]
     for choice in choices:
         names = [f"{name}, {value}" if name else str(value) for name in names for value in choice]
@@ -153,10 +153,10 @@ def instances(kernel: str, *choices: Sequence[object]) -> tuple[str, ...]:
 
 
 def by_width(kernel: str) -> tuple[str, ...]:
-    """The instances of `kernel<T, V>` for both dtypes, V = 1 and 16 bytes."""
+    """Returns the instances of `kernel<T, V>` for both dtypes, with V of 1 and of 16 bytes."""
     return (*instances(kernel, ["float"], [1, 4]), *instances(kernel, ["bf16"], [1, 8]))
 
 
 def instance(kernel: str, *arguments: object) -> str:
-    """The C++ name of a template's instance; a dtype becomes the C++ type."""
+    """Returns the C++ name of a template's instance; a dtype becomes the C++ type."""
     return f"{kernel}<{', '.join(C_NAMES.get(a, str(a)) if isinstance(a, np.dtype) else str(a) for a in arguments)}>"

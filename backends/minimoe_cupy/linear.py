@@ -1,4 +1,4 @@
-"""Dense products by cuBLAS, written where they are wanted; a bias and column sums by kernels of our own (kernels/columns.cu)."""
+"""Dense products by cuBLAS, stored directly in `out`; bias addition and column sums by kernels (kernels/columns.cu)."""
 
 import math
 
@@ -7,9 +7,9 @@ from minimoe_cupy.launch import FLOAT32, CudaLaunch, by_width, ceil_div, compute
 from minimoe_cupy.loader import Source
 
 BLOCK = 256
-ROWS = 4  # of a bias's addition, to a thread
-PIECES = 512  # blocks that column sums are cut into: a few on each processor of a large card
-PIECE = 64  # rows, at least, to a piece of them
+ROWS = 4  # rows per thread when a bias is added
+PIECES = 512  # pieces of rows in a column sum, at most: a few per processor of a large card
+PIECE = 64  # rows per piece, at least
 SUMS = (*instances("column_sums", [1, 4], ["float"], ["float"]), *instances("column_sums", [1, 4], ["float"], ["bf16"]),
         *instances("column_sums", [1, 8], ["bf16"], ["float"]))  # fmt: skip
 COLUMNS = Source("columns.cu", (*by_width("add_bias"), *by_width("add_into"), *SUMS))
@@ -52,7 +52,7 @@ class CudaLinear(CudaLaunch):
         return db
 
     def _product(self, a: Array, b: Array, shape: tuple[int, ...], out: Array | None, accumulate: bool = False) -> Array:
-        """a b, as `shape`: written by the product itself into `out`, or added to it in one more pass."""
+        """Returns a b as `shape`: stored in `out` by the product itself, or added to it in a second pass."""
         xp = self.xp
         if out is None:
             return xp.reshape(xp.matmul(a, b), shape)
@@ -71,12 +71,12 @@ class CudaLinear(CudaLaunch):
         self._launch(COLUMNS, instance("add_bias", bias.dtype, v), grid, block, inout_y, bias, n, width)
 
     def _add_into(self, inout_y: Array, x: Array) -> None:
-        """y += x for arrays of one size, both contiguous."""
+        """Adds x to y, both contiguous and of one size."""
         count, v = math.prod(x.shape), lanes(0, inout_y, x)
         self._launch(COLUMNS, instance("add_into", x.dtype, v), ceil_div(count, v * BLOCK), BLOCK, inout_y, x, count)
 
     def _column_sums(self, x: Array, out: Array, v: int, piece: int, accumulate: bool) -> None:
-        """The sum of each `piece` rows of x [N,O] -> out [S,O] or [O]; a piece of no rows is zero."""
+        """Sums each `piece` rows of x.   [N,O] -> out [S,O] or [O]; a piece without rows is zero"""
         n, width = x.shape
         columns, block = grid_columns(width, v)
         grid = columns, out.shape[0] if out.ndim == 2 else 1
@@ -85,7 +85,7 @@ class CudaLinear(CudaLaunch):
 
 
 def grid_columns(width: int, v: int) -> tuple[int, tuple[int, int]]:
-    """How many blocks side by side cover a row of so many columns, and a block's (columns, rows): columns a power of two up to a warp."""
+    """Returns how many blocks side by side cover a row of `width`, and a block's (columns, rows): a power of two up to 32 columns."""
     accesses = ceil_div(width, v)
     across = 1 << min(5, max(0, accesses - 1).bit_length())
     return ceil_div(accesses, across), (across, BLOCK // across)

@@ -1,6 +1,6 @@
-"""Where kernels come from: CUDA C files and the names of what to make of them, compiled by whoever can run the result.
+"""Loads kernels: a `Source` names a CUDA C file and the kernels to compile from it, and a `Loader` compiles it.
 
-On a card that is NVRTC through CuPy (`CupyLoader`); the tests compile the same files with g++ and run them on the processor.
+On a card the loader is NVRTC through CuPy (`CupyLoader`); the tests compile the same files with g++ and run them on the processor.
 """
 
 import sys
@@ -19,7 +19,7 @@ Launch: TypeAlias = Callable[..., None]
 
 @dataclass(frozen=True)
 class Source:
-    """A `.cu` file of `kernels/` and the kernels wanted of it, by C++ name: `combine<float, 4>`; `architecture`: the only one it is for."""
+    """A `.cu` file of `kernels/` and the kernels to compile from it, by C++ name (`combine<float, 4>`), for any architecture or one."""
 
     file: str
     names: tuple[str, ...]
@@ -34,15 +34,15 @@ class Loader(Protocol):
     """Compiles the kernels of a source."""
 
     def __call__(self, path: Path, names: Sequence[str], architecture: str | None = None) -> Callable[[str], Launch]:
-        """-> what gives the launcher of each of those names."""
+        """Returns a function that returns the launcher of each of those names."""
 
 
 class CupyLoader:
-    """NVRTC, for the current device. The machine code is kept on disk (`cubins.py`), and CuPy loads it from there."""
+    """NVRTC, for the current device. The machine code is cached on disk (`cubins.py`), and CuPy loads it from there."""
 
     def __init__(self) -> None:
-        self.listener: Callable[[str], None] = to_stderr  # hears, once, that kernels are compiled
-        self.told = False
+        self.listener: Callable[[str], None] = to_stderr  # is told once that kernels are being compiled
+        self.announced = False
 
     def __call__(self, path: Path, names: Sequence[str], architecture: str | None = None) -> Callable[[str], Launch]:
         import cupy
@@ -53,7 +53,7 @@ class CupyLoader:
 
         def launcher(name: str) -> Launch:
             function = module.get_function(cubin.lowered[name])
-            allowed = function.max_dynamic_shared_size_bytes  # before it is asked for more: 48 KB less what the kernel has anyway
+            allowed = function.max_dynamic_shared_size_bytes  # at first 48 KB less the kernel's static shared memory
 
             def launch(grid: tuple[int, ...], block: tuple[int, ...], args: Sequence[Any], shared_mem: int = 0) -> None:
                 nonlocal allowed
@@ -66,11 +66,11 @@ class CupyLoader:
         return launcher
 
     def _tell(self) -> None:
-        if not self.told:
-            self.told = True
+        if not self.announced:
+            self.announced = True
             self.listener("compiling kernels for this card: once, for a minute or so")
 
 
 def to_stderr(text: str) -> None:
-    """Where nobody else listens."""
+    """Prints to standard error; the default listener."""
     print(f"minimoe: {text}", file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
-"""Cross-entropy in one reading of the logits; with the head's product, its gradient in their place. The kernels stand in kernels/loss.cu.
+"""Cross-entropy in one pass over the logits, and fused with the head's product: the launches of kernels/loss.cu.
 
-The fused form writes softmax - onehot over the logits while a row is still in the cache: there is one [N,V] array, and the backward is two
-products, which may be asked for more than once; dloss multiplies their narrow sides.
+The fused form overwrites the logits with softmax - onehot while a row is still in the cache: there is one [N,V] array, and backward is two
+products, which may run more than once; dloss multiplies their narrow sides.
 """
 
 import math
@@ -17,13 +17,13 @@ from minimoe_cupy.loader import Source
 
 WARP, MOST = constant("loss.cu", "WARP"), constant("loss.cu", "MOST")  # threads of a narrow row, of a wide row
 BLOCK = 256  # threads of a block of narrow rows
-ACCESSES = 4  # of a row, to a thread, before it gets more threads
+ACCESSES = 4  # accesses per thread of a row, before the row gets more threads
 FORWARD = (*instances("cross_entropy", [1, 4], ["float"]), *instances("cross_entropy", [1, 8], ["bf16"]))
 LOSS = Source("loss.cu", (*FORWARD, *by_width("cross_entropy_backward"), *by_width("head_loss"), *by_width("scaled"), "total_loss"))
 
 
-class Head(NamedTuple):
-    """What the fused form keeps."""
+class SavedHead(NamedTuple):
+    """What the fused form saves for backward."""
 
     x: Array  # [N,D]
     weight: Array  # [V,D]
@@ -63,12 +63,12 @@ class CudaLoss(CudaLaunch):
         v = lanes(0, inout_logits)
         name = instance("head_loss", x.dtype, v)
         self._launch(LOSS, name, *row_launch(n, width, v), inout_logits, targets, losses, ignore, n, width)
-        return self._total(losses, targets, ignore), Head(x, weight, inout_logits)
+        return self._total(losses, targets, ignore), SavedHead(x, weight, inout_logits)
 
     def linear_cross_entropy_backward(
         self, dloss: Array, saved: Any, ignore: int = IGNORE, out: Array | None = None, accumulate: bool = False
     ) -> tuple[Array, Array]:
-        if not isinstance(saved, Head):
+        if not isinstance(saved, SavedHead):
             return super().linear_cross_entropy_backward(dloss, saved, ignore, out, accumulate)
         x, weight, dlogits = saved
         dloss = self.xp.asarray(dloss, dtype=self.xp.float32)
@@ -76,13 +76,13 @@ class CudaLoss(CudaLaunch):
         return self._scaled(dx, dloss, out=dx), self.linear_dw(dlogits, self._scaled(x, dloss), out, accumulate)
 
     def _total(self, losses: Array, targets: Array, ignore: int) -> tuple[Array, Array]:
-        """The sum of the losses and the number of valid targets, both 0-d."""
+        """Returns the sum of the losses and the number of valid targets, both 0-d."""
         total, count = (self.xp.empty((), dtype=self.xp.float32) for _ in range(2))
         self._launch(LOSS, "total_loss", 1, MOST, losses, targets, total, count, ignore, losses.shape[0])
         return total, count
 
     def _scaled(self, x: Array, factor: Array, out: Array | None = None) -> Array:
-        """x * factor, which is 0-d, float32 and on the device; in `out`, which may be x."""
+        """Returns x * factor, in `out` if given, which may be x. The factor is 0-d, float32 and on the device."""
         (x,) = self._contiguous(x)
         y = self.xp.empty(x.shape, dtype=x.dtype) if out is None else out
         count, v = math.prod(x.shape), lanes(0, x, y)
@@ -95,7 +95,7 @@ def indices(targets: Array) -> bool:
 
 
 def row_launch(n: int, width: int, v: int) -> tuple[int, tuple[int, int]]:
-    """Grid and block (threads of a row, rows) for n rows: a warp each where they are narrow, else a block."""
+    """Returns grid and block (threads per row, rows) for n rows: a warp for each narrow row, a block for each wide one."""
     wanted = ceil_div(width, v * ACCESSES)
     across = min(MOST, max(WARP, 1 << (wanted - 1).bit_length()))
     down = BLOCK // WARP if across == WARP else 1

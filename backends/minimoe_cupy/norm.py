@@ -1,7 +1,7 @@
-"""Norms, alone and with the residual addition before them, a row in registers. The kernels stand in kernels/norm.cu.
+"""Norms, alone and fused with the residual addition before them, with a row in registers: the launches of kernels/norm.cu.
 
-Backward sums the weights' gradients while it has the rows, a block so many rows; a second launch adds the blocks' sums in order. Rows too
-long for registers (HELD) are read again, from a cache, and their sums have a launch of their own.
+Backward sums the weights' gradients while it has the rows, each block over a piece of them; a second launch adds the blocks' sums in order.
+Rows too long for registers (HELD) are read again, from a cache, and their sums have a launch of their own.
 """
 
 import math
@@ -17,9 +17,9 @@ from minimoe_cupy.loader import Source
 WARP, MOST, MOST_BACKWARD = (constant("norm.cu", name) for name in ("WARP", "MOST", "MOST_BACKWARD"))  # threads of a block, at most
 BLOCK = 256  # threads of a block of narrow rows
 HELD = {1: 8, 4: 4, 8: 4}  # accesses of V elements that a thread keeps of a row
-WARPS = 2112  # that sum gradients: as many as the 132 processors of a large card hold
-LONG_PIECES, LONG_PIECE = 512, 64  # blocks that sum long rows, and rows, at least, to each
-ADDERS, ADDED = 64, 8  # rows of a block of threads that adds the sums, so many that each adds few after one another; accesses to a row
+WARPS = 2112  # warps that sum gradients: as many as the 132 processors of a large card hold
+LONG_PIECES, LONG_PIECE = 512, 64  # blocks that sum long rows, at most, and rows per block, at least
+ADDERS, ADDED = 64, 8  # (rows, accesses per row) of a block that adds the sums: many rows of threads, so that each adds few numbers
 
 
 def _names(kernel: str, held: dict[int, int]) -> tuple[str, ...]:
@@ -36,10 +36,10 @@ LONG_NORM = Source(
 
 
 class Shape(NamedTuple):
-    """How a row is cut for threads."""
+    """How a row is divided among threads."""
 
     v: int  # elements of an access
-    held: int  # accesses that a thread keeps, 0 where there are too many
+    held: int  # accesses that a thread keeps, 0 if there are too many
     across: int  # threads of a row
     down: int  # rows of a block
 
@@ -52,7 +52,10 @@ class Shape(NamedTuple):
 
 
 def shape_for(width: int, v: int, most: int) -> Shape:
-    """A thread for each access up to a warp, the warp's accesses held, then warps, which are a block; rows beyond that are not held."""
+    """Gives a row one thread per access up to a warp, then a warp with several accesses per thread, then several warps, which are a block.
+
+    Rows that need more than `most` threads are not kept in registers.
+    """
     accesses, held = ceil_div(width, v), HELD[v]
     across = WARP * ceil_div(accesses, held * WARP)
     if across > most:
@@ -112,7 +115,7 @@ class CudaNorm(CudaLaunch):
         dx, dweight, dbias = self._gradients(dtotal, dy, *saved)
         return dx, dweight, dbias
 
-    # ---- launches, whose arrays are of one dtype that kernels compute in, and of fitting shapes -----------------------------------------
+    # ---- launches of kernels on arrays of one dtype, which the kernels compute in, and of fitting shapes ------------------------------
 
     def _normalised(
         self, x: Array, delta: Array | None, weight: Array, bias: Array | None, eps: float, centred: bool, out: Array | None
@@ -156,7 +159,7 @@ class CudaNorm(CudaLaunch):
         return dx, *(sums[i * width : (i + 1) * width] for i in range(len(moments)))
 
     def _sum_of(self, partial: Array, dtype: Any) -> Array:
-        """The sum of few rows, in their order.   [S,P] float32 -> [P]"""
+        """Returns the sum of few rows, in their order.   [S,P] float32 -> [P]"""
         pieces, width = partial.shape
         sums = self.xp.empty(width, dtype=dtype)
         v, down = lanes(width, partial), min(ADDERS, max(WARP // ADDED, 1 << (pieces - 1).bit_length()))
@@ -169,7 +172,7 @@ class CudaNorm(CudaLaunch):
 def normal(
     x: Array, alike: tuple[Array | None, ...], columns: tuple[Array | None, ...], moments: tuple[Array, ...] = ()
 ) -> bool:
-    """Do kernels take x [...,D], arrays of its shape, of [D], and moments of float32 [...,1]? All else goes to the reference."""
+    """Returns True if kernels take x [...,D], arrays of its shape, of [D], and float32 moments [...,1]."""
     if not computed(x, *alike, *columns) or not wide(*moments) or not x.shape or not x.shape[-1]:
         return False
     *lead, width = x.shape
@@ -178,6 +181,6 @@ def normal(
 
 
 def cut(n: int, most: int, least: int) -> tuple[int, int]:
-    """n rows for at most `most` blocks, at least `least` to each.   -> rows of a block, blocks (one where there is no row)"""
+    """Divides n rows among at most `most` blocks, with at least `least` each.   -> rows per block, blocks (one if there are no rows)"""
     piece = max(least, ceil_div(n, most))
     return piece, max(1, ceil_div(n, piece))

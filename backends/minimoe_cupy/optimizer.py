@@ -1,4 +1,4 @@
-"""Optimizers, one launch over a flat buffer; the norm of gradients, two launches. The kernels stand in kernels/optimizer.cu.
+"""Optimizers, one launch over a flat buffer; the norm of gradients, two launches: kernels/optimizer.cu.
 
 The learning rate, the clip, the step and the verdict are read on the device, so a recorded step follows its schedule. muon is products of
 matrices: the reference.
@@ -15,7 +15,7 @@ from minimoe_cupy.loader import Source
 
 BLOCK = 256
 SUM_BLOCK, SUM_GRID = constant("optimizer.cu", "SUM_BLOCK"), 1024
-ACCESSES = 4  # of a sum of squares, to a thread, before there are more blocks
+ACCESSES = 4  # accesses per thread of a sum of squares, before there are more blocks
 SQUARES = (*instances("sum_of_squares", [1, 4], ["float"]), *instances("sum_of_squares", [1, 8], ["bf16"]))
 OPTIMIZER = Source("optimizer.cu", (*by_width("adamw"), *by_width("sgd"), *by_width("lion"), *SQUARES, "sum_partial"))
 

@@ -1,6 +1,6 @@
-"""Random numbers and dropout, one launch each. The kernels stand in kernels/random.cu, Philox in kernels/philox.cuh.
+"""Random numbers and dropout, one launch each: kernels/random.cu, with Philox in kernels/philox.cuh.
 
-A step or micro-batch on the device is handed over as a pointer, one on the host as a number, so a recorded step draws anew each time.
+A step or micro-batch on the device is passed as a pointer, one on the host as a number, so a recorded step draws new numbers each time.
 Normals are computed in float64, as the reference does: they are few (noise on router logits).
 """
 
@@ -16,7 +16,7 @@ from minimoe_cupy.launch import CudaLaunch, by_width, ceil_div, computed, instan
 from minimoe_cupy.loader import Source
 
 BLOCK = 256
-WORDS = constant("random.cu", "WORDS")  # numbers that one counter gives
+WORDS = constant("random.cu", "WORDS")  # numbers per counter
 RANDOM = Source("random.cu", ("random_bits", "uniform", "normal", *by_width("dropout")))
 
 
@@ -49,11 +49,11 @@ class CudaRandom(CudaLaunch):
         return y
 
     def _draw(self, rng: Draw) -> tuple[Any, ...]:
-        """What every kernel takes of a draw: the seed's halves, the stream, then micro-batch and step, each as pointer or number."""
+        """Returns a draw as kernels take it: the seed's halves, the stream, then micro-batch and step, each as a pointer and a number."""
         return rng.seed & MASK, (rng.seed >> 32) & MASK, rng.stream, *self._counter(rng.micro), *self._counter(rng.step)
 
     def _counter(self, value: "int | Array") -> tuple[Array | None, int]:
-        """A number as (None, number); an integer on the device as its words of 4 bytes, the low one first."""
+        """Returns a number as (None, number), and an integer on the device as its 4-byte words, the low one first, and 0."""
         if isinstance(value, int | np.integer):
             return None, int(value) & MASK
         return self.xp.reshape(value, (1,)).view(np.uint32), 0

@@ -1,4 +1,4 @@
-"""Rotary positions, and the heads cut out of one projection's rows in the same pass. The kernels stand in kernels/rope.cu."""
+"""Rotary positions, and the split of one projection's rows into heads in the same pass: the launches of kernels/rope.cu."""
 
 import math
 
@@ -10,8 +10,8 @@ from minimoe_cupy.launch import CudaLaunch, by_width, ceil_div, check_shape, com
 from minimoe_cupy.loader import Source
 
 WARP, BLOCK = constant("rope.cu", "WARP"), constant("rope.cu", "BLOCK")
-DEEPEST = 64  # tokens to a block: CUDA's limit of a third extent
-HEADS = 8  # to a thread, which finds its angles once
+DEEPEST = 64  # tokens per block, at most: CUDA's limit of a block's third dimension
+HEADS = 8  # heads per thread, which computes its angles once
 ROPE = Source("rope.cu", (*by_width("rope"), *by_width("split_heads"), *by_width("split_heads_backward")))
 
 
@@ -38,7 +38,7 @@ class CudaRope(CudaLaunch):
         check_shape("split_heads", (b, t, (heads + 2 * groups) * c), qkv=qkv)
         angle, pairs = self._angles("split_heads", (b, t, c), positions, inv_freq)
         q, k, v = (self.xp.empty((b, t, count, c), dtype=qkv.dtype) for count in (heads, groups, groups))
-        name, grid, block = plan("split_heads", b * t, heads + 2 * groups, c, pairs, qkv, q, k, v)
+        name, grid, block = launch_shape("split_heads", b * t, heads + 2 * groups, c, pairs, qkv, q, k, v)
         self._launch(ROPE, name, grid, block, qkv, *angle, q, k, v, b * t, positions.size, heads, groups, c, pairs)
         return q, k, v
 
@@ -51,7 +51,7 @@ class CudaRope(CudaLaunch):
         check_shape("split_heads_backward", (b, t, groups, c), dk=dk, dv=dv)
         angle, pairs = self._angles("split_heads_backward", (b, t, c), positions, inv_freq)
         dqkv = self.xp.empty((b, t, (heads + 2 * groups) * c), dtype=dq.dtype)
-        name, grid, block = plan("split_heads_backward", b * t, heads + 2 * groups, c, pairs, dq, dk, dv, dqkv)
+        name, grid, block = launch_shape("split_heads_backward", b * t, heads + 2 * groups, c, pairs, dq, dk, dv, dqkv)
         self._launch(ROPE, name, grid, block, dq, dk, dv, *angle, dqkv, b * t, positions.size, heads, groups, c, pairs)
         return dqkv
 
@@ -62,14 +62,14 @@ class CudaRope(CudaLaunch):
         b, t, heads, c = x.shape
         angle, pairs = self._angles(kernel, (b, t, c), positions, inv_freq)
         y = self.xp.empty(x.shape, dtype=x.dtype) if out is None else out
-        name, grid, block = plan("rope", b * t, heads, c, pairs, x, y)
+        name, grid, block = launch_shape("rope", b * t, heads, c, pairs, x, y)
         self._launch(ROPE, name, grid, block, x, *angle, y, b * t, positions.size, heads, c, pairs, scale, turn, interleaved)
         return y
 
     def _angles(
         self, kernel: str, shape: tuple[int, int, int], positions: Array, inv_freq: Array | None
     ) -> tuple[tuple[Array | None, Array | None], int]:
-        """Positions and frequencies as the kernels take them, and the number of pairs; no frequencies: no pairs.   shape (B, T, C)"""
+        """Returns positions and frequencies as the kernels take them, and the number of pairs, 0 without frequencies.   shape (B, T, C)"""
         b, t, c = shape
         check_shape(kernel, (1 if positions.shape[0] == 1 else b, t), positions=positions)
         if inv_freq is None:
@@ -82,14 +82,14 @@ class CudaRope(CudaLaunch):
 
 
 def angles(positions: Array, inv_freq: Array | None) -> bool:
-    """Are these of the dtypes that kernels make angles of?"""
+    """Returns True if positions and frequencies have the dtypes that kernels take."""
     return bool(positions.dtype == np.int32) and wide(inv_freq)
 
 
-def plan(
+def launch_shape(
     kernel: str, tokens: int, heads: int, width: int, pairs: int, first: Array, *others: Array
 ) -> tuple[str, int, tuple[int, int, int]]:
-    """The kernel's instance, its grid, and its block: (accesses of a head, heads, tokens)."""
+    """Returns the kernel's instance, its grid, and its block: (accesses of a head, heads, tokens)."""
     v = lanes(math.gcd(width, pairs), first, *others)
     across = min(WARP, power_of_two(ceil_div(max(pairs, width - 2 * pairs), v)))
     down = min(BLOCK // across, power_of_two(ceil_div(heads, HEADS)))
@@ -98,5 +98,5 @@ def plan(
 
 
 def power_of_two(count: int) -> int:
-    """The smallest that is not below `count`."""
+    """Returns the smallest power of two that is at least `count`."""
     return 1 << max(0, count - 1).bit_length()

@@ -1,8 +1,7 @@
-"""Routing: the plan, a counting sort of (token, slot) pairs by expert, and the load of noisy routing; rows are moved by routing.py.
+"""Routing: the plan, a counting sort of (token, slot) pairs by expert, and the load of noisy routing. dispatch.py moves the rows.
 
-The kernels stand in kernels/route.cu, kernels/route_select.cu and kernels/noisy_load.cu.
-
-By position the plan is three launches, by probability four; the capacity is read on the device, so a recorded step follows it.
+The kernels are kernels/route.cu, kernels/route_select.cu and kernels/noisy_load.cu. With priority by position the plan takes three
+launches, by probability four; the capacity is read on the device, so a recorded step follows it.
 """
 
 from typing import Any
@@ -19,7 +18,7 @@ from minimoe_cupy.selection import BLOCK, MOST_COLUMNS, CudaSelection, blocks_fo
 
 PAIRS, ROUTE_BLOCK, ROUTE_WARPS = (constant("route.cu", name) for name in ("PAIRS", "THREADS", "WARPS"))
 SELECT_BLOCK = constant("route_select.cu", "THREADS")
-MOST_EXPERTS = 2048  # whose counts, by warp, fit the shared memory of any card from Ampere on
+MOST_EXPERTS = 2048  # whose counts per warp fit into the shared memory of any card from Ampere on
 NO_LIMIT = 2**31 - 1  # rows, and pairs: a plan is int32
 ROUTE = Source("route.cu", ("route_count", "route_scan", "route_place"))
 SELECT = Source("route_select.cu", ("route_select",))
@@ -50,7 +49,7 @@ class CudaRouting(CudaDispatch, CudaSelection):
         return Plan(order, inverse, offsets)
 
     def _plan_of(self, ids: Array, valid: Array | None, n_experts: int, rows: int, limit: tuple[Array | None, int]) -> Plan:
-        """The plan in which an expert has the first `limit` of its pairs."""
+        """Returns the plan in which each expert has the first `limit` of its pairs."""
         xp, (n, width) = self.xp, ids.shape
         pairs = n * width
         blocks = ceil_div(pairs, PAIRS)
@@ -63,14 +62,14 @@ class CudaRouting(CudaDispatch, CudaSelection):
         return Plan(order, inverse, offsets)
 
     def _limit(self, capacity: int | Array | None) -> tuple[Array | None, int]:
-        """A capacity as kernels take it: on the device as int64, or a number. Raises TypeError for what is no whole number."""
+        """Returns a capacity as kernels take it: int64 on the device, or a number. Raises TypeError if it is not an integer."""
         if capacity is None:
             return None, NO_LIMIT
         if isinstance(capacity, int):
             return None, max(0, min(capacity, NO_LIMIT))
         if not hasattr(capacity, "dtype") or not np.issubdtype(capacity.dtype, np.integer):
             shown = getattr(capacity, "dtype", type(capacity).__name__)
-            raise TypeError(f"route: capacity must be a whole number, or one on the device, not {shown}")
+            raise TypeError(f"route: capacity must be an integer, or one on the device, not {shown}")
         check_shape("route", (), capacity=capacity)
         return capacity.astype(np.int64), NO_LIMIT
 
@@ -102,7 +101,7 @@ class CudaRouting(CudaDispatch, CudaSelection):
         return dclean, dnoisy, dsigma
 
     def _noisy(self, kernel: str, clean: Array, noisy: Array, sigma: Array, valid: Array | None, k: int) -> tuple[Any, ...]:
-        """The arrays, contiguous, if they fit one another and k."""
+        """Returns the arrays contiguous. Raises ValueError if they do not fit one another and k."""
         n, e = noisy.shape
         if not 1 <= k < e:
             raise ValueError(f"{kernel}: k ({k}) must be 1 to {e - 1}, less than the number of experts")

@@ -1,6 +1,6 @@
-"""Ids in order of the rows that they name: a stable sort on the device that waits for nothing. The kernels stand in kernels/sort.cu.
+"""A stable sort of ids by the rows that they name, on the device and without waiting for it: the launches of kernels/sort.cu.
 
-A sort of the array library may wait for the device, or take memory beside its pool, while a step is being recorded.
+The array library's sort may wait for the device, or allocate outside of its pool, while a step is being recorded.
 """
 
 from minimoe.backend import Array
@@ -14,9 +14,9 @@ SORT = Source("sort.cu", ("count_digits", "scan_counts", "place_keys"))
 
 class CudaSorting(CudaLaunch):
     def _sorted_keys(self, keys: Array, limit: int) -> tuple[Array, Array]:
-        """The keys in ascending order, and where each stood; equal keys in the order in which they stood.   [N] int32 -> [N], [N] int32
+        """Returns the keys in ascending order and the index of each; equal keys keep their order.   [N] int32 -> [N], [N] int32
 
-        Keys in -limit .. -1 count from the end, as indices do; what is outside -limit .. limit-1 becomes `limit`, and comes last.
+        Keys in -limit .. -1 count from the end, as indices do; keys outside of -limit .. limit-1 become `limit`, and come last.
         """
         (keys,) = self._contiguous(keys)
         n = keys.shape[0]

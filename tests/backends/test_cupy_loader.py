@@ -1,6 +1,8 @@
 """Machine code of CUDA C kernels is compiled once and kept: by a stand-in for CuPy over NVIDIA's own compiler, without a card."""
 
+import re
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -8,8 +10,9 @@ from cuda.bindings import nvrtc
 
 from minimoe_cupy.cubins import folder, kept_cubin
 from minimoe_cupy.dispatch import COMBINE
-from minimoe_cupy.loader import CupyLoader
+from minimoe_cupy.loader import KERNELS, CupyLoader
 
+ROOT = Path(__file__).parents[2]
 NAMES = ["combine<float, 1>", "combine<bf16, 8>"]
 
 
@@ -126,3 +129,17 @@ def test_the_loader_hands_the_file_to_cupy_and_says_once_that_it_compiles(compil
     lowered = kept_cubin(compiler, COMBINE.path, NAMES, "sm_80", lambda: None).lowered[NAMES[1]]
     assert said == ["compiling kernels for this card: once, for a minute or so"] and compiler.compiled == 2
     assert launched == [(lowered, (2,), (256,), (1, 2), 0, 0), (lowered, (1,), (32,), (), 100_000, 100_000)]
+
+
+# ---- the kernels' files ---------------------------------------------------------------------------------------------------------------
+
+FILES = sorted(KERNELS.glob("*.cu"))
+
+
+@pytest.mark.parametrize("path", [pytest.param(path, id=path.name) for path in FILES])
+def test_a_kernel_file_opens_with_its_contract(path):
+    head = re.match(r"(//[^\n]*\n)+", path.read_text())[0]
+    for part in (r"\[\w", r"[Bb]ytes", r"[Gg]rid|[Bb]lock", r"sum|integers", r"Reference: ", r"Unproven"):
+        assert re.search(part, head), f"the head of {path.name} has no {part}"
+    for reference in re.findall(r"minimoe/reference/\w+\.py", head):
+        assert (ROOT / reference).is_file(), reference

@@ -1,5 +1,7 @@
 """The CuPy backend's gates, plans and loads, on the processor: odd sizes, ties, NaN, padding, capacity; compared with the reference."""
 
+import re
+
 import numpy as np
 import pytest
 from cuda_on_cpu.arrays import HostArrays
@@ -9,6 +11,7 @@ from cuda_on_cpu.cupy_on_cpu import CpuLoader
 from minimoe.backend import load
 from minimoe.reference.gating import Rule
 from minimoe_cupy.gating import CudaGating
+from minimoe_cupy.loader import KERNELS
 from minimoe_cupy.routing import ROUTE, CudaRouting
 from minimoe_cupy.selection import LAYOUTS, layout
 from minimoe_numpy import NumpyBackend
@@ -257,7 +260,7 @@ PLAN = {"n_experts": 3, "rows": 8}
         (lambda b: b.route(IDS.astype(np.int64), ONES, None, **PLAN), "ids is int64"),
         (lambda b: b.route(IDS, ONES, MASK[:2], **PLAN), "route: valid has the shape"),
         (lambda b: b.route(IDS, ONES[:2], None, **PLAN, capacity=1, priority="probability"), "route: weights has the shape"),
-        (lambda b: b.route(IDS, ONES, None, **PLAN, capacity=1.5), "route: capacity must be a whole number"),
+        (lambda b: b.route(IDS, ONES, None, **PLAN, capacity=1.5), "route: capacity must be an integer"),
         (lambda b: b.route(IDS, ONES, None, **PLAN, capacity=np.ones(2, np.int64)), "route: capacity has the shape"),
         (lambda b: b.noisy_load(Z, Z, Z[:3], None, k=2), "noisy_load: sigma has the shape"),
         (lambda b: b.noisy_load(Z, Z, Z, None, k=8), r"noisy_load: k \(8\) must be 1 to 7"),
@@ -268,3 +271,21 @@ PLAN = {"n_experts": 3, "rows": 8}
 def test_what_does_not_fit_is_refused(call, words):
     with pytest.raises((TypeError, ValueError), match=words):
         call(FORWARD)
+
+
+# ---- the diagram of kernels/select.cuh ------------------------------------------------------------------------------------------------
+
+
+def test_the_diagram_of_a_warps_choice_shows_what_the_butterflies_do():
+    steps = re.findall(r"^// +(start|offset \d+) +([.#ab]{32})", (KERNELS / "select.cuh").read_text(), re.M)
+    assert [name for name, _ in steps] == 2 * ["start", *(f"offset {offset}" for offset in (16, 8, 4, 2, 1))]
+    for combine, order in ((max, ".#"), (min, "ab.")):  # the largest key, then the lowest column: symbols from the least
+        part = steps[:6] if combine is max else steps[6:]
+        held = [order.index(symbol) for symbol in part[0][1]]
+        for name, shown in part[1:]:
+            offset = int(name.split()[1])
+            held = [combine(held[lane], held[lane ^ offset]) for lane in range(32)]
+            assert "".join(order[value] for value in held) == shown, name
+    z = np.zeros((1, 32), np.float32)
+    z[0, [3, 18]] = 2.5
+    assert FORWARD.gate(z, None, None, rule=Rule("topk_softmax", 2)).ids.tolist() == [[3, 18]]

@@ -1,10 +1,12 @@
-// Activations and their gradients over arrays: what is read once is written once, 16 bytes a thread where alignment allows.
-// The formulas of one number stand in activation.cuh.   Defined in minimoe/reference/activation.py.
+// swiglu_rows: y = silu(gate) * up, clipped where limit > 0             [N,H] <- [N,2H];   each: y = activation(x)              [P] <- [P]
+// and their gradients, swiglu_rows_backward and each_backward. The formulas for one number are in activation.cuh.
+// One thread per access of V elements (16 bytes where alignment allows). Each number is read once and written once, and nothing is summed.
+// Bytes, FLOPs and grid are given with each kernel.   Reference: minimoe/reference/activation.py.   Unproven: no card has run it.
 #include "activation.cuh"
 #include "common.cuh"
 
 // swiglu_rows: y = silu(gate) * up, clipped where limit > 0; gate_up holds the gate half first                  [N,H] <- [N,2H]
-// One access of each half a thread. Block (columns, rows), grid (pieces of H, pieces of N).   Bytes: 3 N H sizeof(T).   FLOPs: about 20 N H.
+// One thread per access of either half. Block (columns, rows), grid (pieces of H, pieces of N).   Bytes: 3 N H sizeof(T).   FLOPs: about 20 N H.
 template <class T, int V>
 __global__ void swiglu_rows(const T* gate_up, T* y, float limit, long long n_rows, int width) {
     const int column = (blockIdx.x * blockDim.x + threadIdx.x) * V;
@@ -20,7 +22,7 @@ __global__ void swiglu_rows(const T* gate_up, T* y, float limit, long long n_row
     }
 }
 
-// swiglu_rows_backward: dgate and dup beside each other, as gate_up is                                          [N,2H] <- [N,H], [N,2H]
+// swiglu_rows_backward: dgate and dup side by side, as in gate_up                                          [N,2H] <- [N,H], [N,2H]
 // Launched as swiglu_rows.   Bytes: 5 N H sizeof(T).   FLOPs: about 25 N H.
 template <class T, int V>
 __global__ void swiglu_rows_backward(const T* dy, const T* gate_up, T* dgate_up, float limit, long long n_rows, int width) {
@@ -43,8 +45,8 @@ __global__ void swiglu_rows_backward(const T* dy, const T* gate_up, T* dgate_up,
     }
 }
 
-// each: y = activation(x), flat, KIND one of activation.cuh but swiglu                                          [P] <- [P]
-// One access a thread; what a last access has not whole is done one by one.
+// each: y = activation(x), flat, for any KIND of activation.cuh but swiglu                                        [P] <- [P]
+// One thread per access; an incomplete last access is done element by element.
 // Bytes: 2 P sizeof(T).   FLOPs: relu P, tanh form 15 P, exact form about 30 P.   Grid: ceil(P / V / block).
 template <class T, int KIND, int V>
 __global__ void each(const T* x, T* y, long long count) {

@@ -1,9 +1,9 @@
 // Activations of one number (swiglu: of two) and their gradients, in float. activation.cu runs them over arrays, grouped_finish.cuh at the end
 // of products. NaN stays NaN, and infinities give what the reference gives.
 //
-// exp is __expf and a sigmoid's division __fdividef: some twenty instructions an activation are as many as a processor has time for while
-// bfloat16 comes and goes. Their error, a few ulp + |x| 2^-24, counts where exp is large, and there the sigmoid is nothing.
-// Defined in minimoe/reference/activation.py.
+// exp is __expf and a sigmoid's division __fdividef: some twenty instructions per activation are as many as a processor has time for while
+// bfloat16 is loaded and stored. Their error, a few ulp + |x| 2^-24, matters where exp is large, and there the sigmoid is nearly zero.
+// Reference: minimoe/reference/activation.py.
 #pragma once
 
 constexpr int SWIGLU = 0, GELU = 1, GELU_TANH = 2, RELU = 3;
@@ -14,7 +14,7 @@ constexpr float TANH_SCALE = 0.79788456f, TANH_CUBE = 0.044715f;  // sqrt(2/pi)
 
 __device__ inline float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }  // an exp that overflows gives the right 0
 
-// What swiglu multiplies: gate and up, clipped if limit > 0, and whether each is within it. Comparisons that keep NaN, as fminf does not.
+// What swiglu multiplies: gate and up, clipped if limit > 0, and whether each is within the limit. These comparisons keep NaN; fminf does not.
 struct Gated {
     float gate, up, alpha, open_gate, open_up;
 };

@@ -1,18 +1,18 @@
-// Rows added to the rows that ids name, ids sorted (sort.cu): target[key] += sum of values[turn[i]] over keys[i] = key.
+// Adds rows to the rows that ids name; the ids are sorted (sort.cu): target[key] += sum of values[turn[i]] over keys[i] = key.
 //                                                                                              target [V,D] <- values [N,D], keys, turn [N]
-// The sorted order is cut into pieces of fixed length. A run of equal keys within a piece is added by one warp (32 V columns of it) in the
-// order in which its ids stood. A run that crosses a cut leaves a sum in each of its pieces: partial [pieces,2,D], first that of the run
-// that came from the piece before, then that of the run that goes on into the next.
-//   sum_pieces   a warp a piece and 32 V columns: what is whole goes to its row, the rest to `partial`
-//   join_pieces  a block for each piece whose last run begins there and goes on: its sums, a share of them a warp, then the warps' in order
-// So there is one order for one shape and one set of ids, and no row waits for N additions. Sums are float (double for double), rounded
-// to T once. Keys of `rows`, where nothing belongs, and of `skip` add nothing, and their values are not read.
-// Bytes: N D sizeof(T) read, the rows that ids name written (and read, if `accumulate`); 8 D a piece in between.
-// Defined in minimoe/reference/arrays.py (scatter_add) and minimoe/reference/embedding.py.
+// The sorted order is cut into pieces of fixed length. One warp adds a run of equal keys within a piece (32 V columns of it), in the order in
+// which the ids came. A run that crosses a cut leaves a sum in each of its pieces: partial [pieces,2,D] holds first the sum of the run that came
+// from the piece before, then that of the run that continues into the next.
+//   sum_pieces   one warp per piece and 32 V columns: complete runs go to their row, the rest to `partial`
+//   join_pieces  one block per piece whose last run begins there and continues: each warp adds a share of its sums, then the warps in order
+// So one shape and one set of ids have one order of summation, and no row waits for N additions. Sums are float (double for double) and are
+// rounded to T once. Keys equal to `rows` (an id that names no row) or to `skip` add nothing, and their values are not read.
+// Bytes: N D sizeof(T) read, the named rows written (and read, if `accumulate`); 8 D per piece in between.   Grids: with each kernel.
+// Reference: minimoe/reference/arrays.py (scatter_add) and minimoe/reference/embedding.py.   Unproven: no card has run it.
 #include "common.cuh"
 
 constexpr int WARPS = 8, JOIN_WARPS = 16;
-constexpr int BATCH = 4;  // rows of a warp that are under way at a time
+constexpr int BATCH = 4;  // rows that a warp loads at a time
 constexpr int NONE = -1;  // no key
 
 __device__ inline void load(const double* from, double (&to)[1]) { to[0] = *from; }

@@ -1,5 +1,5 @@
-// Cosine and sine of any angle in radians, by their series on [-pi/4, pi/4]: the library's keep a table for large angles in local memory.
-// What is left of the angle is found in double: within 1.2e-7 of the exact values up to 2^28, within 5e-7 up to 2^31, where positions end.
+// Cosine and sine of any angle in radians, by their series on [-pi/4, pi/4]: those of the library keep a table in local memory.
+// The remainder of the angle is computed in double: within 1.2e-7 of the exact values up to 2^28, within 5e-7 up to 2^31, where positions end.
 // About 10 operations in double, 15 in float. An angle of infinity gives NaN.
 #pragma once
 

@@ -1,18 +1,18 @@
 // What the attention kernels share: where rows and positions lie, which keys a query sees, and which tiles need not be looked at.
 //
-// The S = Q/G query heads that read one key/value head are worked through together: row i of a group is head i % S of token i / S. So a tile
-// of rows meets its keys once for all S heads, and a key's gradient is summed over them in the order of the rows.
-// A block has a tile of its own (rows or keys) and meets tiles of the other kind. Positions come in any order, so a tile is passed over only
-// where the least and the most of its positions say that no query sees any of its keys: the block looks at 32 tiles at a time.
+// The S = Q/G query heads that read one key/value head form one group of rows: row i of the group is head i % S of token i / S. So a tile of
+// rows loads its keys once for all S heads, and a key's gradient is summed over them in the order of the rows.
+// A block owns one tile (of rows or of keys) and visits tiles of the other kind. Positions come in any order, so a tile is skipped only if the
+// minimum and maximum of its positions say that no query sees any of its keys. The block checks 32 tiles at a time.
 #pragma once
 #include "common.cuh"
 
 constexpr int NEVER = 0x7fffffff;  // the position of a key that no query sees
 constexpr int LOWEST = -NEVER - 1;
-constexpr int TILES = WARP;  // looked at together, one a lane
+constexpr int TILES = WARP;  // checked at a time, one per lane
 constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
 
-// i / S by a product; `inverse` is ceil(2^32 / S), 0 where S is 1. Right while Tq S^2 < 2^32.
+// i / S as a product: `inverse` is ceil(2^32 / S), or 0 if S is 1. Exact while Tq S^2 < 2^32.
 __device__ inline int token_of(int row, unsigned inverse) { return inverse ? int(__umulhi(unsigned(row), inverse)) : row; }
 
 // The rows of one sequence and group in an array [B,T,heads,width].
@@ -45,14 +45,14 @@ struct Shape {
         const int step = groups * width;
         return {array + (long long)b * n_k * step + g * width, step, width, 1, 0, n_k};
     }
-    // Where a row's number lies in an array [B,Q,Tq].
+    // The index of a row in an array [B,Q,Tq].
     __device__ long long statistic(int b, int g, int row) const {
         const int token = token_of(row, inverse);
         return ((long long)(b * groups + g) * heads + row - token * heads) * n_q + token;
     }
 };
 
-// The positions of the rows, or keys, of a sequence: NEVER for keys that do not count and for what lies behind the last.
+// The positions of the rows, or keys, of a sequence: NEVER for keys that are not valid and past the last one.
 struct Positions {
     const int* of_token;
     const bool* valid;
@@ -88,7 +88,7 @@ struct Sight {
     }
 };
 
-// A range grows by a position. A hidden key makes `most` NEVER, so that its tile is not seen as a whole; a row that is none does nothing.
+// Extends a range by a position. A hidden key makes `most` NEVER, so that its tile still gets a mask; a row past the last changes nothing.
 template <bool KEYS>
 __device__ inline void extend(Range& range, int position) {
     range.least = min(range.least, position);
@@ -117,13 +117,13 @@ __device__ inline Range look_at_own(const Positions& positions, int first, int* 
     return join<WARP>(range);
 }
 
-// A bit for each of TILES tiles: is it to be visited, is it clear (all is seen, so that no mask is needed)?
+// One bit per tile. due: it must be visited; clear: every query sees every key, so that it needs no mask.
 struct Visits {
     unsigned due, clear;
 };
 
 // The tiles from `first` on, of SIZE positions each; KEYS: of keys, for a block of queries. Their positions stay in shared[TILES * SIZE],
-// behind which come two numbers a tile. All threads of the block.
+// followed by two numbers per tile. All threads of the block call this.
 template <int SIZE, int THREADS, bool KEYS>
 __device__ inline Visits look_ahead(const Positions& positions, int first, int* shared, Range own, const Sight& sight) {
     constexpr int LANES = THREADS / TILES;
@@ -131,7 +131,7 @@ __device__ inline Visits look_ahead(const Positions& positions, int first, int* 
     int* most = least + TILES;
     const int mine = threadIdx.x / LANES, part = threadIdx.x % LANES;
     Range range = {NEVER, LOWEST};
-    __syncthreads();  // all are done with the tiles before
+    __syncthreads();  // no thread reads the previous tiles any more
 #pragma unroll 8
     for (int i = part; i < SIZE; i += LANES) {
         const int position = positions((first + mine) * SIZE + i);

@@ -1,7 +1,7 @@
 // Products of tiles of float32 on the ordinary multipliers, for the attention kernels. A block is 16 x 8 threads; a thread has ROWS rows of the
 // block's own tile and sums of N/8 rows of the other one, every eighth: scores[i][j] is row ROWS y + i with row x + 8 j.
-// Scores go through shared memory to become the left side of the next product; the threads that read a row of them are of the warp that wrote it.
-// Rows in shared memory stand W + 4 apart: an odd number of 16 bytes, so that 8 rows read side by side come from different banks.
+// Scores go through shared memory to become the left side of the next product; a row of them is read by the warp that wrote it.
+// Rows in shared memory are W + 4 elements apart: an odd number of 16 bytes, so that 8 rows read side by side come from different banks.
 // `vector`: rows in global memory begin at multiples of 16 bytes and are copied in the background; else element by element.
 #pragma once
 #include "attention.cuh"
@@ -25,7 +25,7 @@ struct Piece {  // elements of an access
     static constexpr int SIZE = N;
 };
 
-// SIZE rows from `first` on into shared memory; zeros behind the last row and beside the width.
+// SIZE rows from `first` on into shared memory; zeros past the last row and past the width.
 template <int W, int SIZE>
 __device__ inline void copy_rows(float* tile, const Rows<const float>& rows, int first, bool vector) {
     const auto copy = [&](auto piece) {
@@ -66,7 +66,7 @@ __device__ inline void multiply_rows(float (&sum)[ROWS][COLUMNS], const float* o
 // Scores to shared memory, [OWN][N + 4], for the threads of their rows. `left`: the thread's first row.
 template <int COLUMNS>
 __device__ inline void put_scores(float* left, const float (&scores)[ROWS][COLUMNS]) {
-    __syncwarp();  // what stood there was read
+    __syncwarp();  // the previous scores have been read
 #pragma unroll
     for (int i = 0; i < ROWS; i++)
 #pragma unroll
@@ -97,7 +97,7 @@ __device__ inline void multiply_scores(float (&sum)[ROWS][W / TX], const float* 
     }
 }
 
-// -infinity for the scores that are not seen. Positions from the thread's first row of either tile on. KEYS: the other tile is one of keys.
+// Sets scores that are not seen to -infinity. Positions from the thread's first row of either tile on. KEYS: the other tile has keys.
 template <bool KEYS, int COLUMNS>
 __device__ inline void hide(float (&scores)[ROWS][COLUMNS], const int* own_positions, const int* other_positions, const Sight& sight) {
 #pragma unroll
@@ -109,7 +109,7 @@ __device__ inline void hide(float (&scores)[ROWS][COLUMNS], const int* own_posit
         }
 }
 
-// A thread's rows of sums to global memory.
+// Stores a thread's rows of sums.
 template <int W>
 __device__ inline void store_rows(const float (&sum)[ROWS][W / TX], const Rows<float>& rows, int first, bool vector) {
 #pragma unroll

@@ -1,7 +1,7 @@
 // Products of tiles of bfloat16 on the tensor cores, for the attention kernels. A block is WARPS warps; a warp has 16 M rows of the block's own
-// tile, whose scores with N rows of the other tile lie in its registers: [m][n][i] is row 16m + lane/4 + 8(i/2), column 8n + 2(lane%4) + i%2.
-// That is also how the left side of the next product lies in registers, so scores never go through memory (Dao 2023).
-// Rows in shared memory stand W + 8 apart: an odd number of 16 bytes, so that the 8 rows of an ldmatrix come from different banks.
+// tile, and keeps their scores with N rows of the other tile in registers: [m][n][i] is row 16m + lane/4 + 8(i/2), column 8n + 2(lane%4) + i%2.
+// The left side of the next product has the same layout, so scores never go through memory (Dao 2023).
+// Rows in shared memory are W + 8 elements apart: an odd number of 16 bytes, so that the 8 rows of an ldmatrix come from different banks.
 #pragma once
 #include "attention.cuh"
 
@@ -38,7 +38,7 @@ __device__ inline void multiply_rows(float (&sum)[M][N / 8][4], const bf16* own,
     }
 }
 
-// What was summed, rounded, as the left side of a product.
+// Sums, rounded, as the left side of a product.
 template <int M, int N>
 __device__ inline void round_scores(unsigned (&a)[M][N / 16][4], const float (&x)[M][N / 8][4]) {
 #pragma unroll
@@ -65,7 +65,7 @@ __device__ inline void multiply_scores(float (&sum)[M][W / 8][4], const unsigned
         }
 }
 
-// -infinity for the scores that are not seen. own_positions from the warp's first row on. KEYS: the other tile is one of keys.
+// Sets scores that are not seen to -infinity. own_positions from the warp's first row on. KEYS: the other tile has keys.
 template <int M, int N, bool KEYS>
 __device__ inline void hide(float (&scores)[M][N / 8][4], const int* own_positions, const int* other_positions, const Sight& sight) {
     const int lane = threadIdx.x % WARP;
@@ -82,7 +82,7 @@ __device__ inline void hide(float (&scores)[M][N / 8][4], const int* own_positio
     }
 }
 
-// SIZE rows from `first` on into shared memory, in the background; zeros behind the last row and beside the width.
+// SIZE rows from `first` on into shared memory, in the background; zeros past the last row and past the width.
 template <int W, int SIZE>
 __device__ inline void copy_rows(bf16* tile, const Rows<const bf16>& rows, int first) {
     constexpr int PIECES = W / 8;
@@ -94,7 +94,7 @@ __device__ inline void copy_rows(bf16* tile, const Rows<const bf16>& rows, int f
     }
 }
 
-// A warp's 16 M rows of sums to memory, 16 bytes an access, by way of its own rows of a tile in shared memory.
+// Stores a warp's 16 M rows of sums, 16 bytes per access, through its own rows of a tile in shared memory.
 template <int W, int M>
 __device__ inline void store_rows(const float (&sum)[M][W / 8][4], bf16* tile, const Rows<bf16>& rows, int first) {
     constexpr int PIECES = W / 8;

@@ -1,5 +1,6 @@
-// What stands beside a dense product: a bias added to its rows, a result added to what is there, and the sums of columns (a bias's gradient).
-// Grids and bytes stand with each kernel.   Defined in minimoe/reference/linear.py and, for `add_into`, by `accumulate` of the contract.
+// What accompanies a dense product: add_bias (y[n] += bias), add_into (y += x) and column_sums (the gradient of a bias).
+// Shapes, order of sums, grid and bytes are given with each kernel.   Reference: minimoe/reference/linear.py; for add_into, `accumulate` of the
+// kernel contract.   Unproven: no card has run it.
 #include "common.cuh"
 
 // add_bias: y[n] += bias, in place                                                                             [N,O] <- [N,O], [O]
@@ -20,7 +21,7 @@ __global__ void add_bias(T* y, const T* __restrict__ bias, long long n_rows, int
 }
 
 // add_into: y += x, flat                                                                                       [P] <- [P], [P]
-// One access a thread; what a last access has not whole is done one by one.   Bytes: 3 P sizeof(T).   Grid: ceil(P / V / block).
+// One thread per access; an incomplete last access is done element by element.   Bytes: 3 P sizeof(T).   Grid: ceil(P / V / block).
 template <class T, int V>
 __global__ void add_into(T* y, const T* __restrict__ x, long long count) {
     const long long first = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * V;
@@ -36,10 +37,11 @@ __global__ void add_into(T* y, const T* __restrict__ x, long long count) {
     }
 }
 
-// column_sums: y[s] = sum of the rows of piece s of x, + what is there if `accumulate`                         [S,O] <- [N,O]
-// Twice makes a bias's gradient: T -> float pieces of rows, then the pieces, float -> T, with S = 1. A block (columns, rows) has V columns a
-// thread, each row of threads every blockDim.y-th row of the piece in order, and adds the rows of threads as a tree: one order for one shape.
-// Bytes: N O sizeof(From) read.   Grid (pieces of O, S), blockDim.y a power of two, shared 4 V bytes a thread.
+// column_sums: y[s] = sum of the rows of piece s of x, added to y if `accumulate`                              [S,O] <- [N,O]
+// Two launches give the gradient of a bias: T -> float over pieces of rows, then float -> T over the pieces, with S = 1. In a block (columns,
+// rows) a thread has V columns; each row of threads adds every blockDim.y-th row of the piece in order, then the rows of threads are added
+// as a tree, so the shape fixes the order.
+// Bytes: N O sizeof(From) read.   Grid (pieces of O, S), blockDim.y a power of two, shared 4 V bytes per thread.
 template <int V, class From, class To>
 __global__ void column_sums(const From* __restrict__ x, To* y, long long n_rows, int width, long long piece, bool accumulate) {
     extern __shared__ unsigned char dynamic_shared[];

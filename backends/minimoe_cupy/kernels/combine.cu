@@ -1,8 +1,9 @@
 // combine: y[n] = sum over j of weights[n,j] * rows[inverse[n,j]]           [N,D] <- [R,D], [N,W], [N,W]
-// dispatch_backward is the same with weights of one (weights == nullptr).
-// One warp a token, V elements (16 bytes where D allows) a lane an access; j is summed in order, so equal inputs give equal bits.
-// inverse -1 (dropped, padding) adds nothing, and its row is not read.
-// Bytes: (used slots + N) * D * sizeof(T), and 8 N W.   Grid: ceil(N / WARPS), block 32 * WARPS.   Defined in minimoe/reference/routing.py.
+// The backward of dispatch is the same kernel with weights of one (weights == nullptr).
+// One warp per token; each lane loads V elements (16 bytes where D allows). Slots are summed in order, so equal inputs give equal bits.
+// An inverse of -1 (dropped, padding) adds nothing, and no row is read for it.
+// Bytes: (used slots + N) * D * sizeof(T), and 8 N W.   Grid: ceil(N / WARPS), block 32 * WARPS.
+// Reference: minimoe/reference/routing.py.   Unproven: no card has run it.
 #include "common.cuh"
 
 constexpr int WARPS = 8;
@@ -26,8 +27,8 @@ __global__ void combine(const T* rows, const float* weights, const int* inverse,
     }
 }
 
-// combine_backward: drows[inverse[n,j]] = weights[n,j] * dy[n],   dweights[n,j] = <rows[inverse[n,j]], dy[n]>, 0 for a slot without a row.
-// One warp a token: dy[n] is read once from memory and then from the first cache. Rows at or past offsets[E] are not written.
+// combine_backward: drows[inverse[n,j]] = weights[n,j] * dy[n],   dweights[n,j] = <rows[inverse[n,j]], dy[n]>, 0 for slots without a row.
+// One warp per token: dy[n] is read once from memory and then from L1. Rows at or past offsets[E] are not written.
 // Bytes: (2 * used slots + N) * D * sizeof(T), and 12 N W.
 template <class T, int V>
 __global__ void combine_backward(

@@ -1,5 +1,5 @@
-// What kernels share: bfloat16 as 16 bits that become float to be computed with, accesses of 16 bytes, sums and maxima over a warp or block.
-// Every sum has one order, which the launch shape fixes: equal inputs give equal bits.
+// What all kernels share: bfloat16 as 16 bits that are widened to float, accesses of 16 bytes, sums and maxima over a warp.
+// The launch shape fixes the order of every sum: equal inputs give equal bits.
 #pragma once
 #include "ptx.cuh"
 

@@ -1,7 +1,8 @@
 // dispatch: rows[inverse[n,j]] = x[n] for every slot that has a row                            [R,D] <- [N,D], inverse [N,W]
-// One warp a token, which is read once however many experts take it; V elements (16 bytes where D allows) a lane an access. Rows that no
-// expert owns are not written.
-// Bytes: (N + used slots) * D * sizeof(T), and 4 N W.   Grid: ceil(N / WARPS), block 32 * WARPS.   Defined in minimoe/reference/routing.py.
+// One warp per token, which is read once however many experts take it; each lane loads V elements (16 bytes where D allows). Nothing is summed.
+// Rows that no expert owns are not written.
+// Bytes: (N + used slots) * D * sizeof(T), and 4 N W.   Grid: ceil(N / WARPS), block 32 * WARPS.
+// Reference: minimoe/reference/routing.py.   Unproven: no card has run it.
 #include "common.cuh"
 
 constexpr int WARPS = 8;

@@ -1,6 +1,8 @@
 // embedding: y[n] = weight[ids[n]]                                                                          [N,D] <- [V,D], [N]
-// One warp a token, V elements (16 bytes where D allows) a lane an access. An id that names no row gives NaN, and reads nothing.
-// Bytes: 2 * N * D * sizeof(T), and 4 N.   Grid: ceil(N / WARPS), block 32 * WARPS.   Defined in minimoe/reference/embedding.py.
+// One warp per token; each lane loads V elements (16 bytes where D allows). An id that names no row gives NaN, and reads
+// nothing. Nothing is summed.
+// Bytes: 2 * N * D * sizeof(T), and 4 N.   Grid: ceil(N / WARPS), block 32 * WARPS.
+// Reference: minimoe/reference/embedding.py.   Unproven: no card has run it.
 #include "common.cuh"
 #include "row_of.cuh"
 

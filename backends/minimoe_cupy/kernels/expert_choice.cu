@@ -1,25 +1,26 @@
-// expert_choice: each expert takes the c tokens of its largest p; ties go to the lowest token.    Defined in minimoe/reference/gating.py.
-//   p [N,E], valid [N] or null -> weights [N,E] (p or 0), ids [N,E] (e or -1), counts [E];  c = min(M, max(1, ceil(M k / E))), M valid
-// A radix select: the key of the last token taken is found digit by digit, 8 bits at a time, for all experts at once. Four times
-//   choice_histogram   how often each digit occurs among the keys that agree with the digits found so far
-//   choice_digit       the digit in which the c-th largest falls, and how many are still to be taken among its keys
+// expert_choice: each expert takes the c tokens with its largest p; ties go to the lowest token.
+//   p [N,E], valid [N] or null -> weights [N,E] (p or 0), ids [N,E] (e or -1), counts [E];  c = min(M, max(1, ceil(M k / E))), M valid tokens
+// A radix select: the key of the last token taken is found digit by digit, 8 bits at a time, for all experts at once. Four times:
+//   choice_histogram   counts each digit among the keys that agree with the digits found so far
+//   choice_digit       finds the digit in which the c-th largest falls, and how many of its keys are still to be taken
 // and then
-//   choice_ties        how many keys of each piece of tokens are equal to the one found, read only where not all of those are taken
-//   choice_write       weights, ids and counts
-// Lanes stand for experts side by side, warps go down the tokens: accesses join, and a lane has a bank of shared memory, so no two lanes of
-// a warp ever add to the same place. c needs no number on the host: M is counted by the first histogram.
-// Whole numbers alone, so nothing depends on the order of blocks.
-// Bytes: 4 N E read five times (seven with ties), 8 N E written.   Unmeasured.
+//   choice_ties        counts the keys of each piece of tokens that equal the one found; reads only if not all of those are taken
+//   choice_write       writes weights, ids and counts
+// Lanes are experts side by side and warps go down the tokens: accesses are coalesced, and each lane has its own bank of shared memory, so no
+// two lanes of a warp add to the same address. The host need not know c: the first histogram counts M. Only integers are summed, so the result
+// does not depend on the order of blocks.
+// Bytes: 4 N E read five times (seven with ties), 8 N E written.   Grids: with each kernel.
+// Reference: minimoe/reference/gating.py.   Unproven: no card has run it; unmeasured.
 #include "scan.cuh"
 
 constexpr int WARPS = 8;
-constexpr int PIECE = 1024;  // tokens to a block
+constexpr int PIECE = 1024;  // tokens per block
 constexpr int BITS = 8, BINS = 1 << BITS;
 constexpr int BINS_PER_LANE = BINS / WARP;
 constexpr int EVERY = 2147483647;  // of the keys that are equal to the last one
-constexpr unsigned NOT_A_NUMBER = 0, PADDING = 1u << 24, LOWEST = 2u << 24;  // of keys; each has a first digit of its own
+constexpr unsigned NOT_A_NUMBER = 0, PADDING = 1u << 24, LOWEST = 2u << 24;  // keys, each with its own first digit
 
-// A whole number that orders as the reference does: p by its bits, which are those of 0 to 1; below it padding, below that NaN.
+// An integer that orders as the reference does: p by its bits, as p is 0 to 1; padding below every p, NaN below padding.
 __device__ inline unsigned choice_key(float p, bool counted) {
     return !counted ? PADDING : p == p ? __float_as_uint(p) + LOWEST : NOT_A_NUMBER;
 }
@@ -48,7 +49,7 @@ __global__ void __launch_bounds__(32 * 8) choice_histogram(
         if (bins[bin][lane]) atomicAdd(&histogram[bin * n_experts + expert], bins[bin][lane]);
 }
 
-// A warp an expert, lanes from the largest digit down. The histogram is left zero for the next digit; the first (mask 0) computes c.
+// One warp per expert, lanes from the largest digit down. The histogram is left zero for the next digit; the first (mask 0) computes c.
 // wanted [E]: how many tokens to take among those that agree so far.   Grid: ceil(E / WARPS).
 __global__ void __launch_bounds__(32 * 8) choice_digit(
     int* histogram, unsigned* prefix, int* wanted, int* counts, int n_experts, int k, unsigned mask, int shift

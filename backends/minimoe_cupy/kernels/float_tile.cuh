@@ -1,9 +1,9 @@
-// A tile of a float32 product, on the ordinary multipliers: BM x BN by TX x TY threads, each TM rows by 4 + 4 columns (from the tile's two halves).
+// A tile of a float32 product, on the ordinary multipliers: BM x BN by TX x TY threads, each with TM rows by 4 + 4 columns (from the tile's two halves).
 //
-// Both operands stand in shared memory with the summed index outside, [STEP][SPAN + 4]: threads read 4 neighbours of the span at once. In
-// global memory the summed index is the inner one (Inner, turned on its way) or the outer one (Outer). A step's elements wait in registers
-// while the one before is multiplied, and there are two buffers, so that a step takes one barrier.
-// What lies outside of an operand is zero there. VECTOR: rows begin at multiples of 16 bytes.
+// Both operands are MN-major in shared memory, [STEP][SPAN + 4], where SPAN are the result's rows or columns: threads read 4 neighbours of the
+// span at once. In global memory an operand is K-major (the summed index is contiguous; transposed on its way) or MN-major (the span is
+// contiguous). A step's elements wait in registers while the previous step is multiplied; with two buffers a step takes one barrier.
+// Elements outside of an operand are zero there. VECTOR: rows begin at multiples of 16 bytes.
 #pragma once
 #include "common.cuh"
 
@@ -22,16 +22,16 @@ __device__ inline void fetch_quad(const float* from, float (&to)[QUAD], int coun
     for (int i = 0; i < QUAD; i++) to[i] = !VECTOR && i < count ? from[i] : 0.0f;
 }
 
-// [SPAN][k]. `at(i)` tells where the i-th row of the span begins, null: outside.
+// K-major: [SPAN][k]. `at(i)` returns the address of the i-th row of the span, or null outside.
 template <int SPAN, int THREADS, bool VECTOR>
-struct Inner {
+struct KMajor {
     static constexpr int ACROSS = STEP / QUAD, DOWN = THREADS / ACROSS, PASSES = SPAN / DOWN, WIDTH = SPAN + QUAD;
     const float* row[PASSES];
     int length;  // of the summed index
     float held[PASSES][QUAD];
 
     template <class At>
-    __device__ Inner(int length, At at) : length(length) {
+    __device__ KMajor(int length, At at) : length(length) {
 #pragma unroll
         for (int i = 0; i < PASSES; i++) row[i] = at(threadIdx.x / ACROSS + i * DOWN);
     }
@@ -51,9 +51,9 @@ struct Inner {
     }
 };
 
-// [k][SPAN]. Rows are `stride` apart, or (GATHER) those that `order` names: order[k] / slots. `width` elements of a row are inside.
+// MN-major: [k][SPAN]. Rows are `stride` apart, or (GATHER) those that `order` names: order[k] / slots. `width` elements of a row are inside.
 template <int SPAN, int THREADS, bool VECTOR, bool GATHER = false>
-struct Outer {
+struct MNMajor {
     static constexpr int ACROSS = SPAN / QUAD, DOWN = THREADS / ACROSS, WIDTH = SPAN + QUAD;
     static_assert(DOWN == STEP, "one pass a step");
     const float* from;  // this thread's: the first of its quad, and of its row unless rows are gathered
@@ -63,7 +63,7 @@ struct Outer {
     int slots;
     float held[QUAD];
 
-    __device__ Outer(const float* begin, int stride, int width, int length, const int* order = nullptr, int slots = 1)
+    __device__ MNMajor(const float* begin, int stride, int width, int length, const int* order = nullptr, int slots = 1)
         : stride(stride), length(length - int(threadIdx.x) / ACROSS), slots(slots) {
         const int down = threadIdx.x / ACROSS, column = threadIdx.x % ACROSS * QUAD;
         from = begin + column + (GATHER ? 0 : (long long)down * stride);

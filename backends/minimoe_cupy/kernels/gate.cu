@@ -1,15 +1,15 @@
-// gate: from a router's logits z to each token's experts and weights.                Defined in minimoe/reference/gating.py.
-//   logits [N,E] -> weights [N,K], ids [N,K], scores [N,E], and for each block the counts and the sums of the probabilities [blocks,E]
-//   SOFTMAX_TOPK   p = softmax(z), the k largest p, over their sum if `norm`
+// gate: from a router's logits z to each token's experts and weights.
+//   logits [N,E] -> weights [N,K], ids [N,K], scores [N,E], and per block the counts and the sums of the probabilities [blocks,E]
+//   SOFTMAX_TOPK   p = softmax(z); the k largest p, divided by their sum if `norm`
 //   TOPK_SOFTMAX   softmax over the k largest z
-//   SIGMOID_BIAS   s = sigmoid(z), the k largest s + bias within the best groups; s, over its sum if `norm`, times `scale`
-//   ALL            p and its sums alone: expert choice goes on from there (expert_choice.cu)
-// One warp a token, the row in registers: PER_LANE logits a lane, V = 4 of them (16 bytes) an access where E > 64 is a multiple of 4; the
-// next token's row is under way meanwhile. The k largest are found one after the other, each by a maximum over the lane's own and two over
-// the warp. The grid has a fixed cap, its warps stride over the tokens, so that what is left to add is a row a block (partials.cu).
-// A row with NaN has NaN weights and ids in range. Tokens that are not valid get experts too, and count nowhere.
+//   SIGMOID_BIAS   s = sigmoid(z); the k largest s + bias within the best groups; s, divided by its sum if `norm`, times `scale`
+//   ALL            only p and its sums: expert choice continues from there (expert_choice.cu)
+// One warp per token, with the row in registers: PER_LANE logits per lane, V = 4 of them (16 bytes) per access where E > 64 is a multiple of 4;
+// the next token's row is loaded meanwhile. The k largest are found one after the other (select.cuh). The grid has a fixed cap and its warps
+// stride over the tokens; each block sums its counts and probabilities in a fixed order, and partials.cu adds the blocks.
+// A row with NaN has NaN weights and ids in range. Tokens that are not valid get experts too, but are not counted.
 // Bytes: 4 N E read, 4 N (E + 2 K) written, 8 blocks E.   Block 32 * WARPS, grid at most ceil(N / WARPS).
-// Shared: 8 E, and with groups WARPS * 4 (E + n_groups).
+// Shared: 8 E, and with groups WARPS * 4 (E + n_groups).   Reference: minimoe/reference/gating.py.   Unproven: no card has run it.
 #include "gate.cuh"
 
 extern __shared__ unsigned char dynamic_shared[];
@@ -21,7 +21,7 @@ template <int PER_LANE>
 __device__ inline void softmax_row(float (&z)[PER_LANE]) {
     float top = -infinity(), sum = 0.0f;
 #pragma unroll
-    for (int j = 0; j < PER_LANE; j++) top = fmaxf(top, z[j]);  // passes over a NaN, which the sum then brings back
+    for (int j = 0; j < PER_LANE; j++) top = fmaxf(top, z[j]);  // ignores a NaN, which the sum then restores
     top = warp_max(top);
 #pragma unroll
     for (int j = 0; j < PER_LANE; j++) {
@@ -33,8 +33,8 @@ __device__ inline void softmax_row(float (&z)[PER_LANE]) {
     for (int j = 0; j < PER_LANE; j++) z[j] *= share;
 }
 
-// The key of the sum of the two largest of a group's keys, by `parts` lanes, of which this is number `part`. Where the lanes of several
-// groups begin differs, so that they read different banks of shared memory.
+// The key of the sum of the two largest of a group's keys, found by `parts` lanes, of which this is number `part`. Lanes of different groups
+// start at different offsets, so that they read different banks of shared memory.
 __device__ inline int group_key(const int* keys, int size, int group, int part, int parts) {
     int first = TAKEN, second = TAKEN;
     const int rounds = (size + parts - 1) / parts;
@@ -52,12 +52,12 @@ __device__ inline int group_key(const int* keys, int size, int group, int part, 
     return key_of(size > 1 ? value_of(first) + value_of(second) : value_of(first));
 }
 
-// Outside the best groups keys become that of -infinity. `shared` [E + n_groups] is the warp's own.
+// Keys outside the best groups become that of -infinity. `shared` [E + n_groups] belongs to the warp.
 template <int V, int PER_LANE>
 __device__ inline void drop_groups(int (&keys)[PER_LANE], int n_experts, int n_groups, int top_groups, int* shared, int lane) {
     int* group_keys = shared + n_experts;
     const int size = n_experts / n_groups;
-    __syncwarp();  // the token before is done with them
+    __syncwarp();  // the previous token no longer needs them
 #pragma unroll
     for (int j = 0; j < PER_LANE; j++)
         if (lane * V + column_of<V>(j) < n_experts) shared[lane * V + column_of<V>(j)] = keys[j];
@@ -103,7 +103,7 @@ __device__ inline void choose(
             }
         }
         if (first == 0) highest = value_of(__shfl_sync(ALL_LANES, key, 0));
-        if (lane >= slots) continue;  // in the last round alone, with no warp operation after it in here
+        if (lane >= slots) continue;  // only in the last round, and no warp operation follows in this loop
         value = KIND == SIGMOID_BIAS ? sigmoid(z[expert]) : KIND == TOPK_SOFTMAX ? expf(value_of(key) - highest) : value_of(key);
         sum += value;
         ids[first + lane] = expert;

@@ -1,16 +1,17 @@
-// gate_backward: from the gradients of a gate's weights and of its sums of probabilities to that of its logits.
+// gate_backward: from the gradients of a gate's weights and of its sums of probabilities to the gradient of its logits.
 //   dweights [N,W] or null, dprob_sum [E] or null, weights, ids [N,W], scores [N,E], valid [N] or null -> dlogits [N,E]
 // With d = dprob_sum (0 for a token that is not valid) and a = what the slots pass back, each at its expert:
 //   SOFTMAX_TOPK   dz = p (a + d - sum((a + d) p)),   a = dw, or (dw - <dw, w>) / sum(chosen p) if `norm`
 //   TOPK_SOFTMAX   dz = a + p (d - sum(d p)),         a = w (dw - <dw, w>)
 //   SIGMOID_BIAS   dz = (a + (d - sum(d s) / S) / S) s (1 - s), S = sum(s), a = c dw, or (c dw - <dw, w>) / sum(chosen s), c: `scale`
 //   ALL            dz as SOFTMAX_TOPK,                a = dw where the expert has chosen the token; W = E
-// One warp a token, its scores in registers as select.cuh lays them out: one reading, one writing. Slots come 32 at a time, a lane each,
-// and go to their expert's lane by a broadcast each, in order: no atomics. ids outside of 0 .. E-1 pass nothing back.
-// Bytes: 4 N (2 E + 3 W), for ALL 16 N E.   Block 32 * WARPS, grid at most ceil(N / WARPS).   Defined in minimoe/reference/gating.py.
+// One warp per token, its scores in registers as select.cuh lays them out, read once; dz is written once. Slots come 32 at a time, one per
+// lane, and are broadcast to their expert's lane in order, without atomics. ids outside of 0 .. E-1 pass nothing back.
+// Bytes: 4 N (2 E + 3 W), for ALL 16 N E.   Block 32 * WARPS, grid at most ceil(N / WARPS).
+// Reference: minimoe/reference/gating.py.   Unproven: no card has run it.
 #include "gate.cuh"
 
-// a for the rules with slots, added to `to`.
+// Adds a, for the rules with slots, to `to`.
 template <int V, int PER_LANE>
 __device__ inline void add_slots(
     float (&to)[PER_LANE], const float* dweights, const float* weights, const int* ids, const float* scores, int kind, int n_experts,

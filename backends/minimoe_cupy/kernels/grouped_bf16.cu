@@ -1,14 +1,15 @@
-// Grouped products in bfloat16 with float32 sums, on the tensor cores: rows stand expert by expert, `offsets` [E+1] bound them.
+// Grouped products in bfloat16 with float32 sums, on the tensor cores: rows are sorted by expert, and `offsets` [E+1] bound each expert's rows.
 //
-// grouped_rows_bf16: y[r] = W_e a[r], W_e^T a[r], with bias and activation where it has one (PRODUCT: grouped_finish.cuh).
-//   a [R,K], or rows order[r] / slots of it where `order` is given; weight [E,N,K], transposed [E,K,N]; `rows` R: unused rows come out as
-//   zeros, 0: they are not written. ACTIVATE of swiglu takes gate and up columns of the same outputs into each warp's tile.
+// grouped_rows_bf16: y[r] = W_e a[r] or W_e^T a[r], with bias and activation as PRODUCT says (grouped_finish.cuh).
+//   a [R,K], or rows order[r] / slots of it where `order` is given; weight [E,N,K], transposed [E,K,N]; `rows` R: unused rows become zeros,
+//   0: they are not written. ACTIVATE of swiglu loads gate and up columns of the same outputs into each warp's tile.
 //   Grid: row tiles * column tiles (tiles.cuh).   FLOPs: 2 R N K.   Bytes: R (K + N) 2, and the weights of experts that have rows.
 // grouped_dw_bf16: dw[e] = left_e^T right_e, or added to it.   left [R,M], right [R,N] (or rows order[r] / slots of it) -> dw [E,M,N]
-//   Grid: E * row tiles * column tiles. Rows of the neighbours are zeros in shared memory; an expert without rows gives zeros.
-// Tiles: BM x BN = 128 x 256 by 8 warps of 64 x 64, one block a processor: what a warp loads from shared memory (64 + 64) and the block from
-// the second cache (128 + 256 a step) are few enough for mma.sync's rate; 64 x 64 by 4 warps of 32 x 32 where there are few large tiles.
-// K is summed in order: equal inputs give equal bits.   Defined in minimoe/reference/expert.py.   Unproven: no card has run it.
+//   Grid: E * row tiles * column tiles. An expert without rows gives zeros; rows of its neighbours are zeros in shared memory.
+// Tiles: BM x BN = 128 x 256 by 8 warps of 64 x 64, one block per processor: what a warp loads from shared memory (64 + 64) and the block from
+// L2 (128 + 256 per step) is little enough for mma.sync's rate; 64 x 64 by 4 warps of 32 x 32 where there are few large tiles.
+// K is summed in order: equal inputs give equal bits.
+// Reference: minimoe/reference/expert.py.   Unproven: no card has run it.
 #include "grouped_chunks.cuh"
 #include "mma_tile.cuh"
 #include "tiles.cuh"
@@ -22,8 +23,8 @@ constexpr int THREADS = BM / SIDE_OF<BM> * (BN / SIDE_OF<BM>)*WARP;
 template <int BM, int BN>
 constexpr int SHARED = 2 * STAGES * STEP * (BM + BN);  // bytes of shared memory
 
-// Hand the sums of a warp, 16 rows after 16, to `take(row in the warp's tile, chunk of 8 columns, the row's SIDE sums)`, a chunk a lane; it
-// asks for the first `chunks` of each row.
+// Hand the sums of a warp, 16 rows after 16, to `take(row in the warp's tile, chunk of 8 columns, the row's SIDE sums)`, one chunk per
+// lane, for the first `chunks` of each row.
 template <int SIDE, class Take>
 __device__ inline void hand_over(const Warp<SIDE, SIDE>& warp, bf16* shared, int chunks, Take take) {
     constexpr int WIDTH = SIDE + PAD;
@@ -47,44 +48,44 @@ __device__ inline void hand_over(const Warp<SIDE, SIDE>& warp, bf16* shared, int
 
 template <int BM, int BN, bool VECTOR, int PRODUCT>
 __global__ void __launch_bounds__(THREADS<BM, BN>) grouped_rows_bf16(
-    const bf16* a, const int* order, int slots, const bf16* weight, const bf16* bias, const int* offsets, const bf16* before, bf16* y,
-    bf16* hidden, int rows, int n_experts, int inner, int outer, int row_tiles, int column_tiles, int kind, float limit
+    const bf16* a, const int* order, int slots, const bf16* weight, const bf16* bias, const int* offsets, const bf16* pre_activation, bf16* y,
+    bf16* hidden, int rows, int n_experts, int depth, int width, int row_tiles, int column_tiles, int kind, float limit
 ) {
     extern __shared__ unsigned char dynamic_shared[];
     constexpr int SIDE = SIDE_OF<BM>, ACROSS = BN / SIDE;
-    const Place place = place_of(blockIdx.x, row_tiles, column_tiles);
-    const Tile tile = find_tile<BM>(offsets, n_experts, rows, place.row);
+    const TileIndex index = tile_index(blockIdx.x, row_tiles, column_tiles);
+    const Tile tile = find_tile<BM>(offsets, n_experts, rows, index.row);
     if (tile.expert < 0) return;
     const bool unused = tile.expert == n_experts, gated = PRODUCT == ACTIVATE && kind == SWIGLU;
-    const int halves = gated ? 2 : 1, begin = place.column * (BN / halves), length = unused ? 0 : inner;
+    const int halves = gated ? 2 : 1, begin = index.column * (BN / halves), length = unused ? 0 : depth;
     const long long expert = unused ? 0 : tile.expert;
     bf16* shared = reinterpret_cast<bf16*>(dynamic_shared);
     const int m = threadIdx.x / WARP / ACROSS * SIDE, n = threadIdx.x / WARP % ACROSS * SIDE;
 
-    Inner<BM, THREADS<BM, BN>, VECTOR> left(a, length, [&](int i) -> const bf16* {
+    KMajor<BM, THREADS<BM, BN>, VECTOR> left(a, length, [&](int i) -> const bf16* {
         const int row = tile.first + i;
         if (row >= tile.last || unused) return nullptr;
-        return a + (long long)(order ? order[row] / slots : row) * inner;
+        return a + (long long)(order ? order[row] / slots : row) * depth;
     });
-    const bf16* matrix = weight + expert * inner * outer * halves;
+    const bf16* matrix = weight + expert * depth * width * halves;
     Warp<SIDE, SIDE> warp;
     if constexpr (PRODUCT == FORWARD || PRODUCT == ACTIVATE) {
-        Inner<BN, THREADS<BM, BN>, VECTOR> right(weight, length, [&](int j) -> const bf16* {
+        KMajor<BN, THREADS<BM, BN>, VECTOR> right(weight, length, [&](int j) -> const bf16* {
             // gated: half of a warp's columns are gates, the other half the same columns of up
             const int side = SIDE / halves, within = j % SIDE, half = within / side;
             const int column = begin + j / SIDE * side + within % side;
-            return column < outer ? matrix + ((long long)half * outer + column) * inner : nullptr;
+            return column < width ? matrix + ((long long)half * width + column) * depth : nullptr;
         });
         warp.product(left, right, length, shared, m, n);
     } else {
-        Outer<BN, THREADS<BM, BN>, VECTOR> right(matrix + begin, outer, outer - begin, length);
+        MNMajor<BN, THREADS<BM, BN>, VECTOR> right(matrix + begin, width, width - begin, length);
         warp.product(left, right, length, shared, m, n);
     }
 
-    const Finish<bf16> finish = {bias && !unused ? bias + expert * outer * halves : nullptr, before, y, hidden, outer, kind, limit};
+    const Finish<bf16> finish = {bias && !unused ? bias + expert * width * halves : nullptr, pre_activation, y, hidden, width, kind, limit};
     hand_over<SIDE>(warp, shared, SIDE / CHUNK / halves, [&](int down, int chunk, const float* sums) {
         const int row = tile.first + m + down, column = begin + n / halves + chunk * CHUNK;
-        if (row < tile.last && column < outer) finish_chunk<VECTOR, PRODUCT>(finish, row, column, sums, chunk, chunk + SIDE / CHUNK / 2);
+        if (row < tile.last && column < width) finish_chunk<VECTOR, PRODUCT>(finish, row, column, sums, chunk, chunk + SIDE / CHUNK / 2);
     });
 }
 
@@ -96,17 +97,17 @@ __global__ void __launch_bounds__(THREADS<BM, BN>) grouped_dw_bf16(
     extern __shared__ unsigned char dynamic_shared[];
     constexpr int SIDE = SIDE_OF<BM>, ACROSS = BN / SIDE;
     const int tiles = row_tiles * column_tiles, expert = blockIdx.x / tiles;
-    const Place place = place_of(blockIdx.x % tiles, row_tiles, column_tiles);
+    const TileIndex index = tile_index(blockIdx.x % tiles, row_tiles, column_tiles);
     const int first = offsets[expert], length = offsets[expert + 1] - first;
-    const int top = place.row * BM, begin = place.column * BN;
+    const int top = index.row * BM, begin = index.column * BN;
     const int m = threadIdx.x / WARP / ACROSS * SIDE, n = threadIdx.x / WARP % ACROSS * SIDE;
     bf16* shared = reinterpret_cast<bf16*>(dynamic_shared);
     if (accumulate && !length) return;
 
     Warp<SIDE, SIDE> warp;
-    Outer<BM, THREADS<BM, BN>, VECTOR> rows(left + (long long)first * height + top, height, height - top, length);
+    MNMajor<BM, THREADS<BM, BN>, VECTOR> rows(left + (long long)first * height + top, height, height - top, length);
     const bf16* from = right + (GATHER ? 0 : (long long)first * width) + begin;
-    Outer<BN, THREADS<BM, BN>, VECTOR, GATHER> columns(from, width, width - begin, length, GATHER ? order + first : nullptr, slots);
+    MNMajor<BN, THREADS<BM, BN>, VECTOR, GATHER> columns(from, width, width - begin, length, GATHER ? order + first : nullptr, slots);
     warp.product(rows, columns, length, shared, m, n);
     hand_over<SIDE>(warp, shared, SIDE / CHUNK, [&](int down, int chunk, const float* sums) {
         const int row = top + m + down, column = begin + n + chunk * CHUNK;

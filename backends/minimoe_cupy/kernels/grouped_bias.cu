@@ -1,6 +1,7 @@
-// grouped_bias: y[r] = bias[e] for the expert e whose rows hold r, zero for unused rows.                     bias [E,O], offsets [E+1] -> [R,O]
-// One warp a row, V elements (16 bytes where O allows) a lane an access; the expert is looked for by halving.
-// Bytes: R * O * sizeof(T).   Grid: ceil(R / WARPS), block 32 * WARPS.   Defined in minimoe/reference/expert.py.
+// grouped_bias: y[r] = bias[e] for the expert e that owns row r, zero for unused rows.                    bias [E,O], offsets [E+1] -> [R,O]
+// One warp per row; each lane stores V elements (16 bytes where O allows). The expert is found by bisection. Its gradient is summed below.
+// Bytes: R * O * sizeof(T).   Grid: ceil(R / WARPS), block 32 * WARPS.
+// Reference: minimoe/reference/expert.py.   Unproven: no card has run it.
 #include "common.cuh"
 
 constexpr int WARPS = 8, SUM_WARPS = 16;
@@ -23,7 +24,7 @@ __global__ void grouped_bias(const T* bias, const int* offsets, T* y, int rows, 
 }
 
 // grouped_bias_backward: db[e] = sum of dy[r] over the rows r of e, or added to it.                            dy [R,O], offsets [E+1] -> [E,O]
-// A block takes 32 V columns of one expert; its warps take every SUM_WARPS-th row, and their sums are added in the order of the warps.
+// A block takes 32 V columns of one expert; its warps take every SUM_WARPS-th row, and and their sums are added in the order of the warps.
 // Bytes: R * O * sizeof(T).   Grid: (ceil(O / 32 V), E), block 32 * SUM_WARPS.
 template <class T, int V>
 __global__ void grouped_bias_backward(const T* dy, const int* offsets, T* db, int width, bool accumulate) {

@@ -1,4 +1,4 @@
-// Sums that stand by rows in shared memory, finished and stored as bfloat16, a chunk of 8 columns (16 bytes) at a time.
+// Sums that are in shared memory row by row, finished and stored as bfloat16, a chunk of 8 columns (16 bytes) at a time.
 #pragma once
 #include "grouped_finish.cuh"
 
@@ -10,7 +10,7 @@ __device__ inline void read_chunk(const float* sums, int chunk, float (&to)[CHUN
     to[4] = high.x, to[5] = high.y, to[6] = high.z, to[7] = high.w;
 }
 
-// What PRODUCT does with a chunk of a row's sums; swiglu's other half of it is chunk `up`.
+// Applies PRODUCT to a chunk of a row's sums; the other half for swiglu is chunk `up`.
 template <bool VECTOR, int PRODUCT>
 __device__ inline void finish_chunk(const Finish<bf16>& finish, int row, int column, const float* sums, int chunk, int up) {
     float values[CHUNK], others[CHUNK];
@@ -25,7 +25,7 @@ __device__ inline void finish_chunk(const Finish<bf16>& finish, int row, int col
     }
 }
 
-// A chunk of sums as it is, or added to what stands there; `count` elements of the row are left.
+// Stores a chunk of sums, or adds it to memory; `count` elements of the row are left.
 template <bool VECTOR>
 __device__ inline void store_chunk(bf16* to, const float* sums, int chunk, int count, bool accumulate) {
     float values[CHUNK];

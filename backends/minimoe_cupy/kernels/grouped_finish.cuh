@@ -1,10 +1,10 @@
-// What a product of rows with their expert's weights does with its sums before they leave the processor: the bias, the activation, or the
-// activation's gradient. W neighbours of a row at a time; VECTOR: they are one access, and all of them within the row.
+// What a product of rows with their expert's weights does with its sums before it stores them: adds the bias, applies the activation, or
+// multiplies by the activation's gradient. W neighbours of a row at a time; VECTOR: they are one access, all within the row.
 //
 // FORWARD     y = v + bias                                 v = W_e a,   y [R,N], bias [N] of the expert, or none
 // TRANSPOSED  y = v                                        v = W_e^T a
 // ACTIVATE    y = v + bias, hidden = activation(y)         y [R,2H or H], hidden [R,H]
-// BACKWARD    y = v * activation'(before)                  v = W_e^T a [R,H], before and y [R,2H or H]
+// BACKWARD    y = v * activation'(pre_activation)          v = W_e^T a [R,H], pre_activation and y [R,2H or H]
 #pragma once
 #include "activation.cuh"
 #include "common.cuh"
@@ -19,10 +19,10 @@ constexpr int FORWARD = 0, TRANSPOSED = 1, ACTIVATE = 2, BACKWARD = 3;
 template <class T>
 struct Finish {
     const T* bias;  // of the expert, or null
-    const T* before;
+    const T* pre_activation;
     T* y;
     T* hidden;
-    int outer;  // N, or H where there is an activation
+    int width;  // N, or H where there is an activation
     int kind;
     float limit;
 };
@@ -58,49 +58,49 @@ __device__ inline void add_some(const T* from, float (&to)[W], int count) {
 
 template <bool VECTOR, int W, class T>
 __device__ inline void finish_plain(const Finish<T>& f, int row, int column, float (&v)[W]) {
-    const int count = f.outer - column;
+    const int count = f.width - column;
     if (f.bias) add_some<VECTOR>(f.bias + column, v, count);
-    store_some<VECTOR>(f.y + (long long)row * f.outer + column, v, count);
+    store_some<VECTOR>(f.y + (long long)row * f.width + column, v, count);
 }
 
-// v: of swiglu the gates, `up` the other half. The activation is that of y as it is kept, so that backward differentiates what was computed.
+// v: for swiglu the gates, with the other half in `up`. The activation is applied to y as rounded, so that backward differentiates the same.
 template <bool VECTOR, int W, class T>
 __device__ inline void finish_activate(const Finish<T>& f, int row, int column, float (&v)[W], float (&up)[W]) {
-    const int count = f.outer - column;
+    const int count = f.width - column;
     const bool gated = f.kind == SWIGLU;
-    T* y = f.y + (long long)row * (gated ? 2 * f.outer : f.outer) + column;
+    T* y = f.y + (long long)row * (gated ? 2 * f.width : f.width) + column;
     float result[W];
     if (f.bias) add_some<VECTOR>(f.bias + column, v, count);
     store_some<VECTOR>(y, v, count);
     if (gated) {
-        if (f.bias) add_some<VECTOR>(f.bias + f.outer + column, up, count);
-        store_some<VECTOR>(y + f.outer, up, count);
+        if (f.bias) add_some<VECTOR>(f.bias + f.width + column, up, count);
+        store_some<VECTOR>(y + f.width, up, count);
 #pragma unroll
         for (int i = 0; i < W; i++) result[i] = swiglu(kept<T>(v[i]), kept<T>(up[i]), f.limit);
     } else {
 #pragma unroll
         for (int i = 0; i < W; i++) result[i] = pointwise(f.kind, kept<T>(v[i]));
     }
-    store_some<VECTOR>(f.hidden + (long long)row * f.outer + column, result, count);
+    store_some<VECTOR>(f.hidden + (long long)row * f.width + column, result, count);
 }
 
 template <bool VECTOR, int W, class T>
 __device__ inline void finish_backward(const Finish<T>& f, int row, int column, float (&v)[W]) {
-    const int count = f.outer - column;
+    const int count = f.width - column;
     const bool gated = f.kind == SWIGLU;
-    const long long at = (long long)row * (gated ? 2 * f.outer : f.outer) + column;
+    const long long at = (long long)row * (gated ? 2 * f.width : f.width) + column;
     float x[W];
-    load_some<VECTOR>(f.before + at, x, count);
+    load_some<VECTOR>(f.pre_activation + at, x, count);
     if (gated) {
         float up[W];
-        load_some<VECTOR>(f.before + at + f.outer, up, count);
+        load_some<VECTOR>(f.pre_activation + at + f.width, up, count);
 #pragma unroll
         for (int i = 0; i < W; i++) {
             float dgate, dup;
             swiglu_backward(v[i], x[i], up[i], f.limit, dgate, dup);
             v[i] = dgate, up[i] = dup;
         }
-        store_some<VECTOR>(f.y + at + f.outer, up, count);
+        store_some<VECTOR>(f.y + at + f.width, up, count);
     } else {
 #pragma unroll
         for (int i = 0; i < W; i++) v[i] *= pointwise_slope(f.kind, x[i]);

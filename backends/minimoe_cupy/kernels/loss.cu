@@ -1,14 +1,17 @@
-// Cross-entropy fused with log-softmax, in nats; rows of up to hundreds of thousands of columns.                      [N,V], targets [N]
-// A row is the work of blockDim.x threads, a warp (and then blockDim.y rows to a block) or more: a block. Accesses are of 16 bytes even in rows
-// of odd width: the first and last few of a row, up to where it is aligned, are taken one by one. Maximum and sum come in one reading, online
-// (Milakov & Gimelshein 2018), exp is __expf: its error, about 2 ulp + |x| 2^-24, is largest where exp is nothing beside the row's maximum.
-// Grid: ceil(N / blockDim.y).   Defined in minimoe/reference/loss.py.
+// Cross-entropy fused with log-softmax, in nats, and with the head's product:
+//   cross_entropy           losses, logsumexp [N] <- logits [N,V], targets [N]       cross_entropy_backward   dlogits [N,V] <- dloss, logits, ..
+//   head_loss               losses [N], and softmax - onehot in place of the logits    total_loss, scaled       the sum and count; x * dloss
+// blockDim.x threads per row: one warp, with blockDim.y rows per block, or a whole block; rows may have hundreds of thousands of columns.
+// Accesses are of 16 bytes even in rows of odd width: the first and last few elements, up to where the row is aligned, are loaded one by one.
+// Maximum and sum are computed in one pass, online (Milakov & Gimelshein 2018), each thread in the order of its columns, then as a tree. exp is
+// __expf: its error, about 2 ulp + |x| 2^-24, is largest where exp is negligible beside the row's maximum.
+// Grid: ceil(N / blockDim.y).   Bytes: with each kernel.   Reference: minimoe/reference/loss.py.   Unproven: no card has run it.
 #include "common.cuh"
 
-constexpr int MOST = 1024;  // threads to a block
+constexpr int MOST = 1024;  // threads of a block, at most
 constexpr int MOST_WARPS = MOST / WARP;
 
-// exp(z) summed over what was seen, as sum * exp(top). Nothing seen: -inf, 0.
+// The sum of exp(z) so far, as sum * exp(top); -inf and 0 before the first.
 struct Online {
     float top, sum;
 };
@@ -24,7 +27,7 @@ template <int V>
 __device__ inline void see(Online& seen, const float (&z)[V]) {
     float top = seen.top;
 #pragma unroll
-    for (int i = 0; i < V; i++) top = fmaxf(top, z[i]);  // passes over a NaN, which the sum then brings back
+    for (int i = 0; i < V; i++) top = fmaxf(top, z[i]);  // ignores a NaN, which the sum then restores
     const float shift = top == -infinity() ? 0.0f : top;
     float sum = seen.sum * shrink(seen.top, top);
 #pragma unroll
@@ -39,7 +42,7 @@ __device__ inline Online warp_merge(Online seen) {
     return seen;
 }
 
-// What the threads of a row have seen, together; all of them get it.
+// Joins the sums of a row's threads; all of them get the result.
 __device__ inline Online row_merge(Online seen, Online* shared) {
     seen = warp_merge(seen);
     if (blockDim.x == WARP) return seen;
@@ -49,12 +52,12 @@ __device__ inline Online row_merge(Online seen, Online* shared) {
     return warp_merge(lane < blockDim.x / WARP ? shared[lane] : Online{-infinity(), 0.0f});
 }
 
-// log(sum(exp(z))) of a row; NaN where it has a NaN or an infinity, or is -inf alone, as the literature's.
+// log(sum(exp(z))) of a row; NaN if it has a NaN or an infinity, or is all -inf, as in the literature.
 __device__ inline float logsumexp_of(Online seen) { return seen.top == -infinity() ? nan() : seen.top + logf(seen.sum); }
 
 // Where the aligned middle of a row begins, and how many accesses it is.
 struct Middle {
-    int head, accesses, tail;  // tail: where what is behind it begins
+    int head, accesses, tail;  // tail: the first element after it
 };
 
 template <int V>
@@ -92,7 +95,7 @@ __device__ inline void differentiate(const T* row, T* gradient, int column, floa
     store(gradient + column, z);
 }
 
-// From the row's end to its begin: what was read last lies in a cache still. `gradient` may be `row`.
+// Goes from the row's end to its start: what was read last is still in a cache. `gradient` may be `row`.
 template <int V, class T>
 __device__ inline void differentiate_row(const T* row, T* gradient, Middle middle, int width, float lse, int target, float factor) {
     if constexpr (V > 1) {
@@ -148,8 +151,8 @@ __global__ void __launch_bounds__(MOST) cross_entropy_backward(
     else differentiate_row<V>(logits + n * width, dlogits + n * width, middle, width, logsumexp[n], target, *dloss);
 }
 
-// head_loss: losses as above, and softmax(z) - onehot (0 where ignored) in the place of z, for the products of the head's backward.
-// The second reading of a row follows the first at once: rows of all blocks together fit the second cache up to about V = 100,000 in bf16.
+// head_loss: losses as above, and softmax(z) - onehot (0 where ignored) in place of z, for the products of the head's backward.
+// A row is read the second time right after the first: the rows of all blocks together fit L2 up to about V = 100,000 in bf16.
 // Bytes: 2 N V sizeof(T) where they fit, else 3.
 template <class T, int V>
 __global__ void __launch_bounds__(MOST) head_loss(T* inout_logits, const int* targets, float* losses, int ignore, int n_rows, int width) {
@@ -167,12 +170,12 @@ __global__ void __launch_bounds__(MOST) head_loss(T* inout_logits, const int* ta
     const float lse = logsumexp_of(row_merge(online_of<V>(row, middle, width), shared));
     const float chosen = target >= 0 && target < width ? to_float(row[target]) : nan();
     __syncwarp();
-    if (blockDim.x > WARP) __syncthreads();  // all have read z[target] before it is written over
+    if (blockDim.x > WARP) __syncthreads();  // all have read z[target] before it is overwritten
     if (threadIdx.x == 0) losses[n] = lse - chosen;
     differentiate_row<V>(row, row, middle, width, lse, target, 1.0f);
 }
 
-// total_loss: the sum of N losses and the number of targets that are not `ignore`, by one block: every thread its stride in order, then a tree.
+// total_loss: the sum of N losses and the number of targets that are not `ignore`, by one block: each thread sums its stride in order, then a tree.
 // Bytes: 8 N.   Grid: 1.
 __global__ void __launch_bounds__(MOST) total_loss(const float* losses, const int* targets, float* total, float* count, int ignore, int n_rows) {
     __shared__ float sums[MOST_WARPS];
@@ -186,7 +189,7 @@ __global__ void __launch_bounds__(MOST) total_loss(const float* losses, const in
         valid += targets[n] != ignore;
     }
     sum = warp_sum(sum);
-    const float some = warp_sum(float(valid));  // whole numbers: exact up to 2^24
+    const float some = warp_sum(float(valid));  // integers: exact up to 2^24
     if (lane == 0) {
         sums[warp] = sum;
         counts[warp] = some;

@@ -1,9 +1,9 @@
 // A tile of a bfloat16 product on the tensor cores (mma.sync m16n8k16), its operands copied in the background (cp.async) STAGES - 1 steps ahead.
 //
-// An operand is SPAN (of the result's rows, or columns) by the summed index, STEP of which are a stage. In global memory either the summed
-// index is the inner one (Inner: a stage is [SPAN][STEP]) or the span is (Outer: [STEP][SPAN], loaded transposed). Rows in shared memory are
-// not padded: their 16-byte chunks are permuted so that eight rows' chunks of one column lie in different banks.
-// What lies outside of an operand is zero there. VECTOR: rows begin at multiples of 16 bytes; otherwise elements are loaded one by one, and
+// An operand is SPAN (of the result's rows, or columns) by the summed index K, STEP of which are a stage. It is K-major (K is contiguous in
+// memory: a stage is [SPAN][STEP]) or MN-major (the span is contiguous: [STEP][SPAN], loaded transposed). Rows in shared memory are not
+// padded: their 16-byte chunks are permuted so that eight rows' chunks of one column are in different banks.
+// Elements outside of an operand are zero there. VECTOR: rows begin at multiples of 16 bytes; otherwise elements are loaded one by one, and
 // stored where the copy would have put them.
 #pragma once
 #include "common.cuh"
@@ -26,59 +26,59 @@ __device__ inline void copy_chunk(bf16* shared, const bf16* from, int count) {
     }
 }
 
-// [SPAN][STEP]. `at(i)` tells where the i-th row of the span begins, null: outside.
+// K-major: [SPAN][STEP]. `at(i)` returns the address of the i-th row of the span, or null outside.
 template <int SPAN, int THREADS, bool VECTOR>
-struct Inner {
+struct KMajor {
     static constexpr int ACROSS = STEP / CHUNK, DOWN = THREADS / ACROSS, PASSES = SPAN / DOWN, SIZE = SPAN * STEP;
     const bf16* row[PASSES];
-    const bf16* somewhere;  // what a copy of nothing names
+    const bf16* somewhere;  // a valid address for copies of nothing
     int length;  // of the summed index
 
     template <class At>
-    __device__ Inner(const bf16* somewhere, int length, At at) : somewhere(somewhere), length(length) {
+    __device__ KMajor(const bf16* somewhere, int length, At at) : somewhere(somewhere), length(length) {
 #pragma unroll
         for (int i = 0; i < PASSES; i++) row[i] = at(threadIdx.x / ACROSS + i * DOWN);
     }
 
-    __device__ static int place(int row, int chunk) { return row * STEP + ((chunk ^ row / 2) & 3) * CHUNK; }
+    __device__ static int offset(int row, int chunk) { return row * STEP + ((chunk ^ row / 2) & 3) * CHUNK; }
 
     __device__ void copy(bf16* shared, int step) {
         const int chunk = threadIdx.x % ACROSS, k = step * STEP + chunk * CHUNK;
 #pragma unroll
         for (int i = 0; i < PASSES; i++) {
             const bool inside = row[i] && k < length;
-            copy_chunk<VECTOR>(shared + place(threadIdx.x / ACROSS + i * DOWN, chunk), inside ? row[i] + k : somewhere, inside ? length - k : 0);
+            copy_chunk<VECTOR>(shared + offset(threadIdx.x / ACROSS + i * DOWN, chunk), inside ? row[i] + k : somewhere, inside ? length - k : 0);
         }
     }
 
     // As mma's a: 16 of the span from m by 16 of the sum from k.
     __device__ static void left(unsigned (&a)[4], const bf16* shared, int m, int k, int lane) {
-        ldmatrix_x4(a, shared + place(m + lane % 16, k / CHUNK + lane / 16));
+        ldmatrix_x4(a, shared + offset(m + lane % 16, k / CHUNK + lane / 16));
     }
 
     // As mma's b, twice: 16 of the sum from k by 16 of the span from n.
     __device__ static void right(unsigned (&b)[4], const bf16* shared, int n, int k, int lane) {
-        ldmatrix_x4(b, shared + place(n + lane % 8 + lane / 16 * 8, k / CHUNK + lane / 8 % 2));
+        ldmatrix_x4(b, shared + offset(n + lane % 8 + lane / 16 * 8, k / CHUNK + lane / 8 % 2));
     }
 };
 
-// [STEP][SPAN]. Rows are `stride` apart, or those that `order` names: order[k] / slots. `width` elements of a row are inside.
+// MN-major: [STEP][SPAN]. Rows are `stride` apart, or those that `order` names: order[k] / slots. `width` elements of a row are inside.
 template <int SPAN, int THREADS, bool VECTOR, bool GATHER = false>
-struct Outer {
+struct MNMajor {
     static constexpr int ACROSS = SPAN / CHUNK, DOWN = THREADS / ACROSS, PASSES = STEP / DOWN, SIZE = SPAN * STEP;
     const bf16* from;  // of the span's first
     long long stride;
     int width, length;
     const int* order;
     int slots;
-    int next[GATHER ? PASSES : 1];  // the rows of the next step, asked for a step ahead
+    int next[GATHER ? PASSES : 1];  // the rows of the next step, read a step ahead
 
-    __device__ Outer(const bf16* from, long long stride, int width, int length, const int* order = nullptr, int slots = 1)
+    __device__ MNMajor(const bf16* from, long long stride, int width, int length, const int* order = nullptr, int slots = 1)
         : from(from), stride(stride), width(width), length(length), order(order), slots(slots) {
         look_up(0);
     }
 
-    __device__ static int place(int k, int chunk) { return k * SPAN + ((chunk & ~7) | ((chunk ^ k) & 7)) * CHUNK; }
+    __device__ static int offset(int k, int chunk) { return k * SPAN + ((chunk & ~7) | ((chunk ^ k) & 7)) * CHUNK; }
 
     __device__ void look_up(int step) {
         if constexpr (GATHER) {
@@ -97,17 +97,17 @@ struct Outer {
             const int down = threadIdx.x / ACROSS + i * DOWN, k = step * STEP + down, count = k < length ? width - chunk * CHUNK : 0;
             long long row = k;
             if constexpr (GATHER) row = next[i];
-            copy_chunk<VECTOR>(shared + place(down, chunk), count > 0 ? from + row * stride + chunk * CHUNK : from, count);
+            copy_chunk<VECTOR>(shared + offset(down, chunk), count > 0 ? from + row * stride + chunk * CHUNK : from, count);
         }
         look_up(step + 1);
     }
 
     __device__ static void left(unsigned (&a)[4], const bf16* shared, int m, int k, int lane) {
-        ldmatrix_x4_transposed(a, shared + place(k + lane % 8 + lane / 16 * 8, m / CHUNK + lane / 8 % 2));
+        ldmatrix_x4_transposed(a, shared + offset(k + lane % 8 + lane / 16 * 8, m / CHUNK + lane / 8 % 2));
     }
 
     __device__ static void right(unsigned (&b)[4], const bf16* shared, int n, int k, int lane) {
-        ldmatrix_x4_transposed(b, shared + place(k + lane % 16, n / CHUNK + lane / 16));
+        ldmatrix_x4_transposed(b, shared + offset(k + lane % 16, n / CHUNK + lane / 16));
     }
 };
 

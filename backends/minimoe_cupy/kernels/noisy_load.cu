@@ -1,9 +1,9 @@
-// noisy_load: how often each expert would be chosen if its noise alone were drawn again (Shazeer et al. 2017, appendix A).
+// noisy_load: how often each expert would be chosen if only its noise were drawn again (Shazeer et al. 2017, appendix A).
 //   clean z, noisy h, sigma [N,E], valid [N] or null -> ids [N,k+1] of the k+1 largest h, and each block's sums of the loads [blocks,E]
 //   load_i = sum_n Phi((z_ni - t_ni) / sigma_ni),   t_ni = the (k+1)-th value of h if i is among the k largest, else the k-th
-// One warp a token, h in registers; the largest are found one after the other as in gate.cu. The warps of a grid with a fixed cap stride
-// over the tokens; a row a block is left to add (partials.cu). Bytes: 12 N E read, 4 N (k + 1) written.
-// Block 32 * WARPS, grid at most ceil(N / WARPS), shared 4 E.   Defined in minimoe/reference/routing.py.
+// One warp per token, with h in registers; the largest are found one after the other (select.cuh). The warps of a grid with a fixed cap stride
+// over the tokens; each block sums in a fixed order, and partials.cu adds the blocks.   Bytes: 12 N E read, 4 N (k + 1) written.
+// Block 32 * WARPS, grid at most ceil(N / WARPS), shared 4 E.   Reference: minimoe/reference/routing.py.   Unproven: no card has run it.
 #include "gate.cuh"
 
 constexpr float SQRT_HALF = 0.70710678118654752f, ONE_OVER_SQRT_TWO_PI = 0.39894228040143268f;
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(32 * 8) noisy_load(
     }
 }
 
-// The value at a column of a row; NaN for what is no column.
+// The value at a column of a row; NaN if there is no such column.
 __device__ inline float value_at(const float* row, int column, int n) { return column >= 0 && column < n ? row[column] : nan(); }
 
 // noisy_load_backward: dload [E] -> dclean, dnoisy, dsigma [N,E].

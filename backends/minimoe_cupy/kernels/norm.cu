@@ -1,9 +1,12 @@
-// Norms over the last axis, alone and with the residual addition before them: x and delta are read once, total and y written once.
-// CENTRED: layer norm, else RMS norm (mean 0). Statistics in float; the variance is of differences from the mean, in a second pass over
-// registers. norm.cuh says how a row lies in them (HELD).   Defined in minimoe/reference/norm.py.   Unproven: no card has run it.
+// normalise: y = (t - mean) * rstd * weight + bias, t = x + delta      y, total [N,D], mean, rstd [N] <- x, delta [N,D], weight, bias [D]
+// normalise_backward, weight_sums: dx [N,D], dweight and dbias [D], from dy.   CENTRED: layer norm, otherwise RMS norm (mean 0).
+// blockDim.x threads per row, which keep it in registers (HELD, norm.cuh); x and delta are read once, total and y written once. Statistics are
+// float sums: each thread in the order of its columns, then a tree. The variance sums squares of differences from the mean, in a second pass
+// over the registers. Bytes, FLOPs and grids are given with each kernel.
+// Reference: minimoe/reference/norm.py.   Unproven: no card has run it.
 #include "norm.cuh"
 
-constexpr int MOST = 1024, MOST_BACKWARD = 512;  // threads to a block: backward gives each up to 128 registers
+constexpr int MOST = 1024, MOST_BACKWARD = 512;  // threads of a block, at most: backward gives each up to 128 registers
 constexpr int SUM_THREADS = 256;
 
 // normalise: y = (t - mean) * rstd * weight + bias, t = x + delta, which is kept as `total`          [N,D], [N], [N] <- [N,D], [N,D], [D], [D]
@@ -16,7 +19,7 @@ __global__ void __launch_bounds__(MOST) normalise(
 ) {
     __shared__ float shared[2][1][MOST_WARPS];
     const long long n = (long long)blockIdx.x * blockDim.y + threadIdx.y, first = n * d_model;
-    const int width = n < n_rows ? d_model : 0;  // threads without a row stay for their warp's sums
+    const int width = n < n_rows ? d_model : 0;  // threads without a row take part in their warp's sums
     Row<T, V, HELD> row(x + first, width);
     if (delta) row.add(delta + first, total + first, width);
 
@@ -69,7 +72,7 @@ __global__ void __launch_bounds__(MOST_BACKWARD, 1) normalise_backward(
     float sums[COUNT][SLOTS][V] = {};
     int turn = 0;
     const long long begin = (long long)blockIdx.x * piece, end = min((long long)n_rows, begin + piece);
-    for (long long start = begin; start < end; start += blockDim.y, turn ^= 1) {  // `shared` by turns: one barrier a round is enough
+    for (long long start = begin; start < end; start += blockDim.y, turn ^= 1) {  // two halves of `shared` alternate, so one barrier per round is enough
         const long long n = start + threadIdx.y, first = n * d_model;
         const int width = n < end ? d_model : 0;
         const float scale = width ? rstd[n] : 0.0f, middle = CENTRED && width ? mean[n] : 0.0f;

@@ -1,14 +1,14 @@
 // A row in the registers of the threads that share it, and sums over those threads.
 //
-// A row is the work of blockDim.x threads: a power of two up to a warp, or several warps, which then are the whole block. Each has HELD accesses
-// of V neighbours, kept as memory has them (bf16 in half a register), so that a row comes from memory once. HELD = 0: the row is too long to be
-// kept, is read again each time, and comes from a cache if it comes soon.
+// blockDim.x threads share a row: a power of two up to a warp, or several warps, which then are the whole block. Each keeps HELD accesses of V
+// neighbours as they are in memory (bf16 in half a register), so that a row is loaded once. HELD = 0: the row is too long for registers and is
+// loaded again each time, from a cache if that is soon.
 #pragma once
 #include "common.cuh"
 
-constexpr int MOST_WARPS = 32;  // to a block
+constexpr int MOST_WARPS = 32;  // of a block, at most
 
-// V neighbours as they lie in memory.
+// V neighbours as they are in memory.
 template <class T, int V>
 struct Access {
     uint4 words;
@@ -59,7 +59,7 @@ struct Row {
     }
     __device__ void get(int i, int, float (&to)[V]) const { held[i].get(to); }
 
-    // The row becomes its sum with another, rounded to T, which is written too.
+    // Adds another row, rounds the sum to T, keeps it and stores it.
     __device__ void add(const T* other, T* sum, int width) {
         const Row more(other, width);
         over_row<V, HELD>(width, [&](int i, int column) {
@@ -119,7 +119,7 @@ __device__ inline void row_sum(float (&values)[COUNT], float (&shared)[COUNT][MO
 template <int V>
 __device__ inline void sum_over_rows(const float (&sum)[V], float* shared, float* to, int first, int width) {
     const int thread = threadIdx.y * blockDim.x + threadIdx.x, across = blockDim.x * V;
-    __syncthreads();  // what was there before has been read
+    __syncthreads();  // the previous contents have been read
 #pragma unroll
     for (int j = 0; j < V; j++) shared[thread * V + j] = sum[j];
     __syncthreads();

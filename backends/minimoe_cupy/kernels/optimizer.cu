@@ -1,11 +1,12 @@
-// adamw, sgd, lion: a whole flat buffer of parameters in one launch, in place.                                            [P] each
-// lr, scale (the clip), step and ok (the verdict on non-finite values) lie on the device; where ok is false nothing is written.
-// V elements (16 bytes) a thread of each buffer, all loads before the first store; what the last thread has not whole goes one by one.
-// Bytes: adamw 7 P sizeof(T), the others 5 P.   Grid: ceil(P / V / block).   Defined in minimoe/reference/optimizer.py.
-// sum_of_squares stands below: two launches, each sum in an order that its shape alone fixes.
+// adamw, sgd, lion: update a whole flat buffer of parameters in one launch, in place.                                      [P] each
+// lr, scale (the clip), step and ok (the verdict on non-finite values) are on the device; nothing is written if ok is false.
+// One thread per V elements (16 bytes) of each buffer, with all loads before the first store; an incomplete last access is done one by one.
+// Bytes: adamw 7 P sizeof(T), the others 5 P.   Grid: ceil(P / V / block).
+// sum_of_squares [1] <- [P] is below: two launches, each of which sums in an order that only the shape fixes.
+// Reference: minimoe/reference/optimizer.py.   Unproven: no card has run it.
 #include "common.cuh"
 
-// load and store for the `here` elements that the buffer still has: V of them, or fewer in its last thread.
+// Load and store the `here` elements that are left of the buffer: V of them, or fewer in its last thread.
 template <int V, class T>
 __device__ inline void load_here(const T* from, float (&to)[V], int here) {
     if (here == V) load(from, to);
@@ -87,7 +88,7 @@ __global__ void sgd(
     store_here(m + first, m_, here);
 }
 
-__device__ inline float sign(float x) { return x > 0.0f ? 1.0f : x < 0.0f ? -1.0f : x; }  // of a NaN a NaN
+__device__ inline float sign(float x) { return x > 0.0f ? 1.0f : x < 0.0f ? -1.0f : x; }  // NaN stays NaN
 
 // w = w (1 - lr wd) - lr sign(b1 m + (1-b1) g),  m = b2 m + (1-b2) g.   new1 = 1 - b1, from the host in double.
 template <class T, int V>
@@ -116,7 +117,7 @@ __global__ void lion(
 
 constexpr int SUM_BLOCK = 512;
 
-// What all threads of a block of SUM_BLOCK have, added as a tree; the first thread gets it.
+// The sum over a block of SUM_BLOCK threads, as a tree; the first thread gets it.
 __device__ inline float block_sum(float sum) {
     __shared__ float sums[SUM_BLOCK / WARP];
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
@@ -127,8 +128,8 @@ __device__ inline float block_sum(float sum) {
     return warp_sum(lane < SUM_BLOCK / WARP ? sums[lane] : 0.0f);
 }
 
-// sum_of_squares, first launch: partial[b] = the squares that fall to block b: access b * SUM_BLOCK + t, then every grid's width further.
-// Four sums to a thread, so that an addition waits for none before it.   Bytes: P sizeof(T).   Grid: at most 1024, block SUM_BLOCK.
+// sum_of_squares, first launch: partial[b] = the squares that fall to block b: access b * SUM_BLOCK + t, then one grid's width further each time.
+// Four sums per thread, so that an addition need not wait for the previous one.   Bytes: P sizeof(T).   Grid: at most 1024, block SUM_BLOCK.
 template <int V, class T>
 __global__ void __launch_bounds__(SUM_BLOCK) sum_of_squares(const T* __restrict__ x, float* partial, long long count) {
     const long long stride = (long long)gridDim.x * SUM_BLOCK * V;

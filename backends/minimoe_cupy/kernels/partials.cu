@@ -1,8 +1,9 @@
-// add_partials: what the blocks of gate and noisy_load have each summed, added up: probabilities (or loads) and counts.
+// add_partials: adds up what the blocks of gate and noisy_load have each summed: probabilities (or loads) and counts.
 //   float_parts [parts,E], int_parts [parts,E] or null -> floats [E], ints [E]
-// A block takes EXPERTS columns, 32 bytes a row, 32 threads each: rows r, r + 32, ..., then over the threads in a fixed tree: the order of
-// every sum is that of the launch shape, and equal inputs give equal bits.
-// Bytes: 8 parts E.   Grid: ceil(E / EXPERTS), block 32 * EXPERTS.   Defined by the sums in minimoe/reference/gating.py and routing.py.
+// One block per EXPERTS columns, 32 bytes per row, with 32 threads for each column: a thread adds rows r, r + 32, ..., then the threads are
+// added as a fixed tree. The launch shape fixes the order of every sum, so equal inputs give equal bits.
+// Bytes: 8 parts E.   Grid: ceil(E / EXPERTS), block 32 * EXPERTS.
+// Reference: the sums in minimoe/reference/gating.py and routing.py.   Unproven: no card has run it.
 #include "common.cuh"
 
 constexpr int WARPS = 8;

@@ -1,12 +1,12 @@
 // Philox-4x32-10 (Salmon et al. 2011), a cipher of a counter: (element / 4, stream, micro-batch, step) under the 64-bit seed gives four words,
-// of which element i takes the (i % 4)-th. uniform = (bits >> 8) * 2^-24. Defined in minimoe/reference/random.py; the bits are the same.
+// of which element i takes the (i % 4)-th. uniform = (bits >> 8) * 2^-24. Reference: minimoe/reference/random.py; the bits are the same.
 // About 100 integer instructions for four numbers, 20 of them 64-bit products.
 #pragma once
 #include "common.cuh"
 
 constexpr int WORDS = 4;  // random words of one counter
 
-// What a random array is for. A step or micro-batch that lies on the device, as an integer of 4 or 8 bytes, is read there (its low word).
+// The key of a random array. A step or micro-batch that is on the device, as an integer of 4 or 8 bytes, is read there (its low word).
 struct Draw {
     unsigned seed_low, seed_high, stream, micro, step;
 };

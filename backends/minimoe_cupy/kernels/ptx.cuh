@@ -1,4 +1,4 @@
-// What only PTX can say, each wrapper beside its twin for a processor (tests/cuda_on_cpu). For sm_90a: ptx_hopper.cuh; elsewhere is none.
+// Wrappers of PTX, each beside its twin for a processor (tests/cuda_on_cpu). Those for sm_90a are in ptx_hopper.cuh; no other file has PTX.
 // The twins multiply in float, with the lane layouts of the PTX ISA, and copy as late as a wait allows.
 #pragma once
 
@@ -78,13 +78,13 @@ __device__ inline void ldmatrix_x4_transposed(unsigned (&r)[4], const void* row)
                  : "memory");
 }
 
-// 16 bytes from global to shared memory, in the background; zeros, and nothing read, unless wanted.
+// Copies 16 bytes from global to shared memory in the background; writes zeros, and reads nothing, unless wanted.
 __device__ inline void copy_async(void* shared, const void* global, bool wanted) {
     const int bytes = wanted ? 16 : 0;
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes) : "memory");
 }
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Until at most PENDING of the groups that were committed last are still under way. A barrier must follow before others' copies are read.
+// Waits until at most PENDING of the groups committed last are still running. A barrier must follow before other threads' copies are read.
 template <int PENDING>
 __device__ inline void wait_for_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");

@@ -1,5 +1,5 @@
-// What only PTX for sm_90a can say, each wrapper beside its twin for a processor (tests/cuda_on_cpu/include/hopper.h). It stands apart from
-// ptx.cuh, its only sibling, because that compiles for every card. The twins multiply as late as a wait allows.
+// Wrappers of PTX for sm_90a, each beside its twin for a processor (tests/cuda_on_cpu/include/hopper.h). They are apart from ptx.cuh because
+// that compiles for every card. The twins multiply as late as a wait allows.
 #pragma once
 #include "ptx.cuh"
 
@@ -29,9 +29,9 @@ template <int PENDING, int N>
 void wgmma_wait(float (&)[N]) {
     cuda_on_cpu::wait_for_products(PENDING);
 }
-template <int A_TURNED, int B_TURNED, int N>
+template <int A_MN_MAJOR, int B_MN_MAJOR, int N>
 void wgmma(float (&sum)[N], unsigned long long a, unsigned long long b, bool add, int line = __builtin_LINE()) {
-    cuda_on_cpu::wgmma<2 * N>(sum, a, b, A_TURNED, B_TURNED, add, line);
+    cuda_on_cpu::wgmma<2 * N>(sum, a, b, A_MN_MAJOR, B_MN_MAJOR, add, line);
 }
 
 #else
@@ -42,11 +42,11 @@ __device__ inline void fence_proxy_async() { asm volatile("fence.proxy.async.sha
 __device__ inline void mbarrier_init(mbarrier* barrier, int count) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count) : "memory");
 }
-// One of the arrivals that end a phase; what this thread did before is seen by whoever waits for that.
+// One of the arrivals that end a phase; what this thread did before is visible to those that wait for it.
 __device__ inline void mbarrier_arrive(mbarrier* barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
-// Until the phase of that parity is over: 0, 1, 0, .. from the first; at once while it has yet to begin.
+// Waits until the phase of that parity (0, 1, 0, .. from the first) is over; returns at once if it has yet to begin.
 __device__ inline void mbarrier_wait(mbarrier* barrier, int parity) {
     unsigned over;
     do {
@@ -59,21 +59,21 @@ __device__ inline void mbarrier_wait(mbarrier* barrier, int parity) {
     } while (!over);
 }
 
-// The compiler keeps accesses to the sums on their side of this.
+// Keeps the compiler from moving accesses to the sums across this point.
 template <int N>
 __device__ inline void keep_in_place(float (&sum)[N]) {
 #pragma unroll
     for (int i = 0; i < N; i++) asm volatile("" : "+f"(sum[i])::"memory");
 }
 
-// Before the first product, and after the sums were touched.
+// Required before the first product, and after the sums were accessed.
 template <int N>
 __device__ inline void wgmma_fence(float (&sum)[N]) {
     keep_in_place(sum);
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
 __device__ inline void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-// Until at most PENDING of the groups that were committed last are under way; sums may be read after 0.
+// Waits until at most PENDING of the groups committed last are still running; sums may be read after 0.
 template <int PENDING, int N>
 __device__ inline void wgmma_wait(float (&sum)[N]) {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
@@ -81,15 +81,15 @@ __device__ inline void wgmma_wait(float (&sum)[N]) {
 }
 
 // sum [64,N] = a [64,16] b [N,16]^T of four warps, or added to it: bf16 in shared memory, float sums. Lane l of the w-th warp has rows
-// 16w + l/4 and 8 below, columns 2(l%4) and the next of every 8: sum[4j + 2 below + c]. a and b: see operand_descriptor; TURNED 1: the span
-// is inside, not K.
+// 16w + l/4 and 8 below, columns 2(l%4) and the next of every 8: sum[4j + 2 below + c]. a and b: see operand_descriptor; MN_MAJOR 1: the
+// span is contiguous, not K.
 #define SUMS_4(i) "+f"(sum[i]), "+f"(sum[i + 1]), "+f"(sum[i + 2]), "+f"(sum[i + 3])
 #define SUMS_8(i) SUMS_4(i), SUMS_4(i + 4)
 #define SUMS_32(i) SUMS_8(i), SUMS_8(i + 8), SUMS_8(i + 16), SUMS_8(i + 24)
 #define SUMS_64 SUMS_32(0), SUMS_32(32)
 #define SUMS_128 SUMS_64, SUMS_32(64), SUMS_32(96)
 
-template <int A_TURNED, int B_TURNED>
+template <int A_MN_MAJOR, int B_MN_MAJOR>
 __device__ inline void wgmma(float (&sum)[64], unsigned long long a, unsigned long long b, bool add) {
     asm volatile(
         "{.reg .pred add; setp.ne.b32 add, %68, 0; wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
@@ -99,11 +99,11 @@ __device__ inline void wgmma(float (&sum)[64], unsigned long long a, unsigned lo
             "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
         "%64, %65, add, 1, 1, %66, %67;}"
         : SUMS_64
-        : "l"(a), "l"(b), "n"(A_TURNED), "n"(B_TURNED), "r"(int(add))
+        : "l"(a), "l"(b), "n"(A_MN_MAJOR), "n"(B_MN_MAJOR), "r"(int(add))
     );
 }
 
-template <int A_TURNED, int B_TURNED>
+template <int A_MN_MAJOR, int B_MN_MAJOR>
 __device__ inline void wgmma(float (&sum)[128], unsigned long long a, unsigned long long b, bool add) {
     asm volatile(
         "{.reg .pred add; setp.ne.b32 add, %132, 0; wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {"
@@ -117,7 +117,7 @@ __device__ inline void wgmma(float (&sum)[128], unsigned long long a, unsigned l
             "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, "
         "%128, %129, add, 1, 1, %130, %131;}"
         : SUMS_128
-        : "l"(a), "l"(b), "n"(A_TURNED), "n"(B_TURNED), "r"(int(add))
+        : "l"(a), "l"(b), "n"(A_MN_MAJOR), "n"(B_MN_MAJOR), "r"(int(add))
     );
 }
 
@@ -130,12 +130,12 @@ __device__ inline void wgmma(float (&sum)[128], unsigned long long a, unsigned l
 #endif
 
 // How wgmma finds an operand in shared memory under the 128-byte swizzle: 8 rows of 128 bytes, from a multiple of 1024 bytes, the next 8
-// `stride` bytes on; of one that is turned, the next 64 of the span are `leading` bytes on.
+// `stride` bytes on; in one that is MN-major the next 64 of the span are `leading` bytes on.
 __device__ inline unsigned long long operand_descriptor(const void* shared, int leading, int stride) {
     constexpr unsigned long long SWIZZLE_128 = 1ull << 62;
     const unsigned low = unsigned(leading >> 4) << 16 | (shared_address(shared) & 0x3ffff) >> 4;
     return SWIZZLE_128 | (unsigned long long)(stride >> 4) << 32 | low;
 }
 
-// That of an operand some bytes further.
+// The descriptor of an operand some bytes further.
 __device__ inline unsigned long long further(unsigned long long descriptor, int bytes) { return descriptor + (bytes >> 4); }

@@ -1,13 +1,14 @@
-// random_bits, uniform, normal: numbers that their place names, by Philox (philox.cuh).                        [count] <- seed, stream, micro, step
-// A thread makes the four numbers of one counter, and writes them in accesses of 16 bytes (float: one, int64: two).
-// Bits and uniforms are the reference's to the bit. Normals are computed in double, as there, and rounded once.
-// Bytes: 8 count (bits), 4 count (others).   Grid: ceil(count / 4 / block).   Defined in minimoe/reference/random.py.
+// random_bits, uniform, normal: random numbers that depend only on their index, by Philox (philox.cuh).   [count] <- seed, stream, micro, step
+// One thread per counter computes its four numbers and stores them 16 bytes at a time (float: one access, int64: two). Nothing is summed.
+// Bits and uniforms equal the reference's bit for bit. Normals are computed in double, as there, and rounded once.
+// Bytes: 8 count (bits), 4 count (others).   Grid: ceil(count / 4 / block).
+// Reference: minimoe/reference/random.py.   Unproven: no card has run it.
 #include "philox.cuh"
 
 constexpr double TWO_PI = 6.283185307179586232;
 constexpr double HALF_PI_HIGH = 1.5707963267948965580, HALF_PI_LOW = 6.1232339957367658860e-17;  // their sum is pi / 2 in twice the digits
 
-// The first place of a thread, and how many of its four the array has.
+// The first index of a thread, and how many of its four numbers are within the array.
 __device__ inline bool place(long long count, long long* first, int* here) {
     *first = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * WORDS;
     *here = int(min(count - *first, (long long)WORDS));
@@ -15,7 +16,7 @@ __device__ inline bool place(long long count, long long* first, int* here) {
 }
 
 __device__ inline void store_four(float* to, const float (&from)[WORDS], int here) {
-    if (here == WORDS) store<WORDS>(to, from);  // arrays that are made for this begin at multiples of 16 bytes
+    if (here == WORDS) store<WORDS>(to, from);  // new arrays begin at multiples of 16 bytes
     else
         for (int i = 0; i < WORDS; i++)
             if (i < here) to[i] = from[i];
@@ -51,7 +52,7 @@ __global__ void uniform(
     store_four(y + first, u, here);
 }
 
-// cos and sin of an angle in [0, 2 pi], by their series on [-pi/4, pi/4]: the library's keep a table for large angles in local memory.
+// cos and sin of an angle in [0, 2 pi], by their series on [-pi/4, pi/4]: those of the library keep a table in local memory.
 __device__ inline void cos_sin(double angle, double* cosine, double* sine) {
     const int quarter = int(angle * 0.63661977236758138 + 0.5);
     const double x = fma(-double(quarter), HALF_PI_LOW, fma(-double(quarter), HALF_PI_HIGH, angle)), s = x * x;
@@ -100,7 +101,7 @@ __global__ void normal(
 }
 
 // dropout: y = x / (1 - rate) where uniform >= rate, else 0. Forward and backward are the same, and no mask is kept.   [count] <- [count]
-// A thread has 16 bytes, so one counter (float) or two (bf16); with V = 1, for arrays that begin elsewhere, one counter in single accesses.
+// One thread per 16 bytes: one counter (float) or two (bf16); with V = 1, for arrays that begin elsewhere, one counter, element by element.
 // `factor` is 1 / (1 - rate).   Bytes: 2 count sizeof(T).   Grid: ceil(count / max(V, 4) / block).
 template <class T, int V>
 __global__ void dropout(

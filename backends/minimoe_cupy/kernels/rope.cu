@@ -1,24 +1,24 @@
-// Rotary positions; and the rows of one projection cut into the heads of q, k and v, q and k turned, or joined from them: one pass each.
+// Rotary positions (rope), and one projection's rows cut into the heads of q, k and v with q and k rotated (split_heads); and their gradients.
 // angle[n,i] = positions[n] * inv_freq[i], rounded to float as in the reference;  (a, b) -> (a cos - b sin, b cos + a sin) * scale.
-// Pairs are (i, i + P) or, interleaved, (2i, 2i + 1); numbers past 2 P, and the heads of v, stay as they are. P <= C / 2; 0: no turn.
-// A block has (accesses of a head, heads, tokens): a thread finds the cosines and sines of V pairs of one token once, and turns those pairs
-// of every blockDim.y-th head. An access is of 16 bytes where C and P allow. Each number is read by the thread that writes its place, and
-// before it does, so that rope may write where it reads.
-// Bytes: 2 N heads C sizeof(T), heads = Q + 2 G.   FLOPs: 6 a pair, and the angles'.   Grid: ceil(N / blockDim.z), N = B*T.
-// Defined in minimoe/reference/rope.py.
+// Pairs are (i, i + P) or, interleaved, (2i, 2i + 1); elements past 2 P, and the heads of v, are copied. P <= C / 2; P = 0: no rotation.
+// A block has (accesses of a head, heads, tokens): a thread computes the cosines and sines of V pairs of one token once, and rotates those pairs
+// in every blockDim.y-th head, 16 bytes per access where C and P allow. An element is read by the thread that writes to its address, and before
+// it does, so rope may work in place. Nothing is summed.
+// Bytes: 2 N heads C sizeof(T), heads = Q + 2 G.   FLOPs: 6 per pair, and those of the angles.   Grid: ceil(N / blockDim.z), N = B*T.
+// Reference: minimoe/reference/rope.py.   Unproven: no card has run it.
 #include "angle.cuh"
 #include "common.cuh"
 
 constexpr int BLOCK = 256;
 
 struct Turn {
-    int heads, turned;  // of a token: all, and how many of the first are turned
+    int heads, turned;  // of a token: all, and how many of the first are rotated
     int width, pairs;   // of a head: C, P
     float scale, sine_scale;
     bool interleaved;
 };
 
-// Where a token's heads lie: side by side, or those of q, k and v in an array each.
+// Where a token's heads are: side by side, or in one array each for q, k and v.
 template <class T>
 struct Joined {
     T* x;
@@ -43,7 +43,7 @@ __device__ inline void turn_pair(float& a, float& b, float cosine, float sine) {
     b = second;
 }
 
-// V pairs in two accesses: all that comes first in a pair and then all that comes second, or pair after pair.
+// V pairs in two accesses: the first halves and then the second halves, or pair after pair.
 template <int V>
 __device__ inline void turn_pairs(float (&low)[V], float (&high)[V], const float (&cosine)[V], const float (&sine)[V], bool interleaved) {
     if (V == 1 || !interleaved) {
@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(BLOCK) split_heads(
     turn_token<V>(from, to, tokens, positions, n_positions, inv_freq, {all, heads + groups, width, pairs, 1.0f, 1.0f, false});
 }
 
-// split_heads_backward: dq and dk turned back, all three side by side                            dqkv [N,(Q+2G)*C] <- dq, dk, dv, ...
+// split_heads_backward: dq and dk rotated back, all three side by side                           dqkv [N,(Q+2G)*C] <- dq, dk, dv, ...
 template <class T, int V>
 __global__ void __launch_bounds__(BLOCK) split_heads_backward(
     const T* dq, const T* dk, const T* dv, const int* positions, const float* inv_freq, T* dqkv, int tokens, int n_positions, int heads,

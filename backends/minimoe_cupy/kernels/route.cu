@@ -1,13 +1,15 @@
-// route: the plan, a stable counting sort of the P = N W pairs (token, slot) by expert.            Defined in minimoe/reference/routing.py.
+// route: the plan, a stable counting sort of the P = N W pairs (token, slot) by expert.
 //   ids [N,W] (-1: none), valid [N] or null, capacity -> order [R], inverse [N,W], offsets [E+1]
-//   route_count   a block takes PAIRS pairs: how many go to each expert                               -> counts [E,blocks]
-//   route_scan    a block an expert: how many of its pairs come before each block, and their number    -> counts in place, totals [E]
-//   route_place   a pair's row is the first of its expert + the pairs before its block + its rank in the block
-// By position, capacity needs no more: a rank at or past it has no row. By probability, all pairs are placed, and route_select.cu goes on.
-// The rank in a block: a warp takes 32 neighbours at a time; one match tells each lane who has its expert, the lanes below are counted, and
-// what the warp has seen of the expert before stands in shared memory. Whole numbers alone: the order of blocks does not matter.
-// An id that is no expert is none. Rows that no pair has are 0 in `order`. What has no room in R rows gets none.
-// Bytes: 8 P read, 8 P written, 16 E blocks.   Grid: ceil(P / PAIRS), block 256.   Unmeasured; meant: 60 us for P = 524288, E = 256.
+//   route_count   one block per PAIRS pairs: how many go to each expert                                 -> counts [E,blocks]
+//   route_scan    one block per expert: how many of its pairs come before each block, and their number   -> counts in place, totals [E]
+//   route_place   a pair's row = the first row of its expert + the pairs before its block + its rank in the block
+// With priority by position this is all: a rank at or past the capacity has no row. By probability, all pairs get rows, and route_select.cu
+// continues. The rank in a block: a warp takes 32 neighbours at a time; one match tells each lane which lanes have its expert, the lower ones are
+// counted, and shared memory holds what the warp has counted for the expert so far. Only integers are summed, so the order of blocks does
+// not matter.
+// An id outside of 0 .. E-1 is none. Unused rows are 0 in `order`. A pair for which R rows leave no room gets none.
+// Bytes: 8 P read, 8 P written, 16 E blocks.   Grid: ceil(P / PAIRS), block 256.
+// Reference: minimoe/reference/routing.py.   Unproven: no card has run it; unmeasured, intended: 60 us for P = 524288, E = 256.
 #include "scan.cuh"
 
 constexpr int WARPS = 8, THREADS = WARPS * WARP;
@@ -21,7 +23,7 @@ __device__ inline int expert_of(long long pair, const int* ids, const bool* vali
     return expert >= 0 && expert < n_experts && (!valid || valid[unsigned(pair) / unsigned(width)]) ? expert : n_experts;
 }
 
-// Rows that an expert may have.
+// The number of rows that an expert may have.
 __device__ inline int limit_of(const long long* capacity_at, int capacity) {
     const long long limit = capacity_at ? *capacity_at : capacity;
     return int(max(0ll, min(limit, 2147483647ll)));

@@ -1,17 +1,17 @@
-// route_select: the plan whose experts keep the pairs of the largest weight, ties to the first, from the plan that drops none (route.cu).
-//   weights [N,W], all [P] and starts [E+1]: order and offsets without a capacity -> order [R], offsets [E+1]; inverse [N,W] anew
-// A block an expert. If it has more pairs than `capacity`, the weight of the last one kept is found by a radix select of 8 bits at a time
-// over its own pairs: digits are counted in shared memory, lanes with the same digit added by one of them. Kept pairs stay in their order.
-// Whole numbers alone; nothing is sorted, nothing comes to the host.
-// Bytes: 12 P read, for the experts that are too full 8 more for each digit; 8 P written.   Grid: E, block 1024.   Unmeasured.
-// Defined in minimoe/reference/routing.py.
+// route_select: from the plan that drops nothing (route.cu), the plan whose experts keep their pairs of largest weight; ties go to the first.
+//   weights [N,W], all [P] and starts [E+1]: order and offsets without a capacity -> order [R], offsets [E+1]; inverse [N,W] rewritten
+// One block per expert. If it has more pairs than `capacity`, a radix select over its pairs, 8 bits at a time, finds the weight of the last one
+// kept: digits are counted in shared memory, and one lane adds for all lanes with the same digit. Kept pairs stay in their order.
+// Only integers are summed; nothing is sorted, and nothing is copied to the host.
+// Bytes: 12 P read, and 8 more per digit for experts over capacity; 8 P written.   Grid: E, block 1024.
+// Reference: minimoe/reference/routing.py.   Unproven: no card has run it; unmeasured.
 #include "scan.cuh"
 #include "select.cuh"
 
 constexpr int WARPS = 32, THREADS = WARPS * WARP;
 constexpr int BITS = 8, BINS = 1 << BITS;
 
-// How many pairs experts keep, together: of all of them, and of those before this block's. All threads of the block get both.
+// How many pairs the experts keep together: all of them, and those before this block's. All threads of the block get both.
 __device__ inline void kept_rows(const int* starts, int limit, int n_experts, int* sums, int* all, int* before) {
     int mine = 0, earlier = 0;
     for (int e = threadIdx.x; e < n_experts; e += THREADS) {
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(1024) route_select(
         if (expert == n_experts - 1) offsets[n_experts] = used;
     }
 
-    unsigned last = 0;  // every key is larger
+    unsigned last = 0;  // less than every key
     int wanted = min(count, limit), equal = 0;  // equal: keys like the last one so far, of which `wanted` are kept
     if (count > limit && limit > 0) last = last_key(weights, pairs, count, bins, found, wanted);
     const bool some = wanted > 0;

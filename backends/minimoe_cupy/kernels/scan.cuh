@@ -1,4 +1,4 @@
-// Prefix sums of whole numbers, one a thread: what counting sorts and compactions place by.
+// Prefix sums of integers, one per thread, for counting sorts and compactions.
 #pragma once
 #include "common.cuh"
 

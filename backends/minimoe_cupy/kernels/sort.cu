@@ -1,19 +1,21 @@
-// A stable sort of ids by the row that they name, with where each stood: 8 bits at a time from the lowest (a radix sort).
-// For each 8 bits: count_digits, scan_counts, place_keys. A key's place is where its digit begins, plus the keys of that digit in earlier
-// tiles, in earlier warps, and before it in its warp: integers alone, no comparison, and nothing depends on the order in which blocks run.
-// An id that names no row becomes the key `rows`, which stands last.                         keys, turn [N] <- ids [N];  T = ceil(N / TILE)
-// Bytes: (8 or 12) N read and 8 N written for each 8 bits.   Defined by xp.argsort(ids, stable=True).
+// A stable radix sort of ids by the row that they name, with the position at which each was: 8 bits at a time from the lowest.
+//                                                                                   keys, turn [N] <- ids [N];  T = ceil(N / TILE)
+// For each 8 bits: count_digits, scan_counts, place_keys, with one block per tile of TILE keys. A key's new position is the start of its
+// digit, plus the keys with that digit in earlier tiles, in earlier warps, and before it in its warp. Only integers are summed, and the
+// result does not depend on the order of blocks. An id that names no row becomes the key `rows`, which sorts last.
+// Bytes: (8 or 12) N read and 8 N written for each 8 bits.   Grids: with each kernel.
+// Reference: xp.argsort(ids, stable=True).   Unproven: no card has run it.
 #include "row_of.cuh"
 #include "scan.cuh"
 
 constexpr int BLOCK = 256, WARPS = BLOCK / WARP, ITEMS = 4, TILE = BLOCK * ITEMS;
-constexpr int BITS = 8, DIGITS = 1 << BITS;  // a thread of a block each
+constexpr int BITS = 8, DIGITS = 1 << BITS;  // one thread of a block each
 
-// A tile's keys, a warp's 32 * ITEMS together, and each one's rank among the keys of its warp with its digit; counts [warp][digit], shared,
-// becomes how many there are. A key past the end has no digit.
+// A tile's keys, 32 * ITEMS consecutive ones per warp, and each one's rank among the keys of its warp with its digit; counts [warp][digit], in
+// shared memory, becomes the number of those. A key past the end has no digit.
 struct Ranked {
     int key[ITEMS], digit[ITEMS], rank[ITEMS];
-    long long first;  // where the thread's first key stands; the next is a warp further
+    long long first;  // the index of the thread's first key; the next is a warp further
 };
 
 __device__ inline void rank_in_warps(Ranked& mine, int (*counts)[DIGITS], const int* keys, int count, int rows, int shift) {
@@ -47,7 +49,7 @@ __global__ void __launch_bounds__(BLOCK) count_digits(const int* keys, int* coun
 }
 
 // scan_counts: counts[d,t] = keys with digit d before tile t, totals[d] = all of them             [DIGITS,T] in place, [DIGITS]
-// A warp a digit.   Grid: DIGITS / WARPS.
+// One warp per digit.   Grid: DIGITS / WARPS.
 __global__ void __launch_bounds__(BLOCK) scan_counts(int* counts, int* totals, int tiles) {
     const int lane = threadIdx.x % WARP, digit = blockIdx.x * WARPS + threadIdx.x / WARP;
     int* row = counts + (long long)digit * tiles;
@@ -61,7 +63,7 @@ __global__ void __launch_bounds__(BLOCK) scan_counts(int* counts, int* totals, i
     if (lane == 0) totals[digit] = before;
 }
 
-// place_keys: each key, and its number in `turn` (none: where it stands), to its place among all, by the counts of scan_counts.   Grid: T.
+// place_keys: moves each key, and its entry of `turn` (null: its index), to its sorted position, by the counts of scan_counts.   Grid: T.
 __global__ void __launch_bounds__(BLOCK) place_keys(
     const int* keys, const int* turn, const int* counts, const int* totals, int* sorted, int* sorted_turn, int count, int rows, int shift
 ) {
@@ -69,7 +71,7 @@ __global__ void __launch_bounds__(BLOCK) place_keys(
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     Ranked mine;
     rank_in_warps(mine, places, keys, count, rows, shift);
-    const int total = totals[threadIdx.x], sum = warp_inclusive(total);  // a thread's digit from here on is its number
+    const int total = totals[threadIdx.x], sum = warp_inclusive(total);  // from here on a thread's digit is its index
     if (lane == WARP - 1) of_warps[warp] = sum;
     __syncthreads();
     int place = sum - total + counts[(long long)threadIdx.x * gridDim.x + blockIdx.x];

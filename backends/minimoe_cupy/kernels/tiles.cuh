@@ -1,14 +1,14 @@
-// Which part of a grouped product a block computes, found on the device: nobody reads `offsets` on the host.
+// Finds which part of a grouped product a block computes, on the device: the host never reads `offsets`.
 //
 // The grid is sized for the worst case, `row_tiles` = (R + min(E, R) (HEIGHT - 1)) / HEIGHT (one more for unused rows) by `column_tiles`, and
-// blocks beyond the last tile leave at once. Every warp finds its block's tile for itself: it counts the tiles of all experts, a lane
-// ceil(E / 32) of them, and then looks among those of one lane. That takes two waits for the cache where a table of tiles made by a launch of
-// its own would take one, and needs neither that launch nor a barrier.
+// blocks beyond the last tile return at once. Every warp finds its block's tile by itself: it counts the tiles of all experts, ceil(E / 32)
+// experts per lane, and then searches those of one lane. That waits for the cache twice, where a table of tiles would wait once but need a
+// launch of its own; and it needs no barrier.
 #pragma once
 #include "scan.cuh"
 
 struct Tile {
-    int expert;  // E: unused rows, which come out as zeros; -1: nothing to do
+    int expert;  // E: unused rows, which become zeros; -1: nothing to do
     int first, last;  // rows
 };
 
@@ -17,7 +17,7 @@ __device__ inline int tiles_of(const int* offsets, int expert) {
     return (offsets[expert + 1] - offsets[expert] + HEIGHT - 1) / HEIGHT;
 }
 
-// Tile number `index` of all, expert by expert; `rows` R: also those at or past offsets[E], 0: not those.
+// The tile with that index, counted expert by expert; `rows` R includes those at or past offsets[E], 0 leaves them out.
 template <int HEIGHT>
 __device__ inline Tile find_tile(const int* offsets, int n_experts, int rows, int index) {
     const int lane = threadIdx.x % WARP, share = (n_experts + WARP - 1) / WARP;
@@ -34,7 +34,7 @@ __device__ inline Tile find_tile(const int* offsets, int n_experts, int rows, in
     index -= __shfl_sync(ALL_LANES, sum - count, owner);
     int expert = owner * share;
     if (share > 1) {
-        for (;; expert += WARP) {  // all lanes take the same turns: the tile is there
+        for (;; expert += WARP) {  // all lanes loop equally often: the tile exists
             const int e = min(expert + lane, n_experts - 1);
             count = lane < n_experts - expert ? tiles_of<HEIGHT>(offsets, e) : 0;
             sum = warp_inclusive(count);
@@ -50,14 +50,14 @@ __device__ inline Tile find_tile(const int* offsets, int n_experts, int rows, in
     return {expert, first, min(first + HEIGHT, offsets[expert + 1])};
 }
 
-struct Place {
-    int row, column;  // of a tile among tiles
+struct TileIndex {
+    int row, column;
 };
 
-// Blocks that run at the same time share rows and weights in the second cache: they go down BAND tiles before they go right.
+// Blocks that run at the same time share rows and weights in L2: they go down BAND tiles before they go right.
 constexpr int BAND = 8;
 
-__device__ inline Place place_of(int block, int row_tiles, int column_tiles) {
+__device__ inline TileIndex tile_index(int block, int row_tiles, int column_tiles) {
     const int band = block / (BAND * column_tiles), within = block - band * BAND * column_tiles;
     const int height = min(BAND, row_tiles - band * BAND);
     return {band * BAND + within % height, within / height};

@@ -1,14 +1,14 @@
 // A tile of a bfloat16 product on Hopper's tensor cores: 128 rows by BN columns, by two warpgroups that multiply (wgmma m64nBNk16, 64 rows
 // each, their sums in registers) and a third that copies their operands (cp.async) up to STAGES steps ahead.
 //
-// An operand is SPAN (of the result's rows, or columns) by the summed index, STEP of which are a stage. In global memory either the summed
-// index is the inner one (Inner) or the span is (Outer). Shared memory keeps that, in pieces of 64 rows of 128 bytes: for Inner rows of the
-// span, for Outer rows of the sum, a piece for every 64 of the span. The 16-byte chunks of a row stand exchanged by the row's number modulo
-// 8: the 128-byte swizzle that descriptors name, in which neither the copies nor wgmma meet a bank twice.
-// Rows of either kind begin at multiples of 16 bytes; what lies outside of an operand is zero in shared memory.
+// An operand is SPAN (of the result's rows, or columns) by the summed index K, STEP of which are a stage. It is K-major (K is contiguous in
+// global memory) or MN-major (the span is). Shared memory keeps that order, in pieces of 64 rows of 128 bytes: rows of the span if K-major; if
+// MN-major rows of K, one piece for every 64 of the span. The 16-byte chunks of a row are permuted by the row's number modulo 8: this is the
+// 128-byte swizzle that descriptors name, in which neither the copies nor wgmma have bank conflicts.
+// Rows of either kind begin at multiples of 16 bytes; elements outside of an operand are zero in shared memory.
 //
-// A stage goes round by two mbarriers. `full`: the four warps that copy have seen their copies arrive, DEPTH steps after they asked for
-// them, and shown them to the tensor cores. `empty`: the eight warps that multiply have waited for the products that read it.
+// Two mbarriers hand a stage back and forth. `full`: the four copying warps have seen their copies arrive, DEPTH steps after they issued
+// them, and made them visible to the tensor cores. `empty`: the eight multiplying warps have waited for the products that read the stage.
 #pragma once
 #include "ptx_hopper.cuh"
 
@@ -43,30 +43,30 @@ __device__ inline void warp_arrives(mbarrier* barrier) {
     if (threadIdx.x % WARP == 0) mbarrier_arrive(barrier);
 }
 
-// Where this thread's chunk stands in the first rows that it copies: as DOWN is a multiple of 8, also in the others.
-__device__ inline int first_place() {
+// The offset of this thread's chunk in the first rows that it copies, and, as DOWN is a multiple of 8, in the others.
+__device__ inline int first_offset() {
     const int chunk = threadIdx.x % CHUNKS, row = threadIdx.x % GROUP / CHUNKS;
     return row * STEP + (chunk ^ row % 8) * CHUNK;
 }
 
-// Rows of the span, the sum inside. `at(i)` tells where the i-th begins, null: outside.
+// K-major: rows of the span. `at(i)` returns the address of the i-th, or null outside.
 template <int SPAN>
-struct Inner {
-    static constexpr int SIZE = SPAN * STEP, TURNED = 0, PASSES = SPAN / DOWN;
-    static constexpr int SIXTEEN = 16 * sizeof(bf16);  // bytes from 16 of the sum to the next
+struct KMajor {
+    static constexpr int SIZE = SPAN * STEP, MN_MAJOR = 0, PASSES = SPAN / DOWN;
+    static constexpr int SIXTEEN = 16 * sizeof(bf16);  // bytes from 16 of K to the next
     const bf16* row[PASSES];
-    const bf16* somewhere;  // what a copy of nothing names
+    const bf16* somewhere;  // a valid address for copies of nothing
     int length;  // of the summed index
 
     template <class At>
-    __device__ Inner(const bf16* somewhere, int length, At at) : somewhere(somewhere), length(length) {
+    __device__ KMajor(const bf16* somewhere, int length, At at) : somewhere(somewhere), length(length) {
 #pragma unroll
         for (int i = 0; i < PASSES; i++) row[i] = at(threadIdx.x % GROUP / CHUNKS + i * DOWN);
     }
 
     __device__ void copy(bf16* shared, int step) {
         const int k = step * STEP + threadIdx.x % CHUNKS * CHUNK;
-        bf16* to = shared + first_place();
+        bf16* to = shared + first_offset();
 #pragma unroll
         for (int i = 0; i < PASSES; i++) {
             const bool inside = row[i] && k < length;
@@ -75,19 +75,19 @@ struct Inner {
     }
 };
 
-// Rows of the sum, the span inside: `stride` apart, or those that `order` names: order[k] / slots. `width` elements of a row are inside.
+// MN-major: rows of K, `stride` apart, or those that `order` names: order[k] / slots. `width` elements of a row are inside.
 template <int SPAN, bool GATHER = false>
-struct Outer {
-    static constexpr int SIZE = SPAN * STEP, TURNED = 1, PASSES = STEP / DOWN;
+struct MNMajor {
+    static constexpr int SIZE = SPAN * STEP, MN_MAJOR = 1, PASSES = STEP / DOWN;
     static constexpr int SIXTEEN = 16 * ROW_BYTES;
     const bf16* from;  // of the span's first
     long long stride;
     int width, length;
     const int* order;
     int slots;
-    int next[GATHER ? PASSES : 1];  // the rows of the next step, asked for a step ahead
+    int next[GATHER ? PASSES : 1];  // the rows of the next step, read a step ahead
 
-    __device__ Outer(const bf16* from, long long stride, int width, int length, const int* order = nullptr, int slots = 1)
+    __device__ MNMajor(const bf16* from, long long stride, int width, int length, const int* order = nullptr, int slots = 1)
         : from(from), stride(stride), width(width), length(length), order(order), slots(slots) {
         look_up(0);
     }
@@ -104,7 +104,7 @@ struct Outer {
 
     __device__ void copy(bf16* shared, int step) {
         const int column = threadIdx.x % CHUNKS * CHUNK;
-        bf16* to = shared + first_place();
+        bf16* to = shared + first_offset();
 #pragma unroll
         for (int i = 0; i < PASSES; i++) {
             const int k = step * STEP + threadIdx.x % GROUP / CHUNKS + i * DOWN;
@@ -119,7 +119,7 @@ struct Outer {
     }
 };
 
-// What the third warpgroup does: `steps` stages of both operands.
+// The work of the third warpgroup: copies `steps` stages of both operands.
 template <class A, class B>
 __device__ void fill(A& first, B& second, int steps, bf16* shared, Barriers& barriers) {
     for (int step = 0; step < steps + DEPTH; step++) {
@@ -139,8 +139,8 @@ __device__ void fill(A& first, B& second, int steps, bf16* shared, Barriers& bar
     }
 }
 
-// What the other two do: sum = A B for their 64 rows, the summed index in its order. One step's products are under way while the next one's
-// are given out. The first product overwrites: zeros to begin with would make the compiler wait for each (its C7515).
+// The work of the other two: sum = A B for their 64 rows, K in its order. One step's products run while the next one's are issued. The first
+// product overwrites: initial zeros would make the compiler wait for each product (its remark C7515).
 template <class A, class B, int BN>
 __device__ void multiply(float (&sum)[BN / 2], int steps, const bf16* shared, Barriers& barriers) {
     if (!steps) {
@@ -156,7 +156,7 @@ __device__ void multiply(float (&sum)[BN / 2], int steps, const bf16* shared, Ba
         wgmma_fence(sum);
 #pragma unroll
         for (int k = 0; k < STEP / 16; k++)
-            wgmma<A::TURNED, B::TURNED>(sum, further(left, at + k * A::SIXTEEN), further(right, at + k * B::SIXTEEN), step || k);
+            wgmma<A::MN_MAJOR, B::MN_MAJOR>(sum, further(left, at + k * A::SIXTEEN), further(right, at + k * B::SIXTEEN), step || k);
         wgmma_commit();
         wgmma_wait<1>(sum);  // for the step before
         if (step) warp_arrives(&barriers.empty[(step - 1) % STAGES]);
@@ -164,7 +164,7 @@ __device__ void multiply(float (&sum)[BN / 2], int steps, const bf16* shared, Ba
     wgmma_wait<0>(sum);
 }
 
-// Hand the sums of a warp's 16 rows to `take(row in the tile, chunk of 8 columns, the row's BN sums)`, a chunk a lane: the first `chunks`
+// Hand the sums of a warp's 16 rows to `take(row in the tile, chunk of 8 columns, the row's BN sums)`, one chunk per lane: the first `chunks`
 // of each row.
 template <int BN, class Take>
 __device__ void hand_over(const float (&sum)[BN / 2], unsigned char* shared, Barriers& barriers, int chunks, Take take) {
