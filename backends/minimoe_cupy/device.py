@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 from minimoe.backend import BackendUnavailable
 
-PARTS = {"ml_dtypes": "bfloat16", "cupy_backends.cuda.libs.nvrtc": "NVRTC", "cupy_backends.cuda.libs.cublas": "cuBLAS"}
+REQUIRED = {"ml_dtypes": "bfloat16", "cupy_backends.cuda.libs.nvrtc": "NVRTC", "cupy_backends.cuda.libs.cublas": "cuBLAS"}
 OLDEST = (8, 0)  # Ampere: bf16 on the tensor cores, cp.async
 HOPPER = (9, 0)
 
@@ -19,7 +19,7 @@ def check_device(name: str) -> None:
         raise BackendUnavailable(
             f"backend {name}: CuPy is not installed: pip install 'minimoe[{name}]' (for CUDA 13), or cupy-cuda12x"
         ) from error
-    for module, what in PARTS.items():
+    for module, what in REQUIRED.items():
         try:
             import_module(module)
         except ImportError as error:

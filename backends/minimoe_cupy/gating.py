@@ -1,5 +1,5 @@
-"""Gating: one warp computes a token's scores, experts and weights from one pass over its logits. The kernels are kernels/gate.cu,
-kernels/gate_backward.cu and, for experts that choose tokens, kernels/expert_choice.cu.
+"""Gating: a token's scores, experts and weights by one warp, from one reading of its logits. The kernels stand in kernels/gate.cu,
+kernels/gate_backward.cu and, for the choice of tokens by experts, kernels/expert_choice.cu.
 
 Rows of more than 1024 experts, and logits that are not float32, go to the reference.
 """

@@ -35,7 +35,7 @@ LONG_NORM = Source(
 )  # fmt: skip
 
 
-class Shape(NamedTuple):
+class RowLayout(NamedTuple):
     """How a row is divided among threads."""
 
     v: int  # elements of an access
@@ -51,7 +51,7 @@ class Shape(NamedTuple):
         return NORM if self.held else LONG_NORM
 
 
-def shape_for(width: int, v: int, most: int) -> Shape:
+def row_layout(width: int, v: int, most: int) -> RowLayout:
     """Gives a row one thread per access up to a warp, then a warp with several accesses per thread, then several warps, which are a block.
 
     Rows that need more than `most` threads are not kept in registers.
@@ -59,11 +59,11 @@ def shape_for(width: int, v: int, most: int) -> Shape:
     accesses, held = ceil_div(width, v), HELD[v]
     across = WARP * ceil_div(accesses, held * WARP)
     if across > most:
-        return Shape(v, 0, most, 1)
+        return RowLayout(v, 0, most, 1)
     if across == WARP:
         across = 1 << min(5, (accesses - 1).bit_length())
-        return Shape(v, held, across, BLOCK // across)
-    return Shape(v, held, across, 1)
+        return RowLayout(v, held, across, BLOCK // across)
+    return RowLayout(v, held, across, 1)
 
 
 class CudaNorm(CudaLaunch):
@@ -127,9 +127,9 @@ class CudaNorm(CudaLaunch):
         y = xp.empty(x.shape, dtype=x.dtype) if out is None else out
         *mean, rstd = (xp.empty((*x.shape[:-1], 1), dtype=xp.float32) for _ in range(2 if centred else 1))
         width, n, arrays = x.shape[-1], math.prod(x.shape[:-1]), (x, delta, weight, bias, total, y)
-        shape = shape_for(width, lanes(width, *(a for a in arrays if a is not None)), MOST)
+        layout = row_layout(width, lanes(width, *(a for a in arrays if a is not None)), MOST)
         self._launch(
-            shape.source, shape.name("normalise", x.dtype, centred), ceil_div(n, shape.down), (shape.across, shape.down),
+            layout.source, layout.name("normalise", x.dtype, centred), ceil_div(n, layout.down), (layout.across, layout.down),
             *arrays, mean[0] if mean else None, rstd, eps, n, width,
         )  # fmt: skip
         return total, y, (*mean, rstd)
@@ -140,12 +140,12 @@ class CudaNorm(CudaLaunch):
         dx = self.xp.empty(x.shape, dtype=x.dtype)
         width, n, centred = x.shape[-1], math.prod(x.shape[:-1]), bool(mean)
         v = lanes(width, dy, x, weight, dx, *(() if dtotal is None else (dtotal,)))
-        shape = shape_for(width, v, MOST_BACKWARD)
+        layout = row_layout(width, v, MOST_BACKWARD)
         middle = mean[0] if centred else None
         rows = dy, x, weight, middle, rstd, dtotal, dx
-        name, block = shape.name("normalise_backward", x.dtype, centred), (shape.across, shape.down)
-        if shape.held:
-            piece, pieces = cut(n, WARPS * WARP // (shape.across * shape.down), shape.down)
+        name, block = layout.name("normalise_backward", x.dtype, centred), (layout.across, layout.down)
+        if layout.held:
+            piece, pieces = cut(n, WARPS * WARP // (layout.across * layout.down), layout.down)
             partial = self.xp.empty((pieces, len(moments) * width), dtype=self.xp.float32)
             self._launch(NORM, name, pieces, block, *rows, partial, n, width, piece)
         else:

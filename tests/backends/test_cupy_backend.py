@@ -12,7 +12,7 @@ import minimoe_cupy
 from minimoe.backend import BackendUnavailable, check_overrides, kernel_kinds, overridden
 from minimoe.reference.routing import Plan
 from minimoe.testing import cases
-from minimoe_cupy.device import PARTS, check_device
+from minimoe_cupy.device import REQUIRED, check_device
 from minimoe_cupy.launch import parameters, writable
 from minimoe_cupy.loader import Source
 
@@ -121,7 +121,7 @@ def fake_cupy(monkeypatch, count=1, error=None, capability=(9, 0)):
         package = ModuleType(name)
         package.__path__ = []
         monkeypatch.setitem(sys.modules, name, package)
-    for part in PARTS:
+    for part in REQUIRED:
         if part not in sys.modules:
             monkeypatch.setitem(sys.modules, part, ModuleType(part))
 

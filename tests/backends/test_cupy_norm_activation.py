@@ -12,7 +12,7 @@ from minimoe.testing.conformance import compare, rounded, to_device, to_host
 from minimoe.testing.dense_examples import reference
 from minimoe.testing.tolerances import KERNELS
 from minimoe_cupy.activation import CudaActivation
-from minimoe_cupy.norm import CudaNorm, shape_for
+from minimoe_cupy.norm import CudaNorm, row_layout
 
 EPS = 1e-5
 DTYPES = ("float32", "bfloat16")
@@ -149,11 +149,11 @@ def test_shapes_that_do_not_fit_are_refused_as_the_reference_refuses_them(call):
     "v, most, width", [(1, 1024, 8192), (4, 1024, 16384), (8, 1024, 32768), (1, 512, 4096), (4, 512, 8192), (8, 512, 16384)]
 )
 def test_the_widest_row_that_is_kept_in_registers(v, most, width):
-    assert shape_for(width, v, most).held and not shape_for(width + v, v, most).held
+    assert row_layout(width, v, most).held and not row_layout(width + v, v, most).held
 
 
 def test_the_threads_of_a_row_are_whole_warps_or_parts_that_tile_one():
     for width in range(1, 4096):
-        shape = shape_for(width, 1, 512)
+        shape = row_layout(width, 1, 512)
         assert shape.across * shape.v * shape.held >= width and (shape.across * shape.down) % 32 == 0
         assert shape.across % 32 == 0 or 32 % shape.across == 0

@@ -44,7 +44,7 @@ __device__ inline void store_sums(float* to, const float (&from)[V]) {
 __device__ inline void load_sums(const double* from, double (&to)[1]) { load(from, to); }
 __device__ inline void store_sums(double* to, const double (&from)[1]) { store(to, from); }
 
-// target = sum, or added to what is there.
+// Stores a sum in target, or adds it to target.
 template <class T, class Wide, int V>
 __device__ inline void put(T* target, const Wide (&sum)[V], bool accumulate) {
     Wide total[V] = {};

@@ -1,4 +1,4 @@
-// What the attention kernels share: where rows and positions lie, which keys a query sees, and which tiles need not be looked at.
+// What the attention kernels share: where rows and positions are, which keys a query sees, and which tiles can be skipped.
 //
 // The S = Q/G query heads that read one key/value head form one group of rows: row i of the group is head i % S of token i / S. So a tile of
 // rows loads its keys once for all S heads, and a key's gradient is summed over them in the order of the rows.
@@ -30,7 +30,7 @@ struct Rows {
     }
 };
 
-struct Shape {
+struct Sizes {
     int groups, heads;  // G, S
     unsigned inverse;
     int n_q, n_k;

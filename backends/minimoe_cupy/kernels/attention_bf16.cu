@@ -28,10 +28,10 @@ __global__ void __launch_bounds__(128) attention_bf16(
     int* own_positions = reinterpret_cast<int*>(keys + 4 * TILE);
     int* positions = own_positions + OWN;
 
-    const Shape shape = {groups, heads, inverse, n_q, n_k};
+    const Sizes sizes = {groups, heads, inverse, n_q, n_k};
     const int n_tiles = (n_q * heads + OWN - 1) / OWN, unit = blockIdx.x / n_tiles, b = unit / groups, g = unit % groups;
     const int first_row = (n_tiles - 1 - int(blockIdx.x % n_tiles)) * OWN;
-    const Rows<const bf16> q_rows = shape.queries(q, width, b, g), k_rows = shape.keys(k, width, b, g), v_rows = shape.keys(v, v_width, b, g);
+    const Rows<const bf16> q_rows = sizes.queries(q, width, b, g), k_rows = sizes.keys(k, width, b, g), v_rows = sizes.keys(v, v_width, b, g);
     const Positions of_rows = {q_pos + (long long)b * q_pos_step, nullptr, n_q * heads, inverse};
     const Positions of_keys = {k_pos + (long long)b * k_pos_step, k_valid ? k_valid + (long long)b * valid_step : nullptr, n_k, 0};
     const Sight sight = {causal, window};
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(128) attention_bf16(
                 sum[m][c][2 * half] *= share;
                 sum[m][c][2 * half + 1] *= share;
             }
-            if (exists && lane % 4 == 0) logsumexp[shape.statistic(b, g, row)] = all == 0.0f ? -infinity() : most * LN2 + logf(all);
+            if (exists && lane % 4 == 0) logsumexp[sizes.statistic(b, g, row)] = all == 0.0f ? -infinity() : most * LN2 + logf(all);
         }
-    store_rows<W, M>(sum, own + warp_row * STRIDE<W>, shape.queries(y, v_width, b, g), first_row + warp_row);
+    store_rows<W, M>(sum, own + warp_row * STRIDE<W>, sizes.queries(y, v_width, b, g), first_row + warp_row);
 }

@@ -38,25 +38,25 @@ __global__ void __launch_bounds__(128) attention_dkv_bf16(
     int* row_positions = key_positions + OWN<W>;
     float* statistics = reinterpret_cast<float*>(row_positions + TILES * N + 2 * TILES);  // STAGES of logsumexp [N] and delta [N]
 
-    const Shape shape = {groups, heads, inverse, n_q, n_k};
+    const Sizes sizes = {groups, heads, inverse, n_q, n_k};
     const int n_rows = n_q * heads, n_tiles = (n_k + OWN<W> - 1) / OWN<W>;
     const int unit = blockIdx.x / n_tiles, b = unit / groups, g = unit % groups, first_key = blockIdx.x % n_tiles * OWN<W>;
-    const Rows<const bf16> q_rows = shape.queries(q, width, b, g), dy_rows = shape.queries(dy, v_width, b, g);
+    const Rows<const bf16> q_rows = sizes.queries(q, width, b, g), dy_rows = sizes.queries(dy, v_width, b, g);
     const Positions of_rows = {q_pos + (long long)b * q_pos_step, nullptr, n_rows, inverse};
     const Positions of_keys = {k_pos + (long long)b * k_pos_step, k_valid ? k_valid + (long long)b * valid_step : nullptr, n_k, 0};
     const Sight sight = {causal, window};
     const int warp_key = threadIdx.x / WARP * 16 * M<W>, lane = threadIdx.x % WARP;
     const float factor = scale * LOG2E;
 
-    copy_rows<W, OWN<W>>(k_tile, shape.keys(k, width, b, g), first_key);
-    copy_rows<W, OWN<W>>(v_tile, shape.keys(v, v_width, b, g), first_key);
+    copy_rows<W, OWN<W>>(k_tile, sizes.keys(k, width, b, g), first_key);
+    copy_rows<W, OWN<W>>(v_tile, sizes.keys(v, v_width, b, g), first_key);
     const Range range = look_at_own<OWN<W>, true>(of_keys, first_key, key_positions);
     const auto fetch = [&](int tile, int stage) {
         copy_rows<W, N>(stages + 2 * stage * TILE, q_rows, tile * N);
         copy_rows<W, N>(stages + (2 * stage + 1) * TILE, dy_rows, tile * N);
         commit_copies();
     };
-    const auto statistics_of = [&](int row) { return row_statistics(shape, logsumexp, delta, b, g, row); };
+    const auto statistics_of = [&](int row) { return row_statistics(sizes, logsumexp, delta, b, g, row); };
     const auto keep = [&](float2 of_row, int stage) {
         if (threadIdx.x < N) {
             statistics[2 * stage * N + threadIdx.x] = of_row.x;
@@ -127,6 +127,6 @@ __global__ void __launch_bounds__(128) attention_dkv_bf16(
         for (int c = 0; c < W / 8; c++)
 #pragma unroll
             for (int i = 0; i < 4; i++) k_sum[m][c][i] *= scale;
-    store_rows<W, M<W>>(k_sum, k_tile + warp_key * STRIDE<W>, shape.keys(dk, width, b, g), first_key + warp_key);
-    store_rows<W, M<W>>(v_sum, v_tile + warp_key * STRIDE<W>, shape.keys(dv, v_width, b, g), first_key + warp_key);
+    store_rows<W, M<W>>(k_sum, k_tile + warp_key * STRIDE<W>, sizes.keys(dk, width, b, g), first_key + warp_key);
+    store_rows<W, M<W>>(v_sum, v_tile + warp_key * STRIDE<W>, sizes.keys(dv, v_width, b, g), first_key + warp_key);
 }

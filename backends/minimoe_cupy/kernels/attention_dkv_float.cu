@@ -33,20 +33,20 @@ __global__ void __launch_bounds__(128, 2) attention_dkv_float(
     int* row_positions = key_positions + OWN;
     float* statistics = reinterpret_cast<float*>(row_positions + TILES * N + 2 * TILES);  // logsumexp [N] and delta [N] of the tile
 
-    const Shape shape = {groups, heads, inverse, n_q, n_k};
+    const Sizes sizes = {groups, heads, inverse, n_q, n_k};
     const int n_rows = n_q * heads, n_tiles = (n_k + OWN - 1) / OWN;
     const int unit = blockIdx.x / n_tiles, b = unit / groups, g = unit % groups, first_key = blockIdx.x % n_tiles * OWN;
-    const Rows<const float> q_rows = shape.queries(q, width, b, g), dy_rows = shape.queries(dy, v_width, b, g);
+    const Rows<const float> q_rows = sizes.queries(q, width, b, g), dy_rows = sizes.queries(dy, v_width, b, g);
     const Positions of_rows = {q_pos + (long long)b * q_pos_step, nullptr, n_rows, inverse};
     const Positions of_keys = {k_pos + (long long)b * k_pos_step, k_valid ? k_valid + (long long)b * valid_step : nullptr, n_k, 0};
     const Sight sight = {causal, window};
     const float factor = scale * LOG2E;
 
-    copy_rows<W, OWN>(k_tile, shape.keys(k, width, b, g), first_key, vector);
-    copy_rows<W, OWN>(v_tile, shape.keys(v, v_width, b, g), first_key, vector);
+    copy_rows<W, OWN>(k_tile, sizes.keys(k, width, b, g), first_key, vector);
+    copy_rows<W, OWN>(v_tile, sizes.keys(v, v_width, b, g), first_key, vector);
     commit_copies();
     const Range range = look_at_own<OWN, true>(of_keys, first_key, key_positions);
-    const auto statistics_of = [&](int row) { return row_statistics(shape, logsumexp, delta, b, g, row); };
+    const auto statistics_of = [&](int row) { return row_statistics(sizes, logsumexp, delta, b, g, row); };
     const auto keep = [&](float2 of_row) {
         if (threadIdx.x < N) {
             statistics[threadIdx.x] = of_row.x;
@@ -108,6 +108,6 @@ __global__ void __launch_bounds__(128, 2) attention_dkv_float(
     for (int i = 0; i < ROWS; i++)
 #pragma unroll
         for (int c = 0; c < W / TX; c++) k_sum[i][c] *= scale;
-    store_rows<W>(k_sum, shape.keys(dk, width, b, g), first_key + own_row(), vector);
-    store_rows<W>(v_sum, shape.keys(dv, v_width, b, g), first_key + own_row(), vector);
+    store_rows<W>(k_sum, sizes.keys(dk, width, b, g), first_key + own_row(), vector);
+    store_rows<W>(v_sum, sizes.keys(dv, v_width, b, g), first_key + own_row(), vector);
 }

@@ -33,19 +33,19 @@ __global__ void __launch_bounds__(128) attention_dq_bf16(
     int* row_positions = reinterpret_cast<int*>(stages + 2 * STAGES<W> * TILE);
     int* key_positions = row_positions + OWN;
 
-    const Shape shape = {groups, heads, inverse, n_q, n_k};
+    const Sizes sizes = {groups, heads, inverse, n_q, n_k};
     const int n_rows = n_q * heads, n_tiles = (n_rows + OWN - 1) / OWN;
     const int unit = blockIdx.x / n_tiles, b = unit / groups, g = unit % groups;
     const int first_row = (n_tiles - 1 - int(blockIdx.x % n_tiles)) * OWN;
-    const Rows<const bf16> k_rows = shape.keys(k, width, b, g), v_rows = shape.keys(v, v_width, b, g);
+    const Rows<const bf16> k_rows = sizes.keys(k, width, b, g), v_rows = sizes.keys(v, v_width, b, g);
     const Positions of_rows = {q_pos + (long long)b * q_pos_step, nullptr, n_rows, inverse};
     const Positions of_keys = {k_pos + (long long)b * k_pos_step, k_valid ? k_valid + (long long)b * valid_step : nullptr, n_k, 0};
     const Sight sight = {causal, window};
     const int warp_row = threadIdx.x / WARP * 16 * M, lane = threadIdx.x % WARP;
     const float factor = scale * LOG2E;
 
-    copy_rows<W, OWN>(q_tile, shape.queries(q, width, b, g), first_row);
-    copy_rows<W, OWN>(dy_tile, shape.queries(dy, v_width, b, g), first_row);
+    copy_rows<W, OWN>(q_tile, sizes.queries(q, width, b, g), first_row);
+    copy_rows<W, OWN>(dy_tile, sizes.queries(dy, v_width, b, g), first_row);
     const Range range = look_at_own<OWN, false>(of_rows, first_row, row_positions);
     const auto fetch = [&](int tile, int stage) {
         copy_rows<W, N>(stages + 2 * stage * TILE, k_rows, tile * N);
@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(128) attention_dq_bf16(
     for (int m = 0; m < M; m++)
 #pragma unroll
         for (int half = 0; half < 2; half++)
-            statistics[m][half] = row_statistics(shape, logsumexp, delta, b, g, first_row + warp_row + 16 * m + lane / 4 + 8 * half);
+            statistics[m][half] = row_statistics(sizes, logsumexp, delta, b, g, first_row + warp_row + 16 * m + lane / 4 + 8 * half);
 
     float sum[M][W / 8][4] = {};
     int stage = 0;
@@ -105,5 +105,5 @@ __global__ void __launch_bounds__(128) attention_dq_bf16(
         for (int c = 0; c < W / 8; c++)
 #pragma unroll
             for (int i = 0; i < 4; i++) sum[m][c][i] *= scale;
-    store_rows<W, M>(sum, q_tile + warp_row * STRIDE<W>, shape.queries(dq, width, b, g), first_row + warp_row);
+    store_rows<W, M>(sum, q_tile + warp_row * STRIDE<W>, sizes.queries(dq, width, b, g), first_row + warp_row);
 }

@@ -31,23 +31,23 @@ __global__ void __launch_bounds__(128, 2) attention_dq_float(
     int* row_positions = reinterpret_cast<int*>(v_tile + N * STRIDE<W> + OWN * (N + QUAD));
     int* key_positions = row_positions + OWN;
 
-    const Shape shape = {groups, heads, inverse, n_q, n_k};
+    const Sizes sizes = {groups, heads, inverse, n_q, n_k};
     const int n_rows = n_q * heads, n_tiles = (n_rows + OWN - 1) / OWN;
     const int unit = blockIdx.x / n_tiles, b = unit / groups, g = unit % groups;
     const int first_row = (n_tiles - 1 - int(blockIdx.x % n_tiles)) * OWN;
-    const Rows<const float> k_rows = shape.keys(k, width, b, g), v_rows = shape.keys(v, v_width, b, g);
+    const Rows<const float> k_rows = sizes.keys(k, width, b, g), v_rows = sizes.keys(v, v_width, b, g);
     const Positions of_rows = {q_pos + (long long)b * q_pos_step, nullptr, n_rows, inverse};
     const Positions of_keys = {k_pos + (long long)b * k_pos_step, k_valid ? k_valid + (long long)b * valid_step : nullptr, n_k, 0};
     const Sight sight = {causal, window};
     const float factor = scale * LOG2E;
 
-    copy_rows<W, OWN>(q_tile, shape.queries(q, width, b, g), first_row, vector);
-    copy_rows<W, OWN>(dy_tile, shape.queries(dy, v_width, b, g), first_row, vector);
+    copy_rows<W, OWN>(q_tile, sizes.queries(q, width, b, g), first_row, vector);
+    copy_rows<W, OWN>(dy_tile, sizes.queries(dy, v_width, b, g), first_row, vector);
     commit_copies();
     const Range range = look_at_own<OWN, false>(of_rows, first_row, row_positions);
     float2 statistics[ROWS];  // of this thread's rows
 #pragma unroll
-    for (int i = 0; i < ROWS; i++) statistics[i] = row_statistics(shape, logsumexp, delta, b, g, first_row + own_row() + i);
+    for (int i = 0; i < ROWS; i++) statistics[i] = row_statistics(sizes, logsumexp, delta, b, g, first_row + own_row() + i);
 
     float sum[ROWS][W / TX] = {};
     for (int chunk = 0; chunk * N < n_k; chunk += TILES) {
@@ -95,5 +95,5 @@ __global__ void __launch_bounds__(128, 2) attention_dq_float(
     for (int i = 0; i < ROWS; i++)
 #pragma unroll
         for (int c = 0; c < W / TX; c++) sum[i][c] *= scale;
-    store_rows<W>(sum, shape.queries(dq, width, b, g), first_row + own_row(), vector);
+    store_rows<W>(sum, sizes.queries(dq, width, b, g), first_row + own_row(), vector);
 }

@@ -39,16 +39,16 @@ __global__ void __launch_bounds__(128, 2) attention_float(
     int* own_positions = reinterpret_cast<int*>(weights + OWN * (N + QUAD));
     int* positions = own_positions + OWN;
 
-    const Shape shape = {groups, heads, inverse, n_q, n_k};
+    const Sizes sizes = {groups, heads, inverse, n_q, n_k};
     const int n_tiles = (n_q * heads + OWN - 1) / OWN, unit = blockIdx.x / n_tiles, b = unit / groups, g = unit % groups;
     const int first_row = (n_tiles - 1 - int(blockIdx.x % n_tiles)) * OWN;
-    const Rows<const float> k_rows = shape.keys(k, width, b, g), v_rows = shape.keys(v, v_width, b, g);
+    const Rows<const float> k_rows = sizes.keys(k, width, b, g), v_rows = sizes.keys(v, v_width, b, g);
     const Positions of_rows = {q_pos + (long long)b * q_pos_step, nullptr, n_q * heads, inverse};
     const Positions of_keys = {k_pos + (long long)b * k_pos_step, k_valid ? k_valid + (long long)b * valid_step : nullptr, n_k, 0};
     const Sight sight = {causal, window};
     const float factor = scale * LOG2E;
 
-    copy_rows<W, OWN>(own, shape.queries(q, width, b, g), first_row, vector);
+    copy_rows<W, OWN>(own, sizes.queries(q, width, b, g), first_row, vector);
     commit_copies();
     const Range range = look_at_own<OWN, false>(of_rows, first_row, own_positions);
     float sum[ROWS][W / TX] = {}, top[ROWS], total[ROWS] = {};  // top, of q k^T: the largest so far; total: over the keys of this thread
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(128, 2) attention_float(
         const float share = all == 0.0f ? 0.0f : rescale / all;
 #pragma unroll
         for (int c = 0; c < W / TX; c++) sum[i][c] *= share;
-        if (exists && other_row() == 0) logsumexp[shape.statistic(b, g, row)] = all == 0.0f ? -infinity() : most * LN2 + logf(all);
+        if (exists && other_row() == 0) logsumexp[sizes.statistic(b, g, row)] = all == 0.0f ? -infinity() : most * LN2 + logf(all);
     }
-    store_rows<W>(sum, shape.queries(y, v_width, b, g), first_row + own_row(), vector);
+    store_rows<W>(sum, sizes.queries(y, v_width, b, g), first_row + own_row(), vector);
 }

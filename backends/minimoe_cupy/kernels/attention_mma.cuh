@@ -10,7 +10,7 @@ constexpr int WARPS = 4, THREADS = WARPS * WARP;
 template <int W>
 constexpr int STRIDE = W + 8;
 
-// Two products that share the left side: with the columns of b[0], b[1] and of b[2], b[3].
+// Two products with the same left side: one with b[0], b[1] on the right, one with b[2], b[3].
 __device__ inline void multiply_pair(float (&left)[4], float (&right)[4], const unsigned (&a)[4], const unsigned (&b)[4]) {
     const unsigned first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
     mma_bf16(left, a, first);

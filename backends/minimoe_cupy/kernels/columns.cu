@@ -1,4 +1,4 @@
-// What accompanies a dense product: add_bias (y[n] += bias), add_into (y += x) and column_sums (the gradient of a bias).
+// The operations beside a dense product: add_bias (y[n] += bias), add_into (y += x) and column_sums (the gradient of a bias).
 // Shapes, order of sums, grid and bytes are given with each kernel.   Reference: minimoe/reference/linear.py; for add_into, `accumulate` of the
 // kernel contract.   Unproven: no card has run it.
 #include "common.cuh"

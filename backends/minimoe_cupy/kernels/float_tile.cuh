@@ -1,4 +1,5 @@
-// A tile of a float32 product, on the ordinary multipliers: BM x BN by TX x TY threads, each with TM rows by 4 + 4 columns (from the tile's two halves).
+// A tile of a float32 product, on the ordinary multipliers: BM x BN by TX x TY threads, each with TM rows by 4 + 4 columns (from the tile's
+// two halves).
 //
 // Both operands are MN-major in shared memory, [STEP][SPAN + 4], where SPAN are the result's rows or columns: threads read 4 neighbours of the
 // span at once. In global memory an operand is K-major (the summed index is contiguous; transposed on its way) or MN-major (the span is
@@ -9,7 +10,7 @@
 
 constexpr int STEP = 8, QUAD = 4;
 
-// `count` of 4 elements (none where that is negative), zeros behind them.
+// Loads `count` of 4 elements (none if that is negative), and zeros after them.
 template <bool VECTOR>
 __device__ inline void fetch_quad(const float* from, float (&to)[QUAD], int count) {
     if constexpr (VECTOR) {

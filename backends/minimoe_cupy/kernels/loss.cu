@@ -55,7 +55,7 @@ __device__ inline Online row_merge(Online seen, Online* shared) {
 // log(sum(exp(z))) of a row; NaN if it has a NaN or an infinity, or is all -inf, as in the literature.
 __device__ inline float logsumexp_of(Online seen) { return seen.top == -infinity() ? nan() : seen.top + logf(seen.sum); }
 
-// Where the aligned middle of a row begins, and how many accesses it is.
+// The aligned middle of a row: where it begins, and how many accesses it has.
 struct Middle {
     int head, accesses, tail;  // tail: the first element after it
 };
@@ -204,7 +204,7 @@ __global__ void __launch_bounds__(MOST) total_loss(const float* losses, const in
     }
 }
 
-// scaled: y = x * factor, with the factor on the device (dloss); y may be x, or an array of its own.            [P] <- [P], 0-d
+// scaled: y = x * factor, with the factor on the device (dloss); y may be x, or another array.                  [P] <- [P], 0-d
 // Bytes: 2 P sizeof(T).   Grid: ceil(P / V / block).
 template <class T, int V>
 __global__ void scaled(const T* x, T* y, const float* factor, long long count) {

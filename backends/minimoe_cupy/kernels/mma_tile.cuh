@@ -10,7 +10,7 @@
 
 constexpr int STEP = 32, STAGES = 4;
 
-// The first `count` of 8 elements (none where that is negative), zeros behind them. VECTOR: all or none.
+// Copies the first `count` of 8 elements (none if that is negative), and zeros after them. VECTOR: all or none.
 template <bool VECTOR>
 __device__ inline void copy_chunk(bf16* shared, const bf16* from, int count) {
     if constexpr (VECTOR) {

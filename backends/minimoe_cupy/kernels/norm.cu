@@ -1,7 +1,7 @@
 // normalise: y = (t - mean) * rstd * weight + bias, t = x + delta      y, total [N,D], mean, rstd [N] <- x, delta [N,D], weight, bias [D]
 // normalise_backward, weight_sums: dx [N,D], dweight and dbias [D], from dy.   CENTRED: layer norm, otherwise RMS norm (mean 0).
-// blockDim.x threads per row, which keep it in registers (HELD, norm.cuh); x and delta are read once, total and y written once. Statistics are
-// float sums: each thread in the order of its columns, then a tree. The variance sums squares of differences from the mean, in a second pass
+// blockDim.x threads per row, which keep it in registers (HELD, norm.cuh); x and delta are read once, total and y written once. Statistics
+// are float sums: each thread in the order of its columns, then a tree. The variance sums squares of differences from the mean, in a second pass
 // over the registers. Bytes, FLOPs and grids are given with each kernel.
 // Reference: minimoe/reference/norm.py.   Unproven: no card has run it.
 #include "norm.cuh"
@@ -10,7 +10,7 @@ constexpr int MOST = 1024, MOST_BACKWARD = 512;  // threads of a block, at most:
 constexpr int SUM_THREADS = 256;
 
 // normalise: y = (t - mean) * rstd * weight + bias, t = x + delta, which is kept as `total`          [N,D], [N], [N] <- [N,D], [N,D], [D], [D]
-// No addition without delta, no bias without bias. A block has blockDim.y rows; one where a row is more than a warp.
+// delta and bias may be null. A block has blockDim.y rows; one if a row is more than a warp.
 // Bytes: 2 N D sizeof(T), fused 4 N D sizeof(T).   FLOPs: 4 N D, centred 7 N D.   Grid: ceil(N / blockDim.y).
 template <class T, bool CENTRED, int HELD, int V>
 __global__ void __launch_bounds__(MOST) normalise(
@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(MOST_BACKWARD, 1) normalise_backward(
     float sums[COUNT][SLOTS][V] = {};
     int turn = 0;
     const long long begin = (long long)blockIdx.x * piece, end = min((long long)n_rows, begin + piece);
-    for (long long start = begin; start < end; start += blockDim.y, turn ^= 1) {  // two halves of `shared` alternate, so one barrier per round is enough
+    for (long long start = begin; start < end; start += blockDim.y, turn ^= 1) {  // `shared` has two halves: one barrier per round is enough
         const long long n = start + threadIdx.y, first = n * d_model;
         const int width = n < end ? d_model : 0;
         const float scale = width ? rstd[n] : 0.0f, middle = CENTRED && width ? mean[n] : 0.0f;

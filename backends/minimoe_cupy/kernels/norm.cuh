@@ -94,8 +94,8 @@ struct Row<T, V, 0> {
     }
 };
 
-// COUNT sums over the threads of a row, as trees; all of them get the same bits. All threads of the block come here; where a row is more than a
-// warp, `shared` may be written again after one more barrier of the block.
+// COUNT sums over the threads of a row, as trees; all of them get the same bits. All threads of the block call this; if a row is more than a warp,
+// `shared` may be written again after one more barrier of the block.
 template <int COUNT>
 __device__ inline void row_sum(float (&values)[COUNT], float (&shared)[COUNT][MOST_WARPS]) {
 #pragma unroll

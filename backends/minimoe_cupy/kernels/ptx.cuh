@@ -41,7 +41,7 @@ __device__ inline unsigned pack_bf16(float low, float high) {
     return word;
 }
 
-// 16 bytes to global memory in one access; a plain assignment of what was just loaded is split into its elements (NVRTC 13).
+// Stores 16 bytes to global memory in one access; NVRTC 13 splits a plain assignment of loaded data into its elements.
 __device__ inline void store_16(void* global, uint4 words) {
     asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(global), "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w) : "memory");
 }

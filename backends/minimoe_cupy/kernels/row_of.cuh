@@ -1,4 +1,4 @@
-// Which row of a table of `rows` an id names: ids below zero count from the end, as indices of arrays do; `rows` means none.
+// Returns the row of a table of `rows` that an id names: ids below zero count from the end, as indices of arrays do; `rows` means none.
 #pragma once
 
 __device__ inline int row_of(int id, int rows) {
