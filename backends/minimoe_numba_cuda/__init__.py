@@ -1,8 +1,8 @@
 """NVIDIA cards with kernels written in Python, compiled by Numba-CUDA: the GPU version that can be read without knowing C++.
 
-Arrays, memory and dense products are CuPy's; `launch.py` checks and launches, each topic of the contract has its file, and where it
-teaches something a kernel comes as a ladder, from the naive form to the one that is used. Kernels compute in float32; any other dtype
-goes to the reference. None has been on a card yet: the tests execute all of them on the processor, in several thread orders, and compile
+Arrays, memory and dense products are CuPy's; `launch.py` checks and launches, and each topic of the contract has its file. Where it is
+instructive a kernel comes as a ladder, from the naive form to the one that is used. Kernels compute in float32; any other dtype goes to
+the reference. No card has run any of them yet: the tests execute all of them on the processor, in several thread orders, and compile
 them for sm_80 and sm_90a.
 """
 
@@ -16,14 +16,14 @@ INSTALL = "pip install 'numba-cuda[cu13]' (for CUDA 13), or 'numba-cuda[cu12]'"
 
 
 def backend_class() -> type[Backend]:
-    """What the backend has by hand, without a device."""
+    """Returns the class with all overrides, which needs no device."""
     from minimoe_numba_cuda.kernels import NumbaCudaKernels
 
     return NumbaCudaKernels
 
 
 def backend() -> Backend:
-    """The Numba-CUDA backend. Raises BackendUnavailable where there is no CuPy, driver, card or Numba-CUDA for it."""
+    """Returns the Numba-CUDA backend. Raises BackendUnavailable if CuPy, a driver, a card or Numba-CUDA is missing."""
     from minimoe_cupy.device import check_device
 
     check_device("numba-cuda")

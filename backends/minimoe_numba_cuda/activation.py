@@ -1,4 +1,4 @@
-"""Activations, one thread an element: what is read once is written once. Formulas: minimoe/reference/activation.py."""
+"""Activations, one thread per element, read once and written once. Formulas: minimoe/reference/activation.py."""
 
 import math
 
@@ -16,7 +16,7 @@ ROOT_HALF, DENSITY = np.float32(math.sqrt(0.5)), np.float32(1.0 / math.sqrt(2.0 
 
 @cuda.jit(device=True, forceinline=True)
 def clip(x, least, most):  # type: ignore[no-untyped-def]
-    """x between the two; NaN stays, which min and max would hide."""
+    """Returns x limited to least .. most. NaN stays NaN, which min and max would hide."""
     if x < least:
         return least
     return most if x > most else x
@@ -142,7 +142,7 @@ class CudaActivation(CudaKernels):
         return self._each("relu_backward", relu_backward, (x, dy), (), None)
 
     def _each(self, name: str, kernel: object, arrays: tuple[Array, ...], options: tuple[int, ...], out: Array | None) -> Array:
-        """A kernel of x, or of x and dy, element by element."""
+        """Launches an elementwise kernel of x, or of x and dy."""
         if any(array.shape != arrays[0].shape for array in arrays):
             raise ValueError(f"{name}: x and dy differ in shape: {' and '.join(str(tuple(array.shape)) for array in arrays)}")
         flat = [self.contiguous(self.xp.reshape(array, (-1,))) for array in arrays]

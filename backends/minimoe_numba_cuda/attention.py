@@ -1,7 +1,7 @@
 """Attention: the launches of the kernels in attention_forward.py and attention_backward.py.
 
-Memory grows with Tq + Tk, not with their product. Heads of up to 128 are tiled; wider ones go through the first rung, one thread a row.
-Attention dropout is the reference's.
+Memory grows with Tq + Tk, not with their product. Heads of up to 128 are tiled; wider ones use the first rung, one thread per row.
+Calls with dropout go to the reference.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from minimoe_numba_cuda.warp import LANES, WARPS
 BLOCK = (LANES * WARPS,)
 
 
-class Given(NamedTuple):
+class Inputs(NamedTuple):
     """Checked inputs, in the order in which kernels take them."""
 
     q: Array  # [B,Tq,Q,C]
@@ -32,7 +32,7 @@ class Given(NamedTuple):
         return self.q_pos, self.k_pos, self.k_valid
 
     def tiled(self, factors: int) -> int:
-        """Bytes of shared memory of a tiled kernel with so many factors for each pair of a block's row and a tile's; 0: too wide for it."""
+        """Returns the bytes of shared memory of a tiled kernel with so many factors per pair of rows; 0 if the heads are too wide."""
         width, values = self.q.shape[3], self.v.shape[3]
         return 4 * TILE * (width + values + 2 + factors * BLOCK_ROWS) if max(width, values) <= WIDEST else 0
 
@@ -60,15 +60,15 @@ class CudaAttention(CudaKernels):
                 q, k, v, scale=scale, causal=causal, window=window, q_pos=q_pos, k_pos=k_pos, k_valid=k_valid, sinks=sinks,
                 dropout=dropout, rng=rng, out=out,
             )  # fmt: skip
-        given = self._given("attention", q, k, v, q_pos, k_pos, k_valid, sinks)
+        inputs = self._inputs("attention", q, k, v, q_pos, k_pos, k_valid, sinks)
         b, tq, heads, _ = q.shape
         y, logsumexp = self._result(out, (b, tq, heads, v.shape[3])), self._empty(b, heads, tq)
-        options, shared = (float(scale), int(causal), window), given.tiled(1)
+        options, shared = (float(scale), int(causal), window), inputs.tiled(1)
         if shared:
             grid = blocks_of(tq, BLOCK_ROWS), heads, b
-            self._launch(attention_tiled, grid, BLOCK, *given, *options, y, logsumexp, shared=shared)
+            self._launch(attention_tiled, grid, BLOCK, *inputs, *options, y, logsumexp, shared=shared)
         else:
-            self._launch(attention_by_thread, (blocks_of(b * heads * tq),), (THREADS,), *given, *options, y, logsumexp)
+            self._launch(attention_by_thread, (blocks_of(b * heads * tq),), (THREADS,), *inputs, *options, y, logsumexp)
         return self._stored(y, out), logsumexp
 
     def attention_backward(
@@ -81,33 +81,33 @@ class CudaAttention(CudaKernels):
                 sinks=sinks, dropout=dropout, rng=rng,
             )  # fmt: skip
         where = "attention_backward"
-        given = self._given(where, q, k, v, q_pos, k_pos, k_valid, sinks)
+        inputs = self._inputs(where, q, k, v, q_pos, k_pos, k_valid, sinks)
         (b, tq, heads, _), (_, tk, groups, _) = q.shape, k.shape
         dy, y = (self._read(where, name, array, (b, tq, heads, v.shape[3])) for name, array in (("dy", dy), ("y", y)))
         logsumexp, delta = self._read(where, "logsumexp", logsumexp, (b, heads, tq)), self._empty(b, heads, tq)
         self._launch(row_products, (blocks_of(delta.size, WARPS),), BLOCK, dy, y, delta)
         dq, dk, dv = self._empty(*q.shape), self._empty(*k.shape), self._empty(*v.shape)
-        args = (dy, *given[:3], logsumexp, delta, *given.masks, float(scale), int(causal), window)
-        if given.tiled(1):
+        args = (dy, *inputs[:3], logsumexp, delta, *inputs.masks, float(scale), int(causal), window)
+        if inputs.tiled(1):
             tiles = blocks_of(tq, BLOCK_ROWS), blocks_of(tk, BLOCK_ROWS)
-            self._launch(queries_tiled, (tiles[0], heads, b), BLOCK, *args, dq, shared=given.tiled(1))
-            self._launch(keys_tiled, (tiles[1], groups, b), BLOCK, *args, dk, dv, shared=given.tiled(2))
+            self._launch(queries_tiled, (tiles[0], heads, b), BLOCK, *args, dq, shared=inputs.tiled(1))
+            self._launch(keys_tiled, (tiles[1], groups, b), BLOCK, *args, dk, dv, shared=inputs.tiled(2))
         else:
             self._launch(queries_by_thread, (blocks_of(b * heads * tq),), (THREADS,), *args, dq)
             self._launch(keys_by_thread, (blocks_of(b * groups * tk),), (THREADS,), *args, dk, dv)
         if sinks is None:
             return dq, dk, dv, None
         dsinks = self._empty(heads)
-        self._launch(sink_gradient, (heads,), BLOCK, given.sinks, logsumexp, delta, dsinks)
+        self._launch(sink_gradient, (heads,), BLOCK, inputs.sinks, logsumexp, delta, dsinks)
         return dq, dk, dv, dsinks
 
-    def _given(
+    def _inputs(
         self, kernel: str, q: Array, k: Array, v: Array, q_pos: Array, k_pos: Array, k_valid: Array | None, sinks: Array | None
-    ) -> Given:
+    ) -> Inputs:
         (b, tq, heads, width), (tk, groups) = q.shape, k.shape[1:3]
         if not groups or heads % groups:
             raise ValueError(f"{kernel}: the heads of q ({heads}) must be a multiple of those of k ({groups})")
-        return Given(
+        return Inputs(
             self._read(kernel, "q", q, (b, tq, heads, width)),
             self._read(kernel, "k", k, (b, tk, groups, width)),
             self._read(kernel, "v", v, (b, tk, groups, None)),

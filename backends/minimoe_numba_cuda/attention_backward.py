@@ -1,13 +1,13 @@
-"""The kernels of attention's gradient, as a ladder: the weights come anew from q, k and logsumexp, so nothing of size Tq Tk is kept.
+"""The kernels of attention's gradient, as a ladder. They recompute the weights from q, k and logsumexp, so no [Tq,Tk] array is kept.
 
-row_products           delta = sum(dy y) of each row, which both of the others need
-queries_by_thread      dq, one thread a query, its sums in dq itself.                                                             unmeasured
-keys_by_thread         dk and dv, one thread a key: all queries of all heads of its group, its sums in dk and dv.                 unmeasured
+row_products           delta = sum(dy y) of each row, which the other kernels need
+queries_by_thread      dq, one thread per query, its sums in dq itself.                                                           unmeasured
+keys_by_thread         dk and dv, one thread per key: all queries of all heads of its group, its sums in dk and dv.               unmeasured
 queries_tiled          dq, blocks of 16 queries that share tiles of 32 keys and values.                                           unmeasured
 keys_tiled             dk and dv, blocks of 16 keys that share tiles of 32 queries and their dy.                                  unmeasured
 
-Queries and keys have a kernel each, which computes the weights a second time: a sum then belongs to one thread, is added in one order,
-and needs no atomics. Formulas: minimoe/reference/attention.py.
+Queries and keys have a kernel each, at the price of computing the weights twice: each sum then belongs to one thread, has one order, and
+needs no atomics. Formulas: minimoe/reference/attention.py.
 """
 
 import math
@@ -25,7 +25,7 @@ from minimoe_numba_cuda.attention_forward import (
     dot,
     load_tile,
     multiply_rows,
-    place_of,
+    row_index,
     store_rows,
 )  # fmt: skip
 from minimoe_numba_cuda.warp import INFINITY, LANES, WARPS, ZERO, sum_over_block, warp_sum
@@ -33,11 +33,11 @@ from minimoe_numba_cuda.warp import INFINITY, LANES, WARPS, ZERO, sum_over_block
 
 @cuda.jit
 def row_products(dy, y, delta):  # type: ignore[no-untyped-def]
-    """delta[b,h,t] = <dy[b,t,h], y[b,t,h]>.   [B,Tq,Q,Cv] twice -> [B,Q,Tq]   One warp a row. Bytes: 2 B*Tq*Q*Cv read."""
+    """delta[b,h,t] = <dy[b,t,h], y[b,t,h]>.   [B,Tq,Q,Cv] twice -> [B,Q,Tq]   One warp per row. Bytes: 2 B*Tq*Q*Cv read."""
     n = int64(cuda.blockIdx.x) * WARPS + cuda.threadIdx.x // LANES
     if n >= delta.size:
         return
-    b, h, row = place_of(n, y.shape[1], y.shape[2])
+    b, h, row = row_index(n, y.shape[1], y.shape[2])
     total = ZERO
     for c in range(cuda.laneid, y.shape[3], LANES):
         total += dy[b, row, h, c] * y[b, row, h, c]
@@ -48,7 +48,7 @@ def row_products(dy, y, delta):  # type: ignore[no-untyped-def]
 
 @cuda.jit
 def sink_gradient(sinks, logsumexp, delta, dsinks):  # type: ignore[no-untyped-def]
-    """dsinks[h] = -sum over b, t of exp(sink - logsumexp) delta, in a fixed order.   [Q], [B,Q,Tq] twice -> [Q]   A block of 128 a head."""
+    """dsinks[h] = -sum over b, t of exp(sink - logsumexp) delta, in a fixed order.   [Q], [B,Q,Tq] twice -> [Q]   One block per head."""
     h, rows = cuda.blockIdx.x, delta.shape[2]
     total = ZERO
     for n in range(cuda.threadIdx.x, delta.shape[0] * rows, cuda.blockDim.x):
@@ -65,7 +65,7 @@ def queries_by_thread(dy, q, k, v, logsumexp, delta, q_pos, k_pos, k_valid, scal
     n = cuda.grid(1)
     if n >= delta.size:
         return
-    b, h, row = place_of(n, q.shape[1], q.shape[2])
+    b, h, row = row_index(n, q.shape[1], q.shape[2])
     g = h // (q.shape[2] // k.shape[2])
     for c in range(q.shape[3]):
         dq[b, row, h, c] = ZERO
@@ -86,7 +86,7 @@ def keys_by_thread(dy, q, k, v, logsumexp, delta, q_pos, k_pos, k_valid, scale, 
     n = cuda.grid(1)
     if n >= k.shape[0] * k.shape[1] * k.shape[2]:
         return
-    b, g, key = place_of(n, k.shape[1], k.shape[2])
+    b, g, key = row_index(n, k.shape[1], k.shape[2])
     shared_by = q.shape[2] // k.shape[2]
     for c in range(k.shape[3]):
         dk[b, key, g, c] = ZERO
@@ -147,7 +147,7 @@ def queries_tiled(dy, q, k, v, logsumexp, delta, q_pos, k_pos, k_valid, scale, c
 
 @cuda.jit
 def keys_tiled(dy, q, k, v, logsumexp, delta, q_pos, k_pos, k_valid, scale, causal, window, dk, dv):  # type: ignore[no-untyped-def]
-    """The second rung of dk and dv, for heads of up to 128: as queries_tiled, with the parts of queries and keys exchanged.
+    """The second rung of dk and dv, for heads of up to 128: as queries_tiled, with queries and keys exchanged.
 
     Grid: (ceil(Tk / 16), G, B), block 128. Shared memory, in floats: 32 (C + Cv + 2) for tiles, 2 * 16 * 32 for slopes and weights.
     """

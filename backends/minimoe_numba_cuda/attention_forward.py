@@ -1,11 +1,11 @@
-"""The kernels of attention, as a ladder; neither keeps a [Tq,Tk] array. Formulas: minimoe/reference/attention.py.
+"""The kernels of attention, as a ladder; none keeps a [Tq,Tk] array. Formulas: minimoe/reference/attention.py.
 
-attention_by_thread    one thread a query: all of k twice and all of v, straight from memory, its sums in y itself.              unmeasured
-attention_tiled        blocks of 16 queries share tiles of 32 keys and values in shared memory, once through, sums in registers.  unmeasured
+attention_by_thread    one thread per query: reads k twice and v once, straight from memory; its sums are in y itself.           unmeasured
+attention_tiled        blocks of 16 queries share tiles of 32 keys and values in shared memory, in one pass; sums in registers.   unmeasured
 
-The second goes through the keys once because softmax can be added up as they come (Milakov & Gimelshein 2018; Dao et al. 2022): of what
-was seen, `top` is the largest score, `total` the sum of exp(score - top), `sums` that of exp(score - top) v; where a larger score comes,
-the two sums shrink by exp(top - its). A head's sink is a score that was seen before the first key.
+The second needs one pass because softmax can be computed online (Milakov & Gimelshein 2018; Dao et al. 2022): of the scores so far, `top`
+is the largest, `total` the sum of exp(score - top), `sums` that of exp(score - top) v; when a larger score comes, both sums are multiplied
+by exp(top - score). A head's sink is a score that precedes the first key.
 """
 
 import math
@@ -15,19 +15,19 @@ from numba.cuda import float32, int64
 
 from minimoe_numba_cuda.warp import INFINITY, LANES, ONE, WARPS, ZERO, warp_max, warp_sum
 
-TILE = LANES  # rows that stand in shared memory at a time, one a lane
-ROWS = 4  # of a warp: each number of the tile that is read serves as many
+TILE = LANES  # rows in shared memory at a time, one per lane
+ROWS = 4  # rows per warp: each number read from the tile is used as often
 BLOCK_ROWS = ROWS * WARPS
-COLUMNS = 4  # of a lane, 32 apart
-WIDEST = COLUMNS * LANES  # heads of this width at most are tiled
+COLUMNS = 4  # per lane, 32 apart
+WIDEST = COLUMNS * LANES  # the widest head that is tiled
 
 
-# ---- parts ---------------------------------------------------------------------------------------------------------------------------
+# ---- helpers -------------------------------------------------------------------------------------------------------------------------
 
 
 @cuda.jit(device=True, forceinline=True)
 def attends(b, row, key, q_pos, k_pos, k_valid, causal, window):  # type: ignore[no-untyped-def]
-    """May the query of a row see the key? False past either end."""
+    """Returns True if the query of a row may see the key; False past either end."""
     if row >= q_pos.shape[1] or key >= k_pos.shape[1] or (k_valid.size and not k_valid[b % k_valid.shape[0], key]):
         return False
     distance = int64(q_pos[b % q_pos.shape[0], row]) - int64(k_pos[b % k_pos.shape[0], key])
@@ -35,8 +35,8 @@ def attends(b, row, key, q_pos, k_pos, k_valid, causal, window):  # type: ignore
 
 
 @cuda.jit(device=True, forceinline=True)
-def place_of(n, rows, heads):  # type: ignore[no-untyped-def]
-    """n counts rows of heads of batches, as logsumexp [B,Q,Tq] does.   -> b, head, row"""
+def row_index(n, rows, heads):  # type: ignore[no-untyped-def]
+    """Splits n, an index into a flat [B,Q,Tq] array.   -> b, head, row"""
     return n // (rows * heads), n // rows % heads, n % rows
 
 
@@ -51,7 +51,7 @@ def dot(x, y, b, row, head, other, group):  # type: ignore[no-untyped-def]
 
 @cuda.jit(device=True, forceinline=True)
 def load_tile(x, b, first, head, tile):  # type: ignore[no-untyped-def]
-    """x[b, first : first + 32, head] to shared memory, zeros past the end. Rows lie width + 1 apart, so that a column's banks differ."""
+    """Loads x[b, first : first + 32, head] into shared memory, zeros past the end. Rows are width + 1 apart: a column's banks differ."""
     width = x.shape[3]
     for row in range(cuda.threadIdx.x // LANES, TILE, WARPS):
         for c in range(cuda.laneid, width, LANES):
@@ -104,7 +104,7 @@ def attention_by_thread(q, k, v, q_pos, k_pos, k_valid, sinks, scale, causal, wi
     n = cuda.grid(1)
     if n >= logsumexp.size:
         return
-    b, h, row = place_of(n, q.shape[1], q.shape[2])
+    b, h, row = row_index(n, q.shape[1], q.shape[2])
     g, keys = h // (q.shape[2] // k.shape[2]), k.shape[1]
     top, total = -INFINITY, ZERO
     if sinks.size:
@@ -128,7 +128,7 @@ def attention_by_thread(q, k, v, q_pos, k_pos, k_valid, sinks, scale, causal, wi
 
 @cuda.jit
 def attention_tiled(q, k, v, q_pos, k_pos, k_valid, sinks, scale, causal, window, y, logsumexp):  # type: ignore[no-untyped-def]
-    """The second rung, for heads of up to 128. A tile that none of the block's queries may see is passed over.   Shapes as above
+    """The second rung, for heads of up to 128. Skips tiles that none of the block's queries may see.   Shapes as above
 
     For scores a lane has a key, for sums it has columns. Grid: (ceil(Tq / 16), Q, B), block 128. Shared memory, in floats:
     32 (C + Cv + 2) for tiles, 16 * 32 for weights. Bytes: (C + Cv) Tk for each 16 queries, most of it from L2.
@@ -169,7 +169,7 @@ def attention_tiled(q, k, v, q_pos, k_pos, k_valid, sinks, scale, causal, window
             weights[i * TILE + lane] = p
             for j in range(COLUMNS):
                 sums[i, j] *= shrink
-        cuda.syncwarp()  # the weights of all lanes are there; the barrier of the next tile parts them from its own
+        cuda.syncwarp()  # all lanes have written their weights; the next tile's barrier protects them from being overwritten
         add_weighted(weights, tile_v, values, sums)
 
     for i in range(ROWS):

@@ -11,7 +11,7 @@ from minimoe_numba_cuda.launcher import Launcher, stream_at
 
 
 class NumbaCudaBackend(NumbaCudaKernels, CupyArrays):
-    """All of it, on the current device."""
+    """All kernels, on the current device."""
 
     dtypes = ("float32", "float64")  # type: ignore[assignment]  # fewer than CuPy's
 

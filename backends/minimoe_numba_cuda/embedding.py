@@ -1,7 +1,7 @@
 """Rows added to the rows that ids name: the gradient of an embedding, and `scatter_add`. Formulas: minimoe/reference/embedding.py.
 
-The ids are sorted first, stably. Each row of the table then finds its own by bisection and adds them in the order in which they stood,
-so nothing is added atomically and equal inputs give equal bits.
+The ids are sorted first, stably. Each row of the table then finds its ids by bisection and adds their rows in their original order, so
+nothing is added atomically and equal inputs give equal bits.
 """
 
 import math
@@ -14,7 +14,7 @@ from minimoe_numba_cuda.launch import F32, F64, I32, I64, THREADS, CudaKernels, 
 
 @cuda.jit(device=True)
 def first_at_least(ids, turn, wanted):  # type: ignore[no-untyped-def]
-    """The first place in the sorted order at which an id of at least `wanted` stands."""
+    """Returns the first index in the sorted order with an id of at least `wanted`."""
     low, high = 0, turn.size
     while low < high:
         middle = (low + high) // 2
@@ -27,26 +27,26 @@ def first_at_least(ids, turn, wanted):  # type: ignore[no-untyped-def]
 
 @cuda.jit
 def add_rows(values, ids, turn, padding, inout_target):  # type: ignore[no-untyped-def]
-    """target[v] += sum of values[i] for ids[i] = v, in the order of i; rows without an id, and `padding`, are not touched.
+    """target[v] += sum of values[i] for ids[i] = v, in the order of i; rows without an id, and `padding`, are unchanged.
 
     values [N,D], ids [N], turn [N] sorts them -> [V,D].   Grid: (V, ceil(D / 128)). Bytes: N*D read, min(N, V)*D read and written.
     """
     v, d = cuda.blockIdx.x, cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x
     if v == padding or d >= inout_target.shape[1]:
         return
-    place = first_at_least(ids, turn, v)
-    if place == turn.size or ids[turn[place]] != v:
+    i = first_at_least(ids, turn, v)
+    if i == turn.size or ids[turn[i]] != v:
         return
     total = inout_target[v, d]
-    while place < turn.size and ids[turn[place]] == v:
-        total += values[turn[place], d]
-        place += 1
+    while i < turn.size and ids[turn[i]] == v:
+        total += values[turn[i], d]
+        i += 1
     inout_target[v, d] = total
 
 
 class CudaEmbedding(CudaKernels):
     def scatter_add(self, inout_target: Array, index: Array, values: Array) -> None:
-        """float32 and float64 are summed as they are; a narrower floating type in float32, rounded once. Raises TypeError for integers."""
+        """Sums float32 and float64 in their dtype, and narrower floating types in float32, rounded once. Raises TypeError for integers."""
         if not self.xp.isdtype(inout_target.dtype, "real floating"):
             raise TypeError(f"scatter_add: inout_target must be of a floating type, not {inout_target.dtype}")
         if inout_target.dtype not in (F32, F64):
@@ -74,12 +74,12 @@ class CudaEmbedding(CudaKernels):
         return target
 
     def _add(self, inout_target: Array, ids: Array, values: Array, width: int, padding: int | None) -> None:
-        """target [V,...] += values [N,...] at ids [N]"""
+        """Adds values [N,...] to the rows of target [V,...] that ids [N] name."""
         if not values.size:
             return
         n, v = ids.shape[0], inout_target.shape[0]
         ids = self._read("scatter_add", "ids", ids, (n,), I32)
-        order = self.xp.argsort(ids, stable=True)  # recorded within a step: CuPy 14.2 sorts without waiting
+        order = self.xp.argsort(ids, stable=True)  # can be recorded: CuPy 14.2 sorts without waiting
         turn = self._read("scatter_add", "argsort(ids)", order, (n,), I64)
         target, rows = self.xp.reshape(inout_target, (v, width)), self.xp.reshape(values, (n, width))
         grid = v, blocks_of(width)

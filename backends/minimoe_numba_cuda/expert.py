@@ -1,6 +1,6 @@
 """Experts: the launches of grouped products (products.py), and the biases. Formulas: minimoe/reference/expert.py.
 
-The feed-forward of all experts is the reference's composition of these kernels and those of the activations.
+The experts' feed-forward is the reference's composition of these kernels and those of the activations.
 """
 
 from numba import cuda

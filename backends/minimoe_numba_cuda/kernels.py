@@ -1,4 +1,4 @@
-"""All topics of the contract together, on whichever array layer and launcher they are given."""
+"""All topics of the contract together, for any array layer and launcher."""
 
 from minimoe_numba_cuda.attention import CudaAttention
 from minimoe_numba_cuda.embedding import CudaEmbedding

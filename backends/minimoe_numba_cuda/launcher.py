@@ -1,8 +1,7 @@
-"""How kernels are launched on a card: on the array library's stream, and without waiting for anything.
+"""Launches kernels on a card: on the array library's stream, and without waiting for anything.
 
-Numba takes foreign arrays as they are, but then asks whose stream wrote them, and waits for it: a step could not be recorded as a CUDA
-graph. All launches here, and CuPy's own work, are queued on one stream, in order, so there is nothing to wait for. Numba is told where an
-array lies and what it holds, and no stream.
+Numba accepts foreign arrays, but waits for the stream that they name, so a step could not be recorded as a CUDA graph. All launches here,
+and CuPy's own work, are queued on one stream, in order, so there is nothing to wait for: arrays are passed to Numba without a stream.
 """
 
 from collections.abc import Callable
@@ -26,20 +25,20 @@ class Launcher:
     """`run` of `CudaKernels` on a card: run(kernel)[grid, block, stream, shared_bytes](*args), compiled for those types on first use."""
 
     def __init__(self, spare: Array) -> None:
-        self.spare = spare  # whose address empty arrays get: they have none of their own, and the driver is asked about each
+        self.spare = spare  # empty arrays get its address: they have none of their own, and Numba asks the driver about each
 
     def __call__(self, kernel: Any) -> "Configured":
         return Configured(self, kernel)
 
     def argument(self, value: Any) -> Any:
-        """A C-contiguous array of the device as its memory, a number as it is."""
+        """Returns the memory of a C-contiguous device array; returns a number unchanged."""
         if not hasattr(value, "data") or not hasattr(value.data, "ptr"):
             return value
         return Memory(value, value.data.ptr if value.size else self.spare.data.ptr)
 
 
 class Configured:
-    """A kernel that waits for its launch shape."""
+    """A kernel that lacks its launch shape."""
 
     def __init__(self, launcher: Launcher, kernel: Any) -> None:
         self.launcher, self.kernel = launcher, kernel
@@ -54,7 +53,7 @@ class Configured:
 
 
 def stream_at(address: int) -> Any:
-    """The stream at an address as Numba takes one, which the address itself is not; 0 is the default stream."""
+    """Returns the stream at an address in the form that Numba takes; 0 is the default stream."""
     if not address:
         return 0
     from cuda.core import Stream

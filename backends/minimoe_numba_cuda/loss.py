@@ -1,4 +1,4 @@
-"""Cross-entropy fused with log-softmax: a row of logits by one block, read twice. Formulas: minimoe/reference/loss.py."""
+"""Cross-entropy fused with log-softmax: one block reads a row of logits twice. Formulas: minimoe/reference/loss.py."""
 
 import math
 
@@ -14,9 +14,9 @@ BLOCK = LANES * WARPS
 
 @cuda.jit
 def row_losses(logits, targets, ignore, losses, logsumexp):  # type: ignore[no-untyped-def]
-    """logsumexp(z) - z[target]; 0 for a target of `ignore`, NaN for one that is no column.   [N,V], [N] -> [N], [N]
+    """logsumexp(z) - z[target]; 0 for a target of `ignore`, NaN for one out of range.   [N,V], [N] -> [N], [N]
 
-    One block a row: its largest, then the sum of exponentials. Bytes: N*V read, the second time mostly from L2.
+    One block per row: the maximum, then the sum of exponentials. Bytes: N*V read, the second time mostly from L2.
     """
     n, width, thread = cuda.blockIdx.x, logits.shape[1], cuda.threadIdx.x
     top = -INFINITY
@@ -38,7 +38,7 @@ def row_losses(logits, targets, ignore, losses, logsumexp):  # type: ignore[no-u
 
 @cuda.jit
 def sum_losses(losses, targets, ignore, total, count):  # type: ignore[no-untyped-def]
-    """The sum of the losses, and how many targets count; in a fixed order.   [N], [N] -> [1], [1]   One block."""
+    """The sum of the losses, and the number of valid targets; in a fixed order.   [N], [N] -> [1], [1]   One block."""
     part, valid = ZERO, ZERO
     for n in range(cuda.threadIdx.x, losses.size, BLOCK):
         part += losses[n]

@@ -1,7 +1,7 @@
-"""Norms, a row by one warp, alone and with the residual addition before them. Formulas: minimoe/reference/norm.py.
+"""Norms, one warp per row, alone and fused with the residual addition before them. Formulas: minimoe/reference/norm.py.
 
-A row is read twice, the second time from L1. A weight's gradient is a sum over rows: parts of rows by one launch, the parts in order by
-another (sums.py).
+A row is read twice, the second time from L1. A weight's gradient is a sum over rows: one launch sums parts of the rows, another adds the
+parts in order (sums.py).
 """
 
 import math
@@ -23,7 +23,7 @@ BLOCK = (LANES * WARPS,)
 def normalise(x, delta, weight, bias, eps, centred, total, y, mean, rstd):  # type: ignore[no-untyped-def]
     """y = (x - mean) * rstd * w + b of x + delta, which is kept in `total`; not centred: mean 0.   [N,D] -> [N,D], [N,D], [N], [N]
 
-    delta, bias, total and mean may be empty. One warp a row, `WARPS` rows a block. Bytes: N*D read, N*D written; fused 2 N*D each.
+    delta, bias, total and mean may be empty. One warp per row, `WARPS` rows per block. Bytes: N*D read, N*D written; fused 2 N*D each.
     """
     n = cuda.blockIdx.x * WARPS + cuda.threadIdx.x // LANES
     if n >= x.shape[0]:
@@ -38,7 +38,7 @@ def normalise(x, delta, weight, bias, eps, centred, total, y, mean, rstd):  # ty
         total_of_row += value
         squares += value * value
     if centred:
-        # the variance from differences: that of large numbers would be lost in their squares
+        # the variance of differences from the mean: for large numbers the difference of squares would lose it
         middle, squares = warp_sum(total_of_row) / float32(width), ZERO
         for d in range(lane, width, LANES):
             value = (total[n, d] if delta.size else x[n, d]) - middle
@@ -55,7 +55,7 @@ def normalise(x, delta, weight, bias, eps, centred, total, y, mean, rstd):  # ty
 
 @cuda.jit
 def normalise_backward(dy, x, weight, mean, rstd, dtotal, dx):  # type: ignore[no-untyped-def]
-    """dx = rstd (g - xhat mean(g xhat) [- mean(g)]) + dtotal, g = dy w; mean and dtotal may be empty.   One warp a row.
+    """dx = rstd (g - xhat mean(g xhat) [- mean(g)]) + dtotal, g = dy w; mean and dtotal may be empty.   One warp per row.
 
     Bytes: 2 N*D read (3 with dtotal), N*D written.
     """
@@ -168,7 +168,7 @@ class CudaNorm(Sums):
         return self._stored(y, out), self.xp.reshape(total, x.shape) if fused else x, moments
 
     def _gradients(self, dtotal: Array | None, dy: Array, x: Array, weight: Array, moments: tuple[Array, ...]) -> tuple[Array, ...]:
-        """-> dx, which is added to dtotal; dweight [D]; with a mean among the moments dbias [D]"""
+        """-> dx, to which dtotal is added; dweight [D]; dbias [D] if the moments have a mean"""
         rows, kernel = self._flat_rows(x), "layer_norm_backward" if len(moments) > 1 else "rms_norm_backward"
         n, d = rows.shape
         dy = self._read(kernel, "dy", self._flat_rows(dy), (n, d))

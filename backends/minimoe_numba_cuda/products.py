@@ -1,12 +1,12 @@
-"""The kernels of grouped products, as a ladder: rows stand expert by expert, and `offsets`, read on the device, say where each begins.
+"""The kernels of grouped products, as a ladder: rows are sorted by expert, and `offsets`, read on the device, bound each expert's rows.
 
-grouped_by_thread    one thread a result, straight from memory: I multiplications for 2 I numbers read.                    unmeasured
-grouped_shared       blocks of 16 x 16 results share tiles of x and of W in shared memory: each number read serves 16.     unmeasured
-grouped_registers    blocks of 64 x 64, 4 x 4 results a thread: each number from shared memory serves 4, from memory 64.   unmeasured
+grouped_by_thread    one thread per result, straight from memory: I multiplications for 2 I numbers read.                  unmeasured
+grouped_shared       blocks of 16 x 16 results share tiles of x and of W in shared memory: each number read is used by 16. unmeasured
+grouped_registers    blocks of 64 x 64, 4 x 4 results per thread: numbers from shared memory are used 4, from memory 64 times. unmeasured
 
-A grid cannot know how many rows an expert has. So there are as many row tiles as there can be, ceil(R / height) and one for each expert
-(and one for the unused rows), and each block finds its own by going through the offsets; those left over leave at once. They are counted by
-blockIdx.x: the other two go no further than 65,535.
+The host does not know how many rows an expert has. So a grid has as many row tiles as there can be, ceil(R / height) plus one per expert
+(and one for the unused rows); each block finds its tile by going through the offsets, and those left over return at once. Row tiles are
+blockIdx.x: the other two axes end at 65,535.
 """
 
 from numba import cuda
@@ -16,15 +16,15 @@ from minimoe_numba_cuda.warp import ZERO
 
 SIDE = 16  # of the tiles of grouped_shared, and of every block of threads here
 TILE = 64  # rows and columns of a block of grouped_registers
-DEPTH = 16  # of what stands in shared memory at a time
-EACH = TILE // SIDE  # results of a thread, in either direction
-SIDE_PITCH, PITCH = SIDE + 1, TILE + 1  # one more than a row has, so that a column's numbers lie in different banks
+DEPTH = 16  # of the tiles in shared memory
+EACH = TILE // SIDE  # results per thread, in either direction
+SIDE_PITCH, PITCH = SIDE + 1, TILE + 1  # one more than a row's length, so that a column's numbers are in different banks
 BLOCK = (SIDE, SIDE)
 
 
 @cuda.jit(device=True, forceinline=True)
 def tile_of(index, offsets, rows, height):  # type: ignore[no-untyped-def]
-    """-> expert, first row, row after the last: experts in turn, then as expert E the unused rows; an empty tile where none is left."""
+    """-> expert, first row, row after the last: experts in order, then the unused rows as expert E; an empty tile if none is left."""
     experts = offsets.size - 1
     first = int64(0)
     for e in range(experts):
@@ -56,7 +56,7 @@ def grouped_by_thread(x, weight, offsets, transpose, y):  # type: ignore[no-unty
 
 @cuda.jit
 def grouped_shared(x, weight, offsets, transpose, y):  # type: ignore[no-untyped-def]
-    """The second rung: a block has 16 x 16 results, one a thread, and takes 16 of the depth at a time into shared memory.
+    """The second rung: a block has 16 x 16 results, one per thread, and loads 16 of the depth at a time into shared memory.
 
     Grid: (ceil(R / 16) + E + 1, ceil(O / 16)), block (16, 16).
     """
@@ -69,7 +69,7 @@ def grouped_shared(x, weight, offsets, transpose, y):  # type: ignore[no-untyped
     for start in range(0, depth if e < weight.shape[0] and first < last else 0, SIDE):
         k = start + tx
         xs[ty, tx] = x[row, k] if row < last and k < depth else ZERO
-        # side by side in memory are the depth of W, and the columns of W transposed
+        # contiguous in memory: the depth of W, or the columns of W transposed
         if transpose:
             k, column = start + ty, left + tx
             ws[ty, tx] = weight[e, k, column] if k < depth and column < width else ZERO
@@ -86,7 +86,7 @@ def grouped_shared(x, weight, offsets, transpose, y):  # type: ignore[no-untyped
 
 @cuda.jit(device=True, forceinline=True)
 def multiply_tiles(a, b, sums):  # type: ignore[no-untyped-def]
-    """sums[i,j] += sum over k of a[k, ty + 16 i] * b[k, tx + 16 j]: 8 numbers from shared memory for 16 multiplications."""
+    """sums[i,j] += sum over k of a[k, ty + 16 i] * b[k, tx + 16 j]: reads 8 numbers from shared memory for 16 multiplications."""
     tx, ty = cuda.threadIdx.x, cuda.threadIdx.y
     left, right = cuda.local.array(EACH, float32), cuda.local.array(EACH, float32)
     for k in range(DEPTH):
@@ -100,7 +100,7 @@ def multiply_tiles(a, b, sums):  # type: ignore[no-untyped-def]
 
 @cuda.jit
 def grouped_registers(x, weight, offsets, transpose, y):  # type: ignore[no-untyped-def]
-    """The last rung: a thread has 4 x 4 results, 16 apart, in registers. Rows at or past offsets[E] become zero.
+    """The last rung: each thread has 4 x 4 results, 16 apart, in registers. Rows at or past offsets[E] become zero.
 
     Grid: (ceil(R / 64) + E + 1, ceil(O / 64)), block (16, 16). Bytes: R*I*ceil(O / 64) + O*I for each tile of rows, most of it from L2.
     """
@@ -134,9 +134,9 @@ def grouped_registers(x, weight, offsets, transpose, y):  # type: ignore[no-unty
 
 @cuda.jit
 def grouped_weight_gradient(dy, x, offsets, accumulate, dw):  # type: ignore[no-untyped-def]
-    """dW_e = dy_e^T x_e, added to what is there if `accumulate`.   dy [R,O], x [R,I] -> [E,O,I]
+    """dW_e = dy_e^T x_e, added to dw if `accumulate`.   dy [R,O], x [R,I] -> [E,O,I]
 
-    A block has 64 x 64 results of one expert and goes down all its rows, so they are added in order. Grid: (ceil(I / 64), ceil(O / 64), E).
+    A block has 64 x 64 results of one expert and adds all its rows in order. Grid: (ceil(I / 64), ceil(O / 64), E).
     """
     a, b = cuda.shared.array((DEPTH, PITCH), float32), cuda.shared.array((DEPTH, PITCH), float32)
     sums = cuda.local.array((EACH, EACH), float32)

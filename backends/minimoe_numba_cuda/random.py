@@ -1,6 +1,6 @@
-"""Random numbers: four elements a thread, for which one counter is encrypted. Formulas: minimoe/reference/random.py.
+"""Random numbers: one thread encrypts one counter for four elements. Formulas: minimoe/reference/random.py.
 
-`normal` stays the reference's, which computes in float64 to agree everywhere to 4 ulp; its uniforms come from here.
+`normal` is not overridden: the reference computes it in float64, to agree to 4 ulp on all backends, from the uniforms of this file.
 """
 
 import numpy as np
@@ -36,7 +36,7 @@ def philox(block, stream, micro, step, key0, key1):  # type: ignore[no-untyped-d
 
 @cuda.jit(device=True, forceinline=True)
 def word_of(words, i):  # type: ignore[no-untyped-def]
-    """The i-th of four words, without an array in local memory."""
+    """Returns the i-th of four words, without an array in local memory."""
     if i < 2:
         return words[0] if i == 0 else words[1]
     return words[2] if i == 2 else words[3]
@@ -98,5 +98,5 @@ class CudaRandom(CudaKernels):
         return self._stored(y, out)
 
     def _counter(self, rng: Draw) -> tuple[int | Array, ...]:
-        """stream, micro-batch and step as arrays of one, the halves of the seed."""
+        """Returns the stream, micro-batch and step as arrays of one element, and the halves of the seed."""
         return rng.stream & MASK, self._one(rng.micro, I64), self._one(rng.step, I64), rng.seed & MASK, (rng.seed >> 32) & MASK

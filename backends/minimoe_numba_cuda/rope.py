@@ -1,7 +1,7 @@
-"""Rotary positions, and the heads cut out of one projection's rows. Formulas: minimoe/reference/rope.py.
+"""Rotary positions, and the split of one projection's rows into heads. Formulas: minimoe/reference/rope.py.
 
-The cosines and sines of all positions, [B or 1,T,pairs], come from the array library: they are few, each serves all heads, and a device's
-own cos of a large angle goes through local memory. A block has one token; its threads are the pairs of all heads.
+The cosines and sines of all positions, [B or 1,T,pairs], come from the array library: they are few, all heads share them, and a device's
+cos of a large angle uses local memory. One block per token; its threads are the pairs of all heads.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from minimoe_numba_cuda.warp import ONE
 
 @cuda.jit(device=True, forceinline=True)
 def turn_pair(x, row, start, y, to, begin, cos, sin, angles, i, step, interleaved):  # type: ignore[no-untyped-def]
-    """Pair i of the head whose numbers begin at x[row, start], turned, to y[to, begin].   step 1 or -1"""
+    """Rotates pair i of the head that begins at x[row, start] into y[to, begin].   step 1 or -1"""
     pairs = cos.shape[1]
     first, second = (2 * i, 2 * i + 1) if interleaved else (i, i + pairs)
     a, b, c, s = x[row, start + first], x[row, start + second], cos[angles, i], sin[angles, i] * step
@@ -25,7 +25,7 @@ def turn_pair(x, row, start, y, to, begin, cos, sin, angles, i, step, interleave
 
 @cuda.jit
 def turn(x, cos, sin, width, step, interleaved, y):  # type: ignore[no-untyped-def]
-    """Each head of x turned; its numbers past the pairs stay.   x [N,heads*C], cos, sin [B*T or T,pairs] -> [N,heads*C]
+    """Rotates each head of x and copies its elements past the pairs.   x [N,heads*C], cos, sin [B*T or T,pairs] -> [N,heads*C]
 
     Grid: N, block 128. Bytes: N*heads*C read and written.
     """
@@ -37,13 +37,13 @@ def turn(x, cos, sin, width, step, interleaved, y):  # type: ignore[no-untyped-d
         head = i // pairs
         turn_pair(x, n, head * width, y, n, head * width, cos, sin, angles, i - head * pairs, step, interleaved)
     for i in range(cuda.threadIdx.x, heads * rest, THREADS):
-        place = (i // rest) * width + 2 * pairs + i % rest
-        y[n, place] = x[n, place]
+        column = (i // rest) * width + 2 * pairs + i % rest
+        y[n, column] = x[n, column]
 
 
 @cuda.jit
 def split(qkv, cos, sin, q, k, v):  # type: ignore[no-untyped-def]
-    """qkv [N,(Q+2G)*C] -> q [N,Q*C], k and v [N,G*C], q and k turned unless the tables are empty.   Grid: N, block 128."""
+    """qkv [N,(Q+2G)*C] -> q [N,Q*C], k and v [N,G*C], q and k rotated unless the tables are empty.   Grid: N, block 128."""
     n, pairs = cuda.blockIdx.x, cos.shape[1]
     queries, keys = q.shape[1], k.shape[1]
     if cos.size == 0:
@@ -66,7 +66,7 @@ def split(qkv, cos, sin, q, k, v):  # type: ignore[no-untyped-def]
 
 @cuda.jit
 def join(dq, dk, dv, cos, sin, dqkv):  # type: ignore[no-untyped-def]
-    """The backward of `split`: dq and dk turned back, all three side by side.   Grid: N, block 128."""
+    """The backward of `split`: dq and dk rotated back, all three side by side.   Grid: N, block 128."""
     n, pairs = cuda.blockIdx.x, cos.shape[1]
     queries, keys = dq.shape[1], dk.shape[1]
     if cos.size == 0:
@@ -133,7 +133,7 @@ class CudaRope(CudaKernels):
     ) -> Array:
         b, t, heads, c = x.shape
         if 2 * inv_freq.shape[0] > c:
-            raise ValueError(f"{kernel}: inv_freq turns {inv_freq.shape[0]} pairs, heads of {c} have {c // 2}")
+            raise ValueError(f"{kernel}: inv_freq rotates {inv_freq.shape[0]} pairs, heads of {c} have {c // 2}")
         rows = self.xp.reshape(self.contiguous(x), (b * t, heads * c))
         cos, sin = self._tables(kernel, (b, t), positions, inv_freq, scale)
         y = self._result(out, (b, t, heads, c))
@@ -141,7 +141,7 @@ class CudaRope(CudaKernels):
         return y
 
     def _tables(self, kernel: str, size: tuple[int, int], positions: Array, inv_freq: Array | None, scale: float) -> tuple[Any, Any]:
-        """scale * cos and scale * sin of each position's angles.   -> [B*T or T,pairs] twice, empty without inv_freq"""
+        """Returns scale * cos and scale * sin of each position's angles.   -> [B*T or T,pairs] twice, empty without inv_freq"""
         if inv_freq is None:
             return self._empty(0, 0), self._empty(0, 0)
         xp, (b, t), p = self.xp, size, positions.shape[0]

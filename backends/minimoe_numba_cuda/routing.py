@@ -1,9 +1,9 @@
-"""Routing: the plan (sorting.py), and the moves of rows that it describes. Formulas: minimoe/reference/routing.py.
+"""Routing: the plan (sorting.py), and moving rows to their experts and back. Formulas: minimoe/reference/routing.py.
 
-`combine` and the backward of `dispatch` gather and then add, slot by slot, so nothing depends on which block runs first. As a ladder:
+`combine` and the backward of `dispatch` gather and then add, slot by slot, so no result depends on the order of blocks. As a ladder:
 
-combine_by_thread    one thread a token, which walks along D: neighbours read rows that lie apart, 32 bytes fetched for 4.    unmeasured
-gather_sum           one thread an element: neighbours read neighbouring numbers; a token's rows and weights come from L1.    unmeasured
+combine_by_thread    one thread per token, which walks along D: neighbours read different rows, 32 bytes fetched for 4.       unmeasured
+gather_sum           one thread per element: neighbours read neighbouring numbers; row ids and weights come from L1.          unmeasured
 """
 
 from numba import cuda
@@ -42,7 +42,7 @@ def combine_by_thread(rows, inverse, weights, y):  # type: ignore[no-untyped-def
 
 @cuda.jit
 def gather_sum(rows, inverse, weights, y):  # type: ignore[no-untyped-def]
-    """y[n] = sum_j weights[n,j] rows[inverse[n,j]], without weights 1; -1, and what is no row, adds nothing.   [R,D], [N,W] -> [N,D]
+    """y[n] = sum_j weights[n,j] rows[inverse[n,j]], weights of 1 if empty; -1, or any invalid row, adds nothing.   [R,D], [N,W] -> [N,D]
 
     Grid: (N, ceil(D / 128)). Bytes: W*N*D read, N*D written.
     """
@@ -62,7 +62,7 @@ def gather_sum(rows, inverse, weights, y):  # type: ignore[no-untyped-def]
 def spread_rows(dy, rows, inverse, weights, drows, dweights):  # type: ignore[no-untyped-def]
     """drows[inverse[n,j]] = weights[n,j] dy[n],   dweights[n,j] = <rows[inverse[n,j]], dy[n]>.   [N,D], [R,D], [N,W] -> [R,D], [N,W]
 
-    The backward of gather_sum, one warp a token, both results from one reading of dy. Bytes: (W + 1) N*D read, W*N*D written.
+    The backward of gather_sum: one warp per token computes both results in one pass over dy. Bytes: (W + 1) N*D read, W*N*D written.
     """
     n = cuda.blockIdx.x * WARPS + cuda.threadIdx.x // LANES
     if n >= dy.shape[0]:
@@ -100,7 +100,7 @@ class CudaRouting(CudaKernels):
         elif capacity is not None:
             limits = self._one(capacity, I64)
         turn, none = self._empty(0, dtype=I64), self._empty(0, dtype=I32)
-        order, inverse = xp.zeros((rows,), dtype=I32), self._empty(pairs, dtype=I32)  # unused rows name a token too
+        order, inverse = xp.zeros((rows,), dtype=I32), self._empty(pairs, dtype=I32)  # unused rows name token 0
         counts, starts = self._empty(parts, n_experts, dtype=I32), self._empty(parts, n_experts, dtype=I32)
         offsets = self._empty(n_experts + 1, dtype=I32)
 
@@ -110,8 +110,8 @@ class CudaRouting(CudaKernels):
             self._launch(place_pairs, (parts,), (PAIRS,), flat, valid, turn, width, starts, offsets, order, inverse, keep, shared=shared)
 
         if capacity is not None and priority == "probability":
-            # first the sort by weight, to see who gets a row; then those that do, by position
-            by_weight = xp.argsort(-xp.reshape(weights, (-1,)), stable=True)  # recorded too: CuPy 14.2 sorts without waiting
+            # first sorted by weight, to find which pairs get a row; then those pairs by position
+            by_weight = xp.argsort(-xp.reshape(weights, (-1,)), stable=True)  # can be recorded: CuPy 14.2 sorts without waiting
             keep = self._empty(pairs, dtype=I32)
             sort(flat, self._read("route", "weights", by_weight, (pairs,), I64), none, none, keep)
             flat = keep
@@ -145,17 +145,17 @@ class CudaRouting(CudaKernels):
         dy = self._read("combine_backward", "dy", dy, (n, d))
         rows = self._read("combine_backward", "rows", rows, (plan.order.shape[0], d))
         weights = self._read("combine_backward", "weights", weights, plan.inverse.shape)
-        drows, dweights = self._empty(*rows.shape), self._empty(*weights.shape)  # rows that nobody has hold anything
+        drows, dweights = self._empty(*rows.shape), self._empty(*weights.shape)  # unused rows stay unset
         self._launch(spread_rows, (blocks_of(n, WARPS),), (LANES * WARPS,), dy, rows, plan.inverse, weights, drows, dweights)
         return drows, dweights
 
     def _plan(self, kernel: str, plan: Plan) -> Plan:
-        """A plan as kernels read it."""
+        """Returns a plan as kernels read it."""
         shapes: tuple[Shape, ...] = (None,), (None, None), (None,)
         return Plan(*(self._read(kernel, name, a, shape, I32) for name, a, shape in zip(Plan._fields, plan, shapes, strict=True)))
 
     def _gathered(self, kernel: str, rows: Array, plan: Plan, weights: Array | None, out: Array | None) -> Array:
-        """gather_sum into `out` or fresh memory.   [R,D] -> [N,D]"""
+        """Runs gather_sum into `out` or new memory.   [R,D] -> [N,D]"""
         plan = self._plan(kernel, plan)
         rows = self._read(kernel, "rows", rows, (plan.order.shape[0], None))
         weights = self._read(kernel, "weights", weights, plan.inverse.shape)
@@ -165,5 +165,5 @@ class CudaRouting(CudaKernels):
 
 
 def by_row(rows: int, width: int) -> tuple[int, int]:
-    """A grid with a row of blocks for each row, 128 columns a block."""
+    """Returns a grid with one row of blocks per row, and 128 columns per block."""
     return rows, blocks_of(width)

@@ -1,12 +1,12 @@
 """A stable sort of (token, slot) pairs by expert, without comparing any two: count, add up, place.
 
-count_pairs    a block takes 256 pairs and counts how many go to each expert          -> counts [P,E]
-scan_counts    one block turns the counts into places: where each block's rows begin  -> starts [P,E], offsets [E+1]
-place_pairs    each pair goes to its block's start plus its rank within the block     -> order, inverse
+count_pairs    each block counts how many of its 256 pairs go to each expert          -> counts [P,E]
+scan_counts    one block turns the counts into the first row of each block and expert -> starts [P,E], offsets [E+1]
+place_pairs    a pair's row is its block's start plus its rank within the block       -> order, inverse
 
-The rank within a block is the number of earlier pairs of the same expert. Within a warp one operation tells each lane who has the same
-expert (`match_any`), and the lanes below it among those are counted; the warps' counts are added in order. A pair that goes nowhere has
-expert E. Integers alone, so the plan does not depend on the order in which blocks run.
+The rank within a block is the number of earlier pairs of the same expert. Within a warp one operation (`match_any`) tells each lane which
+lanes have the same expert, and those below it are counted; the warps' counts are added in order. A pair without an expert has expert E.
+Only integers are summed, so the plan does not depend on the order of blocks.
 """
 
 from numba import cuda
@@ -21,7 +21,7 @@ SCAN_THREADS = 128
 
 @cuda.jit(device=True)
 def expert_of(i, ids, valid, width, experts):  # type: ignore[no-untyped-def]
-    """The expert of pair i, E for none and for what is no expert.   ids flat [N*W], valid [N] or empty"""
+    """Returns the expert of pair i, or E if it has none or an invalid one.   ids flat [N*W], valid [N] or empty"""
     expert = int32(experts)
     if i < ids.size and (valid.size == 0 or valid[i // width]) and 0 <= ids[i] < experts:
         expert = ids[i]
@@ -45,7 +45,7 @@ def count_in_warps(expert, counts, experts):  # type: ignore[no-untyped-def]
 
 @cuda.jit
 def count_pairs(ids, valid, turn, width, counts):  # type: ignore[no-untyped-def]
-    """counts[p,e] = pairs of block p that go to expert e; pairs in the order `turn`, or as they stand where that is empty.
+    """counts[p,e] = pairs of block p that go to expert e; pairs in the order `turn`, or in their own if that is empty.
 
     Grid: P = ceil(N*W / 256), block 256; shared memory: 8 (E+1) int32. Bytes: 4 N*W read, 4 P*E written.
     """
@@ -64,7 +64,7 @@ def count_pairs(ids, valid, turn, width, counts):  # type: ignore[no-untyped-def
 def scan_counts(counts, limit, limits, inout_starts, offsets):  # type: ignore[no-untyped-def]
     """starts[p,e] = pairs of e before block p; offsets = exclusive sums of min(total, capacity), or of the totals.   One block of 128.
 
-    A thread takes an expert and goes down the blocks; then one thread adds up the experts. capacity: limits[0], or `limit` without it.
+    One thread per expert goes through the blocks; then one thread adds up the experts. capacity: limits[0], or `limit` if that is empty.
     """
     experts, capacity = counts.shape[1], limit
     if limits.size:
@@ -84,7 +84,7 @@ def scan_counts(counts, limit, limits, inout_starts, offsets):  # type: ignore[n
 
 @cuda.jit
 def place_pairs(ids, valid, turn, width, starts, offsets, order, inverse, keep):  # type: ignore[no-untyped-def]
-    """A pair's rank among its expert's; below the expert's number of rows it gets one: order[row] = pair, inverse[pair] = row, else -1.
+    """Gives a pair a row if its rank is below its expert's number of rows: order[row] = pair, inverse[pair] = row, else -1.
 
     With `keep` [N*W] instead of order and inverse: keep[pair] = its expert if it gets a row, else -1. Launched as count_pairs is.
     """

@@ -1,6 +1,6 @@
-"""Sums of columns in an order that the shape alone fixes, in two launches: no atomics on floats, so equal inputs give equal bits.
+"""Sums of columns in two launches, in an order that only the shape fixes: without atomics on floats, so equal inputs give equal bits.
 
-The rows are cut into parts. One block sums 32 columns of a part, eight rows at a time; the second launch adds the parts in order.
+The rows are divided into parts. One block sums 32 columns of a part, eight rows at a time; the second launch adds the parts in order.
 """
 
 from numba import cuda
@@ -15,14 +15,14 @@ COLUMN_BLOCK = (LANES, ROW_LANES)
 
 
 def parts_of(rows: int) -> tuple[int, int]:
-    """-> rows to a part, number of parts: enough blocks for the device, by the number of rows alone."""
+    """-> rows per part, number of parts: enough blocks for the device, and dependent only on the number of rows"""
     height = max(SMALLEST_PART, blocks_of(rows, MOST_PARTS))
     return height, max(1, blocks_of(rows, height))
 
 
 @cuda.jit
 def sum_columns(x, scale, height, partials):  # type: ignore[no-untyped-def]
-    """partials[p] = sum over the rows of part p of scale[r] * x[r]; a row of scale 0 is not read; without scale 1.   [R,D], [R] -> [P,D]
+    """partials[p] = sum over the rows of part p of scale[r] * x[r]; a row of scale 0 is not read; empty: 1.   [R,D], [R] -> [P,D]
 
     Grid: (ceil(D / 32), P), block (32, 8). Bytes: R*D read.
     """

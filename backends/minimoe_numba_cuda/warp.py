@@ -1,6 +1,6 @@
 """What kernels share on the device: float32 constants, sums over a warp or a block, the order in which values are chosen.
 
-A Python number in a kernel is float64, and an operation with it would be too: hence the constants.
+A Python number in a kernel is float64, and so is any operation with it: hence the float32 constants.
 """
 
 import math
@@ -10,7 +10,7 @@ from numba import cuda
 from numba.cuda import float32, int64, libdevice
 
 LANES = 32  # threads of a warp
-WARPS = 4  # warps of a block where each has a row of its own
+WARPS = 4  # warps per block, if each has its own row
 ALL = 0xFFFFFFFF  # the mask of a warp operation: every lane takes part
 ROW_LANES = 8  # rows of threads in a block that sums columns
 
@@ -24,7 +24,7 @@ LARGEST_INDEX = 0x7FFFFFFF
 
 @cuda.jit(device=True, forceinline=True)
 def warp_sum(value):  # type: ignore[no-untyped-def]
-    """The sum over the warp, the same bits in every lane: five additions of what the lane at distance 16, 8, 4, 2, 1 holds."""
+    """The sum over the warp, the same bits in every lane: five additions of the value of the lane at distance 16, 8, 4, 2, 1."""
     for distance in (16, 8, 4, 2, 1):
         value += cuda.shfl_xor_sync(ALL, value, distance)
     return value
@@ -32,7 +32,7 @@ def warp_sum(value):  # type: ignore[no-untyped-def]
 
 @cuda.jit(device=True, forceinline=True)
 def warp_max(value):  # type: ignore[no-untyped-def]
-    """The largest in the warp, in every lane."""
+    """The maximum over the warp, in every lane."""
     for distance in (16, 8, 4, 2, 1):
         value = max(value, cuda.shfl_xor_sync(ALL, value, distance))
     return value
@@ -69,7 +69,7 @@ def sum_over_block(value):  # type: ignore[no-untyped-def]
 
 @cuda.jit(device=True, forceinline=True)
 def max_over_block(value):  # type: ignore[no-untyped-def]
-    """The largest in a block of 32 * WARPS threads, in every thread."""
+    """The maximum over a block of 32 * WARPS threads, in every thread."""
     tops = cuda.shared.array(WARPS, float32)
     value = warp_max(value)
     if cuda.threadIdx.x % LANES == 0:
@@ -91,10 +91,10 @@ def sigmoid(x):  # type: ignore[no-untyped-def]
 
 @cuda.jit(device=True, forceinline=True)
 def sort_key(value, index):  # type: ignore[no-untyped-def]
-    """A whole number that is larger the earlier a value is chosen: large values first, then low indices, NaN last.
+    """Returns an integer that is larger the earlier a value is chosen: large values first, then low indices, NaN last.
 
-    The bits of a float grow with it, but for the negative ones, which are turned over; -0 + 0 is 0. So the choice of the best is one
-    maximum over integers, ties are settled by the index, and "not chosen yet" is "below the last key".
+    The bits of a float grow with it, except for negative ones, whose bits are inverted; -0 + 0 is 0. So the choice of the best is one
+    maximum over integers, the index breaks ties, and "not chosen yet" means "below the last key".
     """
     bits = libdevice.float_as_int(value + ZERO)
     if bits < 0:
@@ -106,5 +106,5 @@ def sort_key(value, index):  # type: ignore[no-untyped-def]
 
 @cuda.jit(device=True, forceinline=True)
 def key_index(key):  # type: ignore[no-untyped-def]
-    """The index that a key was made of."""
+    """Returns the index that a key was made from."""
     return LARGEST_INDEX - (key & LARGEST_INDEX)

@@ -153,7 +153,7 @@ MALFORMED = {
     "swiglu, dy of another shape": (lambda b: b.swiglu_backward(floats(0, 3, 4), floats(1, 3, 6)), r"gate_up must have shape \(3, 8\)"),
     "gelu, dy of another shape": (lambda b: b.gelu_backward(floats(0, 3), floats(1, 4)), r"gelu_backward: x and dy differ in shape"),
     "rope, more pairs than a head has": (
-        lambda b: b.rope(floats(0, 1, 2, 1, 4), np.zeros((1, 2), I), floats(1, 3)), "inv_freq turns 3 pairs, heads of 4 have 2",
+        lambda b: b.rope(floats(0, 1, 2, 1, 4), np.zeros((1, 2), I), floats(1, 3)), "inv_freq rotates 3 pairs, heads of 4 have 2",
     ),
     "rope, positions of int64": (
         lambda b: b.rope(floats(0, 1, 2, 1, 4), np.zeros((1, 2), np.int64), floats(1, 2)), "positions must be int32, not int64",
