@@ -1,18 +1,21 @@
-"""What all tests share: the backend they run on, and the one list of skips that are allowed where MINIMOE_STRICT_SKIPS is set."""
+"""What all tests share: the backend they run on, the long tests that are left out, and the only skips that MINIMOE_STRICT_SKIPS allows."""
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores; set before NumPy starts its threads
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from long_tests import long_tests
 
 from minimoe.backend import use_backend
 
 ALLOWED_SKIPS = ("needs a physical GPU", "MINIMOE_SHAKESPEARE is not set")
 refused: list[str] = []
+left_out: set[str] = set()
 
 
 @pytest.fixture(autouse=True)
@@ -20,6 +23,43 @@ def on_numpy() -> Iterator[None]:
     """Tests that name no backend run on NumPy, whatever else is installed."""
     with use_backend("numpy"):
         yield
+
+
+# ---- long tests --------------------------------------------------------------------------------------------------------------------------
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="run the long tests of tests/long.toml too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out the long tests, unless --all is given or the command names them one by one."""
+    if config.getoption("--all"):
+        return
+    named = {argument for argument in config.args if "::" in argument}
+    entries = long_tests()
+    out = [item for item in items if any(entry.names(item.nodeid) for entry in entries)]
+    out = [item for item in out if not any(item.nodeid.startswith(argument) for argument in named)]
+    left_out.update(item.nodeid for item in out)
+    if out:
+        items[:] = [item for item in items if item.nodeid not in left_out]
+        config.hook.pytest_deselected(items=out)
+        if hasattr(config, "workeroutput"):
+            config.workeroutput["left out"] = sorted(left_out)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Takes over what a worker of pytest-xdist has left out."""
+    left_out.update(getattr(node, "workeroutput", {}).get("left out", ()))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if left_out:
+        terminalreporter.line(f"{len(left_out)} long tests were left out (tests/long.toml lists them): --all runs them too")
+
+
+# ---- skips -------------------------------------------------------------------------------------------------------------------------------
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

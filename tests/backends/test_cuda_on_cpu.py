@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from cuda_on_cpu.cpu_cuda import ORDERS, CudaOnCpu
+from fresh_process import first_words
 
 HERE = Path(__file__).parents[1] / "cuda_on_cpu"
 BUGS = [
@@ -84,6 +85,26 @@ def test_a_kernel_passes_the_sanitizers_and_one_far_outside_does_not():
     assert sanitized("reverse_block") == ""
     assert "AddressSanitizer: heap-buffer-overflow" in sanitized("read_far_away")
     assert "runtime error: shift exponent 32" in sanitized("undefined_shift")
+
+
+SIDE_BY_SIDE = """
+import numpy as np
+from cuda_on_cpu import numba_cpu
+from cuda_on_cpu.cpu_cuda import CudaOnCpu
+from backends.test_cuda_on_cpu import DEVICE, HERE
+numba_cpu.library()  # its symbols are global: whatever is loaded later would find them first
+module = CudaOnCpu(HERE / "device.cu", DEVICE)
+y = np.zeros((12, 64), np.int32)
+module.kernel("indices")((2, 3, 2), (8, 4, 2), (y,))
+assert np.array_equal(y, np.arange(12)[:, None] * 1000 + np.arange(64))
+x, y = np.arange(32, dtype=np.int32), np.zeros((14, 32), np.int32)
+module.kernel("warp_operations")((1,), (32,), (x, y))
+assert (y[0] == 5).all()
+"""
+
+
+def test_kernels_run_beside_the_runtime_of_numba_kernels_that_was_loaded_first():
+    first_words(code=SIDE_BY_SIDE)
 
 
 # ---- as a device does it -----------------------------------------------------------------------------------------------------------------

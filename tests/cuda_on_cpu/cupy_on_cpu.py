@@ -1,12 +1,19 @@
 """The backend `cupy` without a card: its host code on NumPy's arrays, its kernels compiled by g++ and run on the processor."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 from cuda_on_cpu.arrays import HostArrays
 from cuda_on_cpu.cpu_cuda import CudaOnCpu, Launch
 
-from minimoe_cupy import CudaKernels
+from minimoe_cupy import CudaKernels, sources
+
+
+@cache
+def all_names(path: Path) -> tuple[str, ...]:
+    """All kernels that the backend asks of a `.cu` file: one library has them, so that g++ reads the file once."""
+    return tuple(name for source in sources() if source.path == path for name in source.names)
 
 
 class CpuLoader:
@@ -16,7 +23,9 @@ class CpuLoader:
         self.order, self.options = order, options
 
     def __call__(self, path: Path, names: Sequence[str], architecture: str | None = None) -> Callable[[str], Launch]:
-        return CudaOnCpu(path, names, self.order, self.options).kernel
+        known = all_names(path)
+        wanted = known if set(names) <= set(known) else names
+        return CudaOnCpu(path, wanted, self.order, self.options).kernel
 
 
 class CupyOnCpu(CudaKernels, HostArrays):
