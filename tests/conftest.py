@@ -33,7 +33,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out the long tests, unless --all is given or the command names them one by one."""
+    """Leaves out the long tests, unless --all is given or the command names them one by one; workers take slow files first."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = {file: -place for place, file in enumerate(reversed(SLOW), 1)}
+        items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], 0))
     if config.getoption("--all"):
         return
     named = {argument for argument in config.args if "::" in argument}
@@ -56,7 +59,31 @@ def pytest_testnodedown(node: Any, error: object) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if left_out:
-        terminalreporter.line(f"{len(left_out)} long tests were left out (tests/long.toml lists them): --all runs them too")
+        terminalreporter.line(f"long tests left out: {len(left_out)}, listed in tests/long.toml; --all runs them")
+
+
+# ---- two processes -----------------------------------------------------------------------------------------------------------------------
+
+# Files that take longest from a cold start, the longest first: begun last, one of them would keep one process busy and the other waiting.
+SLOW = (
+    "tests/testing/test_conformance.py",
+    "tests/backends/test_cupy_backend.py",
+    "tests/backends/test_numba_cuda_backend.py",
+    "tests/cli/test_cli.py",
+    "tests/backends/test_cuda_compiles.py",
+    "tests/layers/test_collapse.py",
+)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`-n 2` gives each process whole files, so that what a file compiles, trains and keeps is made once."""
+    if config.getoption("dist") != "load":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False  # else the files with the most tests come first
+    return LoadFileScheduling(config, log)
 
 
 # ---- skips -------------------------------------------------------------------------------------------------------------------------------

@@ -56,7 +56,8 @@ def tree_map(function: Callable[[Any], Any], tree: Any) -> Any:
 def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Return the leaves with their paths: `[0]`, `.ids`."""
     if isinstance(tree, tuple):
-        names = [f".{name}" for name in tree._fields] if hasattr(tree, "_fields") else [f"[{i}]" for i in range(len(tree))]
+        fields = getattr(tree, "_fields", None)
+        names = [f".{name}" for name in fields] if fields else [f"[{i}]" for i in range(len(tree))]
         for name, item in zip(names, tree, strict=True):
             yield from leaves(item, path + name)
     else:

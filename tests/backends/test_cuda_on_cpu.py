@@ -169,3 +169,9 @@ def test_what_the_compiler_refuses_is_shown(tmp_path):
     (tmp_path / "wrong.cu").write_text("__global__ void wrong(float* y) { y[0] = nothing; }\n")
     with pytest.raises(RuntimeError, match=r"wrong.cu:1:.*nothing"):
         CudaOnCpu(tmp_path / "wrong.cu", ["wrong"])
+
+
+def test_without_a_compiler_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(RuntimeError, match=r"g\+\+ is needed"):
+        CudaOnCpu(HERE / "device.cu", DEVICE)

@@ -15,7 +15,7 @@ SCRIPT = """
 import sys
 from cuda_on_cpu import cpu_cuda
 from cuda_on_cpu.cpu_cuda import CudaOnCpu
-from cuda_on_cpu.cupy_on_cpu import CupyOnCpu
+from cuda_on_cpu.cupy_on_cpu import CpuLoader, CupyOnCpu
 from minimoe.testing.conformance import to_device
 from minimoe.testing.kernels import EXAMPLES, Run
 
@@ -35,8 +35,8 @@ def run(loader):
 
 used = {}  # by file, so that no more is compiled for the sanitizers than runs
 def watched(path, names, architecture=None):
-    made = CudaOnCpu(path, names)
-    return lambda name: used.setdefault(path, []).append(name) or made.kernel(name)
+    kernel = CpuLoader()(path, names)
+    return lambda name: used.setdefault(path, []).append(name) or kernel(name)
 run(watched)
 
 cpu_cuda.MARGIN = 16  # the sanitizers have margins of their own

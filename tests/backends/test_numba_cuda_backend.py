@@ -35,14 +35,14 @@ SINGLE = [case for level in LEVELS for case in cases(FORWARD, level=level) if "f
 OWN = [case for case in SINGLE if case.level == "kernels" and overridden(FORWARD, case.kernel)]
 
 
-def run_in_every_order(name, kernel):
-    for backend in BACKENDS.values():
-        next(case for case in cases(backend, level="kernels", kernel=kernel) if case.name == name).run()
+def run_in(order, name, kernel):
+    next(case for case in cases(BACKENDS[order], level="kernels", kernel=kernel) if case.name == name).run()
 
 
+@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("case", [pytest.param(case, id=str(case)) for case in OWN])
-def test_a_kernel_conforms_in_every_thread_order(case):
-    run_in_every_order(case.name, case.kernel)
+def test_a_kernel_conforms_in_every_thread_order(case, order):
+    run_in(order, case.name, case.kernel)
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=str(case)) for case in SINGLE if case not in OWN])
@@ -120,7 +120,8 @@ def test_a_rung_of_a_ladder_agrees_with_the_reference_in_every_thread_order(rung
 @pytest.mark.parametrize("kernel", ["attention", "attention_backward"])
 def test_heads_that_are_too_wide_for_tiles_go_through_the_first_rung(kernel, monkeypatch):
     monkeypatch.setattr(attention, "WIDEST", 0)
-    run_in_every_order(f"{kernel} [float32]", kernel)
+    for order in ORDERS:
+        run_in(order, f"{kernel} [float32]", kernel)
 
 
 # ---- what is refused ---------------------------------------------------------------------------------------------------------------------

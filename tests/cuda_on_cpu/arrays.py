@@ -1,4 +1,4 @@
-"""NumPy as the array layer under kernels that the processor executes: with bfloat16, from ml_dtypes, as CuPy has it."""
+"""The array layer for GPU kernels that run on the processor: NumPy with the bfloat16 of ml_dtypes, as CuPy has it."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 class Namespace:
-    """NumPy, with bfloat16 by name and as a floating type."""
+    """NumPy's namespace, in which bfloat16 has a name and is a floating type."""
 
     bfloat16 = BFLOAT16
 
@@ -33,7 +33,7 @@ class Namespace:
 
 
 class HostArrays(NumpyBackend):
-    """NumPy's arrays in the dtypes of a card."""
+    """NumPy arrays in the dtypes of a card."""
 
     dtypes = ("float32", "float64", "bfloat16")
     xp: Any = Namespace()

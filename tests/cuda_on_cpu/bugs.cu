@@ -1,4 +1,4 @@
-// Kernels with one planted bug each, and one without, so that it is known what the harness catches. x [64], y [64]; one block of 64.
+// Kernels with one planted bug each, and one without, which show what the harness catches. x [64], y [64]; one block of 64.
 
 __global__ void reverse_block(const float* x, float* y) {
     __shared__ float tile[64];

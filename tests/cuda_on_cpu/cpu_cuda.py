@@ -3,9 +3,9 @@
     module = CudaOnCpu(path, ["gate<float>", "gate<__nv_bfloat16>"])
     module.kernel("gate<float>")((blocks,), (threads,), (logits, weights, np.int32(n)), shared_mem=4 * experts)
 
-A kernel is launched as `cupy.RawKernel` is. Each array is copied between margins of NaN, and back after the launch: a write beside an array
-is an error that names the argument, and what is read there is NaN. The built library is kept in a folder of the system's temporary one,
-under a hash of everything that it was made from.
+A kernel is launched like a `cupy.RawKernel`. Each array is copied between margins of NaN, and back after the launch: a write outside an
+array raises an error that names the argument, and a read there gives NaN. The library is kept in a folder of the system's temporary folder,
+under a hash of everything that it is built from.
 """
 
 import ctypes
@@ -35,7 +35,7 @@ Launch = Callable[..., None]
 
 
 class CudaOnCpu:
-    """The kernels of one `.cu` file, by their C++ names. `order`, one of ORDERS, is that in which threads and blocks get their turns."""
+    """The kernels of one `.cu` file, by their C++ names; `order`, one of ORDERS, is the order in which threads and blocks run."""
 
     def __init__(self, path: Path, names: Sequence[str], order: str = "forward", options: Sequence[str] = ()) -> None:
         self.order, self.names = ORDERS.index(order), list(names)
@@ -44,8 +44,8 @@ class CudaOnCpu:
     def kernel(self, name: str) -> Launch:
         """The launcher of a kernel: (grid, block, args, shared_mem=0), sizes as tuples of one to three numbers.
 
-        Arguments are C-contiguous arrays and NumPy scalars of the parameters' exact types. Raises RuntimeError where threads wait for one
-        another for ever or a kernel writes beside an array, TypeError for any other argument.
+        Arguments are C-contiguous arrays and NumPy scalars of the parameters' exact types. Raises RuntimeError if threads wait for
+        each other forever or the kernel writes outside an array, and TypeError for any other argument.
         """
         function = getattr(self.library, f"launch_kernel_{self.names.index(name)}")
 
@@ -79,11 +79,11 @@ class Guarded:
         self.copy[:] = array.reshape(-1).view(np.uint8)
 
     def address(self) -> np.ndarray[Any, Any]:
-        """Where the copy lies, as a kernel's parameter holds it."""
+        """The address of the copy, as a kernel's parameter."""
         return np.asarray(self.copy.ctypes.data, dtype=np.uintp)
 
     def copy_back(self, name: str) -> None:
-        """Into the array, if the margins are as they were."""
+        """Copies back into the array. Raises RuntimeError if a margin has changed."""
         for margin, where in ((self.before, "before"), (self.behind, "behind")):
             if (margin != 0xFF).any():
                 raise RuntimeError(f"{name}, {self.array.dtype}{list(self.array.shape)}: the kernel wrote {where} its memory")
@@ -99,7 +99,7 @@ def _scalar(argument: Any) -> np.ndarray[Any, Any]:
 def build(path: Path, names: Sequence[str], options: Sequence[str] = ()) -> Path:
     """The shared library of a `.cu` file, compiled unless it is there already.
 
-    Raises RuntimeError without g++, and with the compiler's words where it refuses the source.
+    Raises RuntimeError without g++, and with the compiler's message if it rejects the source.
     """
     if shutil.which("g++") is None:
         raise RuntimeError("g++ is needed to run CUDA kernels on the processor: install it (Debian: apt-get install g++)")
@@ -126,7 +126,7 @@ def _compile(command: Sequence[str], unit: str, library: Path) -> None:
 
 
 def _folder() -> Path:
-    """A folder of this user's alone: a library planted by another would be run."""
+    """A folder of this user alone: a library that another user puts there would be executed."""
     folder = Path(tempfile.gettempdir()) / f"minimoe-cuda-on-cpu-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():

@@ -12,12 +12,12 @@ from minimoe_cupy import CudaKernels, sources
 
 @cache
 def all_names(path: Path) -> tuple[str, ...]:
-    """All kernels that the backend asks of a `.cu` file: one library has them, so that g++ reads the file once."""
+    """All kernels that the backend needs of a `.cu` file: one library has them, so that g++ compiles the file once."""
     return tuple(name for source in sources() if source.path == path for name in source.names)
 
 
 class CpuLoader:
-    """g++, with threads and blocks in one of ORDERS."""
+    """Compiles with g++; kernels run with their threads and blocks in one of ORDERS."""
 
     def __init__(self, order: str = "forward", options: Sequence[str] = ()) -> None:
         self.order, self.options = order, options
@@ -29,7 +29,7 @@ class CpuLoader:
 
 
 class CupyOnCpu(CudaKernels, HostArrays):
-    """All of it; float64 goes to the references, as on a card."""
+    """All kernels of the backend; float64 goes to the references, as on a card."""
 
     def __init__(self, order: str = "forward") -> None:
         super().__init__(CpuLoader(order))

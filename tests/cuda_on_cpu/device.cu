@@ -1,7 +1,7 @@
-// What the processor's CUDA must do as a device does: votes, shuffles, barriers that count, bfloat16, the lane layouts of tensor cores.
+// What the harness must do as a device does: votes, shuffles, barriers that count, bfloat16, the lane layouts of tensor cores.
 #include <cuda_bf16.h>
 
-// y [14,32]: one warp, a row for each operation.
+// y [14,32]: one warp; each operation writes a row.
 __global__ void warp_operations(const int* x, int* y) {
     const int lane = threadIdx.x, value = x[lane];
     const unsigned all = 0xffffffffu;

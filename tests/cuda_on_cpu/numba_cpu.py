@@ -4,7 +4,7 @@
     on_cpu(kernel)[blocks, threads, 0, shared_bytes](x, y, np.int32(n))
 
 CUDA threads are the fibers of `include/block.h`, and `numba_runtime.cpp` has what the code calls on a device. Kernels are lazy `@cuda.jit`
-functions. It leans on functions of numba-cuda that are not public, so the test extra pins the version.
+functions. It uses functions of numba-cuda that are not public, so the test extra pins the version.
 """
 
 import ctypes
@@ -26,7 +26,7 @@ CODES = {"float32": "f", "float64": "d", "int32": "i", "uint32": "I", "int64": "
 
 LIBRARY_CALLS = ("memset", "memcpy", "memmove")  # what LLVM makes of loops; the linker finds them
 
-# what LLVM's intrinsics give as a pair, our functions give through a pointer or as the number alone
+# LLVM's intrinsics return a pair: our functions return its number, and its bit, if it is needed, through a pointer
 PAIRS = """
 declare i32 @warp_shuffle(i32, i32, i32, i32, i32, ptr) convergent noduplicate
 declare i32 @warp_vote(i32, i32, i32) convergent noduplicate
@@ -51,7 +51,7 @@ define internal {i32, i1} @"nvvm.vote.sync"(i32 %mask, i32 %mode, i1 %predicate)
 
 
 class NumbaOnCpu:
-    """Runs kernels with threads and blocks in one of ORDERS."""
+    """Runs kernels with their threads and blocks in one of ORDERS."""
 
     def __init__(self, order: str = "forward") -> None:
         self.order = ORDERS.index(order)
@@ -61,7 +61,7 @@ class NumbaOnCpu:
 
 
 class Configured:
-    """A kernel that waits for its launch shape, in brackets as numba-cuda has it: [blocks, threads, stream, shared bytes]."""
+    """A kernel to be given its launch shape in brackets, as in numba-cuda: [blocks, threads, stream, shared bytes]."""
 
     def __init__(self, kernel: Any, order: int) -> None:
         self.kernel, self.order = kernel, order
@@ -103,7 +103,7 @@ class Configured:
 
 @cache
 def library() -> ctypes.CDLL:
-    """The runtime, built and known to LLVM."""
+    """The runtime, built and loaded where LLVM looks up names."""
     from numba.cuda import dispatcher
 
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=COMPUTE_CAPABILITY)  # device functions ask for one
@@ -151,13 +151,13 @@ class Code:
 
 
 def known(name: str) -> bool:
-    """Has the processor's code such a function? An unknown one would be called at address 0."""
+    """True if this process has a function of that name: an unknown one would be called at address 0."""
     return name in LIBRARY_CALLS or llvm.address_of_symbol(name) is not None
 
 
 @cache
 def lowered(function: Any, kinds: tuple[Any, ...], fastmath: bool = False) -> Any:
-    """numba-cuda's library of a kernel for some argument types: LLVM code, before anything is made of it."""
+    """numba-cuda's library of a kernel for some argument types: LLVM code, before it is compiled any further."""
     from numba.cuda import types
     from numba.cuda.compiler import _compile_pyfunc_with_fixup
 
@@ -180,7 +180,7 @@ def for_processor(text: str, first: bool) -> str:
     for line in (r"target .*", r'@"llvm.used".*', r"!nvvm.*", r'declare .*@"llvm\.nvvm\.(shfl\.sync\.i32|vote\.sync)".*'):
         text = re.sub(rf"^{line}\n", "", text, flags=re.M)
     text = text.replace('@"llvm.nvvm.', '@"nvvm.').replace("common global", "weak global")
-    # a place where threads meet stays one place: LLVM would copy it into both arms of a branch
+    # a barrier must stay one instruction: LLVM would copy it into both arms of a branch
     text = re.sub(r'^(declare [^\n]*@"nvvm\.(?:barrier0|bar\.|match)[^\n]*\))', r"\1 convergent noduplicate", text, flags=re.M)
     text = re.sub(r'call i32 asm sideeffect "mov.u32 \$0, %dynamic_smem_size;", "=r"\(\)', "load i32, ptr @dynamic_bytes", text)
     if " asm " in text:

@@ -7,7 +7,7 @@ from minimoe_numba_cuda.kernels import NumbaCudaKernels
 
 
 class NumbaCudaOnCpu(NumbaCudaKernels, HostArrays):
-    """All of it; float64 goes to the references, as on a card."""
+    """All kernels of the backend; float64 goes to the references, as on a card."""
 
     dtypes = ("float32", "float64")
 

@@ -1,5 +1,5 @@
 // What numba-cuda's LLVM code calls on a device, for a processor: special registers, barriers, warp operations, atomics, libdevice.
-// LLVM knows these functions by names that C++ has not; `__asm__` gives them. A barrier's place in the source is its return address.
+// LLVM calls these functions by names that C++ does not allow; `__asm__` gives them those. A barrier is identified by its return address.
 #include "tensor_core.h"
 
 #define EXPORTED extern "C" __attribute__((visibility("default")))

@@ -17,18 +17,18 @@ ENTRY = re.compile(
 
 
 class Made(NamedTuple):
-    """One kernel, compiled."""
+    """What is known of one compiled kernel."""
 
     name: str  # mangled
     stack: int  # bytes of local memory
-    spilled: int  # bytes stored to and loaded from there for want of registers
+    spilled: int  # bytes stored to and loaded from local memory, for lack of registers
     registers: int
     ptx: str
-    remarks: tuple[str, ...] = ()  # of the assembler: products that it made to wait for one another
+    remarks: tuple[str, ...] = ()  # of the assembler, about products that it serialised
 
 
 def compile_for(path: Path, names: Sequence[str], architecture: str, more: Sequence[str] = ()) -> dict[str, Made]:
-    """The kernels of a `.cu` file by their C++ names. Raises RuntimeError with the compiler's words where it refuses them."""
+    """The kernels of a `.cu` file by their C++ names. Raises RuntimeError with the compiler's message if it rejects them."""
     from cuda.bindings import nvrtc
 
     options = [f"--gpu-architecture={architecture}", f"-I{path.parent}", *OPTIONS, *more]

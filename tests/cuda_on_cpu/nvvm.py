@@ -13,7 +13,7 @@ ARCHITECTURES = {"sm_80": (8, 0), "sm_90a": (9, 0, "a")}
 
 
 def compile_for(kernel: Any, kinds: tuple[Any, ...], architecture: str) -> Made:
-    """A kernel for the argument types `kinds`, which are Numba's. Raises RuntimeError with the linker's words where it refuses the code."""
+    """A kernel for the argument types `kinds`, which are Numba's. Raises RuntimeError with the linker's message if it rejects the code."""
     ptx: str = lowered(kernel.py_func, kinds).get_asm_str(cc=ARCHITECTURES[architecture])
     words = assemble(ptx, architecture)
     ((name, stack, stores, loads, registers),) = ENTRY.findall(words)
@@ -21,7 +21,7 @@ def compile_for(kernel: Any, kinds: tuple[Any, ...], architecture: str) -> Made:
 
 
 def assemble(ptx: str, architecture: str) -> str:
-    """What the assembler says of a text of PTX."""
+    """Assembles PTX.   -> the assembler's log"""
     from cuda.bindings import nvjitlink
 
     options, code = [f"-arch={architecture}", "-Xptxas=-v"], ptx.encode()

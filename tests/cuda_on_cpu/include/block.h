@@ -1,9 +1,9 @@
-// Blocks of CUDA threads on one processor thread: each runs until it meets a barrier or an operation of its warp, then the next has its turn.
+// Runs blocks of CUDA threads on one processor thread: each CUDA thread runs until it meets a barrier or a warp operation, then the next one.
 //
-// Those who wait go on when all of the block, or of the warp, have come to the same line; waiting for a thread that cannot come is an error
-// that names block, thread and line. The order of threads and blocks is forward, reverse or shuffled: what depends on it is a race.
-// Shared memory starts as NaN (0xff bytes) in each block.
-// Not seen here: a missing fence, an update that is not atomic (nobody is ever interrupted).
+// Threads that wait go on when all threads of the block, or of the warp, have reached the same line; waiting for a thread that cannot get
+// there is an error that names block, thread and line. Threads and blocks run in forward, reverse or shuffled order: a result that depends
+// on the order shows a race. Shared memory starts as NaN (0xff bytes) in each block.
+// This does not find a missing fence, or an update that should be atomic (no thread is ever interrupted).
 #pragma once
 #include <link.h>
 
@@ -19,7 +19,7 @@
 
 #include "fiber.h"
 
-#define CUDA_ON_CPU  // what a source asks where it has one text for a device and a twin for the processor
+#define CUDA_ON_CPU  // tested by a source that has one text for a device and another for the processor
 
 #define __global__
 #define __device__
@@ -28,7 +28,7 @@
 #define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
-#define __shared__ thread_local  // inside a function that means static; nothing else here is thread_local, so the linker's span is ours
+#define __shared__ thread_local  // inside a function that implies static; all that is thread_local is shared memory
 #define __constant__ static
 #define __restrict__ __restrict
 
@@ -40,7 +40,7 @@ struct dim3 {
     dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
     unsigned count() const { return x * y * z; }
 };
-static uint3 threadIdx, blockIdx;  // set whenever a fiber gets its turn
+static uint3 threadIdx, blockIdx;  // set whenever a fiber starts to run
 static dim3 blockDim, gridDim;
 constexpr int warpSize = 32;
 
@@ -91,7 +91,7 @@ static std::vector<Thread> threads;
 static Fiber scheduler;
 static void (*kernel)(void**);
 static void** arguments;
-static size_t current;  // whose turn it is
+static size_t current;  // the thread that runs
 static unsigned agreed;  // threads whose predicate held at the last barrier
 static char failure[256];
 
@@ -102,7 +102,7 @@ static void wait(State state, int line) {
     switch_to(self.fiber, scheduler);
 }
 
-// An error of the kernel: the launch ends with these words.
+// Ends the launch with an error of the kernel.
 [[noreturn]] static void fail(const char* words) {
     const uint3 t = threads[current].index;
     snprintf(failure, sizeof failure, "block (%u,%u,%u), thread (%u,%u,%u): %s", blockIdx.x, blockIdx.y, blockIdx.z, t.x, t.y, t.z, words);
@@ -116,7 +116,7 @@ static void run_thread() {
     __builtin_trap();
 }
 
-// Post `mine` and wait until all lanes of the warp have; one of them then does `finish` for all.
+// Posts `mine` and waits until all lanes of the warp have posted; `finish` is then called once, for all of them.
 template <class Body>
 void with_warp(unsigned mask, Body& mine, void (*finish)(void* const*), int line) {
     if (mask != 0xffffffffu) fail("a warp operation without all 32 lanes");
@@ -133,7 +133,7 @@ void with_group(Body& mine, void (*finish)(void* const*), int line) {
     wait(State::at_group, line);
 }
 
-// Wait until `holds(what)`, which others bring about.
+// Waits until `holds(what)`, which other threads bring about.
 static void wait_until(Condition holds, const void* what, int line) {
     if (holds(what)) return;
     threads[current].holds = holds;
@@ -147,7 +147,7 @@ static int barrier(bool predicate, int line) {
     return int(agreed);
 }
 
-// Are these threads all in `state`, at the same line?
+// True if these threads are all in `state`, at the same line.
 static bool together(size_t first, size_t count, State state) {
     for (size_t t = first; t < first + count; t++)
         if (threads[t].state != state || threads[t].line != threads[first].line) return false;
@@ -158,7 +158,7 @@ static void release(size_t first, size_t count) {
     for (size_t t = first; t < first + count; t++) threads[t].state = State::ready;
 }
 
-// The operation of a warp or warpgroup that has come there whole.   -> was it one
+// Does the operation of a warp or warpgroup if all of its threads have reached it.   -> whether it was done
 static bool finish_together(size_t first, size_t count, State state) {
     if (first + count > threads.size() || !together(first, count, state)) return false;
     void* posted[128];
@@ -171,7 +171,7 @@ static bool finish_together(size_t first, size_t count, State state) {
     return true;
 }
 
-// The threads of a warp, in order, until all of them wait for others.   -> did anything move
+// Runs the threads of a warp, in order, until all of them wait.   -> whether any of them ran
 static bool run_warp(const std::vector<unsigned>& lanes, size_t first) {
     bool moved = false;
     do {
@@ -200,7 +200,7 @@ static const char* describe(State state) {
     }
 }
 
-// The first thread that waits, and the first of its warp or warpgroup (operation) or block (barrier) that is elsewhere.
+// Names the first thread that waits, and the first of its warp or warpgroup (operation) or block (barrier) that is elsewhere.
 static void explain() {
     size_t t = 0, other;
     while (threads[t].state == State::done) t++;
@@ -220,7 +220,7 @@ struct Span {
     size_t size;
 };
 
-// Where this library's shared memory lies: all that is thread_local in it.
+// Finds this library's shared memory: all that is thread_local in it.
 static int find_shared(dl_phdr_info* info, size_t, void* found) {
     bool ours = false;
     const auto here = reinterpret_cast<uintptr_t>(&find_shared);
@@ -235,7 +235,7 @@ static int find_shared(dl_phdr_info* info, size_t, void* found) {
     return ours;
 }
 
-// NaN in all of it, but for dynamic memory beyond what the launch asked for.
+// Fills it with NaN, except dynamic memory beyond what the launch asked for.
 static void poison(Span shared, size_t dynamic_bytes) {
     char* dynamic = reinterpret_cast<char*>(dynamic_shared);
     memset(shared.begin, 0xff, dynamic - shared.begin);
@@ -286,7 +286,7 @@ static std::vector<unsigned> arrange(unsigned count, int order) {
     return indices;
 }
 
-// What a test calls.   -> 0, or 1 with `message` filled. `others`: shared memory outside of this library.
+// Launches a kernel.   -> 0, or 1 with `message` filled. `others`: shared memory outside of this library.
 static int launch(
     void (*call)(void**), const unsigned* grid, const unsigned* block, size_t dynamic_bytes, void** args, int order, char* message,
     size_t size, const std::vector<Span>& others = {}

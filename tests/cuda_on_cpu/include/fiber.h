@@ -1,4 +1,4 @@
-// A stack of its own for each CUDA thread, and the switch from one to another: six registers on x86-64, ucontext elsewhere.
+// A stack for each CUDA thread, and the switch from one to another: it saves six registers on x86-64, and uses ucontext elsewhere.
 #pragma once
 #include <sys/mman.h>
 
@@ -14,7 +14,7 @@
 
 namespace cuda_on_cpu {
 
-constexpr size_t STACK_BYTES = 128 * 1024;  // only what is touched takes memory
+constexpr size_t STACK_BYTES = 128 * 1024;  // memory is used only where it is touched
 
 struct Fiber {
     void* stack_pointer = nullptr;
@@ -43,7 +43,7 @@ class Stacks {
 
 #if defined(CUDA_ON_CPU_OWN_SWITCH)
 
-// Saves what a function must preserve on the old stack, and goes on where the new one was left.
+// Saves the registers that a function must preserve on the old stack, and continues where the new one was left.
 extern "C" void cuda_on_cpu_switch(void** save, void* to) __asm__("cuda_on_cpu_switch_here");
 __asm__(R"(
 .text
@@ -69,7 +69,7 @@ cuda_on_cpu_switch_here:
 
 inline void prepare(Fiber& fiber, char* stack, void (*entry)()) {
     void** top = reinterpret_cast<void**>(stack + STACK_BYTES - 64);
-    *--top = nullptr;  // where entry would return to, which it never does; the stack is then aligned as after a call
+    *--top = nullptr;  // the return address of entry, which never returns; the stack is then aligned as after a call
     *--top = reinterpret_cast<void*>(entry);
     for (int i = 0; i < 6; i++) *--top = nullptr;
     fiber.stack_pointer = top;

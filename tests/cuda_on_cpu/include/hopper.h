@@ -1,8 +1,8 @@
 // What sm_90a adds and CUDA C reaches through inline PTX: mbarriers, and products of warpgroups (wgmma) with operands in shared memory.
 //
-// Products are made as late as may be, when a thread waits for them: without the wait its sums lack them. They see shared memory as the
-// tensor cores do: a write of cp.async shows there after its thread's fence (fence.proxy.async) alone. Operands that differ from what
-// stands there when a thread waits are an error. Descriptors are decoded as the PTX ISA says, for the 128-byte swizzle alone.
+// A product is computed as late as possible, when a thread waits for it: without the wait it is missing from the sums. Products see shared
+// memory as the tensor cores do: a write of cp.async shows only after its thread's fence (fence.proxy.async). It is an error if the operands
+// have changed by the time that a thread waits. Descriptors are decoded as in the PTX ISA, for the 128-byte swizzle only.
 #pragma once
 #include "tensor_core.h"
 
@@ -24,7 +24,7 @@ inline void fence_proxy() {
 // ---- mbarriers ----------------------------------------------------------------------------------------------------------------------
 
 struct Barrier {
-    uint16_t count, missing;  // arrivals of a phase: all, and those yet to come
+    uint16_t count, missing;  // arrivals in a phase: all, and those still to come
     uint32_t phase;
 };
 
@@ -44,7 +44,7 @@ bool passed(const void* barrier) {
     return static_cast<const Barrier*>(barrier)->phase % 2 != PARITY;
 }
 
-// Until the phase of that parity is over: at once where the barrier is in the next one.
+// Waits until the phase of that parity is over: returns at once if the barrier is in the next one.
 inline void wait_for_phase(const Barrier* barrier, int parity, int line) {
     check_barrier(barrier);
     wait_until(parity ? passed<1> : passed<0>, barrier, line);
@@ -69,8 +69,8 @@ struct Issue {
     float* sums;
 };
 
-// Where 8 neighbours lie: of the sum (k, k + 1, ..) for an operand with K inside, of the span (s, s + 1, ..) for one that is turned.
-// Address bits 4 to 6 are exchanged by bits 7 to 9: what a 128-byte swizzle is.
+// The place of 8 neighbours: along k for a K-major operand, along the span for an MN-major one.
+// The 128-byte swizzle: address bits 4 to 6 are XORed with bits 7 to 9.
 inline unsigned place_of_chunk(uint64_t descriptor, bool turned, int s, int k) {
     const unsigned start = descriptor << 4 & 0x3fff0, leading = descriptor >> 12 & 0x3fff0, stride = descriptor >> 28 & 0x3fff0;
     const unsigned inner = s / 8 * stride + s % 8 * 128 + k * 2, outer = s / 64 * leading + s % 64 * 2 + k / 8 * stride + k % 8 * 128;
@@ -128,7 +128,7 @@ void wgmma(float* sums, uint64_t a, uint64_t b, bool a_turned, bool b_turned, bo
     with_group(mine, issue_product, line);
 }
 
-// Lane l of the w-th warp has rows 16w + l/4 and 8 below, columns 2(l%4) and the next of every 8.
+// Lane l of warp w holds rows 16w + l/4 and 16w + l/4 + 8, and columns 2(l%4) and 2(l%4) + 1 of every 8.
 inline void add(const Product& product, float* sums, int thread) {
     const int top = thread / 32 % 4 * 16 + thread % 32 / 4, n = int(product.right.size() / 16);
     for (int i = 0; i < n / 2; i++) {
@@ -140,7 +140,7 @@ inline void add(const Product& product, float* sums, int thread) {
     }
 }
 
-// Until at most `pending` of the groups committed last are under way.
+// Waits until at most `pending` of the groups committed last are under way.
 inline void wait_for_products(int pending) {
     auto& mine = threads[current];
     mine.sums_ready = false;
@@ -148,7 +148,7 @@ inline void wait_for_products(int pending) {
         const Pending next = mine.products.front();
         const Product& product = *next.product;
         mine.products.pop_front();
-        for (int i = 0; i < 2 && current % 32 == 0; i++)  // one look for a warp
+        for (int i = 0; i < 2 && current % 32 == 0; i++)  // checked once per warp
             if (gather(dynamic_shared, product.descriptor[i], product.turned[i], int(product.operand[i].size() / 16)) != product.operand[i])
                 fail("wgmma: an operand was not yet there, not shown by a fence, or written while the product was under way");
         add(product, next.sums, int(current));

@@ -9,14 +9,14 @@ struct Mma {
     const unsigned *a, *b;
 };
 
-// Element i of the 16-bit numbers that a lane's registers hold.
+// The i-th of the 16-bit numbers in a lane's registers.
 inline float element(const unsigned* registers, int i) {
     __nv_bfloat16 value;
     memcpy(&value, reinterpret_cast<const char*>(registers) + 2 * i, 2);
     return value;
 }
 
-// c [16,8] += a [16,16] b [16,8]. Lane l has rows l/4 and l/4+8, columns 2(l%4) and the next, of a and c; of b rows 2(l%4).., column l/4.
+// c [16,8] += a [16,16] b [16,8]. Lane l holds rows l/4 and l/4+8, columns 2(l%4) and the next, of a and c; of b rows 2(l%4).., column l/4.
 inline void multiply_tile(void* const* posted) {
     float a[16][16], b[16][8];
     for (int lane = 0; lane < 32; lane++) {
@@ -71,7 +71,7 @@ void ldmatrix(unsigned (&registers)[N], const void* row, bool transposed, int li
     with_warp(0xffffffffu, mine, load_matrices, line);
 }
 
-// cp.async: a copy of 16 bytes (zeros unless `wanted`) that is made as late as may be, when its thread waits for its group: without the wait
+// cp.async: a copy of 16 bytes (zeros unless `wanted`), done as late as possible, when its thread waits for its group: without the wait
 // shared memory stays NaN.
 inline void copy_16(void* shared, const void* global, bool wanted) {
     if (reinterpret_cast<uintptr_t>(shared) % 16 || reinterpret_cast<uintptr_t>(global) % 16) fail("cp.async: not at a multiple of 16 bytes");
@@ -80,7 +80,7 @@ inline void copy_16(void* shared, const void* global, bool wanted) {
 
 inline void commit_copies() { threads[current].groups++; }
 
-// Until at most `pending` of the groups committed last are under way.
+// Waits until at most `pending` of the groups committed last are under way.
 inline void wait_for_copies(int pending) {
     auto& mine = threads[current];
     while (!mine.copies.empty() && mine.copies.front().group + pending < mine.groups) {
