@@ -325,11 +325,11 @@ def kernels():
     return {name: value for name, value in found.items() if not value.targetoptions.get("device")}
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("name", kernels())
-def test_a_kernel_compiles_without_spills_local_memory_or_float64(name):
+def test_a_kernel_compiles_without_spills_local_memory_or_float64(name, architecture):
     kernel = kernels()[name]
     for kinds in launched()[kernel]:
-        for architecture in ARCHITECTURES:
-            made = compile_for(kernel, kinds, architecture)
-            assert (made.stack, made.spilled) == (0, 0), f"{architecture}: {made.stack} bytes of local memory, {made.spilled} spilled"
-            assert ".f64" not in made.ptx, f"{architecture}: it computes in float64"
+        made = compile_for(kernel, kinds, architecture)
+        assert (made.stack, made.spilled) == (0, 0), f"{made.stack} bytes of local memory, {made.spilled} spilled"
+        assert ".f64" not in made.ptx, "it computes in float64"

@@ -42,7 +42,7 @@ def load_digits(val_fraction: float = 0.2) -> Digits:
     pixels, classes = load(return_X_y=True)
     raw, labels = pixels.astype(np.uint8), classes.astype(np.uint8)
     order = np.argsort(host_bits(len(raw), 0, "data.digits.split"), kind="stable")
-    images: Floats = (raw[order].astype(np.float32) / SHADES).reshape(-1, 1, SIDE, SIDE)
+    images = (raw[order].astype(np.float32) / np.float32(SHADES)).reshape(-1, 1, SIDE, SIDE)
     labels = labels[order]
     n = int(len(raw) * (1 - val_fraction))
     return Digits(
