@@ -1,7 +1,7 @@
 """Gating: a token's scores, experts and weights by one warp, from one reading of its logits. The kernels stand in kernels/gate.cu,
 kernels/gate_backward.cu and, for the choice of tokens by experts, kernels/expert_choice.cu.
 
-Rows of more than 1024 experts, and logits that are not float32, go to the reference.
+Routers that KINDS does not name, rows of more than 1024 experts, and logits that are not float32 go to the reference.
 """
 
 from minimoe.backend import Array
@@ -31,6 +31,8 @@ CHOICE_BLOCK = 32 * CHOICE_WARPS
 
 
 class CudaGating(CudaSelection):
+    routers = frozenset(KINDS)
+
     def gate(self, logits: Array, bias: Array | None, valid: Array | None, *, rule: Rule) -> Gate:
         kind = KINDS.get(rule.router)
         bias = bias if kind == SIGMOID_BIAS else None
@@ -97,7 +99,8 @@ class CudaGating(CudaSelection):
 
 def check_rule(rule: Rule, e: int) -> None:
     """Refuse, with ValueError, a choice that E experts do not allow."""
-    if rule.router != "expert_choice" and not 1 <= rule.top_k <= e:
+    kind = KINDS[rule.router]
+    if kind != ALL and not 1 <= rule.top_k <= e:
         raise ValueError(f"gate: top_k ({rule.top_k}) must be 1 to {e}, the number of experts")
-    if rule.router == "sigmoid_bias" and (rule.n_groups < 1 or e % rule.n_groups or not 1 <= rule.top_groups <= rule.n_groups):
+    if kind == SIGMOID_BIAS and (rule.n_groups < 1 or e % rule.n_groups or not 1 <= rule.top_groups <= rule.n_groups):
         raise ValueError(f"gate: {e} experts in {rule.n_groups} groups, {rule.top_groups} of them: wanted groups of one size, at least one")

@@ -1,8 +1,8 @@
 """Gating: from a token's logits to its experts, their weights, and what the balance loss needs, in one pass.
 
 The k best are found one after the other, by integers that order as the floats do: ties go to the lowest expert, NaN comes last. What is
-done to each number alone is done for a tile of tokens at once: the rows of few experts are shorter than a vector. Expert choice is the
-reference's. Formulas: minimoe/reference/gating.py.
+done to each number alone is done for a tile of tokens at once: the rows of few experts are shorter than a vector. A router that KINDS
+does not name goes to the reference. Formulas: minimoe/reference/routers.py.
 """
 
 import numpy as np
@@ -238,6 +238,8 @@ def gate_tokens_backward(
 
 
 class FastGating(NumpyBackend):
+    routers = frozenset(KINDS)
+
     def gate(self, logits: Array, bias: Array | None, valid: Array | None, *, rule: Rule) -> Gate:
         if not handled(rule, logits, bias) or not logits.size or not 0 < rule.top_k <= min(MOST, logits.shape[1]):
             return super().gate(logits, bias, valid, rule=rule)
@@ -245,7 +247,7 @@ class FastGating(NumpyBackend):
         grain, parts = parts_of(n)
         weights, ids, scores = empty((n, k)), empty((n, k), np.int32), empty((n, experts))
         counts, sums = empty((parts, experts), np.int32), empty((parts, experts))
-        groups = rule.n_groups if rule.router == "sigmoid_bias" else 1
+        groups = rule.n_groups if KINDS[rule.router] == SIGMOID_BIAS else 1
         gate_tokens(
             n, grain, as_rows(logits), vector(bias), vector(valid, NO_BOOLS), KINDS[rule.router], rule.normalised, scale_of(rule), groups,
             rule.top_groups, grain, weights, ids, scores, counts, sums,
@@ -275,12 +277,12 @@ class FastGating(NumpyBackend):
 
 
 def handled(rule: Rule, *arrays: Array | None) -> bool:
-    """Is there a kernel for this router, on these arrays?"""
+    """True if there is a kernel for this router, on these arrays."""
     return rule.router in KINDS and singles(*arrays)
 
 
 def scale_of(rule: Rule) -> float:
-    return rule.route_scale if rule.router == "sigmoid_bias" else 1.0
+    return rule.route_scale if KINDS[rule.router] == SIGMOID_BIAS else 1.0
 
 
 def vector(x: Array | None, like: Array = NO_FLOATS) -> Array:

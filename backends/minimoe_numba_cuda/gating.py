@@ -1,4 +1,4 @@
-"""Gating: scores, choice and weights of a token by one warp, whose lanes stand for experts. Formulas: minimoe/reference/gating.py.
+"""Gating: scores, choice and weights of a token by one warp, whose lanes stand for experts. Formulas: minimoe/reference/routers.py.
 
 A choice is the largest `sort_key` below the last one, so no list of what is chosen already is kept. As a ladder, for `softmax_topk`:
 
@@ -32,6 +32,10 @@ from minimoe_numba_cuda.warp import (
 )  # fmt: skip
 
 BLOCK = (LANES * WARPS,)
+OVER_ALL, OVER_CHOSEN, SIGMOID = range(3)  # what the weights are: p of all experts, a softmax over the chosen, sigmoids
+KINDS = {
+    "softmax_topk": OVER_ALL, "switch": OVER_ALL, "topk_softmax": OVER_CHOSEN, "noisy_topk": OVER_CHOSEN, "sigmoid_bias": SIGMOID,
+}  # fmt: skip
 
 
 # ---- forward -------------------------------------------------------------------------------------------------------------------------
@@ -296,11 +300,13 @@ def gate_sigmoid_backward(dweights, dsum, weights, ids, scores, valid, norm, rou
 
 
 class CudaGating(Sums):
+    routers = frozenset(KINDS)  # the reference serves all others
+
     def gate(self, logits: Array, bias: Array | None, valid: Array | None, *, rule: Rule) -> Gate:
         n, e = logits.shape
-        k, groups = rule.top_k, max(1, rule.n_groups)
-        shared = 4 * WARPS * (e + groups) if rule.router == "sigmoid_bias" else 0
-        if rule.router == "expert_choice" or not singles(logits, bias) or shared > SHARED_LIMIT:
+        kind, k, groups = KINDS.get(rule.router), rule.top_k, max(1, rule.n_groups)
+        shared = 4 * WARPS * (e + groups) if kind == SIGMOID else 0
+        if kind is None or not singles(logits, bias) or shared > SHARED_LIMIT:
             return super().gate(logits, bias, valid, rule=rule)
         if not 1 <= k <= e:
             raise ValueError(f"gate: top_k ({k}) must be 1 to {e}, the number of experts")
@@ -308,20 +314,21 @@ class CudaGating(Sums):
         valid = self._read("gate", "valid", valid, (n,), BOOL)
         weights, ids, scores = self._empty(n, k), self._empty(n, k, dtype=I32), self._empty(n, e)
         grid = (blocks_of(n, WARPS),)
-        if rule.router == "sigmoid_bias":
+        if kind == SIGMOID:
             per_row, given = self._empty(n), self._read("gate", "bias", bias, (e,))
             options = int(rule.norm), groups, rule.top_groups, float(rule.route_scale), TINY
             self._launch(gate_sigmoid, grid, BLOCK, logits, given, *options, weights, ids, scores, per_row, shared=shared)
             scale = per_row if not valid.size else self.xp.where(valid, per_row, self.xp.zeros_like(per_row))
         else:
-            over_chosen = int(rule.router in ("topk_softmax", "noisy_topk"))
+            over_chosen = int(kind == OVER_CHOSEN)
             z, p = (self.xp.reshape(a, (-1,)) for a in (logits, scores))
             self._launch(gate_softmax, grid, BLOCK, z, over_chosen, int(rule.normalised), weights, ids, p)
             scale = None if not valid.size else self.xp.astype(valid, self.xp.float32)
         return Gate(weights, ids, scores, self._counts(ids, valid, e), self._sum_columns(scores, scale))
 
     def gate_backward(self, dweights: Array | None, dprob_sum: Array | None, gate: Gate, valid: Array | None, *, rule: Rule) -> Array:
-        if rule.router == "expert_choice" or not singles(dweights, dprob_sum, gate.weights, gate.scores):
+        kind = KINDS.get(rule.router)
+        if kind is None or not singles(dweights, dprob_sum, gate.weights, gate.scores):
             return super().gate_backward(dweights, dprob_sum, gate, valid, rule=rule)
         (n, e), k = gate.scores.shape, gate.ids.shape[1]
         where = "gate_backward"
@@ -330,10 +337,10 @@ class CudaGating(Sums):
         scores, valid = self._read(where, "scores", gate.scores, (n, e)), self._read(where, "valid", valid, (n,), BOOL)
         dlogits, grid = self._empty(n, e), (blocks_of(n, WARPS),)
         given = dw, dsum, weights, ids, scores, valid
-        if rule.router == "sigmoid_bias":
+        if kind == SIGMOID:
             self._launch(gate_sigmoid_backward, grid, BLOCK, *given, int(rule.norm), float(rule.route_scale), TINY, dlogits)
         else:
-            over_chosen = int(rule.router in ("topk_softmax", "noisy_topk"))
+            over_chosen = int(kind == OVER_CHOSEN)
             self._launch(gate_softmax_backward, grid, BLOCK, *given, over_chosen, int(rule.normalised), dlogits)
         return dlogits
 

@@ -11,7 +11,6 @@ from minimoe.config.tables import (
     ModelConfig,
     MoEConfig,
     RopeConfig,
-    Router,
     TrainConfig,
 )
 
@@ -25,7 +24,6 @@ __all__ = [
     "MoEConfig",
     "ModelConfig",
     "RopeConfig",
-    "Router",
     "TrainConfig",
     "apply_override",
     "config_from_tables",

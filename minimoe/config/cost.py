@@ -27,7 +27,7 @@ from minimoe.errors import ConfigError
 
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
-ITEM_BYTES: dict[Dtype, int] = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+ITEM_BYTES: dict[Dtype, int] = {"float64": 8, "float32": 4, "bfloat16": 2}
 
 # Which part a parameter belongs to: by how its name starts, within its layer.
 PARTS: dict[str, tuple[str, ...]] = {
@@ -274,8 +274,8 @@ def moe_shapes(model: ModelConfig, prefix: str) -> Shapes:
     assert model.moe is not None
     e, d, hidden = model.moe.n_experts, model.d_model, model.expert_hidden
     yield from linear_shapes(f"{prefix}.router", e, d, model.moe.router_bias)
-    if model.moe.router == "noisy_topk":
-        yield f"{prefix}.router.noise_weight", (e, d)
+    for name, shape in model.moe.router_facts.shapes(e, d):
+        yield f"{prefix}.router.{name}", shape
     up, rows = up_proj(model, hidden)
     yield f"{prefix}.experts.{up}_proj", (e, rows, d)
     yield f"{prefix}.experts.down_proj", (e, d, hidden)

@@ -160,6 +160,9 @@ def to_tables(config: Config) -> dict[str, Any]:
     for key in ("model", "train", "data"):
         tables[key] = without_none(msgspec.to_builtins(getattr(config, key)))
     moe = tables["model"].pop("moe", None)
+    for table in (moe, tables["train"]):
+        if table is not None and not table.get("options"):
+            table.pop("options", None)
     if moe is not None:
         if "layers" in moe:
             moe.pop("every", None)

@@ -7,10 +7,12 @@ from msgspec import Struct, ValidationError, convert
 from msgspec.structs import FieldInfo, fields, force_setattr
 
 from minimoe.errors import ConfigError, nearest
+from minimoe.reference import routers
+from minimoe.reference.extensions import UnknownName, Value, resolve_options
+from minimoe.reference.routers import Router, Rule
 
 Activation = Literal["swiglu", "gelu", "gelu_tanh", "relu"]
-Router = Literal["softmax_topk", "topk_softmax", "switch", "noisy_topk", "sigmoid_bias", "expert_choice"]
-Dtype = Literal["float32", "float64", "bfloat16", "float16"]
+Dtype = Literal["float32", "float64", "bfloat16"]
 
 
 def check_choice(key: str, value: object, field: FieldInfo) -> None:
@@ -18,6 +20,13 @@ def check_choice(key: str, value: object, field: FieldInfo) -> None:
     choices = [choice for choice in get_args(field.type) if isinstance(choice, str)]
     if choices and isinstance(value, str) and value not in choices:
         raise ConfigError(f"{key} = {value!r} is not one of its values{nearest(value, choices)}")
+
+
+def unknown_word(key: str, error: UnknownName) -> ConfigError:
+    """The error for a name that is in no table, with the key that gave it. It is an UnknownName itself."""
+    found = UnknownName(error.kind, error.name, error.known)
+    found.args = (f"{key} = {error.name!r} is not one of its values{nearest(error.name, error.known)}",)
+    return found
 
 
 def check_type(key: str, value: object, field: FieldInfo) -> object:
@@ -54,7 +63,7 @@ class MoEConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     d_hidden: int | None = None  # hidden width of one expert; default: the model's d_hidden
     every: int = 1  # every n-th layer routes (the n-th, the 2n-th, ...)
     layers: tuple[int, ...] | None = None  # or: exactly these layers, counted from 0
-    router: Router = "softmax_topk"
+    router: str = "softmax_topk"  # of minimoe/reference/routers.py, or of an installed package
     norm_topk_prob: bool = True
     n_shared_experts: int = 0
     capacity_factor: float = 0.0  # 0: dropless
@@ -71,37 +80,29 @@ class MoEConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     route_scale: float = 1.0
     router_bias: bool = False  # a learned constant on the logits of each expert
     router_bias_std: float = 0.0  # its spread at the start: an unbalanced router, see docs/losses-and-collapse.md
+    options: dict[str, Value] = {}  # settings of a router from another package: the table [moe.options]
 
     def __post_init__(self) -> None:
         check_table(self, "moe", {"n_shared_experts"})
+        router = self.router_facts
+        force_setattr(self, "options", resolve_options(router.options, self.options, "moe.options"))
         if self.top_k is None:
-            force_setattr(self, "top_k", 1 if self.router == "switch" else min(2, self.n_experts))
+            force_setattr(self, "top_k", min(router.top_k, self.n_experts))
         if self.aux_loss_coef is None:
-            force_setattr(self, "aux_loss_coef", 0.0 if self.router == "expert_choice" else 0.01)
+            force_setattr(self, "aux_loss_coef", router.aux_loss_coef)
         if self.k > self.n_experts:
             raise ConfigError(f"moe.top_k ({self.k}) must not exceed moe.n_experts ({self.n_experts})")
-        if self.router == "switch" and self.k != 1:
-            raise ConfigError(f"moe.router = 'switch' sends each token to one expert: moe.top_k must be 1, not {self.k}")
-        if self.router == "expert_choice":
-            self._check_expert_choice()
-        if self.router == "noisy_topk" and self.aux_convention == "mixtral":
-            raise ConfigError(
-                "moe.aux_convention = 'mixtral' pools f and P over layers, noisy_topk has losses of its own: take 'switch' or 'megablocks'"
-            )
+        problem = router.refuses(self)
+        if problem is not None:
+            raise ConfigError(problem)
         if self.jitter >= 1.0:
             raise ConfigError(f"moe.jitter ({self.jitter}) must be below 1: the input is scaled by a factor in [1 - jitter, 1 + jitter]")
         self._check_groups()
 
-    def _check_expert_choice(self) -> None:
-        if self.aux_loss_coef:
-            raise ConfigError("moe.router = 'expert_choice' is balanced by construction: set moe.aux_loss_coef = 0")
-        if self.capacity_factor:
-            raise ConfigError("moe.router = 'expert_choice' sets each expert's rows by top_k: set moe.capacity_factor = 0")
-
     def _check_groups(self) -> None:
         if self.n_groups == 1 and self.top_groups == 1:
             return
-        if self.router != "sigmoid_bias":
+        if not self.router_facts.groups:
             raise ConfigError(f"moe.n_groups and moe.top_groups belong to moe.router = 'sigmoid_bias', not {self.router!r}")
         if self.n_experts % self.n_groups or self.n_experts // self.n_groups < 2:
             raise ConfigError(f"moe.n_groups ({self.n_groups}) must divide moe.n_experts ({self.n_experts}) into groups of two or more")
@@ -116,28 +117,31 @@ class MoEConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
         assert self.top_k is not None
         return self.top_k
 
+    @property
+    def router_facts(self) -> Router:
+        """What is true of the router, from the table of routers."""
+        try:
+            return routers.find(self.router)
+        except UnknownName as error:
+            raise unknown_word("moe.router", error) from None
+
+    @property
+    def rule(self) -> Rule:
+        """How the router chooses, as the kernel `gate` takes it."""
+        options = tuple(self.options.items())
+        return Rule(self.router, self.k, self.norm_topk_prob, self.n_groups, self.top_groups, self.route_scale, options)
+
     def check_trainable(self) -> None:
         """Refuse a router that the task's loss cannot move: its one combine weight is always 1. Inference with it is fine."""
-        if self.n_experts == 1 or self.k > 1:
-            return
-        if self.router in ("topk_softmax", "noisy_topk"):
-            raise ConfigError(
-                f"moe.router = {self.router!r} with moe.top_k = 1 gives the router no gradient (its one weight is always 1): "
-                "set moe.top_k = 2, or moe.router = 'switch'"
-            )
-        if self.router in ("softmax_topk", "sigmoid_bias") and self.norm_topk_prob:
-            raise ConfigError(
-                "moe.top_k = 1 with moe.norm_topk_prob = true gives the router no gradient (its one weight is always 1): "
-                "set moe.norm_topk_prob = false, or moe.router = 'switch'"
-            )
+        problem = self.router_facts.constant_weight(self)
+        if problem is not None:
+            raise ConfigError(problem)
 
     def warnings(self, causal: bool) -> list[str]:
         """What works but may surprise."""
         if not causal:
             return []
-        found = []
-        if self.router == "expert_choice":
-            found.append("expert_choice picks tokens over the whole batch: in a causal model the choice sees the future")
+        found = [self.router_facts.warns] if self.router_facts.warns else []
         if self.capacity_factor and self.drop_priority == "probability":
             found.append("drop_priority = 'probability' lets later tokens push out earlier ones: in a causal model that sees the future")
         return found

@@ -103,7 +103,7 @@ def _f_times_p(prob_sum: Tensor, counts: Array, tokens: Array | int, k: int) -> 
 
 def joined_aux_loss(layers: list[MoEStats], moe: MoEConfig) -> Tensor:
     """The balance loss of a model, raw: `switch` sums its layers', `megablocks` averages, `mixtral` pools f and P over layers first."""
-    if moe.aux_convention == "mixtral" and moe.router != "noisy_topk":
+    if moe.aux_convention == "mixtral" and moe.router_facts.balance == "counts":
         prob_sum, counts = layers[0].prob_sum, layers[0].counts
         for stats in layers[1:]:
             prob_sum, counts = prob_sum + stats.prob_sum, counts + stats.counts
@@ -124,6 +124,6 @@ def joined_z_loss(layers: list[MoEStats]) -> Tensor:
 
 def uniform_aux_loss(moe: MoEConfig, n_layers: int) -> float:
     """What the raw balance loss of a model is when the load is even."""
-    if moe.router == "noisy_topk":
+    if moe.router_facts.balance == "importance":
         return 0.0
     return {"switch": float(n_layers), "megablocks": 1.0, "mixtral": float(moe.k)}[moe.aux_convention]

@@ -1,6 +1,6 @@
 """The routed layer: a router picks experts for each token, a plan sorts the rows, the experts run, and the weighted rows come back.
 
-`MoE` gives its output and `MoEStats`; nothing is stored on the module. Formulas: `reference/gating.py` (who is chosen, with what weight),
+`MoE` gives its output and `MoEStats`; nothing is stored on the module. Formulas: `reference/routers.py` (who is chosen, with what weight),
 `reference/routing.py` (the plan, capacity), `reference/expert.py` (the experts); balance losses stand below.
 """
 
@@ -15,12 +15,14 @@ from minimoe.backend import Array, Backend
 from minimoe.config import MoEConfig
 from minimoe.engine import ops
 from minimoe.engine.creation import tensor
+from minimoe.engine.grad_mode import grad_enabled
 from minimoe.engine.random import Rng
 from minimoe.engine.tensor import Tensor
+from minimoe.errors import ConfigError
 from minimoe.layers.balance import MoEStats, cv_squared
 from minimoe.layers.dense import FeedForward
-from minimoe.layers.module import Module, Parameter, cast_like, cast_like_or_none
-from minimoe.reference.gating import Gate, Rule
+from minimoe.layers.module import Module, Parameter, Role, cast_like, cast_like_or_none
+from minimoe.reference.gating import Gate
 
 
 class Router(Module):
@@ -29,26 +31,41 @@ class Router(Module):
     def __init__(self, d_model: int, moe: MoEConfig, std: float) -> None:
         self.weight = Parameter(moe.n_experts, d_model, std=std)
         self.bias = Parameter(moe.n_experts, std=moe.router_bias_std, role="vector") if moe.router_bias else None
-        if moe.router == "noisy_topk":
-            self.noise_weight = Parameter(moe.n_experts, d_model)  # starts at zero: softplus(0) + 0.01 of noise (Shazeer et al. 2017)
-        if moe.router == "sigmoid_bias":
-            self.balance_bias = Parameter(moe.n_experts, role="vector", trainable=False)
-        self.moe = moe
-        self.rule = Rule(moe.router, moe.k, moe.norm_topk_prob, moe.n_groups, moe.top_groups, moe.route_scale)
+        for array in moe.router_facts.state:
+            shape = array.shape(moe.n_experts, d_model)
+            role: Role = "matrix" if len(shape) > 1 else "vector"
+            setattr(self, array.name, Parameter(*shape, start=array.start, role=role, trainable=array.trainable))
+        self.moe, self.rule = moe, moe.rule
+
+    def state_for(self, use: str) -> Parameter | None:
+        """The array beside the matrix that the router's entry in the table names for this use."""
+        array = self.moe.router_facts.state_for(use)
+        found: Parameter | None = None if array is None else getattr(self, array.name)
+        return found
 
     def __call__(self, x: Tensor, valid: Array | None, rng: Rng | None) -> tuple[Tensor, Tensor, Gate, Tensor, Tensor | None]:
         """x [N,D] -> combine weights [N,W], probability sums [E], the Gate, clean logits [N,E], own balance loss or None"""
+        self._check_gradient()
         logits = self._logits(self._wide(x))
         chosen_by, sigma = logits, None
         if rng is not None and self.moe.noise_std:
             chosen_by = logits + self._normal(logits, rng, "noise") * self.moe.noise_std
-        if rng is not None and self.moe.router == "noisy_topk":
-            sigma = ops.softplus(ops.linear(self._wide(x), self.noise_weight)) + 0.01
+        noise_weight = self.state_for("noise")
+        if rng is not None and noise_weight is not None:
+            sigma = ops.softplus(ops.linear(self._wide(x), noise_weight)) + 0.01
             chosen_by = chosen_by + sigma * self._normal(logits, rng, "router_noise")
-        bias = self.balance_bias.data if self.moe.router == "sigmoid_bias" else None
-        weights, prob_sum, gate = ops.gate(chosen_by, bias, valid, self.rule)
-        own = self._noisy_losses(logits, chosen_by, sigma, weights, gate, valid) if self.moe.router == "noisy_topk" else None
+        bias = self.state_for("bias")
+        weights, prob_sum, gate = ops.gate(chosen_by, None if bias is None else bias.data, valid, self.rule)
+        own_losses = self.moe.router_facts.balance == "importance"
+        own = self._noisy_losses(logits, chosen_by, sigma, weights, gate, valid) if own_losses else None
         return weights, prob_sum, gate, logits, own
+
+    def _check_gradient(self) -> None:
+        """Refuse to build a graph in which the task's loss cannot reach the router. Raises ConfigError."""
+        if grad_enabled() and self.weight.requires_grad:
+            problem = self.moe.router_facts.constant_weight(self.moe)
+            if problem is not None:
+                raise ConfigError(f"{problem}; for inference, call the layer under no_grad()")
 
     def _wide(self, x: Tensor) -> Tensor:
         """Router arithmetic is done in at least float32."""
@@ -147,7 +164,7 @@ class MoE(Module):
         """Which row goes where.   -> Plan"""
         moe = self.moe
         e, k = moe.n_experts, moe.k
-        rows = e * int(b.choice_size(n, None, k, e)) if moe.router == "expert_choice" else n * k
+        rows = e * int(b.choice_size(n, None, k, e)) if moe.router_facts.by_expert else n * k
         capacity = b.capacity(n, valid, k, e, moe.capacity_factor) if training and moe.capacity_factor else None
         return b.route(gate.ids, gate.weights, valid, n_experts=e, rows=rows, capacity=capacity, priority=moe.drop_priority)
 
@@ -175,11 +192,11 @@ class MoE(Module):
     def update_balance(self, counts: Array, ok: Array | None = None) -> None:
         """After an optimizer step: b += bias_rate * sign(mean(count) - count), with the whole step's counts [E]; not where `ok` is false.
 
-        (DeepSeek-V3; a router other than sigmoid_bias has nothing to update.)
+        (DeepSeek-V3; a router without a bias has nothing to update.)
         """
-        if self.moe.router != "sigmoid_bias":
+        b = self.router.state_for("bias")
+        if b is None:
             return
-        b = self.router.balance_bias
         xp = b.backend.xp
         counts = xp.astype(counts, b.dtype)
         change = self.moe.bias_rate * xp.sign(xp.mean(counts) - counts)

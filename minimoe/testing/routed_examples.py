@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minimoe.backend import Backend
+from minimoe.reference import routers
 from minimoe.reference.expert import ExpertWeights
 from minimoe.reference.gating import Gate, Rule
 from minimoe.reference.routing import Plan
@@ -24,16 +25,17 @@ Ints = npt.NDArray[np.int32]
 
 # ---- gating -----------------------------------------------------------------------------------------------------------------------------
 
-RULES: dict[str, Callable[[int, int], Rule]] = {
-    "softmax_topk": lambda k, e: Rule("softmax_topk", k),
-    "softmax_topk, not normalised": lambda k, e: Rule("softmax_topk", k, norm=False),
-    "topk_softmax": lambda k, e: Rule("topk_softmax", k),
-    "noisy_topk": lambda k, e: Rule("noisy_topk", k),
-    "switch": lambda k, e: Rule("switch", 1),
-    "sigmoid_bias": lambda k, e: Rule("sigmoid_bias", k, route_scale=2.5),
-    "sigmoid_bias, groups": lambda k, e: Rule("sigmoid_bias", k, n_groups=e // 2, top_groups=max(1, e // 4), norm=False),
-    "expert_choice": lambda k, e: Rule("expert_choice", k),
-}
+Rules = dict[str, Callable[[int, int], Rule | None]]
+
+
+def rules() -> Rules:
+    """The rules of every router that is known, installed packages' too: label, and (K, E) -> Rule, or None where that cannot be."""
+    return {label: make for name in routers.names() for label, make in routers.find(name).conformance_rules()}
+
+
+def bias_of(rule: Rule, e: int, spread: float) -> Floats | None:
+    """A bias for a router that takes one.   -> [E] or None"""
+    return None if routers.find(rule.router).state_for("bias") is None else np.linspace(-spread, spread, e)
 
 
 def spaced(seed: int, n: int, e: int) -> Floats:
@@ -44,13 +46,12 @@ def spaced(seed: int, n: int, e: int) -> Floats:
 
 
 def gate_inputs() -> Iterator[tuple[str, Floats, Floats | None, npt.NDArray[np.bool_] | None, Rule]]:
-    for name, make in RULES.items():
+    for name, make in rules().items():
         for n, e, k in [(1, 4, 1), (31, 8, 2), (33, 32, 4), (5, 33, 3), (3, 1, 1), (7, 4, 4)]:
-            groups = "groups" in name
-            if groups and (e % 4 or k > 2 * max(1, e // 4)):
-                continue
             rule = make(k, e)
-            bias = np.linspace(-0.3, 0.3, e) if name.startswith("sigmoid_bias") else None
+            if rule is None:
+                continue
+            bias = bias_of(rule, e, 0.3)
             label = f"{name}, logits [{n},{e}], K {k}"
             z = spaced(1, n, e)
             yield label, z, bias, None, rule
@@ -66,20 +67,23 @@ def gate_inputs() -> Iterator[tuple[str, Floats, Floats | None, npt.NDArray[np.b
 def gate() -> Iterator[Example]:
     for label, z, bias, valid, rule in gate_inputs():
         yield Example(label, (Wide(z), None if bias is None else Wide(bias), valid), {"rule": rule})
-    for name, make in RULES.items():
+    for name, make in rules().items():
+        chosen = make(2, 8)
+        if chosen is None:
+            continue
         for bad in (np.nan, np.inf):
             z = spaced(2, 9, 8)
             z[4, :] = np.nan if np.isnan(bad) else z[4, :]
             z[6, 3] = bad
-            rule = make(2, 8)
-            yield Example(f"{name}, logits [9,8] with {bad}", (Wide(z), None, None), {"rule": rule}, call=partial(ids_in_range, experts=8))
+            call = partial(ids_in_range, experts=8)
+            yield Example(f"{name}, logits [9,8] with {bad}", (Wide(z), None, None), {"rule": chosen}, call=call)
 
 
 def ids_in_range(backend: Backend, z: Any, bias: Any, valid: Any, *, rule: Rule, experts: int) -> Any:
     """Run a gate on non-finite logits; return whether every id names an expert (or none), whether the counts agree, and the finite rows."""
     result = backend.gate(z, bias, valid, rule=rule)
     ids, counts = backend.to_host(result.ids), backend.to_host(result.counts)
-    choice = rule.router == "expert_choice"
+    choice = routers.find(rule.router).by_expert
     in_range = bool(ids.min() >= (-1 if choice else 0) and ids.max() < experts)
     finite = () if choice else (result.weights[:4, :], result.ids[:4, :])
     return in_range, int(counts.sum()) == int(np.sum(ids >= 0)), finite

@@ -1,0 +1,81 @@
+"""What the tables of routers and optimizers share: settings with defaults, and entries that other packages bring.
+
+A package brings a router through the entry-point group `minimoe.routers` and an optimizer through `minimoe.optimizers`. An entry names
+the object, or a function without arguments that returns it. Nothing is imported before its name is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from minimoe.errors import ConfigError, nearest
+
+Value: TypeAlias = bool | int | float | str
+
+
+class UnknownName(ConfigError):
+    """A router or an optimizer that neither minimoe nor an installed package has."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        super().__init__(f"no {kind} {name!r}{nearest(name, known)}")
+        self.kind, self.name, self.known = kind, name, list(known)
+
+
+@dataclass(frozen=True)
+class Option:
+    """A setting of a router or an optimizer from outside. The type of its default is its type."""
+
+    default: Value
+    meaning: str = ""
+    problem: Callable[[Any], str | None] = lambda value: None
+    """What is wrong with a value ("must be above 0"), or None."""
+
+
+def resolve_options(options: Mapping[str, Option], given: Mapping[str, Value], path: str) -> dict[str, Value]:
+    """Every option with its value, given or default. Raises ConfigError for an unknown name, a wrong type or an impossible value."""
+    for name in given:
+        if name not in options:
+            known = nearest(name, options) if options else " (it has no options)"
+            raise ConfigError(f"{path}.{name}: unknown key{known}")
+    values = {}
+    for name, option in options.items():
+        value, kind = given.get(name, option.default), type(option.default)
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            raise ConfigError(f"{path}.{name}: expected {kind.__name__}, got {type(value).__name__}")
+        problem = option.problem(value)
+        if problem is not None:
+            raise ConfigError(f"{path}.{name} ({value}) {problem}")
+        values[name] = value
+    return values
+
+
+def outside_names(group: str) -> list[str]:
+    """The names that installed packages bring to a group of entry points."""
+    from importlib.metadata import entry_points
+
+    return sorted(entry_points(group=group).names)
+
+
+def load_outside(kind: type[Any], group: str, name: str, built_in: Iterable[str]) -> Any:
+    """The object of that name from an installed package.
+
+    Raises UnknownName where no package has the name, ConfigError where what it brings is not of that kind.
+    """
+    from importlib.metadata import entry_points
+
+    what = kind.__name__.lower()
+    entries = list(entry_points(group=group, name=name))
+    if not entries:
+        raise UnknownName(what, name, [*built_in, *outside_names(group)])
+    try:
+        found = entries[0].load()
+        found = found if isinstance(found, kind) else found()
+    except Exception as error:  # a package of someone else's may raise anything
+        raise ConfigError(f"{what} {name!r} ({entries[0].value}) does not load: {type(error).__name__}: {error}") from error
+    if not isinstance(found, kind) or found.name != name:
+        raise ConfigError(f"{what} {name!r} ({entries[0].value}) is {found!r}: expected minimoe's {kind.__name__} of that name")
+    return found
