@@ -20,10 +20,11 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
-from minimoe.config import Dtype, LatentConfig, ModelConfig
+from minimoe.config import Config, Dtype, LatentConfig, ModelConfig
 from minimoe.errors import ConfigError
+from minimoe.reference import optimizers
 
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
@@ -61,7 +62,7 @@ class Bytes:
 
     weights: int
     gradients: int
-    optimizer: int  # AdamW: two moments a parameter
+    optimizer: int  # the states that the optimizer keeps for each parameter: for AdamW two
     kv_cache_per_token: int  # over all layers; 0 for an encoder, which keeps none
 
 
@@ -89,26 +90,49 @@ class Cost:
         }
 
 
-def cost(model: ModelConfig, seq_len: int | None = None, *, dtype: Dtype = "float32", recompute: bool = False) -> Cost:
+def cost(
+    model: ModelConfig, seq_len: int | None = None, *, dtype: Dtype = "float32", recompute: bool = False, optimizer: str = "adamw"
+) -> Cost:
     """Parameters, FLOPs a token and bytes of a model at a sequence length (default: max_seq_len; of images always n_patches + 1).
 
-    `dtype` is what the model computes in: the cache has it, weights and moments are kept in float32 at least.
+    `dtype` is what the model computes in: the cache has it, weights and the optimizer's states are kept in float32 at least.
     Raises `ConfigError` where the vocabulary's size is not known, or `seq_len` is not possible.
     """
     found = parts(model, seq_len)
     total = sum(part.parameters for part in found)
     flops = sum(part.flops_per_token for part in found)
-    weights = total * max(ITEM_BYTES[dtype], 4)
-    cached = model.n_layers * model.kv_heads * sum(widths(model)) if model.causal else 0
+    item = max(ITEM_BYTES[dtype], 4)
+    weights = total * item
+    cached = model.n_layers * model.kv_heads * sum(widths(model)) * ITEM_BYTES[dtype] if model.causal else 0
+    states = item * state_elements(model, optimizer)
     return Cost(
         total=total,
         active=sum(part.active for part in found),
         seq_len=sequence_length(model, seq_len),
         flops_per_token=flops,
         training_flops_per_token=flops * (4 if recompute else 3),
-        bytes=Bytes(weights, gradients=weights, optimizer=2 * weights, kv_cache_per_token=cached * ITEM_BYTES[dtype]),
+        bytes=Bytes(weights, gradients=weights, optimizer=states, kv_cache_per_token=cached),
         parts=tuple(found),
     )
+
+
+def training_cost(config: Config, seq_len: int | None = None) -> Cost:
+    """The cost of a model as its [train] table trains it: in that dtype, with that optimizer. Raises as `cost` does."""
+    train = config.train
+    return cost(config.model, seq_len, dtype=train.dtype, recompute=train.recompute, optimizer=train.optimizer)
+
+
+def state_elements(model: ModelConfig, optimizer: str) -> int:
+    """Numbers that an optimizer keeps for all parameters of a model. Raises ConfigError for an optimizer that is not known."""
+    facts = optimizers.find(optimizer)
+    return sum(math.prod(shape) * len(facts.for_role(role_of(name, shape)).states) for name, shape in parameter_shapes(model))
+
+
+def role_of(name: str, shape: tuple[int, ...]) -> Literal["matrix", "other"]:
+    """What optimizers tell apart: a matrix of the blocks, or an embedding, head, norm or bias."""
+    if len(shape) < 2 or name.endswith("bias") or name.startswith(LOOKUPS) or name == "head.weight":
+        return "other"
+    return "matrix"
 
 
 def parts(model: ModelConfig, seq_len: int | None = None) -> list[Part]:

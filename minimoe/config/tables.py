@@ -7,8 +7,9 @@ from msgspec import Struct, ValidationError, convert
 from msgspec.structs import FieldInfo, fields, force_setattr
 
 from minimoe.errors import ConfigError, nearest
-from minimoe.reference import routers
+from minimoe.reference import optimizers, routers
 from minimoe.reference.extensions import UnknownName, Value, resolve_options
+from minimoe.reference.optimizers import Optimizer
 from minimoe.reference.routers import Router, Rule
 
 Activation = Literal["swiglu", "gelu", "gelu_tanh", "relu"]
@@ -344,7 +345,7 @@ class TrainConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
     batch_size: int = 16
     seq_len: int = 128
     accumulate: int = 1
-    optimizer: Literal["adamw", "sgd", "lion", "muon"] = "adamw"
+    optimizer: str = "adamw"  # of minimoe/reference/optimizers.py, or of an installed package
     lr: float = 1e-3
     min_lr: float = 1e-4
     warmup_steps: int = 50
@@ -366,6 +367,7 @@ class TrainConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
     backend: str = "auto"
     dtype: Dtype = "float32"
     threads: int = 0
+    options: dict[str, Value] = {}  # settings of an optimizer from another package: the table [train.options]
 
     def __post_init__(self) -> None:
         zero_ok = {"warmup_steps", "eval_every", "checkpoint_every", "seed", "threads", "grad_clip"}
@@ -377,6 +379,18 @@ class TrainConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
             raise ConfigError("train.lr must be above 0")
         if self.seed >= 2**64:
             raise ConfigError("train.seed must be below 2**64")
+        force_setattr(self, "options", resolve_options(self.optimizer_facts.options, self.options, "train.options"))
+        problem = self.optimizer_facts.refuses(self)
+        if problem is not None:
+            raise ConfigError(problem)
+
+    @property
+    def optimizer_facts(self) -> Optimizer:
+        """What is true of the optimizer, from the table of optimizers."""
+        try:
+            return optimizers.find(self.optimizer)
+        except UnknownName as error:
+            raise unknown_word("train.optimizer", error) from None
 
 
 class DataConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):

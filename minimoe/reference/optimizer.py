@@ -19,14 +19,14 @@ class OptimizerKernels(ArrayLayer):
     ) -> None:  # fmt: skip
         """m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2, w = w (1 - lr wd) - lr m^ / (sqrt(v^) + eps), ^ over 1 - b^step.   flat [P] each"""
         xp = self.xp
-        keep1, new1 = self._where(ok, beta1, 1.0, grad), self._where(ok, 1.0 - beta1, 0.0, grad)
-        keep2, new2 = self._where(ok, beta2, 1.0, grad), self._where(ok, 1.0 - beta2, 0.0, grad)
+        keep1, new1 = self.where_ok(ok, beta1, 1.0, grad), self.where_ok(ok, 1.0 - beta1, 0.0, grad)
+        keep2, new2 = self.where_ok(ok, beta2, 1.0, grad), self.where_ok(ok, 1.0 - beta2, 0.0, grad)
         t = xp.astype(step, grad.dtype)
         rate = xp.where(ok, lr, xp.zeros_like(lr))
         shrink, correct2 = 1.0 - rate * weight_decay, xp.sqrt(1.0 - beta2**t)
         rate = rate / (1.0 - beta1**t)
         for part in self._parts(grad.shape[0]):
-            g, m, v, w = self._clipped(grad[part], scale, ok), inout_m[part], inout_v[part], inout_param[part]
+            g, m, v, w = self.clipped(grad[part], scale, ok), inout_m[part], inout_v[part], inout_param[part]
             m *= keep1
             m += g * new1
             g *= g
@@ -46,8 +46,8 @@ class OptimizerKernels(ArrayLayer):
     ) -> None:
         """m = mu m + g, w = w (1 - lr wd) - lr m   (Polyak 1964).   flat [P] each"""
         rate = self.xp.where(ok, lr, self.xp.zeros_like(lr))
-        inout_m *= self._where(ok, momentum, 1.0, grad)
-        inout_m += self._clipped(grad, scale, ok)
+        inout_m *= self.where_ok(ok, momentum, 1.0, grad)
+        inout_m += self.clipped(grad, scale, ok)
         inout_param *= 1.0 - rate * weight_decay
         inout_param -= rate * inout_m
 
@@ -56,12 +56,12 @@ class OptimizerKernels(ArrayLayer):
         weight_decay: float,
     ) -> None:  # fmt: skip
         """w = w (1 - lr wd) - lr sign(b1 m + (1-b1) g), m = b2 m + (1-b2) g   (Chen et al. 2023).   flat [P] each"""
-        g = self._clipped(grad, scale, ok)
+        g = self.clipped(grad, scale, ok)
         rate = self.xp.where(ok, lr, self.xp.zeros_like(lr))
         inout_param *= 1.0 - rate * weight_decay
         inout_param -= rate * self.xp.sign(beta1 * inout_m + (1.0 - beta1) * g)
-        inout_m *= self._where(ok, beta2, 1.0, grad)
-        inout_m += self._where(ok, 1.0 - beta2, 0.0, grad) * g
+        inout_m *= self.where_ok(ok, beta2, 1.0, grad)
+        inout_m += self.where_ok(ok, 1.0 - beta2, 0.0, grad) * g
 
     def muon(
         self, inout_param: Array, inout_m: Array, grad: Array, *, lr: Array, scale: Array, ok: Array, momentum: float, weight_decay: float
@@ -71,9 +71,9 @@ class OptimizerKernels(ArrayLayer):
         The factor gives the update the size of AdamW's, so that both take the same lr (Liu et al. 2025).
         """
         xp = self.xp
-        g = self._clipped(grad, scale, ok)
+        g = self.clipped(grad, scale, ok)
         rate = xp.where(ok, lr, xp.zeros_like(lr))
-        inout_m *= self._where(ok, momentum, 1.0, grad)
+        inout_m *= self.where_ok(ok, momentum, 1.0, grad)
         inout_m += g
         update = self.orthogonal(g + momentum * inout_m)
         rows, columns = inout_param.shape[-2:]
@@ -99,10 +99,10 @@ class OptimizerKernels(ArrayLayer):
         size = self.cache_elements or max(n, 1)
         return [slice(start, start + size) for start in range(0, n, size)]
 
-    def _clipped(self, grad: Array, scale: Array, ok: Array) -> Array:
-        """grad * scale, zero where the step is skipped: NaN times zero would stay."""
+    def clipped(self, grad: Array, scale: Array, ok: Array) -> Array:
+        """grad * scale, or zeros where the step is skipped (NaN times zero would be NaN)."""
         return self.xp.where(ok, grad * scale, self.xp.zeros_like(grad))
 
-    def _where(self, ok: Array, yes: float, no: float, like: Array) -> Array:
+    def where_ok(self, ok: Array, yes: float, no: float, like: Array) -> Array:
         """A 0-d array of `like`'s dtype that depends on the verdict; Python's numbers alone would decide on the host."""
         return self.xp.where(ok, self.xp.full_like(ok, yes, dtype=like.dtype), self.xp.full_like(ok, no, dtype=like.dtype))

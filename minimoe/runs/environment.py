@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from minimoe.config import ModelConfig
+from minimoe.config import ModelConfig, TrainConfig
 from minimoe.config.cost import cost
 from minimoe.errors import ConfigError
 
@@ -90,9 +90,9 @@ def is_alive(pid: object, identity: object) -> bool:
     return isinstance(pid, int) and pid > 0 and process_identity(pid) == identity is not None
 
 
-def check_memory(model: ModelConfig) -> None:
-    """Refuse to train what this machine cannot hold: weights, gradients and two moments, in float32. Raises `ConfigError`."""
-    needed = cost(model).bytes
+def check_memory(model: ModelConfig, train: TrainConfig) -> None:
+    """Refuse to train what this machine cannot hold: weights, gradients and the optimizer's states. Raises `ConfigError`."""
+    needed = cost(model, dtype=train.dtype, optimizer=train.optimizer).bytes
     needs, has = needed.weights + needed.gradients + needed.optimizer, machine_memory()
     if has is not None and needs > has:
         raise ConfigError(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from minimoe.config import Config, to_toml
-from minimoe.config.cost import cost
+from minimoe.config.cost import training_cost
 from minimoe.errors import ConfigError
 from minimoe.runs.environment import check_memory
 from minimoe.runs.run import check_empty
@@ -29,8 +29,8 @@ def show_plan(config: Config, out: Path | None, **options: Any) -> None:
         check_empty(out)
     task = load_task(config)
     config = task.config
-    check_memory(config.model)
-    counted = cost(config.model, config.train.seq_len)
+    check_memory(config.model, config.train)
+    counted = training_cost(config, config.train.seq_len)
     tokens = config.train.steps * task.tokens_a_step
     show(to_toml(config))
     show_cost(Report(config.name, config, counted))

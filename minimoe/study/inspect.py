@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minimoe.config import Config, load_config, preset_names
-from minimoe.config.cost import Cost, cost
+from minimoe.config.cost import Cost, cost, training_cost
 from minimoe.errors import CheckpointError, ConfigError, UserError
 from minimoe.pretrained.folder import is_model_folder
 from minimoe.runs.run import Run
@@ -61,7 +61,7 @@ def inspect(what: str, overrides: tuple[str, ...] = ()) -> Report:
     is_config = what in preset_names() or (what.endswith(".toml") and Path(what).is_file())
     if is_config:
         config = load_config(what, overrides)
-        return Report(what, config, cost(_with_vocabulary(config).model))
+        return Report(what, config, training_cost(_with_vocabulary(config)))
     try:
         run = Run.open(what)
     except CheckpointError as missing:
@@ -75,7 +75,7 @@ def inspect(what: str, overrides: tuple[str, ...] = ()) -> Report:
     if overrides:
         raise ConfigError(f"{what}: is a run: --set is for a preset or a TOML file")
     config = run.config
-    return Report(run.name, config, cost(config.model, config.train.seq_len), _run_facts(run))
+    return Report(run.name, config, training_cost(config, config.train.seq_len), _run_facts(run))
 
 
 def _inspect_folder(path: Path) -> Report:

@@ -1,8 +1,9 @@
 """Optimizers over flat buffers, and learning-rate schedules.
 
-Making an optimizer moves the parameters into one flat buffer for each kind (decayed or not, by dtype), and their gradients into another;
-each parameter becomes a view of its place, and its `.grad` keeps that address from then on. So one kernel call updates a whole group, and
-the norm of all gradients is two or three sums. The kernels, with the formulas, stand in `reference/optimizer.py`.
+An optimizer moves the parameters into one flat buffer for each kind (decayed or not, by dtype), and their gradients into another; each
+parameter becomes a view of its slice, and its `.grad` keeps that address from then on. So one kernel call updates a whole group, and the
+norm of all gradients is two or three sums. How a group is updated is looked up in the table of `reference/optimizers.py`; the formulas are
+in `reference/optimizer.py`.
 """
 
 from __future__ import annotations
@@ -18,18 +19,20 @@ from minimoe.config import TrainConfig
 from minimoe.engine.tensor import Tensor
 from minimoe.errors import CheckpointError, ConfigError
 from minimoe.layers.module import Role
+from minimoe.reference import optimizers
+from minimoe.reference.optimizers import Step
 
 
 class Group:
-    """Parameters of one dtype that are treated alike, in one flat buffer."""
+    """Parameters of one dtype that are treated alike, in one flat buffer. `facts`: the optimizer that updates them."""
 
-    def __init__(self, parameters: list[Tensor], backend: Backend, weight_decay: float, states: tuple[str, ...]) -> None:
+    def __init__(self, parameters: list[Tensor], backend: Backend, weight_decay: float, facts: optimizers.Optimizer) -> None:
         xp, dtype = backend.xp, parameters[0].dtype
-        self.parameters, self.weight_decay = parameters, weight_decay
+        self.parameters, self.weight_decay, self.facts = parameters, weight_decay, facts
         total = sum(p.size for p in parameters)
         self.param, self.grad = xp.empty(total, dtype=dtype), xp.zeros(total, dtype=dtype)
-        self.states = {name: xp.zeros(total, dtype=dtype) for name in states}
-        self.places: list[slice] = []
+        self.states = {name: xp.zeros(total, dtype=dtype) for name in facts.states}
+        self.slices: list[slice] = []
         start = 0
         for p in parameters:
             place = slice(start, start + p.size)
@@ -37,7 +40,7 @@ class Group:
             if p.grad is not None:
                 self.grad[place] = xp.reshape(p.grad, (-1,))
             p.data, p.grad = xp.reshape(self.param[place], p.shape), xp.reshape(self.grad[place], p.shape)
-            self.places.append(place)
+            self.slices.append(place)
             start += p.size
         self.grads: list[Array] = [p.grad for p in parameters]
 
@@ -62,35 +65,43 @@ def role_of(p: Tensor) -> Role:
 
 
 class Optimizer:
-    """What all have in common: groups, gradient norm, state. Subclasses say how a group is updated."""
+    """Parameters in groups, each updated as the table of optimizers says; the gradient's norm; the state.
 
-    state_names: tuple[str, ...] = ("m",)
+    `facts` is an entry of the table, `settings` what it is given by name. The classes below have a signature for each of minimoe's own.
+    """
 
-    def __init__(self, parameters: Iterable[Tensor], lr: float, weight_decay: float = 0.0, decay_embeddings: bool = False) -> None:
-        self.lr, self.weight_decay = lr, weight_decay
+    def __init__(
+        self, parameters: Iterable[Tensor], facts: optimizers.Optimizer, lr: float, weight_decay: float = 0.0,
+        decay_embeddings: bool = False, **settings: Any,
+    ) -> None:  # fmt: skip
+        self.facts, self.lr, self.weight_decay, self.settings = facts, lr, weight_decay, settings
         everything = list(parameters)
         if not everything:
             raise ConfigError("an optimizer needs at least one parameter")
         self.backend = everything[0].backend
         self.steps = self.backend.from_host(np.zeros((), dtype=np.int32))  # updates applied; skipped steps do not count
-        self.groups = [Group(members, self.backend, decay, states) for members, decay, states in self._sort(everything, decay_embeddings)]
+        self.groups = [Group(members, self.backend, decay, used) for members, decay, used in self._sort(everything, decay_embeddings)]
 
-    def _sort(self, parameters: list[Tensor], decay_embeddings: bool) -> list[tuple[list[Tensor], float, tuple[str, ...]]]:
-        """Parameters by kind, dtype and decay: matrices decay, norms and biases never, embeddings if asked."""
-        sorted_: dict[tuple[Any, ...], list[Tensor]] = {}
+    def _sort(self, parameters: list[Tensor], decay_embeddings: bool) -> list[tuple[list[Tensor], float, optimizers.Optimizer]]:
+        """Parameters by optimizer, dtype and decay: matrices decay, norms and biases never, embeddings if asked."""
+        sorted_: dict[tuple[str, str, bool], list[Tensor]] = {}
         for p in parameters:
             role = role_of(p)
             decays = role in ("matrix", "head") or (role == "embedding" and decay_embeddings)
-            sorted_.setdefault((self.kind(p), str(p.dtype), decays), []).append(p)
-        return [(members, self.weight_decay if key[2] else 0.0, self.state_names) for key, members in sorted_.items()]
+            sorted_.setdefault((self.facts.for_role(role).name, str(p.dtype), decays), []).append(p)
+        of = {used.name: used for used in self.facts.all_used()}
+        return [(members, self.weight_decay if decays else 0.0, of[name]) for (name, _, decays), members in sorted_.items()]
 
-    def kind(self, p: Tensor) -> str:
-        """A name of how this parameter is updated, where one optimizer has several ways."""
-        return ""
-
-    def update(self, group: Group, scalars: dict[str, Array]) -> None:
-        """One step of one group; `scalars` are lr, scale and ok as 0-d arrays."""
-        raise AssertionError("a subclass updates")
+    def update(self, group: Group, step: Step) -> None:
+        """One step of one group."""
+        facts, b = group.facts, self.backend
+        given = {key: self.settings[key] for key in (*facts.reads, *facts.options)}
+        if facts.flat:
+            facts.update(b, group.param, group.states, group.grad, step, weight_decay=group.weight_decay, **given)
+            return
+        for p, part in zip(group.parameters, group.slices, strict=True):
+            states = {name: b.xp.reshape(state[part], p.shape) for name, state in group.states.items()}
+            facts.update(b, p.data, states, p.grad, step, weight_decay=group.weight_decay, **given)
 
     # ---- a step ------------------------------------------------------------------------------------------------------------------
 
@@ -104,7 +115,7 @@ class Optimizer:
             dtype = group.param.dtype
             rate = xp.asarray(self.lr if lr is None else lr, dtype=dtype) if not hasattr(lr, "dtype") else xp.astype(lr, dtype)
             factor = xp.ones((), dtype=dtype) if scale is None else xp.astype(scale, dtype)
-            self.update(group, {"lr": rate, "scale": factor, "ok": ok})
+            self.update(group, Step(rate, factor, ok, self.steps))
 
     def zero_grad(self) -> None:
         """Set every gradient to zero, in place."""
@@ -149,93 +160,64 @@ class Optimizer:
 class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
 
-    state_names = ("m", "v")
-
     def __init__(
         self, parameters: Iterable[Tensor], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.99), eps: float = 1e-8,
         weight_decay: float = 0.1, decay_embeddings: bool = False,
     ) -> None:  # fmt: skip
         self.betas, self.eps = betas, eps
-        super().__init__(parameters, lr, weight_decay, decay_embeddings)
-
-    def update(self, group: Group, scalars: dict[str, Array]) -> None:
-        self.backend.adamw(
-            group.param, group.states["m"], group.states["v"], group.grad, step=self.backend.xp.clip(self.steps, min=1),
-            beta1=self.betas[0], beta2=self.betas[1], eps=self.eps, weight_decay=group.weight_decay, **scalars,
-        )  # fmt: skip
+        facts = optimizers.OPTIMIZERS["adamw"]
+        super().__init__(parameters, facts, lr, weight_decay, decay_embeddings, beta1=betas[0], beta2=betas[1], eps=eps)
 
 
 class SGD(Optimizer):
-    """Stochastic gradient descent with momentum."""
+    """Stochastic gradient descent with momentum (Polyak 1964)."""
 
     def __init__(
-        self,
-        parameters: Iterable[Tensor],
-        lr: float = 0.1,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
+        self, parameters: Iterable[Tensor], lr: float = 0.1, momentum: float = 0.9, weight_decay: float = 0.0,
         decay_embeddings: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.momentum = momentum
-        super().__init__(parameters, lr, weight_decay, decay_embeddings)
-
-    def update(self, group: Group, scalars: dict[str, Array]) -> None:
-        self.backend.sgd(group.param, group.states["m"], group.grad, momentum=self.momentum, weight_decay=group.weight_decay, **scalars)
+        super().__init__(parameters, optimizers.OPTIMIZERS["sgd"], lr, weight_decay, decay_embeddings, momentum=momentum)
 
 
 class Lion(Optimizer):
-    """The sign of a momentum (Chen et al. 2023); wants a learning rate three to ten times below AdamW's."""
+    """The sign of a momentum (Chen et al. 2023). Its learning rate should be three to ten times below AdamW's."""
 
     def __init__(
         self, parameters: Iterable[Tensor], lr: float = 1e-4, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.1,
         decay_embeddings: bool = False,
     ) -> None:  # fmt: skip
         self.betas = betas
-        super().__init__(parameters, lr, weight_decay, decay_embeddings)
-
-    def update(self, group: Group, scalars: dict[str, Array]) -> None:
-        self.backend.lion(
-            group.param, group.states["m"], group.grad, beta1=self.betas[0], beta2=self.betas[1], weight_decay=group.weight_decay, **scalars
-        )
+        facts = optimizers.OPTIMIZERS["lion"]
+        super().__init__(parameters, facts, lr, weight_decay, decay_embeddings, beta1=betas[0], beta2=betas[1])
 
 
-class Muon(AdamW):
-    """Orthogonalised momentum for the matrices of the blocks, each expert's its own; AdamW for all else (Jordan et al. 2024)."""
+class Muon(Optimizer):
+    """Orthogonalised momentum for the matrices of the blocks, expert by expert; AdamW for everything else (Jordan et al. 2024)."""
 
     def __init__(
         self, parameters: Iterable[Tensor], lr: float = 1e-3, momentum: float = 0.95, betas: tuple[float, float] = (0.9, 0.99),
         eps: float = 1e-8, weight_decay: float = 0.1, decay_embeddings: bool = False,
     ) -> None:  # fmt: skip
-        self.momentum = momentum
-        super().__init__(parameters, lr, betas, eps, weight_decay, decay_embeddings)
+        self.momentum, self.betas, self.eps = momentum, betas, eps
+        settings: dict[str, Any] = {"momentum": momentum, "beta1": betas[0], "beta2": betas[1], "eps": eps}
+        super().__init__(parameters, optimizers.OPTIMIZERS["muon"], lr, weight_decay, decay_embeddings, **settings)
 
-    def kind(self, p: Tensor) -> str:
-        return "muon" if role_of(p) == "matrix" else "adamw"
 
-    def _sort(self, parameters: list[Tensor], decay_embeddings: bool) -> list[tuple[list[Tensor], float, tuple[str, ...]]]:
-        groups = super()._sort(parameters, decay_embeddings)
-        return [(members, decay, ("m",) if self.kind(members[0]) == "muon" else states) for members, decay, states in groups]
-
-    def update(self, group: Group, scalars: dict[str, Array]) -> None:
-        if "v" in group.states:
-            super().update(group, scalars)
-            return
-        xp = self.backend.xp
-        for p, place in zip(group.parameters, group.places, strict=True):
-            momentum = xp.reshape(group.states["m"][place], p.shape)
-            self.backend.muon(p.data, momentum, p.grad, momentum=self.momentum, weight_decay=group.weight_decay, **scalars)
+CLASSES: dict[str, type[Any]] = {"adamw": AdamW, "sgd": SGD, "lion": Lion, "muon": Muon}
 
 
 def make_optimizer(parameters: Iterable[Tensor], train: TrainConfig) -> Optimizer:
-    """The optimizer that a [train] table names."""
-    betas, decay = (train.beta1, train.beta2), {"weight_decay": train.weight_decay, "decay_embeddings": train.decay_embeddings}
-    if train.optimizer == "sgd":
-        return SGD(parameters, train.lr, train.momentum, **decay)  # type: ignore[arg-type]
-    if train.optimizer == "lion":
-        return Lion(parameters, train.lr, betas, **decay)  # type: ignore[arg-type]
-    if train.optimizer == "muon":
-        return Muon(parameters, train.lr, train.momentum, betas, train.eps, **decay)  # type: ignore[arg-type]
-    return AdamW(parameters, train.lr, betas, train.eps, **decay)  # type: ignore[arg-type]
+    """The optimizer that a [train] table names, from the table of optimizers."""
+    facts = train.optimizer_facts
+    settings = facts.settings(train)
+    settings |= {"weight_decay": train.weight_decay, "decay_embeddings": train.decay_embeddings}
+    if train.optimizer not in CLASSES:
+        return Optimizer(parameters, facts, train.lr, **settings)
+    if "beta1" in settings:
+        settings["betas"] = settings.pop("beta1"), settings.pop("beta2")
+    made: Optimizer = CLASSES[train.optimizer](parameters, train.lr, **settings)
+    return made
 
 
 def learning_rate(step: int, train: TrainConfig) -> float:

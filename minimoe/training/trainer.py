@@ -91,7 +91,7 @@ class Trainer:
         self.listener = listener or Listener()
         self.task = load_task(config)
         config = self.task.config
-        check_memory(config.model)
+        check_memory(config.model, config.train)
         self.config = config = replace(config, train=replace(config.train, backend=self.backend.name))
         settings = config.train
         with memory_errors_in_words(self.backend):

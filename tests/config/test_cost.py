@@ -2,9 +2,13 @@
 
 import pytest
 
-from minimoe.config import ModelConfig, MoEConfig, load_config
+from minimoe.backend import load
+from minimoe.config import ModelConfig, MoEConfig, TrainConfig, load_config
 from minimoe.config.cost import Cost, Part, cost, parameter_shapes, parts
 from minimoe.errors import ConfigError
+from minimoe.model.transformer import Transformer
+from minimoe.optim import make_optimizer
+from minimoe.reference.optimizers import OPTIMIZERS
 
 PUBLISHED = {
     "gpt2": (124_439_808, 124_439_808),
@@ -154,6 +158,15 @@ def test_bytes_are_float32_masters_their_gradients_and_two_moments() -> None:
     found = cost(SMALL, dtype="bfloat16")
     assert (found.bytes.weights, found.bytes.gradients, found.bytes.optimizer) == (4 * found.total, 4 * found.total, 8 * found.total)
     assert cost(SMALL, dtype="float64").bytes.weights == 8 * found.total
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_optimizers_memory_is_that_of_the_optimizer_that_was_chosen(optimizer: str, variant: str) -> None:
+    model = VARIANTS[variant]
+    made = make_optimizer(Transformer(model, seed=0, backend=load("numpy")).parameters(), TrainConfig(optimizer=optimizer))
+    states = [array for group in made.groups for array in group.states.values()]
+    assert cost(model, optimizer=optimizer).bytes.optimizer == sum(array.nbytes for array in states)
 
 
 def test_the_cache_holds_keys_and_values_of_every_layer_and_an_encoder_has_none() -> None:

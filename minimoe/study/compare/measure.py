@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from minimoe.config import Config
-from minimoe.config.cost import Cost, cost
+from minimoe.config.cost import Cost, training_cost
 from minimoe.errors import CheckpointError
 from minimoe.runs.run import Run
 from minimoe.study.compare.comparison import Row, Spread
@@ -67,7 +67,7 @@ def row_of(name: str, source: str, runs: list[Run], trained: bool = False) -> Ro
 
 def run_cost(config: Config) -> Cost:
     """The cost at the sequence length of training."""
-    return cost(config.model, config.train.seq_len, dtype=config.train.dtype, recompute=config.train.recompute)
+    return training_cost(config, config.train.seq_len)
 
 
 def tokens_a_step(config: Config) -> int:
