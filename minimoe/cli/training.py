@@ -24,7 +24,17 @@ if TYPE_CHECKING:
     from minimoe.training.trained_run import TrainedRun
 
 
-@click.command()
+class WithNames(click.Command):
+    """A command whose help lists the routers and optimizers, those of installed packages included."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from minimoe.reference import optimizers, routers
+
+        with formatter.section("Names"):
+            formatter.write_dl([("moe.router", ", ".join(routers.names())), ("train.optimizer", ", ".join(optimizers.names()))])
+
+
+@click.command(cls=WithNames)
 @click.argument("config", default="tiny-moe", metavar="[CONFIG|PRESET]")
 @data_option
 @option("--steps", type=click.IntRange(1), metavar="N", help="optimizer steps")

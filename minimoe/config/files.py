@@ -4,7 +4,8 @@ An unknown key is refused with the nearest known one, a wrong type or an impossi
 """
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
@@ -15,6 +16,7 @@ from msgspec.structs import fields
 
 from minimoe.config.tables import Config, DataConfig, ModelConfig, MoEConfig, TrainConfig, check_choice
 from minimoe.errors import ConfigError, nearest
+from minimoe.reference.extensions import UnknownName
 
 
 def preset_names() -> list[str]:
@@ -40,6 +42,18 @@ def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
         apply_override(tables, override)
     name = str(source) if str(source) in preset_names() else Path(source).stem
     return config_from_tables(tables, name)
+
+
+@contextmanager
+def saved_names(path: Path) -> Iterator[None]:
+    """Explain a router or an optimizer that a saved configuration names and that is not known here. Raises ConfigError."""
+    try:
+        yield
+    except UnknownName as error:
+        raise ConfigError(
+            f"{path}: {error.kind} {error.name!r} comes from a package that is not installed here: install it first"
+            f"{nearest(error.name, error.known)}"
+        ) from None
 
 
 def read_tables(source: str, seen: tuple[str, ...]) -> dict[str, Any]:

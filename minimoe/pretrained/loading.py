@@ -6,6 +6,7 @@ from pathlib import Path
 
 from minimoe.backend import Backend, current_backend
 from minimoe.config import Config, config_from_tables
+from minimoe.config.files import saved_names
 from minimoe.data.tokenizer import Tokenizer, load_tokenizer
 from minimoe.errors import CheckpointError, UserError
 from minimoe.pretrained.folder import INDEX, is_model_folder
@@ -54,7 +55,8 @@ def open_model(
     if max_memory is not None:
         raise UserError("max_memory bounds what is read of a model folder; a run's checkpoint is read as a whole")
     saved, problems = _find(path, Path(root))
-    config = config_from_tables(saved.config, saved.folder.name)
+    with saved_names(saved.folder):
+        config = config_from_tables(saved.config, saved.folder.name)
     model = PretrainedTransformer(config.model, dtype=config.train.dtype, backend=backend or current_backend())
     model.load_state_dict(saved.model)
     model.tokenizer = load_tokenizer(saved.tokenizer_path) if saved.tokenizer_path is not None else None

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from minimoe.reference.arrays import Array
 from minimoe.reference.extensions import Option, load_outside, outside_names
-from minimoe.reference.optimizer import OptimizerKernels
+
+if TYPE_CHECKING:  # `minimoe train --help` lists the names, without NumPy
+    from minimoe.reference.arrays import Array
+    from minimoe.reference.optimizer import OptimizerKernels
 
 GROUP = "minimoe.optimizers"
 
@@ -148,11 +150,11 @@ def find(name: str) -> Optimizer:
 
     Raises UnknownName, a ConfigError, with the nearest name; ConfigError where a package does not bring what it should.
     """
-    return OPTIMIZERS[name] if name in OPTIMIZERS else _from_outside(name)
+    return OPTIMIZERS[name] if name in OPTIMIZERS else from_outside(name)
 
 
 @cache
-def _from_outside(name: str) -> Optimizer:
+def from_outside(name: str) -> Optimizer:
     found: Optimizer = load_outside(Optimizer, GROUP, name, OPTIMIZERS)
     return found
 

@@ -13,10 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
-from minimoe.reference.arrays import Array, ArrayLayer
 from minimoe.reference.extensions import Option, Value, load_outside, outside_names
+
+if TYPE_CHECKING:  # `minimoe train --help` lists the names, without NumPy
+    from minimoe.reference.arrays import Array, ArrayLayer
 
 GROUP = "minimoe.routers"
 TINY = 1e-20  # beside a sum of sigmoids, all of which may round to 0 (DeepSeek-V3)
@@ -56,8 +58,8 @@ class Gate(NamedTuple):
 
 Settings: TypeAlias = Any
 """The table [moe] (`minimoe.config.MoEConfig`), which is defined above this module."""
-Forward = Callable[[ArrayLayer, Array, Array | None, Array | None, Rule], Gate]
-Backward = Callable[[ArrayLayer, Array | None, Array | None, Gate, Array | None, Rule], Array]
+Forward: TypeAlias = "Callable[[ArrayLayer, Array, Array | None, Array | None, Rule], Gate]"
+Backward: TypeAlias = "Callable[[ArrayLayer, Array | None, Array | None, Gate, Array | None, Rule], Array]"
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class Router:
     top_k: int = 2  # the defaults of [moe]
     aux_loss_coef: float = 0.01
     options: Mapping[str, Option] = field(default_factory=dict)  # settings of its own: [moe.options]
+    same_as: Mapping[str, Any] = field(default_factory=dict)  # keys of [moe] with which another router does the same
     refuses: Callable[[Settings], str | None] = lambda moe: None  # what is wrong with a configuration, in one line
     warns: str = ""  # what may surprise in a causal model
     rules: tuple[tuple[str, Callable[[int, int], Rule | None]], ...] = ()  # for conformance: variation, (K, E) -> Rule or None
@@ -380,6 +383,7 @@ _TABLE = (
         forward=topk_softmax,
         backward=topk_softmax_backward,
         norm="always",
+        same_as={"router": "softmax_topk", "norm_topk_prob": True},  # the softmax over k logits is p over the sum of those k
     ),
     Router(
         name="switch",
@@ -388,6 +392,7 @@ _TABLE = (
         paper="Fedus et al. 2021",
         forward=softmax_topk,
         backward=softmax_topk_backward,
+        same_as={"router": "softmax_topk", "norm_topk_prob": False},
         top_k=1,
         refuses=refused_by_switch,
         rules=(("", lambda k, e: Rule("switch", 1)),),
@@ -439,11 +444,11 @@ def find(name: str) -> Router:
 
     Raises UnknownName, a ConfigError, with the nearest name; ConfigError where a package does not bring what it should.
     """
-    return ROUTERS[name] if name in ROUTERS else _from_outside(name)
+    return ROUTERS[name] if name in ROUTERS else from_outside(name)
 
 
 @cache
-def _from_outside(name: str) -> Router:
+def from_outside(name: str) -> Router:
     found: Router = load_outside(Router, GROUP, name, ROUTERS)
     return found
 

@@ -17,6 +17,7 @@ import msgspec
 
 from minimoe import files
 from minimoe.config import Config, load_config, to_tables, to_toml
+from minimoe.config.files import saved_names
 from minimoe.errors import CheckpointError, ConfigError, UserError, nearest
 from minimoe.runs import checkpoint
 from minimoe.runs.environment import environment, is_alive, process_identity
@@ -91,7 +92,8 @@ class Run:
     @cached_property
     def config(self) -> Config:
         """The configuration, read back from config.toml."""
-        return load_config(self.path / "config.toml")
+        with saved_names(self.path):
+            return load_config(self.path / "config.toml")
 
     def replace_config(self, config: Config) -> None:
         """Write another configuration, as for a run that is resumed for more steps."""

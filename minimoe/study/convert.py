@@ -99,5 +99,5 @@ def _check_alike(dense: ModelConfig, routed: ModelConfig) -> None:
     """Raise ConfigError if overrides change the shape of the copies; they may change routing and training."""
     if routed.moe is None or len(routed.moe_layers()) != routed.n_layers or routed.expert_hidden != dense.d_hidden:
         raise ConfigError("upcycling copies the dense layer of every block: leave out moe.every, moe.layers and moe.d_hidden")
-    if routed.moe.n_shared_experts or routed.moe.router == "noisy_topk":
+    if routed.moe.n_shared_experts or routed.moe.router_facts.state_for("noise"):
         raise ConfigError("upcycling supports neither shared experts nor noisy_topk, which starts with noise: choose another moe.router")

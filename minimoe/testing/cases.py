@@ -10,11 +10,20 @@ from minimoe.testing.array_layer import array_layer_cases
 from minimoe.testing.conformance import Case
 from minimoe.testing.kernels import kernel_cases
 from minimoe.testing.op_cases import gradient_cases
+from minimoe.testing.outside import optimizer_cases, router_cases
 from minimoe.testing.training import curve_cases, repeatability_cases
+
+
+def compared_cases(backend: Backend) -> Iterator[Case]:
+    """Every kernel, with every router that is known; then what other packages bring beside."""
+    yield from kernel_cases(backend)
+    yield from router_cases(backend)
+    yield from optimizer_cases(backend)
+
 
 LEVELS: dict[str, Callable[[Backend], Iterator[Case]]] = {
     "array layer": array_layer_cases,
-    "kernels": kernel_cases,
+    "kernels": compared_cases,
     "gradients": gradient_cases,
     "curve": curve_cases,
     "repeatability": repeatability_cases,

@@ -17,6 +17,7 @@ from minimoe.config import ModelConfig, config_from_tables
 from minimoe.errors import ConfigError
 from minimoe.pretrained.families.layout import Names
 from minimoe.pretrained.header import shown
+from minimoe.reference.routers import find
 
 Json = dict[str, Any]
 MOST_LAYERS = 10_000
@@ -190,11 +191,9 @@ def essence(config: ModelConfig) -> dict[str, Any]:
 
 
 def normalise_router(moe: dict[str, Any]) -> None:
-    """Rename routers that compute the same as softmax_topk, in place."""
-    if moe.get("router") == "switch":  # the largest p, with weight p
-        moe |= {"router": "softmax_topk", "norm_topk_prob": False}
-    if moe.get("router") == "topk_softmax":  # the softmax over k logits is p over the sum of those k
-        moe |= {"router": "softmax_topk", "norm_topk_prob": True}
+    """Rename a router that computes the same as another to that other, in place."""
+    if "router" in moe:
+        moe |= find(moe["router"]).same_as
 
 
 def refuse_huge(table: Mapping[str, Any], path: str = "") -> None:

@@ -14,6 +14,7 @@ from minimoe.pretrained.families.olmoe import FAMILY as OLMOE
 from minimoe.pretrained.families.qwen3_moe import FAMILY as QWEN3_MOE
 from minimoe.pretrained.families.vit import FAMILY as VIT
 from minimoe.pretrained.header import shown
+from minimoe.reference.routers import ROUTERS
 
 FAMILIES: dict[str, Family] = {
     "gpt2": GPT2,
@@ -39,6 +40,8 @@ def family(model_type: object) -> Family:
 
 def family_for(config: ModelConfig) -> Family:
     """Return the first family that can express a model. If there is none, ConfigError says what the nearest one lacks."""
+    if config.moe is not None and config.moe_layers() and config.moe.router not in ROUTERS:
+        raise ConfigError(f"moe.router = {config.moe.router!r} comes from another package: transformers has no family with that router")
     judged = []
     for name, found in FAMILIES.items():
         try:
