@@ -1,4 +1,4 @@
-"""Gating: a token's scores, experts and weights by one warp, from one reading of its logits. The kernels stand in kernels/gate.cu,
+"""Gating: a token's scores, experts and weights by one warp, from one reading of its logits. The kernels are in kernels/gate.cu,
 kernels/gate_backward.cu and, for the choice of tokens by experts, kernels/expert_choice.cu.
 
 Routers that KINDS does not name, rows of more than 1024 experts, and logits that are not float32 go to the reference.

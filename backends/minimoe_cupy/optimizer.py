@@ -1,4 +1,4 @@
-"""Optimizers, one launch over a flat buffer; the norm of gradients, two launches. The kernels stand in kernels/optimizer.cu.
+"""Optimizers, one launch over a flat buffer; the norm of gradients, two launches. The kernels are in kernels/optimizer.cu.
 
 The learning rate, the clip, the step and the verdict are read on the device, so a recorded step follows its schedule. muon is products of
 matrices: the reference.

@@ -61,7 +61,7 @@ def write_keys(values, keys):  # type: ignore[no-untyped-def]
 
 @compiled
 def take_best(keys):  # type: ignore[no-untyped-def]
-    """Where the largest key stands, the first of equal ones, which is then marked as taken."""
+    """The index of the largest key, the first of equal ones, which is then marked as taken."""
     top = LOWEST_INT
     for i in range(len(keys)):
         top = keys[i] if keys[i] > top else top

@@ -1,9 +1,9 @@
-"""Gating: scores, choice and weights of a token by one warp, whose lanes stand for experts. Formulas: minimoe/reference/routers.py.
+"""Gating: scores, choice and weights of a token by one warp, whose lanes are experts. Formulas: minimoe/reference/routers.py.
 
 A choice is the largest `sort_key` below the last one, so no list of what is chosen already is kept. As a ladder, for `softmax_topk`:
 
-gate_by_thread    one thread a token. Plain, and slow: neighbours read logits that lie E apart, and few threads run.      unmeasured
-gate_softmax      one warp a token: lanes read side by side, maxima and sums go through shuffles.                         unmeasured
+gate_by_thread    one thread per token. Plain, and slow: neighbours read logits that lie E apart, and few threads run.     unmeasured
+gate_softmax      one warp per token: lanes read side by side, maxima and sums go through shuffles.                         unmeasured
 """
 
 import math
@@ -88,7 +88,7 @@ def choose(values, start, count, last):  # type: ignore[no-untyped-def]
 def gate_softmax(logits, over_chosen, norm, weights, ids, scores):  # type: ignore[no-untyped-def]
     """p = softmax(z); the top k, weighed by p (over their sum if `norm`), or by a softmax over the chosen.   [N,E] -> [N,K], [N,K], [N,E]
 
-    One warp a token, `WARPS` tokens a block; logits and scores flat. Bytes: N*E read, N*E written, what is chosen from stays in L1.
+    One warp per token, `WARPS` tokens per block; logits and scores flat. Bytes: N*E read, N*E written, what is chosen from stays in L1.
     """
     n = cuda.blockIdx.x * WARPS + cuda.threadIdx.x // LANES
     tokens, top_k = ids.shape
@@ -151,7 +151,7 @@ def group_score(choice, start, size):  # type: ignore[no-untyped-def]
 def gate_sigmoid(logits, bias, norm, n_groups, top_groups, route_scale, tiny, weights, ids, scores, per_row):  # type: ignore[no-untyped-def]
     """s = sigmoid(z); the top k of s + bias within the best groups, weighed by s.   [N,E], [E] -> [N,K], [N,K], [N,E], [N]
 
-    One warp a token. Shared memory: E + n_groups floats a warp, what is chosen from. per_row is 1 / (sum of s), for the balance loss.
+    One warp per token. Shared memory: E + n_groups floats per warp, what is chosen from. per_row is 1 / (sum of s), for the balance loss.
     """
     shared = cuda.shared.array(0, float32)
     warp = cuda.threadIdx.x // LANES
@@ -242,7 +242,7 @@ def at_slots(n, e, dweights, weights, ids, over_chosen, scale, shift):  # type: 
 
 @cuda.jit
 def gate_softmax_backward(dweights, dsum, weights, ids, scores, valid, over_chosen, norm, dlogits):  # type: ignore[no-untyped-def]
-    """dz = p (dp - <dp, p>), dp from the weights and from the sum of p.   One warp a token.   dweights [N,K] or empty, dsum [E] or empty"""
+    """dz = p (dp - <dp, p>), dp from the weights and the sum of p.   One warp per token.   dweights [N,K] or empty, dsum [E] or empty"""
     n = cuda.blockIdx.x * WARPS + cuda.threadIdx.x // LANES
     tokens, experts = scores.shape
     if n >= tokens:
@@ -271,7 +271,7 @@ def gate_softmax_backward(dweights, dsum, weights, ids, scores, valid, over_chos
 
 @cuda.jit
 def gate_sigmoid_backward(dweights, dsum, weights, ids, scores, valid, norm, route_scale, tiny, dlogits):  # type: ignore[no-untyped-def]
-    """dz = ds s (1 - s), ds from the weights and from the sum of s over its row's sum.   One warp a token."""
+    """dz = ds s (1 - s), ds from the weights and from the sum of s over its row's sum.   One warp per token."""
     n = cuda.blockIdx.x * WARPS + cuda.threadIdx.x // LANES
     tokens, experts = scores.shape
     if n >= tokens:

@@ -3,13 +3,13 @@
 `parameter_shapes` lists every parameter of the model by name and shape; all else is a sum over that list.
 
 What the figures mean:
-- FLOPs are those of matrix products, two a multiply-add: the layers' weights, and attention's scores and values. Lookups, norms,
+- FLOPs are those of matrix products, two for each multiply-add: the layers' weights, and attention's scores and values. Lookups, norms,
   softmax and activations are not counted.
 - Attention is counted in full: every token against all `seq_len` keys, also where the causal mask hides half of them, as PaLM's
   appendix B does; a sliding window counts min(seq_len, window) keys.
 - A token runs through K of the E experts (for expert choice on average), through every shared expert and the router. Dropped
   tokens are counted as if they had run.
-- Figures a token are those of one sequence over its length, rounded down: a classifier's head runs once a sequence, a patch
+- Figures per token are those of one sequence over its length, rounded down: a classifier's head runs once per sequence, a patch
   embedding on all but the class token.
 - Training costs three times the forward pass (the backward of a product is two products), four times with recomputation.
 - An active parameter is one that a token uses: all but the (E - K)/E of the experts' that it does not visit. Embeddings count.
@@ -47,18 +47,18 @@ LOOKUPS = ("embed.", "token_types.", "positions.")  # rows are read, not multipl
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One kind of part, summed over the layers that have it."""
+    """A kind of part, summed over the layers that have it."""
 
     name: str
     parameters: int
     active: int  # parameters that one token uses
     flops_per_token: int  # forward
-    count: int  # layers that have it; 1 for what stands outside the layers
+    count: int  # layers that have it; 1 for what is outside the layers
 
 
 @dataclass(frozen=True, slots=True)
 class Bytes:
-    """Memory: what a parameter needs in training, and what a token needs in the key/value cache. Activations are not counted."""
+    """Memory: what the parameters need in training, and what each token needs in the key/value cache. Activations are not counted."""
 
     weights: int
     gradients: int
@@ -79,7 +79,7 @@ class Cost:
     parts: tuple[Part, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """What `minimoe inspect --json` prints: plain numbers under words."""
+        """Return what `minimoe inspect --json` prints."""
         return {
             "parameters": {"total": self.total, "active": self.active},
             "seq_len": self.seq_len,
@@ -93,7 +93,7 @@ class Cost:
 def cost(
     model: ModelConfig, seq_len: int | None = None, *, dtype: Dtype = "float32", recompute: bool = False, optimizer: str = "adamw"
 ) -> Cost:
-    """Parameters, FLOPs a token and bytes of a model at a sequence length (default: max_seq_len; of images always n_patches + 1).
+    """Count parameters, FLOPs per token and bytes of a model at a sequence length (default: max_seq_len; for images always n_patches + 1).
 
     `dtype` is what the model computes in: the cache has it, weights and the optimizer's states are kept in float32 at least.
     Raises `ConfigError` where the vocabulary's size is not known, or `seq_len` is not possible.
@@ -136,7 +136,7 @@ def role_of(name: str, shape: tuple[int, ...]) -> Literal["matrix", "other"]:
 
 
 def parts(model: ModelConfig, seq_len: int | None = None) -> list[Part]:
-    """The parts that the model has, in the order in which a token meets them. Raises as `cost` does."""
+    """The parts of the model, in the order in which a token passes through them. Raises as `cost` does."""
     length = sequence_length(model, seq_len)
     shapes: dict[str, list[tuple[str, tuple[int, ...]]]] = {part: [] for part in PARTS}
     for name, shape in parameter_shapes(model):
@@ -188,7 +188,7 @@ def attention_flops(model: ModelConfig, length: int) -> int:
 
 
 def widths(model: ModelConfig) -> tuple[int, int]:
-    """Of one head: key (C) and value (Cv)."""
+    """Widths of one head: its key (C) and its value (Cv)."""
     if model.mla is not None:
         return model.mla.nope_dim + model.mla.rope_dim, model.mla.v_dim
     return model.head_width, model.head_width

@@ -1,6 +1,6 @@
 """Reading and writing configurations: presets and TOML files, `extends`, `--set key=value`, and the resolved file of a run.
 
-An unknown key is refused with the nearest known one, a wrong type or an impossible value by the key's full path.
+An unknown key is refused with the nearest known one, a wrong type or an impossible value with the full path of its key.
 """
 
 import tomllib
@@ -35,7 +35,7 @@ def preset_text(name: str) -> str:
 def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
     """The configuration of a preset's name or a TOML file's path, with `key=value` overrides applied.
 
-    Raises `ConfigError` where the source does not exist, is not TOML, or names or holds what cannot be.
+    Raises `ConfigError` if the source does not exist or is not TOML, or if a key is unknown or a value impossible.
     """
     tables = read_tables(str(source), seen=())
     for override in overrides:
@@ -169,7 +169,7 @@ def convert(table: Mapping[str, Any], kind: type[Any], path: str) -> Any:
 
 
 def to_tables(config: Config) -> dict[str, Any]:
-    """The tables that read back to this very configuration, defaults resolved; what is unset is left out."""
+    """Return tables that read back as the same configuration: defaults are resolved, unset keys are left out."""
     tables: dict[str, Any] = {"name": config.name}
     for key in ("model", "train", "data"):
         tables[key] = without_none(msgspec.to_builtins(getattr(config, key)))
@@ -185,7 +185,7 @@ def to_tables(config: Config) -> dict[str, Any]:
 
 
 def without_none(table: dict[str, Any]) -> dict[str, Any]:
-    """What is set, in a table and those below it: TOML has no null."""
+    """Leave out what is not set, in a table and those below it: TOML has no null."""
     return {key: without_none(value) if isinstance(value, dict) else value for key, value in table.items() if value is not None}
 
 

@@ -1,4 +1,4 @@
-"""The tables of a configuration: model, experts, training, data. What cannot be is refused, by the key's full path."""
+"""The tables of a configuration: model, experts, training, data. An impossible value is refused with the full path of its key."""
 
 import sys
 from typing import Literal, get_args
@@ -17,21 +17,21 @@ Dtype = Literal["float32", "float64", "bfloat16"]
 
 
 def check_choice(key: str, value: object, field: FieldInfo) -> None:
-    """A word that is not among the field's words, with the nearest that is."""
+    """Refuse a word that is not among the field's words, naming the nearest that is."""
     choices = [choice for choice in get_args(field.type) if isinstance(choice, str)]
     if choices and isinstance(value, str) and value not in choices:
         raise ConfigError(f"{key} = {value!r} is not one of its values{nearest(value, choices)}")
 
 
 def unknown_word(key: str, error: UnknownName) -> ConfigError:
-    """The error for a name that is in no table, with the key that gave it. It is an UnknownName itself."""
+    """An UnknownName that names the key which gave the unknown name."""
     found = UnknownName(error.kind, error.name, error.known)
     found.args = (f"{key} = {error.name!r} is not one of its values{nearest(error.name, error.known)}",)
     return found
 
 
 def check_type(key: str, value: object, field: FieldInfo) -> object:
-    """A value as its field's type: what is made in Python is held to what TOML is held to."""
+    """The value as its field's type. Values given in Python follow the same rules as those of a TOML file."""
     check_choice(key, value, field)
     try:
         return convert(value, field.type)
@@ -40,7 +40,7 @@ def check_type(key: str, value: object, field: FieldInfo) -> object:
 
 
 def check_table(table: Struct, path: str, zero_ok: set[str]) -> None:
-    """Every value of its key's type, every number finite and not negative, every size above zero but for those that may be zero."""
+    """Check that values have their key's type, that numbers are finite and not negative, and that sizes are above zero unless `zero_ok`."""
     for field in fields(table):
         value = check_type(f"{path}.{field.name}", getattr(table, field.name), field)
         force_setattr(table, field.name, value)
@@ -57,14 +57,14 @@ def check_table(table: Struct, path: str, zero_ok: set[str]) -> None:
 
 
 class MoEConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """The routed layer: how many experts, who routes, and what keeps the load even. `None` means the default that the comment names."""
+    """The routed layer: its experts, its router, and what keeps the load even. `None` means the default that the comment names."""
 
     n_experts: int = 8
     top_k: int | None = None  # experts per token; default 2, for switch 1
     d_hidden: int | None = None  # hidden width of one expert; default: the model's d_hidden
     every: int = 1  # every n-th layer routes (the n-th, the 2n-th, ...)
     layers: tuple[int, ...] | None = None  # or: exactly these layers, counted from 0
-    router: str = "softmax_topk"  # of minimoe/reference/routers.py, or of an installed package
+    router: str = "softmax_topk"  # a name in minimoe/reference/routers.py, or one that an installed package brings
     norm_topk_prob: bool = True
     n_shared_experts: int = 0
     capacity_factor: float = 0.0  # 0: dropless
@@ -120,7 +120,7 @@ class MoEConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
 
     @property
     def router_facts(self) -> Router:
-        """What is true of the router, from the table of routers."""
+        """The router's entry in the table of routers."""
         try:
             return routers.find(self.router)
         except UnknownName as error:
@@ -133,13 +133,13 @@ class MoEConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
         return Rule(self.router, self.k, self.norm_topk_prob, self.n_groups, self.top_groups, self.route_scale, options)
 
     def check_trainable(self) -> None:
-        """Refuse a router that the task's loss cannot move: its one combine weight is always 1. Inference with it is fine."""
+        """Raise ConfigError if the task's loss cannot move the router because its one combine weight is always 1. Inference is possible."""
         problem = self.router_facts.constant_weight(self)
         if problem is not None:
             raise ConfigError(problem)
 
     def warnings(self, causal: bool) -> list[str]:
-        """What works but may surprise."""
+        """Return a line for each setting that works but may surprise."""
         if not causal:
             return []
         found = [self.router_facts.warns] if self.router_facts.warns else []
@@ -153,7 +153,7 @@ class RopeConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
 
     type: Literal["linear", "llama3", "yarn"] = "linear"
     factor: float = 1.0
-    original_max_seq_len: int | None = None  # of pretraining (llama3, yarn); default: the model's max_seq_len
+    original_max_seq_len: int | None = None  # in pretraining (llama3, yarn); default: the model's max_seq_len
     low_freq_factor: float = 1.0  # llama3
     high_freq_factor: float = 4.0  # llama3
     beta_fast: float = 32.0  # yarn
@@ -176,9 +176,9 @@ class RopeConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
 
 
 class AttentionConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """What only some families' attention has."""
+    """Properties of attention that only some families have."""
 
-    sinks: bool = False  # one more score a head, learned, that takes weight and gives no value (gpt-oss)
+    sinks: bool = False  # a learned score per head that takes weight and gives no value (gpt-oss)
     interleaved: bool = False  # rotary pairs are (2i, 2i + 1), not (i, i + C/2)
 
     def __post_init__(self) -> None:
@@ -186,14 +186,14 @@ class AttentionConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
 
 
 class LatentConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """Multi-head latent attention: keys and values are made from one narrow vector a token (DeepSeek-V2, 2024)."""
+    """Multi-head latent attention: keys and values are made from one narrow vector per token (DeepSeek-V2, 2024)."""
 
     kv_rank: int = 512  # width of that vector
-    q_rank: int = 0  # of the one that queries are made from; 0: they are made from the input
-    nope_dim: int = 128  # of a head's query and key: the part without positions
+    q_rank: int = 0  # width of the vector that queries are made from; 0: they are made from the input
+    nope_dim: int = 128  # the part of a head's query and key without positions
     rope_dim: int = 64  # the part with rotary positions; its key is shared by all heads
-    v_dim: int = 128  # of a head's value
-    norm_eps: float = 1e-6  # of the norms of the narrow vectors
+    v_dim: int = 128  # width of a head's value
+    norm_eps: float = 1e-6  # in the norms of the narrow vectors
 
     def __post_init__(self) -> None:
         check_table(self, "model.mla", {"q_rank"})
@@ -223,8 +223,8 @@ class ModelConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
     layer_types: tuple[Literal["full", "sliding"], ...] | None = None  # default: every layer slides where sliding_window > 0
     activation: Activation = "swiglu"
     activation_limit: float = 0.0  # > 0: swiglu in its clipped form, of experts alone (gpt-oss)
-    bias: bool = False  # of dense layers, experts and layer norms
-    attention_bias: bool = False  # of the attention's projections
+    bias: bool = False  # in dense layers, experts and layer norms
+    attention_bias: bool = False  # in the attention's projections
     tie_embeddings: bool = False
     dropout: float = 0.0
     attention_dropout: float = 0.0
@@ -295,12 +295,12 @@ class ModelConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
 
     @property
     def sinks(self) -> bool:
-        """Have the heads sinks?"""
+        """True if the heads have sinks."""
         return self.attention is not None and self.attention.sinks
 
     @property
     def interleaved(self) -> bool:
-        """Are rotary pairs neighbours?"""
+        """True if rotary pairs are neighbours."""
         return self.attention is not None and self.attention.interleaved
 
     @property
@@ -320,11 +320,11 @@ class ModelConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
 
     @property
     def n_patches(self) -> int:
-        """Patches of an image; 0 where the input is tokens."""
+        """The number of patches of an image; 0 if the input is tokens."""
         return (self.image_size // self.patch_size) ** 2 if self.image_size else 0
 
     def moe_layers(self) -> tuple[int, ...]:
-        """The layers that route, counted from 0."""
+        """Return the numbers of the layers that route, counted from 0."""
         if self.moe is None:
             return ()
         if self.moe.layers is not None:
@@ -332,7 +332,7 @@ class ModelConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
         return tuple(layer for layer in range(self.n_layers) if (layer + 1) % self.moe.every == 0)
 
     def window(self, layer: int) -> int:
-        """Width of the attention window of a layer; 0: all."""
+        """Return the width of a layer's attention window; 0 means that it sees everything."""
         if self.layer_types is None:
             return self.sliding_window
         return self.sliding_window if self.layer_types[layer] == "sliding" else 0
@@ -345,7 +345,7 @@ class TrainConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
     batch_size: int = 16
     seq_len: int = 128
     accumulate: int = 1
-    optimizer: str = "adamw"  # of minimoe/reference/optimizers.py, or of an installed package
+    optimizer: str = "adamw"  # a name in minimoe/reference/optimizers.py, or one that an installed package brings
     lr: float = 1e-3
     min_lr: float = 1e-4
     warmup_steps: int = 50
@@ -386,7 +386,7 @@ class TrainConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
 
     @property
     def optimizer_facts(self) -> Optimizer:
-        """What is true of the optimizer, from the table of optimizers."""
+        """The optimizer's entry in the table of optimizers."""
         try:
             return optimizers.find(self.optimizer)
         except UnknownName as error:
@@ -394,7 +394,7 @@ class TrainConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
 
 
 class DataConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """What it is trained on."""
+    """The data that a model is trained on."""
 
     source: str = "python-docs"
     tokenizer: str = "byte"
@@ -419,7 +419,7 @@ class Config(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     name: str = "model"
 
     def check_trainable(self) -> None:
-        """Refuse what can be built but not trained."""
+        """Raise ConfigError for a model that can be built but not trained."""
         if self.model.moe is not None and self.model.moe_layers():
             self.model.moe.check_trainable()
         self.check_task()
@@ -427,7 +427,7 @@ class Config(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
             raise ConfigError(f"train.seq_len ({self.train.seq_len}) must not exceed model.max_seq_len ({self.model.max_seq_len})")
 
     def check_task(self) -> None:
-        """Refuse a head that has no task, or sees too much or too little for it; minimoe/tasks has the tasks."""
+        """Raise ConfigError for a head without a task, or one that sees too much or too little; tasks are in minimoe/training/tasks."""
         head, causal = self.model.head, self.model.causal
         if head == "none" or (head == "classifier" and not self.model.image_size):
             what = f"{head!r} over tokens" if head == "classifier" else repr(head)

@@ -13,8 +13,8 @@ from minimoe.engine.tensor import Tensor
 
 @dataclass(frozen=True)
 class MoEStats:
-    """What one routed layer did in one call; its losses are computed when they are first asked for. Counts are taken before capacity,
-    over valid tokens."""
+    """What one routed layer did in one call. Its losses are computed when they are first read. Counts are taken over valid tokens, before
+    capacity."""
 
     logits: Tensor  # [N,E], without noise
     valid: Array | None  # [N] bool
@@ -29,7 +29,7 @@ class MoEStats:
 
     @property
     def coefs(self) -> tuple[float, float]:
-        """What the two losses are multiplied with."""
+        """The coefficients of the two losses."""
         return self.moe.aux_loss_coef or 0.0, self.moe.z_loss_coef
 
     @cached_property
@@ -72,7 +72,7 @@ def cv_squared(x: Tensor) -> Tensor:
 
 
 def mean_over_valid(x: Tensor, valid: Array | None) -> Tensor:
-    """The mean over valid tokens; 0 where there is none.   [N] -> 0-d"""
+    """The mean over valid tokens; 0 if there are none.   [N] -> 0-d"""
     if valid is None:
         return x.sum() * (1.0 / max(1, x.size))
     xp = x.backend.xp
@@ -123,7 +123,7 @@ def joined_z_loss(layers: list[MoEStats]) -> Tensor:
 
 
 def uniform_aux_loss(moe: MoEConfig, n_layers: int) -> float:
-    """What the raw balance loss of a model is when the load is even."""
+    """The raw balance loss of a model whose load is even."""
     if moe.router_facts.balance == "importance":
         return 0.0
     return {"switch": float(n_layers), "megablocks": 1.0, "mixtral": float(moe.k)}[moe.aux_convention]

@@ -1,7 +1,7 @@
 """The routed layer: a router picks experts for each token, a plan sorts the rows, the experts run, and the weighted rows come back.
 
 `MoE` gives its output and `MoEStats`; nothing is stored on the module. Formulas: `reference/routers.py` (who is chosen, with what weight),
-`reference/routing.py` (the plan, capacity), `reference/expert.py` (the experts); balance losses stand below.
+`reference/routing.py` (the plan, capacity), `reference/expert.py` (the experts); `balance.py` (balance losses).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from minimoe.reference.gating import Gate
 
 
 class Router(Module):
-    """Logits of each expert for each token, and the choice.   weight [E,D]"""
+    """Gives each token a logit for each expert, and chooses by them.   weight [E,D]"""
 
     def __init__(self, d_model: int, moe: MoEConfig, std: float) -> None:
         self.weight = Parameter(moe.n_experts, d_model, std=std)
@@ -38,7 +38,7 @@ class Router(Module):
         self.moe, self.rule = moe, moe.rule
 
     def state_for(self, use: str) -> Parameter | None:
-        """The array beside the matrix that the router's entry in the table names for this use."""
+        """The array beside the matrix that has this use in the router's entry of the table, or None."""
         array = self.moe.router_facts.state_for(use)
         found: Parameter | None = None if array is None else getattr(self, array.name)
         return found
@@ -68,7 +68,7 @@ class Router(Module):
                 raise ConfigError(f"{problem}; for inference, call the layer under no_grad()")
 
     def _wide(self, x: Tensor) -> Tensor:
-        """Router arithmetic is done in at least float32."""
+        """x in at least float32, in which the router computes."""
         return ops.astype(x, x.backend.xp.result_type(x.dtype, x.backend.xp.float32))
 
     def _logits(self, x: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ class Experts(Module):
     """All experts of a layer, stacked.   gate_up_proj [E,2H,D] (or up_proj [E,H,D]), down_proj [E,D,H]; biases [E,...]"""
 
     on_demand: Callable[[Array], AbstractContextManager[None]] = staticmethod(lambda offsets: nullcontext())
-    """Entered with the plan's offsets while the experts run: where they are read from a file, those that get a row are there then."""
+    """Entered with the plan's offsets while the experts run. Experts that are read from a file are loaded there if they have a row."""
 
     def __init__(
         self, e: int, d_model: int, d_hidden: int, activation: str, bias: bool, std: float, out_std: float, limit: float = 0.0
@@ -122,14 +122,14 @@ class Experts(Module):
 
 
 class MoE(Module):
-    """A feed-forward layer of n_experts, of which each token uses top_k.   y, stats = layer(x)"""
+    """A feed-forward layer of n_experts, top_k of which each token uses.   y, stats = layer(x)"""
 
     def __init__(
         self, d_model: int, d_hidden: int, activation: str = "swiglu", moe: MoEConfig | None = None, *, bias: bool = False,
         limit: float = 0.0, dtype: str = "float32", seed: int | None = 0, std: float = 0.02, out_std: float | None = None,
         backend: Backend | None = None,
     ) -> None:  # fmt: skip
-        """`seed` None leaves the parameters to a surrounding module's init. `d_hidden`: of one expert. `limit` > 0: swiglu clipped."""
+        """`seed` None: a surrounding module's init fills the parameters. `d_hidden`: width of one expert. `limit` > 0 clips swiglu."""
         self.moe = moe = MoEConfig() if moe is None else moe
         hidden = d_hidden if moe.d_hidden is None else moe.d_hidden
         out_std = std if out_std is None else out_std
@@ -161,7 +161,7 @@ class MoE(Module):
         return y.reshape(shape), stats
 
     def _plan(self, gate: Gate, valid: Array | None, n: int, b: Backend, training: bool) -> Any:
-        """Which row goes where.   -> Plan"""
+        """Plan which row goes to which expert.   -> Plan"""
         moe = self.moe
         e, k = moe.n_experts, moe.k
         rows = e * int(b.choice_size(n, None, k, e)) if moe.router_facts.by_expert else n * k

@@ -14,7 +14,7 @@ from minimoe.errors import ConfigError
 
 FLOATS = ("float32", "float64", "bfloat16", "float16")
 Array: TypeAlias = Any
-"""An array of whichever library the backend stands on."""
+"""An array of the backend's library."""
 
 
 class ArrayLayer(ABC):

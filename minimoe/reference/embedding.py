@@ -1,4 +1,4 @@
-"""Embedding: a row of the table for each id; its gradient adds the rows back, equal ids in the order in which they stand."""
+"""Embedding: a row of the table for each id; its gradient adds the rows back, equal ids in the order in which they come."""
 
 from minimoe.reference.arrays import Array, ArrayLayer
 

@@ -1,6 +1,6 @@
 """Experts: products with rows grouped by expert, the feed-forward of all experts at once, and the whole routed layer.
 
-rows [R,I] stand expert by expert, `offsets` [E+1] bound them, weights [E,O,I] hold a matrix for each expert:
+rows [R,I] lie expert by expert, `offsets` [E+1] bound them, weights [E,O,I] hold a matrix for each expert:
 y[r] = W_e x[r] for the expert e whose rows hold r.   dx[r] = W_e^T dy[r],   dW_e = dy_e^T x_e,   db_e = sum(dy_e).
 An expert without rows has a zero gradient. Rows at or past offsets[E] may come out as anything (here zeros): nobody reads them.
 What a composite saves may alias its inputs, which stay as they are until its backward has run.

@@ -1,6 +1,6 @@
 """Routing: the integer plan that sorts (token, slot) pairs by expert, and the moves of rows that it describes.
 
-order [R]     order[r] = n * W + j: row r is slot j of token n; rows stand expert by expert, within one in the order of n * W + j
+order [R]     order[r] = n * W + j: row r is slot j of token n; rows lie expert by expert, within one in the order of n * W + j
 inverse [N,W] the row of each slot, -1 for none (dropped, padding, not chosen)
 offsets [E+1] rows offsets[e] to offsets[e+1] belong to expert e; rows at or past offsets[E] are unused and never read
 
@@ -112,7 +112,7 @@ class RoutingKernels(ArrayLayer):
     # ---- parts -----------------------------------------------------------------------------------------------------------------
 
     def _rank(self, expert: Array, weights: Array | None, n_experts: int) -> Array:
-        """The place of each pair among its expert's, by position or, given weights, by the largest.   [N*W] -> [N*W]"""
+        """The rank of each pair among its expert's, by position or, given weights, from the largest.   [N*W] -> [N*W]"""
         xp = self.xp
         if weights is None:
             by_expert = xp.argsort(expert, stable=True)
@@ -124,7 +124,7 @@ class RoutingKernels(ArrayLayer):
         return place - xp.take(starts, expert)
 
     def _offsets(self, expert: Array, n_experts: int) -> Array:
-        """Exclusive sums of the counts; pairs that go nowhere carry n_experts and stand last.   -> [E+1]"""
+        """Exclusive sums of the counts; pairs that go nowhere carry n_experts and come last.   -> [E+1]"""
         xp = self.xp
         counts = self.bincount(expert, n_experts + 1)[:n_experts]
         ends = xp.cumulative_sum(counts)
@@ -147,7 +147,7 @@ class RoutingKernels(ArrayLayer):
         return total
 
     def _among(self, ids: Array, e: int) -> Array:
-        """[N,k] -> bool [N,E]: is the expert one of those"""
+        """[N,k] -> bool [N,E]: true where the expert is one of those"""
         return self.xp.any(ids[:, :, None] == self.xp.arange(e, dtype=self.xp.int32), axis=1)
 
     def _threshold(self, noisy: Array, ids: Array, k: int) -> Array:

@@ -39,7 +39,7 @@ def bias_of(rule: Rule, e: int, spread: float) -> Floats | None:
 
 
 def spaced(seed: int, n: int, e: int) -> Floats:
-    """Logits whose gaps no rounding closes: multiples of 1/8, unlike within a row and down a column as far as that goes."""
+    """Logits with gaps that rounding does not close: they differ within a row, and down a column where that is possible."""
     rng = np.random.default_rng([seed, n, e])
     rows = np.argsort(rng.random((n, e)), axis=1)
     return (rows - e / 2) * 0.25 + 0.003 * rng.permutation(n)[:, None] * np.linspace(0.2, 1.0, e)

@@ -35,31 +35,31 @@ class Group:
         self.slices: list[slice] = []
         start = 0
         for p in parameters:
-            place = slice(start, start + p.size)
-            self.param[place] = xp.reshape(p.data, (-1,))
+            part = slice(start, start + p.size)
+            self.param[part] = xp.reshape(p.data, (-1,))
             if p.grad is not None:
-                self.grad[place] = xp.reshape(p.grad, (-1,))
-            p.data, p.grad = xp.reshape(self.param[place], p.shape), xp.reshape(self.grad[place], p.shape)
-            self.slices.append(place)
+                self.grad[part] = xp.reshape(p.grad, (-1,))
+            p.data, p.grad = xp.reshape(self.param[part], p.shape), xp.reshape(self.grad[part], p.shape)
+            self.slices.append(part)
             start += p.size
         self.grads: list[Array] = [p.grad for p in parameters]
 
     def attach(self) -> None:
-        """Gradients that were taken off (`p.grad = None`, as one may do elsewhere) back to their places, with what came since."""
-        for p, place in zip(self.parameters, self.grads, strict=True):
+        """Put gradients that were detached (`p.grad = None`) back into their slices, with what was accumulated since."""
+        for p, view in zip(self.parameters, self.grads, strict=True):
             gradient = p.grad
-            if gradient is not place:
-                place[...] = 0.0 if gradient is None else gradient
-                p.grad = place
+            if gradient is not view:
+                view[...] = 0.0 if gradient is None else gradient
+                p.grad = view
 
     def zero(self) -> None:
-        """Every gradient counts as zero: the next one is written over it, without a pass that clears it first."""
-        for p, place in zip(self.parameters, self.grads, strict=True):
-            p.grad, p.grad_is_zero = place, True
+        """Mark every gradient as zero: the next one overwrites it, so no pass has to clear it."""
+        for p, view in zip(self.parameters, self.grads, strict=True):
+            p.grad, p.grad_is_zero = view, True
 
 
 def role_of(p: Tensor) -> Role:
-    """A parameter's role; a plain tensor's by its shape."""
+    """Return a parameter's role; that of a plain tensor follows from its shape."""
     role: Role | None = getattr(p, "role", None)
     return role if role is not None else ("vector" if p.ndim < 2 else "matrix")
 
@@ -147,7 +147,7 @@ class Optimizer:
         return {"steps": self.steps, **state}
 
     def load_state_dict(self, arrays: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave. Raises CheckpointError where it does not fit."""
+        """Copy in what `state_dict` gave. Raises CheckpointError if it does not fit."""
         state = self.state_dict()
         if set(state) != set(arrays) or any(tuple(arrays[name].shape) != tuple(state[name].shape) for name in state):
             raise CheckpointError("the optimizer's state does not fit: it was saved with another model or optimizer")

@@ -60,7 +60,7 @@ def test_a_backend_has_kernels_for_known_routers_alone(backend):
 
 
 def rows_of(page, first):
-    """The cells of the rows of the table whose head begins with a word, by router."""
+    """The cells of each router's row in a page's table whose header starts with `first`."""
     lines = (ROOT / "docs" / page).read_text(encoding="utf-8").splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith(f"| {first} |"))
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[start + 2 : start + 2 + len(ROUTERS)]]
