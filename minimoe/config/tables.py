@@ -86,7 +86,7 @@ class MoEConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         check_table(self, "moe", {"n_shared_experts"})
         router = self.router_facts
-        force_setattr(self, "options", resolve_options(router.options, self.options, "moe.options"))
+        force_setattr(self, "options", resolve_options(router.options, self.options, "moe.options", f"moe.router = {self.router!r}"))
         if self.top_k is None:
             force_setattr(self, "top_k", min(router.top_k, self.n_experts))
         if self.aux_loss_coef is None:
@@ -379,8 +379,10 @@ class TrainConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
             raise ConfigError("train.lr must be above 0")
         if self.seed >= 2**64:
             raise ConfigError("train.seed must be below 2**64")
-        force_setattr(self, "options", resolve_options(self.optimizer_facts.options, self.options, "train.options"))
-        problem = self.optimizer_facts.refuses(self)
+        facts = self.optimizer_facts
+        resolved = resolve_options(facts.options, self.options, "train.options", f"train.optimizer = {self.optimizer!r}")
+        force_setattr(self, "options", resolved)
+        problem = facts.refuses(self)
         if problem is not None:
             raise ConfigError(problem)
 

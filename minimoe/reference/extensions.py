@@ -33,12 +33,16 @@ class Option:
     """What is wrong with a value ("must be above 0"), or None."""
 
 
-def resolve_options(options: Mapping[str, Option], given: Mapping[str, Value], path: str) -> dict[str, Value]:
-    """Every option with its value, given or default. Raises ConfigError for an unknown name, a wrong type or an impossible value."""
+def resolve_options(options: Mapping[str, Option], given: Mapping[str, Value], path: str, owner: str) -> dict[str, Value]:
+    """Every option with its value, given or default. Raises ConfigError for an unknown name, a wrong type or an impossible value.
+
+    `path` and `owner` are for the message: "moe.options", and "moe.router = 'switch'".
+    """
     for name in given:
+        if not options:
+            raise ConfigError(f"{path}.{name}: {owner} has no options")
         if name not in options:
-            known = nearest(name, options) if options else " (it has no options)"
-            raise ConfigError(f"{path}.{name}: unknown key{known}")
+            raise ConfigError(f"{path}.{name}: unknown key{nearest(name, options)}")
     values = {}
     for name, option in options.items():
         value, kind = given.get(name, option.default), type(option.default)
