@@ -160,6 +160,8 @@ def built_in(config: ModelConfig) -> Tables:
     model |= {"n_kv_heads": config.kv_heads, "head_dim": None if config.mla else config.head_width}
     if moe:
         moe |= {"d_hidden": config.expert_hidden, "top_k": config.moe.k if config.moe else None}
+        if not moe["options"]:
+            del moe["options"]
     return {"model": model, "moe": moe}
 
 
