@@ -23,6 +23,7 @@ from minimoe.layers.balance import MoEStats, cv_squared
 from minimoe.layers.dense import FeedForward
 from minimoe.layers.module import Module, Parameter, Role, cast_like, cast_like_or_none
 from minimoe.reference.gating import Gate
+from minimoe.reference.routers import Adjust
 
 
 class Router(Module):
@@ -72,7 +73,9 @@ class Router(Module):
         return ops.astype(x, x.backend.xp.result_type(x.dtype, x.backend.xp.float32))
 
     def _logits(self, x: Tensor) -> Tensor:
-        return ops.linear(x, self.weight, self.bias)
+        logits = ops.linear(x, self.weight, self.bias)
+        adjust, learned = self.moe.router_facts.adjust, self.state_for("logits")
+        return logits if adjust is None or learned is None else adjusted_logits(logits, learned, adjust)
 
     def _normal(self, like: Tensor, rng: Rng, purpose: str) -> Tensor:
         b = like.backend
@@ -88,6 +91,17 @@ class Router(Module):
         else:
             load = Tensor(clean.backend.xp.astype(gate.counts, clean.dtype), clean.backend)
         return cv_squared(importance) + cv_squared(load)
+
+
+def adjusted_logits(logits: Tensor, learned: Tensor, adjust: Adjust) -> Tensor:
+    """The logits as a router changes them by an array that it learns.   [N,E], [E] -> [N,E]"""
+    b, z, w = logits.backend, logits.data, learned.data
+
+    def backward(dy: Array) -> tuple[Array, Array]:
+        return adjust.backward(b, dy, z, w)
+
+    adjusted: Tensor = Tensor.from_op(adjust.forward(b, z, w), (logits, learned), backward)
+    return adjusted
 
 
 class Experts(Module):

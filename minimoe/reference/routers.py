@@ -62,22 +62,30 @@ Forward: TypeAlias = "Callable[[ArrayLayer, Array, Array | None, Array | None, R
 Backward: TypeAlias = "Callable[[ArrayLayer, Array | None, Array | None, Gate, Array | None, Rule], Array]"
 
 
+class Adjust(NamedTuple):
+    """How a learned array w [E] changes the logits, and the gradient."""
+
+    forward: Callable[[ArrayLayer, Array, Array], Array]  # (backend, logits [N,E], w) -> logits [N,E]
+    backward: Callable[[ArrayLayer, Array, Array, Array], tuple[Array, Array]]  # (backend, dy [N,E], logits, w) -> dlogits, dw
+
+
 @dataclass(frozen=True)
 class RouterState:
     """An array that a router has beside its matrix.   E experts, D model width
 
-    use: "noise"  [E,D], learned: in training h = z + eps * (softplus(x w^T) + 0.01), eps ~ N(0,1), replaces z   (Shazeer et al. 2017)
-         "bias"   [E], given to the forward as `bias` and not learned: after each step it moves against the load   (DeepSeek-V3)
+    use: "noise"   [E,D], learned: in training h = z + eps * (softplus(x w^T) + 0.01), eps ~ N(0,1), replaces z   (Shazeer et al. 2017)
+         "bias"    [E], given to the forward as `bias` and not learned: after each step it moves against the load   (DeepSeek-V3)
+         "logits"  [E], learned: the router's `adjust` changes the logits by it
     """
 
     name: str
-    use: Literal["noise", "bias"]
+    use: Literal["noise", "bias", "logits"]
     start: float = 0.0
 
     @property
     def trainable(self) -> bool:
         """True if the optimizer moves it."""
-        return self.use == "noise"
+        return self.use != "bias"
 
     def shape(self, e: int, d: int) -> tuple[int, ...]:
         """Its shape in a layer of E experts and width D."""
@@ -98,6 +106,7 @@ class Router:
     by_expert: bool = False  # experts choose tokens: W is E, and an id of -1 means that the expert did not choose the token
     groups: bool = False  # n_groups and top_groups restrict the choice
     state: tuple[RouterState, ...] = ()
+    adjust: Adjust | None = None  # with a state of use "logits"
     balance: Literal["counts", "importance", "none"] = "counts"  # E sum f_i P_i; CV^2(importance) + CV^2(load); even by construction
     top_k: int = 2  # the defaults of [moe]
     aux_loss_coef: float = 0.01

@@ -16,6 +16,7 @@ from minimoe.backend import Backend
 from minimoe.config import TrainConfig
 from minimoe.engine import ops
 from minimoe.engine.tensor import Tensor
+from minimoe.layers.moe import adjusted_logits
 from minimoe.reference import optimizers, routers
 from minimoe.reference.gating import Rule
 from minimoe.reference.optimizers import Optimizer, Step
@@ -38,7 +39,8 @@ def router_cases(backend: Backend) -> Iterator[Case]:
 
 
 def check_router(name: str) -> None:
-    """The gradient of weights and probability sums agrees with central differences, on NumPy in float64."""
+    """The gradients of weights and probability sums, and of what it learns, agree with central differences, on NumPy in float64."""
+    adjust = routers.find(name).adjust
     for label, make in routers.find(name).conformance_rules():
         for n, e, k in [(7, 8, 2), (5, 4, 3)]:
             rule = make(k, e)
@@ -47,6 +49,9 @@ def check_router(name: str) -> None:
                 z = Tensor(spaced(1, n, e) + 0.11 * np.arange(n)[:, None] * np.linspace(0.2, 1.0, e), reference(), requires_grad=True)
                 try:
                     check_grads(partial(gate_outputs, bias=bias, rule=rule), z)
+                    if adjust is not None:
+                        w = Tensor(1.0 + 0.1 * floats(2, e), reference(), requires_grad=True)
+                        check_grads(partial(adjusted_logits, adjust=adjust), z, w)
                 except AssertionError as error:
                     raise ConformanceError(f"{name} at {label}, logits [{n},{e}], K {k}: {error}") from error
 

@@ -1,7 +1,26 @@
-"""A router of one file: softmax at a temperature, then the k largest."""
+"""A router of one file: each expert's logits times a number that it learns, a softmax at a temperature, then the k largest."""
 
 from minimoe.reference.extensions import Option
-from minimoe.reference.routers import Router, softmax_backward, spread, sum_valid_backward, token_choice, weigh_backward
+from minimoe.reference.routers import (
+    Adjust,
+    Router,
+    RouterState,
+    softmax_backward,
+    spread,
+    sum_valid_backward,
+    token_choice,
+    weigh_backward,
+)
+
+
+def scaled(b, logits, w):
+    """y = z * w   [N,E], [E] -> [N,E]"""
+    return logits * w
+
+
+def scaled_backward(b, dy, logits, w):
+    """dz = dy * w, dw = sum over tokens of dy * z"""
+    return dy * w, b.xp.sum(dy * logits, axis=0)
 
 
 def forward(b, logits, bias, valid, rule):
@@ -30,5 +49,7 @@ router = Router(
     forward=forward,
     backward=backward,
     norm="always",
+    state=(RouterState("scale", "logits", start=1.0),),
+    adjust=Adjust(scaled, scaled_backward),
     options={"temperature": Option(1.0, "divides the logits", lambda t: None if t > 0 else "must be above 0")},
 )

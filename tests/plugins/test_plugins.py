@@ -14,7 +14,7 @@ from tiny_runs import tiny, untimed, weights_of, write_text
 import minimoe as mm
 from minimoe.backend import load
 from minimoe.config import TrainConfig, load_config, to_toml
-from minimoe.config.cost import cost
+from minimoe.config.cost import cost, parameter_shapes
 from minimoe.errors import ConfigError, UserError
 from minimoe.reference import optimizers, routers
 from minimoe.reference.gating import Rule
@@ -80,6 +80,15 @@ def test_a_model_trains_with_them_on_every_cpu_backend(installed, tmp_path, back
     assert run.config.model.moe.options == {"temperature": 0.5} and run.config.train.options == {"decay": 0.9}
 
 
+def test_what_the_router_learns_is_initialised_trained_counted_and_saved(installed, tmp_path):
+    run = mm.train(config(tmp_path, steps=6, grad_clip=0.0), root=tmp_path)
+    name = "blocks.0.moe.router.scale"
+    learned = mm.load(run.path).state_dict()[name]
+    start = mm.Transformer(run.config.model, seed=0, backend=load("numpy")).state_dict()[name]
+    assert start.tolist() == [1.0] * 4 and np.abs(learned - start).max() > 1e-3
+    assert (name, (4,)) in list(parameter_shapes(run.config.model))
+
+
 def test_the_temperature_and_the_decay_matter(installed, tmp_path):
     def losses(temperature, decay):
         moe = {"router": "tempered", "options": {"temperature": temperature}}
@@ -140,6 +149,13 @@ def test_conformance_finds_a_wrong_update_and_a_wrong_gradient(installed, monkey
     object.__setattr__(routers.find("tempered"), "backward", lambda b, dweights, dprob_sum, gate, valid, rule: gate.scores)
     with pytest.raises(AssertionError, match=r"tempered at tempered, logits \[7,8\], K 2"):
         cases(b, kernel="tempered")[0].run()
+
+
+def test_conformance_finds_a_wrong_gradient_of_what_a_router_learns(installed):
+    router = routers.find("tempered")
+    object.__setattr__(router, "adjust", router.adjust._replace(backward=lambda b, dy, z, w: (dy * w, dy[0])))
+    with pytest.raises(AssertionError, match="tempered at tempered"):
+        cases(load("numpy"), kernel="tempered")[0].run()
 
 
 def test_its_options_are_checked_resolved_and_written(installed, tmp_path):
