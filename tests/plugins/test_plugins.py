@@ -1,6 +1,7 @@
 """A router and an optimizer from a package of their own, a file each: configured, trained, seen, resumed and refused as minimoe's are."""
 
 import importlib
+import json
 import re
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import environment
+from command_line import TINY, environment, sets
 from tiny_runs import tiny, untimed, weights_of, write_text
 
 import minimoe as mm
@@ -66,6 +67,15 @@ def uninstalled(installed, monkeypatch):
         forget()
 
     return take_away
+
+
+def minimoe(installed, *arguments):
+    """What `minimoe ARGUMENTS` prints in a process of its own, with the package on its path."""
+    path = f"{installed}:{ROOT}:{ROOT / 'backends'}"
+    command = [sys.executable, "-m", "minimoe", *arguments]
+    done = subprocess.run(command, env=environment(PYTHONPATH=path), cwd=installed, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def config(tmp_path, **train):
@@ -179,6 +189,17 @@ def test_its_options_are_checked_resolved_and_written(installed, tmp_path):
         mm.MoEConfig(options={"temperature": 1.0})
 
 
+def test_the_commands_of_the_recipes_work_in_a_process_of_their_own(installed, tmp_path):
+    keys = sets("moe.router=tempered", "moe.options.temperature=0.5", "train.optimizer=rmsprop", "train.options.decay=0.9")
+    text = str(write_text(tmp_path))
+    run = minimoe(installed, "train", "--data", text, "--steps", "3", "--quiet", *TINY, *keys).strip()
+    assert "[moe.options]\ntemperature = 0.5" in (installed / run / "config.toml").read_text()
+    counted = json.loads(minimoe(installed, "inspect", run, "--json"))["bytes"]
+    assert counted["optimizer"] == counted["weights"]
+    for kernel in ("tempered", "rmsprop", "gate_backward"):
+        assert "0 failed: it conforms" in minimoe(installed, "backends", "check", "numpy", "--kernel", kernel)
+
+
 def test_errors_help_and_cost_know_them(installed):
     with pytest.raises(ConfigError, match=re.escape("moe.router = 'temperd' is not one of its values (did you mean 'tempered'?)")):
         mm.MoEConfig(router="temperd")
@@ -186,10 +207,7 @@ def test_errors_help_and_cost_know_them(installed):
         TrainConfig(optimizer="rmsprp")
     with pytest.raises(ConfigError, match=re.escape("no router 'temperd' (did you mean 'tempered'?)")):
         load("numba").gate(np.zeros((2, 3), np.float32), None, None, rule=Rule("temperd", 2))
-    shown = subprocess.run(
-        [sys.executable, "-m", "minimoe", "train", "--help"], env=environment(PYTHONPATH=f"{installed}:{ROOT}:{ROOT / 'backends'}"),
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
+    shown = minimoe(installed, "train", "--help")
     assert re.search(r"moe\.router +softmax_topk.*tempered", shown, re.DOTALL) and re.search(r"train\.optimizer .*rmsprop", shown)
     model = mm.ModelConfig(vocab_size=11, moe=mm.MoEConfig(router="tempered"))
     assert cost(model, optimizer="rmsprop").bytes.optimizer == cost(model).bytes.weights
