@@ -65,7 +65,30 @@ class ExpertKernels(RoutingKernels, ActivationKernels, LinearKernels):
         return y
 
     def grouped_matmul_dw(self, dy: Array, x: Array, offsets: Array, out: Array | None = None, accumulate: bool = False) -> Array:
-        """dW_e = dy_e^T x_e.   dy [R,O], x [R,I] -> [E,O,I]"""
+        """dW_e = dy_e^T x_e.   dy [R,O], x [R,I] -> [E,O,I]
+
+        This is a kernel of its own, not `grouped_matmul` with other arguments, because the groups cut another axis:
+
+            grouped_matmul: y[r] = W_e x[r]             grouped_matmul_dw: dW_e = dy_e^T x_e
+
+               I         O          O                         R               I            I
+             +----+    +----+     +----+               +--+------+---+      +----+       +----+
+           R | e0 |  I |W0^T|     | e0 | R           O |e0|  e1  |e2 |    R | e0 |     O |dW_0|
+             +----+    +----+     +----+               +--+------+---+      +----+       +----+
+             |    |    +----+     |    |                    dy^T            |    |       +----+
+             | e1 |  x |W1^T|  =  | e1 |                              x     | e1 |  =    |dW_1|
+             |    |    +----+     |    |                                    |    |       +----+
+             +----+    +----+     +----+                                    +----+       +----+
+             | e2 |    |W2^T|     | e2 |                                    | e2 |       |dW_2|
+             +----+    +----+     +----+                                    +----+       +----+
+
+        On the left `offsets` cut the rows of the result. Every sum has I terms, so all tiles of the result cost the same, and a row at or
+        past offsets[E] gives a row that is never read. On the right `offsets` cut the axis that is summed. Each expert has a whole [O,I]
+        of results, whose sums have as many terms as the expert has rows: from 0, where zeros must be written all the same, to R. A fast
+        kernel divides the work by tiles of dW_e and leaves each sum whole, so that it has one order. A row at or past offsets[E] must not
+        enter any sum. And the result is a weight's gradient, which is written, or added, where the optimizer keeps it: hence `out` and
+        `accumulate`.
+        """
         xp = self.xp
         ends = self.offsets_on_host(offsets)
         dw = xp.zeros((len(ends) - 1, dy.shape[1], x.shape[1]), dtype=x.dtype)
