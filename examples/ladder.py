@@ -1,13 +1,14 @@
-"""ladder: one Mixture-of-Experts layer, forward and backward, written six times, each time faster and each time the same.
+"""ladder: one Mixture-of-Experts layer, forward and backward, written six times, each time faster and with the same results.
 
 `python examples/ladder.py` checks every rung against the one before, times them in turn and prints the table. Read it from top to bottom:
-rung 1 is the definition, and each rung keeps what the one before gained. What a rung changes and why that helps: docs/ladder.md.
+rung 1 is the definition, and each rung keeps what the one before gained. docs/ladder.md says what a rung changes, and why it helps.
 
-    p = softmax(x router^T); the K largest p of a token, over their sum, are its weights            (Jiang et al. 2024)
+    p = softmax(x router^T); the K largest p of a token, divided by their sum, are its weights            (Jiang et al. 2024)
     expert_e(x) = (silu(g) * u) down_e^T,  [g | u] = x gate_up_e^T,  silu(g) = g sigmoid(g)          (SwiGLU: Shazeer 2020)
     y[n] = sum over its K experts of weight * expert(x[n])                                           (Shazeer et al. 2017)
 
-Dimensions: N tokens, D model width, H hidden width of an expert, E experts, K experts per token, R = N*K rows sorted by expert.
+Dimensions: N tokens, D model width, H hidden width of an expert, E experts, K experts per token, R = N*K rows sorted by
+expert, R_e rows of expert e.
 """
 
 import argparse
@@ -34,7 +35,7 @@ Saved = tuple[Any, ...]  # what a forward keeps for its backward
 Function = TypeVar("Function", bound=Callable[..., Any])
 CORES = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 BLAS = ThreadpoolController()
-FIRST_TOKENS = 256  # of rung 1, which is slow and takes each token alone: its time is scaled up from these
+FIRST_TOKENS = 256  # for rung 1, which is slow and takes tokens one by one: its time is scaled up
 
 
 class Weights(NamedTuple):
@@ -46,7 +47,7 @@ class Weights(NamedTuple):
 
 
 class Grads(NamedTuple):
-    """What a backward gives."""
+    """What a backward returns."""
 
     dx: Array  # [N,D]
     drouter: Array  # [E,D]
@@ -69,7 +70,7 @@ def gate(x: Array, router: Array, k: int) -> tuple[Array, Array, Saved]:
 
 
 def gate_backward(dweights: Array, saved: Saved) -> tuple[Array, Array]:
-    """Of w = c / sum(c): dc = (dw - <dw, w>) / sum(c); of p = softmax(z): dz = p * (dp - <dp, p>).   -> dx [N,D], drouter [E,D]"""
+    """For w = c / sum(c): dc = (dw - <dw, w>) / sum(c); for p = softmax(z): dz = p * (dp - <dp, p>).   -> dx [N,D], drouter [E,D]"""
     x, router, p, ids, chosen, weights = saved
     dp = np.zeros_like(p)
     np.put_along_axis(dp, ids, (dweights - (dweights * weights).sum(-1, keepdims=True)) / chosen.sum(-1, keepdims=True), -1)
@@ -78,7 +79,7 @@ def gate_backward(dweights: Array, saved: Saved) -> tuple[Array, Array]:
 
 
 def expert(x: Array, gate_up: Array, down: Array) -> tuple[Array, Saved]:
-    """(silu(g) * u) down^T, rows of one expert.   x [R,D], gate_up [2H,D], down [D,H] -> [R,D]"""
+    """(silu(g) * u) down^T, rows of one expert.   x [R_e,D], gate_up [2H,D], down [D,H] -> [R_e,D]"""
     h = down.shape[1]
     g, u = x @ gate_up[:h].T, x @ gate_up[h:].T  # [R,H] both
     s = 0.5 * (1 + np.tanh(0.5 * g))  # sigmoid(g), which cannot overflow when written so
@@ -87,7 +88,7 @@ def expert(x: Array, gate_up: Array, down: Array) -> tuple[Array, Saved]:
 
 
 def expert_backward(dy: Array, saved: Saved) -> tuple[Array, Array, Array]:
-    """silu'(g) = s + g s (1 - s).   -> dx [R,D], dgate_up [2H,D], ddown [D,H]"""
+    """silu'(g) = s + g s (1 - s).   -> dx [R_e,D], dgate_up [2H,D], ddown [D,H]"""
     x, gate_up, down, g, u, s, hidden = saved
     dhidden = dy @ down
     dg, du = dhidden * u * s * (1 + g * (1 - s)), dhidden * g * s
@@ -136,7 +137,7 @@ def experts_forward(x: Array, w: Weights, k: int) -> tuple[Array, Saved]:
     for e in range(len(w.router)):
         token, slot = np.nonzero(ids == e)  # who chose e, and as which of its K
         out, saved_expert = expert(x[token], w.gate_up[e], w.down[e])  # [R_e,D]
-        y[token] += weights[token, slot, None] * out  # no token stands in `token` twice
+        y[token] += weights[token, slot, None] * out  # no token occurs twice in `token`
         groups.append((token, slot, out, saved_expert))
     return y, (weights, gated, groups, w)
 
@@ -189,7 +190,7 @@ def sorted_backward(dy: Array, saved: Saved) -> Grads:
 
 
 def compiled(function: Function) -> Function:
-    """Numba's njit without the GIL, typed as the plain function that it stands for.
+    """Numba's njit without the GIL, with the type of the function that it compiles.
 
     So that loops vectorise: sums may be reordered (`fastmath`), and x / 0 is inf instead of an exception (`error_model`).
     """
@@ -197,10 +198,10 @@ def compiled(function: Function) -> Function:
 
 
 class Buffers(dict[str, Array]):
-    """Arrays by name that the next call uses again: memory that was touched before costs no page fault. They hold one call's results."""
+    """Arrays by name that the next call uses again, since used memory costs no page faults. They hold the results of one call."""
 
     def like(self, name: str, shape: Iterable[int], dtype: Any) -> Array:
-        """The array `name`, its content arbitrary; made anew only where shape or dtype are not what they were."""
+        """The array `name`, with arbitrary contents; it is made again only if its shape or dtype has changed."""
         held, shape = self.get(name), tuple(shape)
         if held is None or held.shape != shape or held.dtype != dtype:
             held = self[name] = np.empty(shape, dtype)
@@ -267,7 +268,7 @@ def grouped_forward(x: Array, w: Weights, k: int, b: Buffers) -> tuple[Array, Sa
 
 
 def grouped_backward(dy: Array, saved: Saved) -> Grads:
-    """Once for each forward, whose s it overwrites."""
+    """May run once after each forward, since it overwrites the forward's s."""
     weights, gated, order, inverse, ends, rows, g_u, s, hidden, out, w, b = saved
     (n, d), k, h, like = dy.shape, weights.shape[1], w.down.shape[2], partial(b.like, dtype=dy.dtype)
     dout = np.take(dy, order // k, axis=0, out=like("dout", rows.shape), mode="clip")
@@ -296,7 +297,7 @@ def grouped_backward(dy: Array, saved: Saved) -> Grads:
 
 @compiled
 def sigmoid(x: Any, real: Any) -> Any:
-    """1 / (1 + exp(-x)) without a call or a branch: a loop over it vectorises. exp(t) = 2^m exp(r), |r| <= ln(2)/2, exp(r) by Taylor.
+    """1 / (1 + exp(-x)) without a call or a branch: so a loop over it vectorises. exp(t) = 2^m exp(r), |r| <= ln(2)/2, exp(r) by Taylor.
 
     `real` is x's type: a plain 0.5 would be float64 and drag float32 along. 2^m is made of its bits: m + 127 is a float32's exponent.
     """
@@ -384,7 +385,7 @@ def fused_forward(x: Array, w: Weights, k: int, b: Buffers, run: Callable[[Work,
 
 
 def fused_backward(dy: Array, saved: Saved) -> Grads:
-    """Once for each forward, whose g_u it overwrites."""
+    """May run once after each forward, since it overwrites the forward's g_u."""
     weights, gated, order, inverse, ends, rows, g_u, w, b, run = saved
     (n, k), like, dweights = weights.shape, partial(b.like, dtype=dy.dtype), np.empty_like(weights)
     dout, v, dgate_up, ddown = like("out", rows.shape), b["hidden"], like("dgate_up", w.gate_up.shape), like("ddown", w.down.shape)
@@ -418,7 +419,7 @@ def token_blocks(n: int) -> Array:
 
 
 def side_by_side(work: Work, bounds: Array) -> None:
-    """As `in_turn`, on all cores: NumPy's products and our kernels hold no GIL. The largest goes first, or it might be begun last."""
+    """Like `in_turn`, on all cores: neither NumPy's products nor these kernels hold the GIL. The largest expert starts first."""
     largest_first = np.argsort(-np.diff(bounds), kind="stable").tolist()
     done = pool().map(lambda i: work(i, int(bounds[i]), int(bounds[i + 1])), largest_first)
     list(done)  # waits, and raises what a thread raised
@@ -476,18 +477,18 @@ def make_case(n: int, d: int, h: int, e: int, dtype: Any = np.float32) -> tuple[
 
 
 def difference(one: tuple[Array, Grads], other: tuple[Array, Grads]) -> float:
-    """The largest difference of the output or a gradient, over that array's largest number."""
+    """The largest difference in the output or a gradient, relative to the largest number of that array."""
     pairs = zip((one[0], *one[1]), (other[0], *other[1]), strict=True)
     return max(float(np.abs(a - b).max() / (np.abs(b).max() or 1)) for a, b in pairs)
 
 
 def flops(n: int, d: int, h: int, e: int, k: int) -> int:
-    """Of the products: 2 a weight and token forward, twice that backward."""
+    """FLOPs of the products: 2 per weight and token forward, twice that backward."""
     return 3 * 2 * n * (3 * k * d * h + e * d)
 
 
 def page_faults() -> int:
-    """Pages that this process has touched for the first time, so far; 0 where the system does not tell."""
+    """Page faults of this process so far; 0 where the system does not count them."""
     if sys.platform == "win32":
         return 0
     import resource
@@ -496,7 +497,7 @@ def page_faults() -> int:
 
 
 def check(case: tuple[Array, Array, Weights], k: int, say: Callable[[str], None]) -> None:
-    """Each rung against the one before; the first two on few tokens."""
+    """Check each rung against the one before; the first two on few tokens."""
     x, dy, w = case
     tolerance = 2e-5 if x.dtype == np.float32 else 1e-10
     for before, rung in zip(RUNGS, RUNGS[1:], strict=False):
@@ -508,7 +509,7 @@ def check(case: tuple[Array, Array, Weights], k: int, say: Callable[[str], None]
 
 
 def measure(case: tuple[Array, Array, Weights], k: int, rounds: int, console: Console) -> tuple[list[float], list[int]]:
-    """Each rung's median seconds, forward and backward, and page faults. Rungs take turns, two calls a turn, of which the second counts."""
+    """Each rung's median seconds, forward and backward, and page faults. Rungs alternate, with two calls each; the second counts."""
     x, dy, w = case
     layers = [rung.layer() for rung in RUNGS]
     seconds: list[list[float]] = [[] for _ in RUNGS]

@@ -1,12 +1,13 @@
 """micromoe: a Mixture-of-Experts Transformer and its training, forward and backward by hand, in one file of NumPy.
 
-`python examples/micromoe.py` learns CPython's documentation byte by byte and prints the loss and where the routers send tokens. Read it
-from top to bottom. An operation is a pair: `op` returns its result and what it saved; `op_backward` takes the gradient of the loss by
-that result (`dy`, of the shape of `y`) and returns the gradients by the operation's inputs. `backward`, at the end of the model, calls them
-in the reverse order. This is the whole of what minimoe computes for this model; minimoe adds the engine that finds the order.
+`python examples/micromoe.py` learns CPython's documentation byte by byte, and prints the loss and where the routers send tokens. Read it
+from top to bottom. An operation is a pair: `op` returns its result and what it saved; `op_backward` takes the gradient of the loss with
+respect to that result (`dy`, of the shape of `y`), and returns the gradients with respect to the operation's inputs. `backward`, at the end
+of the model, calls them in reverse order. minimoe computes the same for this model, and adds the engine that finds the order
+(docs/from-micromoe.md has each function of this file beside its counterpart in the library).
 
-Dimensions: B batch, T sequence, N = B*T tokens, D model width, H hidden width of an expert, E experts, K experts per token, R rows of one
-expert, Q query heads, G key/value heads, M = Q/G query heads per key/value head, C = D/Q head width, V vocabulary, L layers.
+Dimensions: B batch, T sequence, N = B*T tokens, D model width, H hidden width of an expert, E experts, K experts per token, R_e rows of
+expert e, Q query heads, G key/value heads, M = Q/G query heads per key/value head, C = D/Q head width, V vocabulary, L layers.
 """
 
 import math
@@ -27,7 +28,7 @@ BETA1, BETA2, ADAM_EPS, WEIGHT_DECAY, CLIP = 0.9, 0.99, 1e-8, 0.1, 1.0
 
 @dataclass(frozen=True)
 class Config:
-    """The model and its training. As it stands: bytes in, three layers of eight experts, two of them for each token."""
+    """The model and its training. The defaults: bytes as tokens, three layers of eight experts, two of them for each token."""
 
     vocab_size: int = 256
     d_model: int = 64
@@ -37,8 +38,8 @@ class Config:
     d_hidden: int = 64
     n_experts: int = 8
     top_k: int = 2
-    aux_coef: float = 0.01  # of the load-balancing loss; try 0
-    z_coef: float = 0.001  # of the loss that keeps router logits small
+    aux_coef: float = 0.01  # coefficient of the load-balancing loss; try 0
+    z_coef: float = 0.001  # coefficient of the loss that keeps router logits small
     steps: int = 300
     warmup: int = 20
     lr: float = 4e-3
@@ -46,7 +47,7 @@ class Config:
 
 
 def init(config: Config, rng: np.random.Generator) -> Params:
-    """Weights [out, in] by name, normal, std 0.02; less for those that write to the residual stream: there are 2L, and they add up."""
+    """Weights [out, in] by name, normal with std 0.02, less for the 2L that write to the residual stream, since they add up."""
     D, H, E, V, Q, G = config.d_model, config.d_hidden, config.n_experts, config.vocab_size, config.n_heads, config.n_kv_heads
     residual = 1 / math.sqrt(2 * config.n_layers)
     params = {"embed.weight": 0.02 * rng.standard_normal((V, D))}
@@ -64,12 +65,12 @@ def init(config: Config, rng: np.random.Generator) -> Params:
 
 
 def linear_backward(dy: Array, x: Array, w: Array) -> tuple[Array, Array]:
-    """Of y = x w^T: dx = dy w, and dw sums over the tokens, since all of them met the same w.   dy [...,O], x [...,I], w [O,I]"""
+    """y = x w^T: dx = dy w, and dw sums over the tokens, since all of them used the same w.   dy [...,O], x [...,I], w [O,I]"""
     return dy @ w, dy.reshape(-1, dy.shape[-1]).T @ x.reshape(-1, x.shape[-1])  # [...,I], [O,N] @ [N,I] -> [O,I]
 
 
 def softmax(z: Array) -> tuple[Array, Array]:
-    """exp(z - lse) and lse = log sum exp(z), over the last axis; the maximum is taken out first, so that exp cannot overflow."""
+    """exp(z - lse) and lse = log sum exp(z), over the last axis; the maximum is subtracted first, so that exp cannot overflow."""
     top = z.max(-1, keepdims=True)
     lse = top + np.log(np.exp(z - top).sum(-1, keepdims=True))
     return np.exp(z - lse), lse  # [...,E], [...,1]
@@ -111,7 +112,7 @@ def attention(h: Array, w_qkv: Array, w_o: Array, config: Config) -> tuple[Array
     q, k, v = np.split(qkv, [Q, Q + G], axis=1)
     q, k, v = rope(q).reshape(B, G, Q // G, T, -1), rope(k)[:, :, None], v[:, :, None]  # [B,G,M,T,C], [B,G,1,T,C] both
     scores = q @ k.swapaxes(-1, -2) / math.sqrt(D // Q)  # [B,G,M,T,T]: query, key
-    p, _ = softmax(np.where(np.tri(T, dtype=bool), scores, -np.inf))  # a query sees the keys up to its own position
+    p, _ = softmax(np.where(np.tri(T, dtype=bool), scores, -np.inf))  # a query attends to the keys up to its own position
     y = (p @ v).transpose(0, 3, 1, 2, 4).reshape(B, T, D)  # the heads side by side
     return y @ w_o.T, (h, w_qkv, w_o, q, k, v, p, y)
 
@@ -130,19 +131,19 @@ def attention_backward(dout: Array, saved: Saved) -> tuple[Array, Array, Array]:
 
 
 def gate(z: Array, config: Config) -> tuple[Array, Array, float, Saved]:
-    """p = softmax(z); keep the K largest, over their sum.   z [N,E] -> weights [N,K], ids [N,K], router loss   (Jiang et al. 2024)"""
+    """p = softmax(z); keep the K largest, divided by their sum.   z [N,E] -> weights [N,K], ids [N,K], router loss   (Jiang et al. 2024)"""
     (N, E), K, (p, lse) = z.shape, config.top_k, softmax(z)  # [N,E], [N,1]
-    ids = np.argsort(-p, axis=-1, kind="stable")[:, :K]  # [N,K]; stable: of equals the lowest index
+    ids = np.argsort(-p, axis=-1, kind="stable")[:, :K]  # [N,K]; stable: ties go to the lowest index
     weights = np.take_along_axis(p, ids, -1)  # [N,K]
     total = weights.sum(-1, keepdims=True)  # [N,1]
-    f = (np.bincount(ids.ravel(), minlength=E) / (N * K)).astype(z.dtype)  # [E]: shares of the slots; counts, so without a gradient
+    f = (np.bincount(ids.ravel(), minlength=E) / (N * K)).astype(z.dtype)  # [E]: shares of the slots; counts have no gradient
     # Even load: E sum_i f_i P_i with P the mean p (Fedus et al. 2021); small logits: mean lse^2 (Zoph et al. 2022), averaged over layers.
     loss = config.aux_coef * E * (f * p.mean(0)).sum() + config.z_coef / config.n_layers * (lse * lse).mean()
     return weights / total, ids, float(loss), (p, lse, ids, weights / total, total, f)
 
 
 def gate_backward(dweights: Array, saved: Saved, config: Config) -> Array:
-    """Two gradients add up: the one that comes back through the weights, and that of the router loss itself."""
+    """Adds two gradients: the one that comes back through the weights, and that of the router loss."""
     p, lse, ids, weights, total, f = saved
     (N, E), dp = p.shape, np.zeros_like(p)  # [N,E]
     np.put_along_axis(dp, ids, (dweights - (dweights * weights).sum(-1, keepdims=True)) / total, -1)  # of a / sum(a)   [N,K]
@@ -152,19 +153,19 @@ def gate_backward(dweights: Array, saved: Saved, config: Config) -> Array:
 
 
 def expert(x: Array, gate_up: Array, down: Array) -> tuple[Array, Saved]:
-    """(silu(g) * u) down^T with [g | u] = x gate_up^T, silu(g) = g sigmoid(g).   x [R,D] -> [R,D]   (SwiGLU: Shazeer 2020)"""
-    g, u = np.split(x @ gate_up.T, 2, axis=-1)  # [R,H] both
-    sigmoid = 0.5 * (1 + np.tanh(0.5 * g))  # [R,H]: 1 / (1 + exp(-g)), which could overflow
-    a = g * sigmoid * u  # [R,H]
+    """(silu(g) * u) down^T with [g | u] = x gate_up^T, silu(g) = g sigmoid(g).   x [R_e,D] -> [R_e,D]   (SwiGLU: Shazeer 2020)"""
+    g, u = np.split(x @ gate_up.T, 2, axis=-1)  # [R_e,H] both
+    sigmoid = 0.5 * (1 + np.tanh(0.5 * g))  # [R_e,H]: 1 / (1 + exp(-g)), which could overflow
+    a = g * sigmoid * u  # [R_e,H]
     return a @ down.T, (x, gate_up, down, g, u, sigmoid, a)
 
 
 def expert_backward(dy: Array, saved: Saved) -> tuple[Array, Array, Array]:
     x, gate_up, down, g, u, sigmoid, a = saved
-    da, ddown = linear_backward(dy, a, down)  # [R,H], [D,H]
-    dg = da * u * sigmoid * (1 + g * (1 - sigmoid))  # [R,H]: silu'(g) = sigmoid + g sigmoid (1 - sigmoid)
-    du = da * g * sigmoid  # [R,H]
-    return *linear_backward(np.concatenate([dg, du], -1), x, gate_up), ddown  # [R,D], [2H,D], [D,H]
+    da, ddown = linear_backward(dy, a, down)  # [R_e,H], [D,H]
+    dg = da * u * sigmoid * (1 + g * (1 - sigmoid))  # [R_e,H]: silu'(g) = sigmoid + g sigmoid (1 - sigmoid)
+    du = da * g * sigmoid  # [R_e,H]
+    return *linear_backward(np.concatenate([dg, du], -1), x, gate_up), ddown  # [R_e,D], [2H,D], [D,H]
 
 
 def moe(h: Array, router: Array, gate_up: Array, down: Array, config: Config) -> tuple[Array, float, Saved]:
@@ -172,10 +173,10 @@ def moe(h: Array, router: Array, gate_up: Array, down: Array, config: Config) ->
     x = h.reshape(-1, h.shape[-1])  # [N,D]
     weights, ids, loss, saved_gate = gate(x @ router.T, config)
     y, groups = np.zeros_like(x), []
-    for e in range(config.n_experts):  # not each token's experts but each expert's tokens: a few large matrix products
-        token, slot = np.nonzero(ids == e)  # [R] both: who chose e, and as which of its K
-        out, saved_expert = expert(x[token], gate_up[e], down[e])  # [R,D]
-        y[token] += weights[token, slot, None] * out  # no token stands in `token` twice, so += loses nothing
+    for e in range(config.n_experts):  # loops over experts, not over tokens: a few large matrix products
+        token, slot = np.nonzero(ids == e)  # [R_e] both: the tokens that chose e, and as which of their K
+        out, saved_expert = expert(x[token], gate_up[e], down[e])  # [R_e,D]
+        y[token] += weights[token, slot, None] * out  # no token occurs twice in `token`, so += loses nothing
         groups.append((token, slot, out, saved_expert))
     return y.reshape(h.shape), loss, (x, router, gate_up, down, weights, saved_gate, groups)
 
@@ -185,15 +186,15 @@ def moe_backward(dy: Array, saved: Saved, config: Config) -> tuple[Array, Array,
     dout, dx, dweights = dy.reshape(x.shape), np.zeros_like(x), np.empty_like(weights)  # [N,D], [N,D], [N,K]
     dgate_up, ddown = np.empty_like(gate_up), np.empty_like(down)  # [E,2H,D], [E,D,H]
     for e, (token, slot, out, saved_expert) in enumerate(groups):
-        dweights[token, slot] = (dout[token] * out).sum(-1)  # [R]: d (weight * out) / d weight = out
+        dweights[token, slot] = (dout[token] * out).sum(-1)  # [R_e]: d (weight * out) / d weight = out
         dx_expert, dgate_up[e], ddown[e] = expert_backward(weights[token, slot, None] * dout[token], saved_expert)
-        dx[token] += dx_expert  # [R,D]
+        dx[token] += dx_expert  # [R_e,D]
     dx_router, drouter = linear_backward(gate_backward(dweights, saved_gate, config), x, router)  # [N,D], [E,D]
     return (dx + dx_router).reshape(dy.shape), drouter, dgate_up, ddown
 
 
 def forward(params: Params, tokens: Array, config: Config) -> tuple[Array, float, Saved]:
-    """Each block adds to the stream x what attention, then the experts, make of it.   tokens [B,T] -> logits [B,T,V], router loss"""
+    """Each block adds the results of attention, and then of the experts, to the stream x.   tokens [B,T] -> logits [B,T,V], router loss"""
     x, saved, router_loss = params["embed.weight"][tokens], [], 0.0  # [B,T,D]
     for b in (f"blocks.{i}." for i in range(config.n_layers)):
         h, norm1 = rms_norm(x, params[b + "attention_norm.weight"])
@@ -209,7 +210,7 @@ def forward(params: Params, tokens: Array, config: Config) -> tuple[Array, float
 
 
 def backward(dlogits: Array, saved: Saved, params: Params, tokens: Array, config: Config) -> Params:
-    """`forward` from its last line to its first. x = x + f(x) passes dx on twice: as it is, and through f."""
+    """The lines of `forward` in reverse. x = x + f(x) passes dx on twice: unchanged, and through f."""
     (blocks, norm, h), g = saved, {"embed.weight": np.zeros_like(params["embed.weight"])}  # g: the gradients by name
     dh, g["head.weight"] = linear_backward(dlogits, h, params["head.weight"])  # [B,T,D], [V,D]
     dx, g["norm.weight"] = rms_norm_backward(dh, norm)  # [B,T,D], [D]
@@ -221,12 +222,12 @@ def backward(dlogits: Array, saved: Saved, params: Params, tokens: Array, config
         dh, g[b + "attention.qkv_proj.weight"], g[b + "attention.o_proj.weight"] = attention_backward(dx, att)
         dh, g[b + "attention_norm.weight"] = rms_norm_backward(dh, norm1)
         dx = dx + dh  # [B,T,D]
-    np.add.at(g["embed.weight"], tokens, dx)  # [V,D]: a row adds up the gradients of all places where its token stands
+    np.add.at(g["embed.weight"], tokens, dx)  # [V,D]: a row adds up the gradients of all positions of its token
     return g
 
 
 def loss_and_gradients(params: Params, tokens: Array, targets: Array, config: Config) -> tuple[float, float, Params]:
-    """The mean cross-entropy of targets [B,T] in nats, with the router loss and without, and the gradients of the former."""
+    """The mean cross-entropy of targets [B,T] in nats, with and without the router loss, and the gradients of the former."""
     logits, router_loss, saved = forward(params, tokens, config)
     p, lse = softmax(logits)  # [B,T,V], [B,T,1]
     cross_entropy = float((lse - np.take_along_axis(logits, targets[..., None], -1)).mean())
@@ -235,7 +236,7 @@ def loss_and_gradients(params: Params, tokens: Array, targets: Array, config: Co
 
 
 def train(params: Params, batches: Iterable[tuple[Array, Array]], config: Config) -> Iterator[float]:
-    """AdamW (Loshchilov & Hutter 2019); yields the cross-entropy of each step. `params` gets new arrays, the old ones stay as they were."""
+    """AdamW (Loshchilov & Hutter 2019); yields the cross-entropy of each step. `params` gets new arrays; the old ones are not changed."""
     m, v = ({name: np.zeros_like(w) for name, w in params.items()} for _ in range(2))
     for step, (tokens, targets) in enumerate(batches):
         _, cross_entropy, grads = loss_and_gradients(params, tokens, targets, config)
@@ -265,6 +266,6 @@ if __name__ == "__main__":
     sample = b"The statement "
     for _ in range(200):
         logits = forward(params, np.frombuffer(sample[-T:], np.uint8)[None], config)[0]  # [1,T,V]
-        p = softmax(logits[0, -1].astype(np.float64) / 0.7)[0]  # [V]: a temperature below 1 prefers the likely
+        p = softmax(logits[0, -1].astype(np.float64) / 0.7)[0]  # [V]: a temperature below 1 prefers likely bytes
         sample += bytes([rng.choice(config.vocab_size, p=p)])
     print(sample.decode(errors="replace"))

@@ -4,7 +4,7 @@
     layer = mm.MoE(d_model=16, d_hidden=24, moe=mm.MoEConfig(n_experts=4, top_k=2))
     y, stats = layer(mm.tensor(array, requires_grad=True))
 
-Names are looked up when they are first used, so that `minimoe --help` and `import minimoe` stay quick.
+Names are imported when they are first used, so that `minimoe --help` and `import minimoe` are fast.
 """
 
 from importlib import import_module

@@ -72,11 +72,11 @@ class Operators(Generic[Result]):
         return ops.power(self, exponent)
 
     def __matmul__(self, other: Any) -> Result:
-        """self @ other over the last two axes.   [...,N,K], [...,K,M] -> [...,N,M]"""
+        """self @ other over the last two axes.   [...,N,I], [...,I,O] -> [...,N,O]"""
         return ops.matmul(self, other)
 
     def __rmatmul__(self, other: Any) -> Result:
-        """other @ self over the last two axes.   [...,N,K], [...,K,M] -> [...,N,M]"""
+        """other @ self over the last two axes.   [...,N,I], [...,I,O] -> [...,N,O]"""
         return ops.matmul(other, self)
 
     def __getitem__(self, index: Any) -> Result:

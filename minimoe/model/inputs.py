@@ -102,7 +102,7 @@ class TokenInput(Input):
 
 
 class ImageInput(Input):
-    """Images [B,channels,S,S], cut into patches of side P: a class token, then a row for each of (S/P)^2 patches."""
+    """Images [B,channels,side,side], cut into patches of p x p pixels: a class token, then a row for each of (side / p)^2 patches."""
 
     def __init__(self, config: ModelConfig) -> None:
         c = config

@@ -34,7 +34,7 @@ class AttentionKernels(RandomKernels, ArrayLayer):
         -> y [B,Tq,Q,Cv], logsumexp [B,Q,Tq]. Query head i reads key/value head i // (Q/G). `dropout` acts on P, drawn by `rng`.
         """  # fmt: skip
         xp = self.xp
-        scores = self._scores(q, k, scale, self._mask(causal, window, q_pos, k_pos, k_valid))  # [B,G,S,Tq,Tk]
+        scores = self._scores(q, k, scale, self._mask(causal, window, q_pos, k_pos, k_valid))  # [B,G,M,Tq,Tk]
         top = xp.max(scores, axis=-1, keepdims=True)
         if sinks is not None:
             sink = xp.reshape(self.wide(sinks), (1, k.shape[2], -1, 1, 1))
@@ -50,7 +50,7 @@ class AttentionKernels(RandomKernels, ArrayLayer):
         logsumexp = xp.where(empty, xp.full_like(total, -xp.inf), top + xp.log(xp.where(empty, xp.ones_like(total), total)))
         if dropout:
             p *= self._keep(q, k, dropout, rng)
-        y = xp.matmul(xp.astype(p, v.dtype, copy=False), self._values(v))  # [B,G,S,Tq,Cv]
+        y = xp.matmul(xp.astype(p, v.dtype, copy=False), self._values(v))  # [B,G,M,Tq,Cv]
         b, tq = q.shape[:2]
         y = self.contiguous(xp.reshape(xp.permute_dims(y, (0, 3, 1, 2, 4)), (b, tq, q.shape[2], v.shape[3])))
         return self.store(y, out), xp.reshape(logsumexp, (b, q.shape[2], tq))
@@ -68,8 +68,8 @@ class AttentionKernels(RandomKernels, ArrayLayer):
         p = self._scores(q, k, scale, self._mask(causal, window, q_pos, k_pos, k_valid))
         p -= xp.where(dead, xp.zeros_like(lse), lse)
         p = xp.exp(p)
-        dy5 = self._queries(dy, groups)  # [B,G,S,Tq,Cv]
-        dp = self.wide(xp.matmul(dy5, xp.matrix_transpose(self._values(v))))  # [B,G,S,Tq,Tk]
+        dy5 = self._queries(dy, groups)  # [B,G,M,Tq,Cv]
+        dp = self.wide(xp.matmul(dy5, xp.matrix_transpose(self._values(v))))  # [B,G,M,Tq,Tk]
         delta = xp.sum(self.wide(dy) * self.wide(y), axis=-1)  # [B,Tq,Q]
         delta = xp.reshape(xp.permute_dims(delta, (0, 2, 1)), lse.shape)
         kept = p
@@ -96,7 +96,7 @@ class AttentionKernels(RandomKernels, ArrayLayer):
     # ---- parts ---------------------------------------------------------------------------------------------------------------
 
     def _queries(self, q: Array, groups: int) -> Array:
-        """[B,T,Q,C] -> [B,G,S,T,C], S = Q/G query heads for each key/value head"""
+        """[B,T,Q,C] -> [B,G,M,T,C], M = Q/G query heads for each key/value head"""
         b, t, heads, c = q.shape
         return self.xp.permute_dims(self.xp.reshape(q, (b, t, groups, heads // groups, c)), (0, 2, 3, 1, 4))
 
@@ -105,7 +105,7 @@ class AttentionKernels(RandomKernels, ArrayLayer):
         return self.xp.permute_dims(v, (0, 2, 1, 3))[:, :, None, :, :]
 
     def _scores(self, q: Array, k: Array, scale: float, mask: Array | None) -> Array:
-        """scale * q k^T, -inf where not allowed.   -> [B,G,S,Tq,Tk]"""
+        """scale * q k^T, -inf where not allowed.   -> [B,G,M,Tq,Tk]"""
         q5 = self._queries(q * scale, k.shape[2])
         scores = self.wide(self.xp.matmul(q5, self.xp.matrix_transpose(self._values(k))))
         if mask is not None:
@@ -127,7 +127,7 @@ class AttentionKernels(RandomKernels, ArrayLayer):
         return xp.where(allowed, zeros, zeros - xp.inf)[:, None, None, :, :]
 
     def _keep(self, q: Array, k: Array, dropout: float, rng: Draw | None) -> Array:
-        """The dropout mask over P, scaled by 1 / (1 - dropout).   -> [B,G,S,Tq,Tk]"""
+        """The dropout mask over P, scaled by 1 / (1 - dropout).   -> [B,G,M,Tq,Tk]"""
         if rng is None:
             raise ValueError("attention: dropout > 0 needs rng")
         b, tq, heads, _ = q.shape

@@ -38,7 +38,7 @@ class Step:
         self.bad_steps = self.backend.from_host(np.zeros((), dtype=np.int32))  # non-finite steps in a row, up to now
 
     def __call__(self, number: Array, lr: Array, inputs: Array, targets: Array) -> Array:
-        """Do step `number`, which counts from 0.   inputs, targets [A,B,T] (images [A,B,channels,S,S] and classes [A,B]) -> packed
+        """Do step `number`, which counts from 0.   inputs, targets [A,B,T] (images [A,B,channels,side,side] and classes [A,B]) -> packed
 
         The gradient is the mean over the A micro-batches. `packed` [9 + L (1+E)] is described in metrics.py.
         """

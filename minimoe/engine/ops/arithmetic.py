@@ -53,7 +53,7 @@ def power(a: Tensor, exponent: float) -> Tensor:
 
 
 def matmul(a: Any, b: Any) -> Tensor:
-    """a b over the last two axes, the others broadcast.   da = dy b^T, db = a^T dy.   [...,N,K], [...,K,M] -> [...,N,M]"""
+    """a b over the last two axes, the others broadcast.   da = dy b^T, db = a^T dy.   [...,N,I], [...,I,O] -> [...,N,O]"""
     a, b = operands("matmul", a, b)
     if a.ndim < 2 or b.ndim < 2:
         raise ValueError(f"matmul: both sides need two axes or more, got {a.shape} and {b.shape}")

@@ -66,7 +66,7 @@ def random_tokens(config: Config, vocab_size: int) -> tuple[Drawn, Drawn]:
 
 
 def random_images(config: Config) -> tuple[Drawn, Drawn]:
-    """Random images and classes.   -> [A,B,channels,S,S], [A,B]"""
+    """Random images and classes.   -> [A,B,channels,side,side], [A,B]"""
     t, m = config.train, config.model
     shape = (t.accumulate, t.batch_size, m.n_channels, m.image_size, m.image_size)
     pixels = host_bits(math.prod(shape), t.seed, "bench.images").astype(np.float32).reshape(shape) * np.float32(2.0**-32)

@@ -55,11 +55,11 @@ def load_digits(val_fraction: float = 0.2) -> Digits:
 
 
 def shifted(images: Floats, words: npt.NDArray[np.int64]) -> Floats:
-    """Move each image sideways by -1, 0 or 1 pixels, and fill in paper.   images [B,1,S,S], words [B] below 2^32
+    """Move each image sideways by -1, 0 or 1 pixels, and fill in paper.   images [B,1,side,side], words [B] below 2^32
 
     Images are not moved up or down: the digits fill their height, and would lose ink.
     """
     padded = np.pad(images, ((0, 0), (0, 0), (0, 0), (1, 1)))
-    columns = np.arange(SIDE) + (words * 3 >> 32)[:, None]  # [B,S]
+    columns = np.arange(SIDE) + (words * 3 >> 32)[:, None]  # [B,side]
     moved: Floats = np.take_along_axis(padded, columns[:, None, None, :], axis=3)
     return moved

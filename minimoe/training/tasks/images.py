@@ -27,7 +27,7 @@ ACROSS, DOWN = 4, 2  # images shown at the end of a run
 
 
 class ImageClassification(Task):
-    """Inputs are images [B,channels,S,S], targets their classes [B]."""
+    """Inputs are images [B,channels,side,side], targets their classes [B]."""
 
     unit = "image"
 
@@ -48,7 +48,7 @@ class ImageClassification(Task):
         self.config = replace(config, train=replace(config.train, seq_len=config.model.n_patches + 1))
 
     def batch(self, step: int, micro: int) -> tuple[Array, Array]:
-        """images [B,1,S,S], classes [B]"""
+        """images [B,1,side,side], classes [B]"""
         t = self.config.train
         words = host_bits(2 * t.batch_size, t.seed, "data.images", micro, step).reshape(t.batch_size, 2)
         chosen = words[:, 0] * len(self.data.train) >> 32
@@ -70,7 +70,7 @@ class ImageClassification(Task):
     # ---- measuring -----------------------------------------------------------------------------------------------------------------
 
     def held_out(self, whole: bool = True) -> Batches:
-        """images [B,1,S,S], classes [B]; the last batch is smaller"""
+        """images [B,1,side,side], classes [B]; the last batch is smaller"""
         t = self.config.train
         stop = len(self.val) if whole else min(len(self.val), t.eval_batches * t.batch_size)
         for start in range(0, stop, t.batch_size):
@@ -113,7 +113,7 @@ def check_shape(config: Config) -> None:
 
 
 def drawn(image: Floats) -> list[str]:
-    """Draw an image [S,S] as lines of shades, two characters per pixel, so that it looks square."""
+    """Draw an image [side,side] as lines of shades, two characters per pixel, so that it looks square."""
     shades = np.rint(np.clip(image, 0.0, 1.0) * (len(INK) - 1)).astype(int)
     return ["".join(INK[shade] * 2 for shade in row) for row in shades.tolist()]
 
