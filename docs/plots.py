@@ -1,4 +1,4 @@
-"""The pictures of the pages: `python -m docs.plots` draws them anew into docs/images (needs the extra `report`).
+"""Draws the pictures of the pages into docs/images: `python -m docs.plots` (needs the extra `report`).
 
 Every curve is computed by minimoe itself on NumPy, with fixed seeds; the same matplotlib writes the same bytes.
 """
@@ -45,7 +45,7 @@ COOL, LIT, GOOD = Tint("#e4eefa", BLUE), Tint("#fdecd9", ORANGE), Tint("#dff2e8"
 
 
 def cost_over_experts(experts: Sequence[int]) -> dict[str, list[float]]:
-    """Millions of parameters and of forward FLOPs a token of tiny-moe's shape with 2 of E experts, and of a dense model as large."""
+    """Millions of parameters and of forward FLOPs per token of tiny-moe's shape with 2 of E experts, and of a dense model of that size."""
     found: dict[str, list[float]] = {"total": [], "active": [], "sparse_flops": [], "dense_flops": []}
     for e in experts:
         shape: Any = {"d_model": 128, "n_layers": 4, "n_heads": 4, "n_kv_heads": 2, "max_seq_len": 128, "vocab_size": 256}
@@ -59,7 +59,7 @@ def cost_over_experts(experts: Sequence[int]) -> dict[str, list[float]]:
 
 
 def skewed_logits(n: int, e: int, skew: float) -> np.ndarray[Any, Any]:
-    """Gaussian logits with one expert's raised by `skew`.   [N,E]"""
+    """Gaussian logits, with those of one expert raised by `skew`.   [N,E]"""
     logits = host_normal(n * e, 0, "docs.skew").reshape(n, e)
     logits[:, 0] += skew
     return logits
@@ -77,7 +77,7 @@ def balance_over_skew(skews: Sequence[float], n: int = 4096, e: int = 8) -> dict
 
 
 def allowed(t: int, causal: bool, window: int) -> np.ndarray[Any, Any]:
-    """Which key each query sees: with the identity as values attention gives its own weights.   -> bool [T,T]"""
+    """The keys that each query attends to: with the identity as values, attention returns its weights.   -> bool [T,T]"""
     b = load("numpy")
     zeros, positions = np.zeros((1, t, 1, 1)), np.arange(t, dtype=np.int32)[None]
     options: Any = {"scale": 1.0, "causal": causal, "window": window, "q_pos": positions, "k_pos": positions}
@@ -115,7 +115,7 @@ def draw_cost(figure: Any) -> None:
     right.plot(experts, found["dense_flops"], "o-", color=BLUE, label="dense: one FFN of width 256 E")
     right.plot(experts, found["sparse_flops"], "o-", color=ORANGE, label="sparse: 2 of E experts of width 256")
     left.set_ylim(0.8, 60)
-    right.set(title="Forward FLOPs a token, millions", xlabel="experts E", ylim=(0.8, 60))
+    right.set(title="Forward FLOPs per token, millions", xlabel="experts E", ylim=(0.8, 60))
     for axes in (left, right):
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
@@ -224,7 +224,7 @@ def sketch_model(s: Sketch) -> None:
 
 
 def sketch_routed_layer(s: Sketch) -> None:
-    """From a router's logits to the weighted sum of the experts; the bars are a gate's that ran."""
+    """From a router's logits to the weighted sum of the experts; the bars show a gate that ran."""
     probs, chosen, weights = one_token()
     s.box(172, 28, 278, 320, tint=Tint("white", ORANGE))
     s.words(182, 43, "routed layer", 9, INK, fontweight="bold", ha="left")
@@ -254,7 +254,7 @@ def sketch_routed_layer(s: Sketch) -> None:
 
 
 def sketch_losses(s: Sketch) -> None:
-    """The task's loss and the router's, joined."""
+    """The sum of the task's loss and the router's."""
     s.arrow((346, 74), (368, 74), colour=GREEN)
     s.box(368, 58, 74, 44, "balance loss", "E Σ f P,\nand z-loss", GOOD)
     s.arrow((405, 102), (405, 391), colour=GREEN)
@@ -264,34 +264,38 @@ def sketch_losses(s: Sketch) -> None:
     s.plus(405, 398)
     s.arrow((412, 398), (428, 398))
     s.words(431, 398, "loss", 9, INK, ha="left", fontweight="bold")
-    s.words(12, 426, "Backward, gradients take every arrow in reverse, save the plan's: integers have none.", ha="left")
+    s.words(12, 426, "In backward, gradients follow every arrow in reverse, except the plan's: a plan is integers.", ha="left")
+
+
+FOLDERS = [
+    ("cli", "commands, display"), ("study", "inspect, compare, bench"), ("testing", "gradients, conformance"),
+    ("training", "step, optimizers, tasks"), ("generation", "sampling, decoding"), ("pretrained", "transformers' folders"),
+    ("runs", "checkpoints"), ("data", "text, tokens, batches"), ("model", "Transformer, block"), ("layers", "attention, experts"),
+    ("engine", "Tensor, ops, backward"), ("backend", "by name"), ("config", "presets, cost"), ("reference", "kernels"),
+]  # fmt: skip
+BACKENDS = ("numpy", "numba", "cupy", "numba-cuda", "yours")
 
 
 def sketch_code(s: Sketch) -> None:
-    """minimoe's modules, those below imported by those above."""
+    """The folders of minimoe/, from those that import to those that are imported, and the backends."""
     s.words(470, 13, "The layers of the code", 10.5, INK, fontweight="bold", ha="left")
-    rows = [
-        ("cli", "train, generate, inspect, ..."), ("trainer", "the loop"), ("model", "one Transformer"), ("nn", "attention, ..."),
-        ("ops", "each operation, once"), ("autograd", "Tensor, backward"), ("backend", "arrays, overrides"),
-        ("reference", "formula and gradient\nof every kernel"),
-    ]  # fmt: skip
-    beside = {"trainer": ("generation", "token by token"), "nn": ("moe", "routed layer")}
-    for i, (name, note) in enumerate(rows):
-        top = 28 + 48 * i
-        width = 82 if name in beside else 104 if name == "backend" else 170
-        s.box(470, top, width, 34 if name != "reference" else 44, name, note, LIT if name == "reference" else PLAIN)
-        if name in beside:
-            s.box(558, top, 82, 34, *beside[name])
-            s.arrow((599, top + 34), (599, top + 48))
-        if i + 1 < len(rows):
-            s.arrow((511, top + 34), (511, top + 48))
-    for top, name, dashed in ((313, "numpy", False), (335, "yours", True)):
-        s.box(592, top, 48, 18, name, tint=COOL, dashed=dashed)
-        s.arrow((592, top + 9), (574, top + 9))
-    for above in ("cli", "model"):
-        top = 28 + 48 * [name for name, _ in rows].index(above)
-        s.arrow((599, top + 34), (599, top + 48))
-    s.words(470, 426, "An arrow points at what is imported.", ha="left")
+    pitch, height = 27.4, 21.5
+    beside = {"backend", "config", "reference"}  # the backends are drawn there
+    for i, (name, note) in enumerate(FOLDERS):
+        top, width = 28 + pitch * i, 104 if name in beside else 170
+        s.box(470, top, width, height, " ", tint=LIT if name == "reference" else PLAIN)
+        s.words(477, top + height / 2, name, 8.5, INK, fontweight="bold", ha="left")
+        s.words(470 + width - 6, top + height / 2, note, 7.5, ha="right")
+        if i + 1 < len(FOLDERS):
+            s.arrow((527, top + height), (527, top + pitch))
+    first = 28 + pitch * [name for name, _ in FOLDERS].index("backend")
+    for i, name in enumerate(BACKENDS):
+        top = first + 15.6 * i
+        s.box(584, top, 56, 13, " ", tint=COOL, dashed=name == "yours")
+        s.words(612, top + 6, name, 7.5, INK)
+    s.arrow((584, first + 6.5), (574, first + 6.5))
+    s.words(470, 419, "Imports point only downwards. A backend", ha="left")
+    s.words(470, 430, "imports backend, and is found by its name.", ha="left")
 
 
 PICTURES: dict[str, tuple[Callable[[Any], None], tuple[float, float]]] = {

@@ -3,17 +3,20 @@
 A block marked ```python no-run is skipped. A block ```output right after a python block is what that block prints, to the letter.
 """
 
+import ast
 import io
 import os
 import re
 from collections.abc import Iterator
 from contextlib import redirect_stdout
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 import minimoe as mm
+from minimoe.backend import BUILT_IN
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = sorted(ROOT.glob("docs/*.md"))
@@ -90,6 +93,34 @@ def named_paths(page: Path) -> Iterator[str]:
             yield name
 
 
+@cache
+def definitions(path: Path) -> frozenset[str]:
+    """The functions, classes and assigned names of a Python file, those of a class as Class.name."""
+
+    def within(body: list[ast.stmt], prefix: str) -> Iterator[str]:
+        for node in body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                yield prefix + node.name
+            if isinstance(node, ast.ClassDef):
+                yield from within(node.body, f"{prefix}{node.name}.")
+            elif isinstance(node, ast.If):  # declared for the type checker
+                yield from within(node.body, prefix)
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                yield from (prefix + target.id for target in targets if isinstance(target, ast.Name))
+
+    return frozenset(within(ast.parse(path.read_text(encoding="utf-8")).body, ""))
+
+
+def undefined(text: str) -> list[str]:
+    """What a text names as `file.py:name`, in backticks, and the repository does not have."""
+    missing = []
+    for file, name in re.findall(r"`([\w./-]+\.py):([\w.]+)`", text):
+        if not (ROOT / file).is_file() or name not in definitions(ROOT / file):
+            missing.append(f"{file}:{name}")
+    return missing
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name not in SKETCHES], ids=lambda page: page.name)
 def test_the_blocks_of_a_page_run_and_print_what_it_says(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -119,6 +150,24 @@ def test_every_file_that_a_page_names_exists(page: Path) -> None:
     assert not missing
 
 
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "backends" / "README.md"], ids=lambda page: f"{page.parent.name}/{page.name}")
+def test_every_function_that_a_page_names_with_its_file_is_defined_there(page: Path) -> None:
+    assert not undefined(prose(page))
+
+
+def test_the_bridge_page_names_every_function_of_the_example() -> None:
+    text = (ROOT / "docs" / "from-micromoe.md").read_text(encoding="utf-8")
+    tree = ast.parse((ROOT / "examples" / "micromoe.py").read_text(encoding="utf-8"))
+    names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    assert len(names) > 15 and [name for name in names if f"| `examples/micromoe.py:{name}` |" not in text] == []
+
+
+def test_a_name_that_a_file_does_not_define_is_found() -> None:
+    there = "`minimoe/layers/moe.py:MoE.__call__`, `minimoe/backend.py:load`"
+    gone = "`minimoe/backend.py:nothing`, `minimoe/layers/moe.py:MoE.nothing`, `minimoe/nothing.py:load`"
+    assert undefined(there) == [] and len(undefined(gone)) == 3
+
+
 def test_a_wrong_output_and_a_block_that_fails_are_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("```python\nprint(1)\n```\n\n```output\n1\n```\n")
@@ -129,6 +178,22 @@ def test_a_wrong_output_and_a_block_that_fails_are_found(tmp_path: Path) -> None
     page.write_text("```python no-run\n1 / 0\n```\n\n```python\n1 / 0\n```\n")
     with pytest.raises(ZeroDivisionError):
         run_page(page)
+
+
+def test_the_map_of_the_readme_has_every_folder_and_file_of_the_package() -> None:
+    shown = (ROOT / "README.md").read_text(encoding="utf-8").split("\nminimoe/\n")[1].split("\nbackends/")[0]
+    named = {line.split()[0] for line in shown.splitlines()}
+    public = {"nn.py", "ops.py", "optim.py", "__init__.py", "__main__.py"}  # names of modules that are in the map
+    files = {path.name for path in (ROOT / "minimoe").glob("*.py")} - public
+    assert named == files | {f"{path.parent.name}/" for path in (ROOT / "minimoe").glob("*/__init__.py")}
+
+
+def test_the_picture_of_the_architecture_shows_every_folder_and_every_backend() -> None:
+    from docs import plots
+
+    folders = {path.parent.name for path in (ROOT / "minimoe").glob("*/__init__.py")}
+    assert {name for name, _ in plots.FOLDERS} == folders | {"backend"}
+    assert set(plots.BACKENDS) == {*BUILT_IN, "yours"}
 
 
 def test_the_plots_are_those_that_the_pages_show_and_are_drawn_the_same_twice(tmp_path: Path) -> None:
