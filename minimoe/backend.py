@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minimoe.config import Config
 from minimoe.errors import UserError, nearest
 from minimoe.reference.activation import ActivationKernels
 from minimoe.reference.arrays import Array as Array
@@ -81,6 +82,9 @@ class Backend(
 
     def tell(self, listener: Callable[[str], None] | None) -> None:
         """Let `listener` know of what keeps a user waiting or runs slower than it might; None: standard error again."""
+
+    def prepare(self, config: Config) -> None:
+        """Called before training reads data and draws weights: a backend may begin to compile this configuration's kernels."""
 
     def at_hand(self, array: Array) -> "np.ndarray[Any, Any] | None":
         """The array as NumPy's, where it can be looked at without waiting for a device; else None."""

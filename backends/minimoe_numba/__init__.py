@@ -11,16 +11,18 @@ from typing import Any
 import numpy as np
 
 from minimoe.backend import Array, Backend, kernel_names, overridden
+from minimoe.config import Config
 from minimoe_numba.activation import FastActivation
+from minimoe_numba.ahead import prepare
 from minimoe_numba.attention import FastAttention
 from minimoe_numba.blas import find_blas
-from minimoe_numba.compiling import news, to_stderr
 from minimoe_numba.embedding import FastEmbedding
 from minimoe_numba.expert import FastExpert
 from minimoe_numba.gating import FastGating
 from minimoe_numba.linear import FastLinear
 from minimoe_numba.loss import FastLoss
 from minimoe_numba.machine import machine
+from minimoe_numba.news import news, to_stderr
 from minimoe_numba.norm import FastNorm
 from minimoe_numba.optimizer import FastOptimizer
 from minimoe_numba.random import FastRandom
@@ -51,6 +53,9 @@ class NumbaBackend(
 
     def tell(self, listener: Callable[[str], None] | None) -> None:
         news.listener = listener or to_stderr
+
+    def prepare(self, config: Config) -> None:
+        prepare(config)
 
     def use_threads(self, count: int) -> None:
         machine().use_threads(count)

@@ -12,13 +12,13 @@ import numpy as np
 
 from minimoe.backend import Array
 from minimoe.reference.random import Draw
-from minimoe_numba.arrays import NO_BOOLS, NO_FLOATS, singles
-from minimoe_numba.compiling import compiled
-from minimoe_numba.kernel import B2, F1, F3, F4, I2, address, kernel
+from minimoe_numba.arrays import NO_FLOATS, singles
+from minimoe_numba.compiling import compiled, inlined
+from minimoe_numba.kernel import F1, F3, F4, I2, L1, address, kernel
 from minimoe_numba.machine import machine
 from minimoe_numba.maths import INFINITY, ONE, ZERO, exp, largest
 from minimoe_numba.native import PLAIN, TRANSPOSED, call_sgemm, floats_at
-from minimoe_numba.tape import contiguous, empty
+from minimoe_numba.tape import contiguous, empty, traced
 from minimoe_numpy import NumpyBackend
 
 SCORES = 2**15  # of a block, at most, where tokens allow: 128 KiB
@@ -26,23 +26,12 @@ LEAST, MOST = 8, 64  # tokens of a block
 NEVER = np.int32(2**31 - 1)
 
 
-@compiled
+@inlined
 def tokens_of_block(heads, tk):  # type: ignore[no-untyped-def]
     return min(MOST, max(LEAST, SCORES // (heads * tk)))
 
 
-@compiled
-def key_positions(k_pos, k_valid, b):  # type: ignore[no-untyped-def]
-    """The positions of one sequence's keys, NEVER where a key does not count."""
-    positions = k_pos[b if k_pos.shape[0] > 1 else 0].copy()
-    if k_valid.size:
-        valid = k_valid[b if k_valid.shape[0] > 1 else 0]
-        for j in range(len(positions)):
-            positions[j] = positions[j] if valid[j] else NEVER
-    return positions
-
-
-@compiled
+@inlined
 def bounds(position, causal, window):  # type: ignore[no-untyped-def]
     """The lowest and the highest key position that a query sees."""
     low = position - np.int32(window) + np.int32(1) if window else -NEVER
@@ -51,11 +40,14 @@ def bounds(position, causal, window):  # type: ignore[no-untyped-def]
     return low, position + np.int32(window) - np.int32(1) if window else NEVER - np.int32(1)
 
 
-@compiled
+@inlined
 def keys_seen(positions, q_positions, causal, window):  # type: ignore[no-untyped-def]
     """The range of keys outside which no query of a block sees any.   -> first, last"""
-    low, _ = bounds(q_positions.min(), causal, window)
-    _, high = bounds(q_positions.max(), causal, window)
+    lowest, highest = q_positions[0], q_positions[0]
+    for t in range(len(q_positions)):
+        lowest, highest = min(lowest, q_positions[t]), max(highest, q_positions[t])
+    low, _ = bounds(lowest, causal, window)
+    _, high = bounds(highest, causal, window)
     first, last = 0, len(positions)
     while first < last and not low <= positions[first] <= high:
         first += 1
@@ -64,16 +56,16 @@ def keys_seen(positions, q_positions, causal, window):  # type: ignore[no-untype
     return first, last
 
 
-@compiled
+@inlined
 def in_a_row(positions):  # type: ignore[no-untyped-def]
-    """Does each key stand one after the one before it, and do all count? Then what a query sees needs no look at each."""
+    """True if the keys have consecutive positions and all are valid: a query then sees a range of them, found without looking at each."""
     for j in range(len(positions)):
         if positions[j] != positions[0] + j:
             return False
     return len(positions) == 0 or positions[len(positions) - 1] != NEVER
 
 
-@compiled
+@inlined
 def seen_by(positions, row_of_keys, low, high):  # type: ignore[no-untyped-def]
     """The range of keys outside which a query sees none; if they are in a row it sees all of the range.   -> first, last"""
     if not row_of_keys or not len(positions):
@@ -82,7 +74,7 @@ def seen_by(positions, row_of_keys, low, high):  # type: ignore[no-untyped-def]
     return first, max(first, min(np.int64(high) - positions[0] + 1, len(positions)))
 
 
-@compiled
+@inlined
 def hide(scores, positions, low, high):  # type: ignore[no-untyped-def]
     """-inf where a query does not see."""
     for j in range(len(scores)):
@@ -90,13 +82,13 @@ def hide(scores, positions, low, high):  # type: ignore[no-untyped-def]
         scores[j] = scores[j] if seen else -INFINITY
 
 
-@compiled
+@inlined
 def clear(x):  # type: ignore[no-untyped-def]
     for i in range(len(x)):
         x[i] = ZERO
 
 
-@compiled
+@inlined
 def pack(x, row_stride, first, tokens, heads, width, scale, packed):  # type: ignore[no-untyped-def]
     """Rows (head, token) of a block, scaled.   x: address of the block's sequence and first head -> packed [heads*tokens,C]"""
     for s in range(heads):
@@ -106,7 +98,7 @@ def pack(x, row_stride, first, tokens, heads, width, scale, packed):  # type: ig
                 packed[s * tokens + t, d] = row[d] * scale
 
 
-@compiled
+@inlined
 def unpack(packed, x, row_stride, first, tokens, heads, width, scales):  # type: ignore[no-untyped-def]
     """The other way, each row times its scale."""
     for s in range(heads):
@@ -134,13 +126,11 @@ def exp_row(scores, sink):  # type: ignore[no-untyped-def]
 
 @kernel
 def attention_heads(
-    start: int, stop: int, sgemm: int, q: int, k: int, v: int, q_row: int, k_row: int, v_row: int, width: int, scale: float, causal: int,
-    window: int, q_pos: I2, k_pos: I2, k_valid: B2, sinks: F1, groups: int, y: F4, logsumexp: F3,
-) -> None:  # fmt: skip
-    """Key/value heads start .. stop of all B*G. q, k, v are addresses, q_row the floats from one token to the next.
-
-    y [B,Tq,Q,Cv], logsumexp [B,Q,Tq]
-    """
+    start: int, stop: int, sgemm: int, inputs: L1, options: L1, scale: float, q_pos: I2, k_pos: I2, sinks: F1, y: F4, logsumexp: F3
+) -> None:
+    """Key/value heads start .. stop of all B*G.   y [B,Tq,Q,Cv], logsumexp [B,Q,Tq]; inputs, options: of `grouped`"""
+    q, k, v, q_row, k_row, v_row = inputs[0], inputs[1], inputs[2], inputs[3], inputs[4], inputs[5]
+    width, groups, causal, window = options[0], options[1], options[2], options[3]
     tq, queries, v_width = y.shape[1], y.shape[2], y.shape[3]
     tk, heads = k_pos.shape[1], queries // groups
     tokens = min(tq, tokens_of_block(heads, tk))
@@ -149,7 +139,7 @@ def attention_heads(
     values, shares = np.empty((heads * tokens, v_width), np.float32), np.empty(heads * tokens, np.float32)
     for unit in range(start, stop):
         b, g = unit // groups, unit % groups
-        positions = key_positions(k_pos, k_valid, b)
+        positions = k_pos[b if k_pos.shape[0] > 1 else 0]
         row_of_keys = in_a_row(positions)
         q_positions = q_pos[b if q_pos.shape[0] > 1 else 0]
         q_here = q + 4 * (b * tq * q_row + g * heads * width)
@@ -189,38 +179,45 @@ def attention_heads(
 
 @kernel
 def attention_heads_backward(
-    start: int, stop: int, sgemm: int, q: int, k: int, v: int, q_row: int, k_row: int, v_row: int, width: int, scale: float, causal: int,
-    window: int, q_pos: I2, k_pos: I2, k_valid: B2, groups: int, dy: F4, y: F4, logsumexp: F3, dq: F4, dk: F4, dv: F4, delta: F3,
-) -> None:  # fmt: skip
-    """dq, dk, dv as q, k, v; delta [B,Q,Tq] = sum(dy * y)"""
+    start: int, stop: int, sgemm: int, inputs: L1, options: L1, scale: float, q_pos: I2, k_pos: I2, dy: F4, y: F4, logsumexp: F3, delta: F3
+) -> None:
+    """Fills the gradients of q, k and v, and delta [B,Q,Tq] = sum(dy * y).   inputs, options: of `grouped`, with all three gradients"""
+    q, k, v, q_row, k_row, v_row = inputs[0], inputs[1], inputs[2], inputs[3], inputs[4], inputs[5]
+    dq, dk, dv = inputs[6], inputs[7], inputs[8]
+    width, groups, causal, window = options[0], options[1], options[2], options[3]
     tq, queries, v_width = y.shape[1], y.shape[2], y.shape[3]
     tk, heads = k_pos.shape[1], queries // groups
     tokens = tokens_of_block(heads, tk)
     packed = np.empty((heads * tokens, width), np.float32)
     dy_packed = np.empty((heads * tokens, v_width), np.float32)
     p, dp = np.empty(heads * tokens * tk, np.float32), np.empty(heads * tokens * tk, np.float32)
-    scales = np.full(heads * tokens, scale)
+    scales = np.empty(heads * tokens, np.float32)
+    for r in range(len(scales)):
+        scales[r] = scale
     for unit in range(start, stop):
         b, g = unit // groups, unit % groups
-        positions = key_positions(k_pos, k_valid, b)
+        positions = k_pos[b if k_pos.shape[0] > 1 else 0]
         row_of_keys = in_a_row(positions)
         q_positions = q_pos[b if q_pos.shape[0] > 1 else 0]
         q_here = q + 4 * (b * tq * q_row + g * heads * width)
         k_here, v_here = k + 4 * (b * tk * k_row + g * width), v + 4 * (b * tk * v_row + g * v_width)
         dk_row, dv_row = groups * width, groups * v_width
-        dk_here, dv_here = dk.ctypes.data + 4 * (b * tk * dk_row + g * width), dv.ctypes.data + 4 * (b * tk * dv_row + g * v_width)
+        dk_here, dv_here = dk + 4 * (b * tk * dk_row + g * width), dv + 4 * (b * tk * dv_row + g * v_width)
         dy_here = dy.ctypes.data + 4 * (b * tq * queries + g * heads) * v_width
-        dq_here = dq.ctypes.data + 4 * (b * tq * queries + g * heads) * width
-        dk[b, :, g] = ZERO
-        dv[b, :, g] = ZERO
+        dq_here = dq + 4 * (b * tq * queries + g * heads) * width
+        for j in range(tk):
+            clear(floats_at(dk_here + 4 * j * dk_row, width))
+            clear(floats_at(dv_here + 4 * j * dv_row, v_width))
         for first in range(0, tq, tokens):
             count = min(tokens, tq - first)
             m = heads * count
             from_key, to_key = keys_seen(positions, q_positions[first : first + count], causal, window)
             keys = to_key - from_key
             if not keys:
-                dq[b, first : first + count, g * heads : (g + 1) * heads] = ZERO
-                delta[b, g * heads : (g + 1) * heads, first : first + count] = ZERO
+                for t in range(first, first + count):
+                    clear(floats_at(dq_here + 4 * t * queries * width, heads * width))
+                for head in range(g * heads, (g + 1) * heads):
+                    clear(delta[b, head, first : first + count])
                 continue
             here = positions[from_key:to_key]
             pack(q_here, q_row, first, count, heads, width, scale, packed)
@@ -282,10 +279,11 @@ class FastAttention(NumpyBackend):
         (b, tq, queries, width), groups = q.shape, k.shape[2]
         y = empty((b, tq, queries, v.shape[3]))
         logsumexp = empty((b, queries, tq))
-        (q, q_row), (k, k_row), (v, v_row) = by_tokens(q), by_tokens(k), by_tokens(v)
+        rows = by_tokens(q), by_tokens(k), by_tokens(v)  # a name, so that copies live until the kernel has run
+        inputs, options = grouped(rows, (), (width, groups, causal, window))
         attention_heads(
-            b * groups, 1, blas.sgemm, address(q), address(k), address(v), q_row, k_row, v_row, width, scale, causal, window,
-            *masks(q_pos, k_pos, k_valid), NO_FLOATS if sinks is None else contiguous(sinks), groups, y, logsumexp,
+            b * groups, 1, blas.sgemm, inputs, options, scale,
+            *positions_of(q_pos, k_pos, k_valid), NO_FLOATS if sinks is None else contiguous(sinks), y, logsumexp,
         )  # fmt: skip
         return self.store(y, out), logsumexp
 
@@ -302,11 +300,12 @@ class FastAttention(NumpyBackend):
         (b, tq, queries, width), groups = q.shape, k.shape[2]
         dq, dk, dv = (empty(a.shape) for a in (q, k, v))
         delta = empty((b, queries, tq))
-        (q, q_row), (k, k_row), (v, v_row) = by_tokens(q), by_tokens(k), by_tokens(v)
         logsumexp = contiguous(logsumexp)
+        rows = by_tokens(q), by_tokens(k), by_tokens(v)  # as above
+        inputs, options = grouped(rows, (dq, dk, dv), (width, groups, causal, window))
         attention_heads_backward(
-            b * groups, 1, blas.sgemm, address(q), address(k), address(v), q_row, k_row, v_row, width, scale, causal, window,
-            *masks(q_pos, k_pos, k_valid), groups, contiguous(dy), contiguous(y), logsumexp, dq, dk, dv, delta,
+            b * groups, 1, blas.sgemm, inputs, options, scale,
+            *positions_of(q_pos, k_pos, k_valid), contiguous(dy), contiguous(y), logsumexp, delta,
         )  # fmt: skip
         dsinks = None
         if sinks is not None:
@@ -325,7 +324,17 @@ def by_tokens(x: Array) -> tuple[Array, int]:
     return x, row
 
 
-def masks(q_pos: Array, k_pos: Array, k_valid: Array | None) -> tuple[Array, Array, Array]:
-    """Positions and validity as the kernels want them."""
-    valid = NO_BOOLS.reshape(0, 0) if k_valid is None else contiguous(k_valid)
-    return contiguous(q_pos, np.int32), contiguous(k_pos, np.int32), valid
+def grouped(rows: tuple[tuple[Array, int], ...], outputs: tuple[Array, ...], options: tuple[int, ...]) -> tuple[Array, Array]:
+    """Many arguments of a kernel as two arrays of int64.
+
+    The first has the addresses of q, k and v, the floats from one token to the next in each, and the addresses of `outputs`. The second has
+    `options`: head width, number of key/value heads, causal, window.
+    """
+    layout = [address(x) for x, _ in rows] + [step for _, step in rows] + [address(x) for x in outputs]
+    return traced(np.array(layout, np.int64)), traced(np.array(options, np.int64))
+
+
+def positions_of(q_pos: Array, k_pos: Array, k_valid: Array | None) -> tuple[Array, Array]:
+    """Positions as int32, NEVER for a key that is not valid."""
+    q_pos, k_pos = contiguous(q_pos, np.int32), contiguous(k_pos, np.int32)
+    return q_pos, k_pos if k_valid is None else contiguous(np.where(k_valid, k_pos, NEVER), np.int32)

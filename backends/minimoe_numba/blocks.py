@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from minimoe_numba.compiling import compiled
+from minimoe_numba.compiling import inlined
 
 
-@compiled
+@inlined
 def block_of(index, offsets, size):  # type: ignore[no-untyped-def]
     """The expert and the rows of a block of at most `size`; past the last block no rows.   -> e, first, last"""
     for e in range(len(offsets) - 1):
@@ -19,19 +19,19 @@ def block_of(index, offsets, size):  # type: ignore[no-untyped-def]
     return 0, 0, 0
 
 
-@compiled
+@inlined
 def at(x, row):  # type: ignore[no-untyped-def]
     """The address of a row."""
     return x.ctypes.data + row * x.shape[1] * 4
 
 
-@compiled
+@inlined
 def matrix_at(x, index):  # type: ignore[no-untyped-def]
     """The address of one matrix of a stack."""
     return x.ctypes.data + index * x.shape[1] * x.shape[2] * 4
 
 
-@compiled
+@inlined
 def gather(x, order, slots, first, y):  # type: ignore[no-untyped-def]
     """y[r] = x[order[first + r] // slots]"""
     for r in range(len(y)):
@@ -40,7 +40,7 @@ def gather(x, order, slots, first, y):  # type: ignore[no-untyped-def]
             y[r, d] = x[source, d]
 
 
-@compiled
+@inlined
 def add_to(y, x):  # type: ignore[no-untyped-def]
     """y += x, a row each"""
     for d in range(len(x)):

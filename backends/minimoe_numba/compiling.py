@@ -1,59 +1,52 @@
-"""How functions are compiled and kept on disk, and the word that a user gets about it."""
+"""How functions are compiled and kept on disk."""
 
 import hashlib
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from numba import njit
+from numba.core.caching import FunctionCache
 from numba.core.event import Listener, register
+from numba.core.registry import cpu_target
+
+from minimoe_numba.codegen import optimised_names
+from minimoe_numba.helpers import wait_for
+from minimoe_numba.news import COMPILING, news
 
 T = TypeVar("T")
 
-FAST = {"reassoc", "contract", "nsz"}  # sums may be split over a vector's lanes; NaN and infinity stay what they are
-compiled = njit(error_model="numpy", fastmath=FAST, no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True)
-"""For functions that kernels call. Always inlined: a function of its own would be taken from the process that compiled it, optimised apart,
-and from the kernel's file in later ones, optimised with the kernel; and the two round differently."""
+FAST = {"reassoc", "contract", "nsz"}  # sums may be split over the lanes of a vector; NaN and infinity keep their meaning
+inlined = njit(error_model="numpy", fastmath=FAST, no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True)
+"""Compiles a function that kernels call. It is always inlined: as a function of its own it would be taken from the process that compiled
+it in a first run and from the kernel's file in later ones, and the two could round differently."""
 
 
-def to_stderr(text: str) -> None:
-    """Where nobody else listens."""
-    print(f"minimoe: {text}", file=sys.stderr, flush=True)
+def compiled(function: Callable[..., Any]) -> Any:
+    """`inlined` for a function with a sum over a loop, which is optimised by itself before it is inlined.
+
+    LLVM splits a float sum over vector lanes, and how it does so may depend on the code around it.
+    """
+    optimised_names.add(function.__qualname__)
+    return inlined(function)
 
 
-class News:
-    """What a user should know, told once a process to whoever listens."""
-
-    def __init__(self) -> None:
-        self.listener: Callable[[str], None] = to_stderr
-        self.told: set[str] = set()
-
-    def tell(self, text: str) -> None:
-        if text not in self.told:
-            self.told.add(text)
-            self.listener(text)
-
-
-news = News()
-
-
-class _Watch(Listener):  # type: ignore[misc]
-    """Numba tells when it compiles rather than loads."""
+class _CompileListener(Listener):  # type: ignore[misc]
+    """Numba raises this event when it compiles, and not when it loads from the cache."""
 
     def on_start(self, event: Any) -> None:
-        news.tell("compiling kernels for this processor: once, for less than a minute")
+        news.tell(COMPILING)
 
     def on_end(self, event: Any) -> None:
-        """Nothing to say."""
+        """Nothing is reported at the end."""
 
 
-register("numba:compile", _Watch())
+register("numba:compile", _CompileListener())
 
 
-def kept(compile_it: Callable[[bool], T]) -> T:
-    """compile_it(cache=True), or False where no folder can be written."""
+def cached(compile_it: Callable[[bool], T]) -> T:
+    """compile_it(cache=True), or compile_it(False) where no cache folder is writable."""
     try:
         return compile_it(True)
     except RuntimeError as error:
@@ -63,7 +56,35 @@ def kept(compile_it: Callable[[bool], T]) -> T:
     return compile_it(False)
 
 
+def is_cached(function: Callable[..., Any], signature: Any) -> bool:
+    """True if the cache has this function, or if there is no way to tell."""
+    try:
+        cache = FunctionCache(function)
+        return cache._index_key(signature, cpu_target.target_context.codegen()) in cache._cache_file._load_index()
+    except (RuntimeError, OSError, AttributeError):  # no folder can be written, or another version of Numba
+        return True
+
+
+class Functions:
+    """Functions that are compiled together, when they are first called for."""
+
+    def __init__(self, name: str, parts: list[tuple[Callable[..., Any], Any]], make: Callable[[], Any]) -> None:
+        """parts: each function with its signature. make: compiles them or loads them."""
+        self.name, self.parts, self.make, self.held = name, parts, make, None
+
+    def __call__(self) -> Any:
+        if self.held is None:
+            wait_for(self.name)
+            self.held = self.make()
+        return self.held
+
+    compile = __call__
+
+    def is_cached(self) -> bool:
+        return all(is_cached(function, signature) for function, signature in self.parts)
+
+
 @cache
 def stamp(*files: str) -> str:
-    """Short for the text of files of this folder that compiled code is made from: Numba's cache looks at a function's own file alone."""
+    """A short hash of the named files of this folder: Numba's cache checks only the file of the kernel, not those that it imports from."""
     return hashlib.sha256(b"".join((Path(__file__).parent / f"{name}.py").read_bytes() for name in files)).hexdigest()[:12]

@@ -10,10 +10,10 @@ import numpy as np
 from minimoe.backend import Array
 from minimoe.reference.gating import TINY, Gate, Rule
 from minimoe_numba.arrays import NO_BOOLS, NO_FLOATS, as_rows, by_width, optional, parts_of, singles
-from minimoe_numba.compiling import compiled
+from minimoe_numba.compiling import compiled, inlined
 from minimoe_numba.kernel import B1, F1, F2, I2, kernel
 from minimoe_numba.maths import INFINITY, ONE, ZERO, exp, largest, sigmoid
-from minimoe_numba.native import float_as_int, int_as_float
+from minimoe_numba.native import float_as_int, floats_at, int_as_float
 from minimoe_numba.tape import contiguous, empty
 from minimoe_numpy import NumpyBackend
 
@@ -33,13 +33,13 @@ NO_ROWS = np.zeros((0, 0), np.float32)
 # ---- the largest of a row, as often as wanted ------------------------------------------------------------------------------------------
 
 
-@compiled
+@inlined
 def as_ordered(bits):  # type: ignore[no-untyped-def]
     """The bits of a float32 as an int32 that orders as the float does, NaN above infinity; and back."""
     return np.int32(bits ^ ((bits >> np.int32(31)) & MAGNITUDE))
 
 
-@compiled
+@inlined
 def key_of(x):  # type: ignore[no-untyped-def]
     """An int32 that orders as x does: both zeros alike, NaN below all else but LOWEST_INT, which marks what was taken."""
     key = as_ordered(float_as_int(x))
@@ -47,19 +47,19 @@ def key_of(x):  # type: ignore[no-untyped-def]
     return key if x == x else NAN_KEY
 
 
-@compiled
+@inlined
 def value_of(key):  # type: ignore[no-untyped-def]
     value = int_as_float(as_ordered(key))
     return NAN if key == NAN_KEY else value
 
 
-@compiled
+@inlined
 def write_keys(values, keys):  # type: ignore[no-untyped-def]
     for i in range(len(values)):
         keys[i] = key_of(values[i])
 
 
-@compiled
+@inlined
 def take_best(keys):  # type: ignore[no-untyped-def]
     """The index of the largest key, the first of equal ones, which is then marked as taken."""
     top = LOWEST_INT
@@ -73,7 +73,7 @@ def take_best(keys):  # type: ignore[no-untyped-def]
     return best
 
 
-@compiled
+@inlined
 def drop_groups(keys, groups, top_groups, group_keys, inside):  # type: ignore[no-untyped-def]
     """The keys of -infinity for the experts outside the best groups; a group is worth its two best."""
     size = len(keys) // groups
@@ -102,7 +102,7 @@ def softmax_rows(z, p):  # type: ignore[no-untyped-def]
         top = largest(z[n])
         for i in range(z.shape[1]):
             p[n, i] = z[n, i] - top
-    flat = p.reshape(-1)
+    flat = floats_at(p.ctypes.data, p.size)
     for i in range(len(flat)):
         flat[i] = exp(flat[i])
     for n in range(len(z)):
@@ -116,7 +116,7 @@ def softmax_rows(z, p):  # type: ignore[no-untyped-def]
 
 @compiled
 def sigmoid_rows(z, p):  # type: ignore[no-untyped-def]
-    flat_z, flat_p = z.reshape(-1), p.reshape(-1)
+    flat_z, flat_p = floats_at(z.ctypes.data, z.size), floats_at(p.ctypes.data, p.size)
     for i in range(len(flat_z)):
         flat_p[i] = sigmoid(flat_z[i])
 
@@ -177,7 +177,9 @@ def gate_tokens(
                 weigh(p, ids[n], SMALLEST if kind == SIGMOID_BIAS else ZERO, norm, scale, weights[n])
         if kind == TOPK_SOFTMAX:
             softmax_rows(weights[first:last], weights[first:last])
-    counts[start // grain], sums[start // grain] = count, prob_sum
+    piece = start // grain
+    for i in range(experts):  # an assignment of arrays would compile a check of shapes, with its message
+        counts[piece, i], sums[piece, i] = count[i], prob_sum[i]
 
 
 @kernel

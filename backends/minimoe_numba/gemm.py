@@ -12,14 +12,14 @@ lies; only a transposed A is packed too, where many columns repay it. Few rows, 
 Every element is the same sum in the same order wherever it lies, so results do not depend on how rows or columns are shared out to threads.
 """
 
-from functools import cache
 from typing import Any
 
 import numpy as np
 from numba import cfunc
 from numba.core import types
 
-from minimoe_numba.compiling import compiled, kept, stamp
+from minimoe_numba.codegen import for_kernels, optimised_names
+from minimoe_numba.compiling import Functions, cached, inlined, stamp
 from minimoe_numba.native import PLAIN, floats_at
 from minimoe_numba.vector import COLUMNS, ROWS, WIDTH, copy_of, prefetch, tile_of, transpose_square, turning_tile_of
 
@@ -41,12 +41,12 @@ def strip_of(sizes: tuple[int, ...], row_major: bool) -> Any:
     rows_here, tile = sizes[0], tile_of(sizes[0], row_major)
     rest: Any = strip_of(sizes[1:], row_major) if len(sizes) > 1 else None
 
-    @compiled
+    @inlined
     def last(a, stride, next_tile, panel, panel_stride, c, c_stride, rows, depth, add):  # type: ignore[no-untyped-def]
         if rows:
             tile(a, stride, panel, panel_stride, c, c_stride, depth, add)
 
-    @compiled
+    @inlined
     def strip(a, stride, next_tile, panel, panel_stride, c, c_stride, rows, depth, add):  # type: ignore[no-untyped-def]
         while rows >= rows_here:
             tile(a, stride, panel, panel_stride, c, c_stride, depth, add)
@@ -67,12 +67,12 @@ def turning_strip_of(sizes: tuple[int, ...]) -> Any:
     rows_here, tile = sizes[0], turning_tile_of(sizes[0])
     rest: Any = turning_strip_of(sizes[1:]) if len(sizes) > 1 else None
 
-    @compiled
+    @inlined
     def last(a, a_stride, b, b_stride, c, c_stride, rows, depth, add):  # type: ignore[no-untyped-def]
         if rows:
             tile(a, a_stride, b, b_stride, c, c_stride, depth, add)
 
-    @compiled
+    @inlined
     def strip(a, a_stride, b, b_stride, c, c_stride, rows, depth, add):  # type: ignore[no-untyped-def]
         while rows >= rows_here:
             tile(a, a_stride, b, b_stride, c, c_stride, depth, add)
@@ -87,7 +87,7 @@ def turning_strip_of(sizes: tuple[int, ...]) -> Any:
 turning_strip = turning_strip_of((8, 7, 6, 5, 4, 3, 2, 1))
 
 
-@compiled
+@inlined
 def few_rows_turned(m, n, k, a, lda, b, ldb, add, c, ldc):  # type: ignore[no-untyped-def]
     """C = A B^T (+ C) without packing, for the columns of C that fill vectors.   -> how many those are"""
     whole = n // WIDTH * WIDTH
@@ -98,7 +98,7 @@ def few_rows_turned(m, n, k, a, lda, b, ldb, add, c, ldc):  # type: ignore[no-un
     return whole
 
 
-@compiled
+@inlined
 def few_rows_plain(m, n, k, a, lda, b, ldb, add, c, ldc):  # type: ignore[no-untyped-def]
     """C = A B (+ C), the same."""
     whole = n // COLUMNS * COLUMNS
@@ -109,13 +109,13 @@ def few_rows_plain(m, n, k, a, lda, b, ldb, add, c, ldc):  # type: ignore[no-unt
     return whole
 
 
-@compiled
+@inlined
 def panel_bytes(depth, width):  # type: ignore[no-untyped-def]
     """From one panel of `width` floats a row to the next."""
     return 4 * (depth * width + LINE)
 
 
-@compiled
+@inlined
 def pack_rows(b, stride, depth, columns, panels):  # type: ignore[no-untyped-def]
     """Panels of B [depth,columns], row by row as it lies in memory; the last one filled up with zeros."""
     step, rest = panel_bytes(depth, COLUMNS), columns % COLUMNS
@@ -133,7 +133,7 @@ def pack_rows(b, stride, depth, columns, panels):  # type: ignore[no-untyped-def
                 row[j] = np.float32(0.0)
 
 
-@compiled
+@inlined
 def pack_transposed(b, stride, depth, columns, panels):  # type: ignore[no-untyped-def]
     """Panels of B^T, B [columns,depth]: squares are turned in registers, the next ones asked for meanwhile."""
     step = panel_bytes(depth, COLUMNS)
@@ -157,7 +157,7 @@ def pack_transposed(b, stride, depth, columns, panels):  # type: ignore[no-untyp
         panels += step
 
 
-@compiled
+@inlined
 def pack_columns(a, stride, depth, rows, panels):  # type: ignore[no-untyped-def]
     """A [depth,rows] in panels of TALL rows, row by row as it lies in memory."""
     step = panel_bytes(depth, TALL)
@@ -177,7 +177,7 @@ def pack_columns(a, stride, depth, rows, panels):  # type: ignore[no-untyped-def
             to += step
 
 
-@compiled
+@inlined
 def finish_edge(edge, c, c_stride, rows, columns, add):  # type: ignore[no-untyped-def]
     """The columns of a strip that C has, from where the whole strip was computed."""
     for i in range(rows):
@@ -186,7 +186,7 @@ def finish_edge(edge, c, c_stride, rows, columns, add):  # type: ignore[no-untyp
             row[j] = few[j] + (row[j] if add else np.float32(0.0))
 
 
-@compiled
+@inlined
 def scale(c, stride, rows, columns, beta):  # type: ignore[no-untyped-def]
     for i in range(rows):
         row = floats_at(c + 4 * i * stride, columns)
@@ -236,10 +236,9 @@ def sgemm(order, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc)
                     panel, to = b_panels + strip * panel_bytes(depth, COLUMNS), c + 4 * (i * ldc + j + strip * COLUMNS)
                     whole = there == COLUMNS
                     place, stride, sums = (to, ldc, add) if whole else (edge, COLUMNS, 0)
-                    if packs_a:
-                        strip_column_major(a_panels, TALL, panel_bytes(depth, TALL), panel, COLUMNS, place, stride, rows, depth, sums)
-                    elif turned_a:
-                        strip_column_major(a_here, lda, 4 * TALL, panel, COLUMNS, place, stride, rows, depth, sums)
+                    if turned_a:
+                        left, step, next_tile = (a_panels, TALL, panel_bytes(depth, TALL)) if packs_a else (a_here, lda, 4 * TALL)
+                        strip_column_major(left, step, next_tile, panel, COLUMNS, place, stride, rows, depth, sums)
                     else:
                         strip_row_major(a_here, lda, 4 * TALL * lda, panel, COLUMNS, place, stride, rows, depth, sums)
                     if not whole:
@@ -247,10 +246,16 @@ def sgemm(order, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc)
     space[0] = np.float32(0.0)  # Numba frees an array after its last use, and does not see that its address is used
 
 
-@cache
-def machine_code() -> Any:
+def compile_sgemm() -> Any:
     """`sgemm` as a C function, at its `address`."""
-    whole, flag, single = types.int64, types.int32, types.float32
-    signature = types.void(flag, flag, flag, whole, whole, whole, single, whole, whole, whole, whole, single, whole, whole)
-    sgemm.__qualname__ = sgemm.__name__ = f"sgemm_{stamp('compiling', 'native', 'vector')}"
-    return kept(lambda cache: cfunc(signature, cache=cache, nopython=True, error_model="numpy")(sgemm))
+    with for_kernels():
+        return cached(lambda cache: cfunc(SIGNATURE, cache=cache, nopython=True, error_model="numpy")(sgemm))
+
+
+SIGNATURE = types.void(
+    types.int32, types.int32, types.int32, types.int64, types.int64, types.int64, types.float32, types.int64, types.int64, types.int64,
+    types.int64, types.float32, types.int64, types.int64,
+)  # fmt: skip
+sgemm.__qualname__ = sgemm.__name__ = f"sgemm_{stamp('codegen', 'compiling', 'native', 'vector')}"
+optimised_names.add(sgemm.__qualname__)
+machine_code = Functions("gemm", [(sgemm, SIGNATURE)], compile_sgemm)

@@ -30,7 +30,9 @@ from numba import carray, cfunc
 from numba.core import types
 
 from minimoe_numba import native
-from minimoe_numba.compiling import FAST, compiled, kept, stamp
+from minimoe_numba.codegen import for_kernels, wrapper_names
+from minimoe_numba.compiling import FAST, cached, compiled, is_cached, stamp
+from minimoe_numba.helpers import wait_for
 from minimoe_numba.machine import machine
 from minimoe_numba.tape import Tape, recorder
 
@@ -46,7 +48,7 @@ L1: TypeAlias = Annotated[npt.NDArray[np.int64], "int64", 1]
 B1: TypeAlias = Annotated[npt.NDArray[np.bool_], "bool", 1]
 B2: TypeAlias = Annotated[npt.NDArray[np.bool_], "bool", 2]
 
-SHARED = ("activation", "blocks", "compiling", "kernel", "maths", "native", "vector")  # what kernels of other files take functions from
+SHARED = ("activation", "blocks", "codegen", "compiling", "kernel", "maths", "native", "vector")  # files that other kernels use
 MAX_WORDS = 128  # of 8 bytes: what the arguments of one call take
 DATA = ctypes.sizeof(ctypes.c_void_p) * 2  # where CPython keeps the address of an array's numbers, behind count and type
 read = ctypes.c_void_p.from_address
@@ -87,7 +89,7 @@ class Kernel:
     def __call__(self, n: int, grain: int, *args: Any) -> None:
         """Run over n rows, `grain` of them to a piece."""
         if not self.job:
-            self._compile()
+            self.compile()
         if recorder.tape is not None:
             self._write(recorder.tape, n, grain, args)
             return
@@ -165,35 +167,45 @@ class Kernel:
 
     # ---- from machine code: the arguments back from the words -----------------------------------------------------------------------
 
-    def _compile(self) -> None:
-        words, place = [], 0
+    def _generate(self) -> tuple[Callable[..., None], Any]:
+        """A function of (start, stop, address of the words) that calls the kernel, and its signature."""
+        arguments, position = [], 0
         for kind in self.parameters.values():
             if kind is int:
-                words.append(f"a[{place}]")
-                place += 1
+                arguments.append(f"a[{position}]")
+                position += 1
             elif kind is float:
-                words.append(f"np.float32(int_as_double(a[{place}]))")
-                place += 1
+                arguments.append(f"np.float32(int_as_double(a[{position}]))")
+                position += 1
             else:
                 dtype, ndim = kind.__metadata__
-                shape = "".join(f"a[{place + 1 + i}], " for i in range(ndim))
-                words.append(f"carray(pointer(a[{place}], np.{'bool_' if dtype == 'bool' else dtype}), ({shape}))")
-                place += 1 + ndim
+                shape = "".join(f"a[{position + 1 + i}], " for i in range(ndim))
+                arguments.append(f"carray(pointer(a[{position}], np.{'bool_' if dtype == 'bool' else dtype}), ({shape}))")
+                position += 1 + ndim
         name = f"{self.name}_{stamp(*SHARED)}"
         source = (
             f"def {name}(start, stop, words):\n"
-            f"    a = carray(pointer(words, np.int64), ({max(place, 1)},))\n"
-            f"    inner(start, stop, {', '.join(words)})\n"
+            f"    a = carray(pointer(words, np.int64), ({max(position, 1)},))\n"
+            f"    inner(start, stop, {', '.join(arguments)})\n"
         )
         names: dict[str, Any] = {
             "np": np, "carray": carray, "pointer": native.pointer, "int_as_double": native.int_as_double, "inner": compiled(self.function),
             "__name__": self.function.__module__,
         }  # fmt: skip
         exec(compile(source, self.function.__code__.co_filename, "exec"), names)
-        signature = types.void(types.int64, types.int64, types.int64)
-        options: dict[str, Any] = {"nopython": True, "error_model": "numpy", "fastmath": FAST}
-        self.held = kept(lambda cache: cfunc(signature, cache=cache, **options)(names[name]))
+        wrapper_names.add(name)
+        return names[name], types.void(types.int64, types.int64, types.int64)
+
+    def compile(self) -> None:
+        """Compile it, or load it from the cache."""
+        wait_for(f"{self.function.__module__.rpartition('.')[2]}.{self.name}")
+        function, signature = self._generate()
+        with for_kernels():
+            self.held = cached(lambda cache: cfunc(signature, cache=cache, nopython=True, error_model="numpy", fastmath=FAST)(function))
         self.job = self.held.address
+
+    def is_cached(self) -> bool:
+        return is_cached(*self._generate())
 
 
 kernel = Kernel

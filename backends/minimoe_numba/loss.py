@@ -10,7 +10,7 @@ import numpy as np
 from minimoe.backend import Array
 from minimoe.reference.loss import IGNORE
 from minimoe_numba.arrays import as_rows, by_width, singles
-from minimoe_numba.compiling import compiled
+from minimoe_numba.compiling import compiled, inlined
 from minimoe_numba.kernel import F1, F2, I1, kernel
 from minimoe_numba.linear import multiply, shared_out
 from minimoe_numba.machine import machine
@@ -48,7 +48,7 @@ def gradient_row(z, lse, target, factor, dz):  # type: ignore[no-untyped-def]
         dz[target] -= factor
 
 
-@compiled
+@inlined
 def score_of(z, target):  # type: ignore[no-untyped-def]
     """z[target], NaN for a target that is no column"""
     return z[target] if 0 <= target < len(z) else np.float32(np.nan)

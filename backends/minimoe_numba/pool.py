@@ -10,12 +10,12 @@ or two microseconds (`benchmarks/dispatch.py`; Python's locks take tens), and go
 import ctypes
 import threading
 from collections.abc import Callable
-from functools import cache
+from typing import Any
 
 import numpy as np
-from numba import carray, njit
+from numba import carray, njit, types
 
-from minimoe_numba.compiling import compiled, kept
+from minimoe_numba.compiling import Functions, cached, inlined
 from minimoe_numba.native import call_job, fetch_add, load, pause, pointer, store, yield_core
 
 PIECES, SIZE, GRAIN, JOB, ARGUMENTS, DONE, QUIT = range(0, 7 * 64, 64)  # where a word lies: a cache line each, in bytes
@@ -25,7 +25,7 @@ WATCH = 100_000  # looks at the counter before a worker sleeps: a few millisecon
 PATIENCE = 2_000  # looks before it offers the core to others
 
 
-@compiled
+@inlined
 def work(control, word):  # type: ignore[no-untyped-def]
     """Take pieces until none is left. The caller of `run` waits for every piece that was taken, so what describes the job stays."""
     while word & NEXT < word >> BITS:
@@ -38,7 +38,7 @@ def work(control, word):  # type: ignore[no-untyped-def]
             fetch_add(control + DONE, 1)
 
 
-@compiled
+@inlined
 def offer(control, job, n, grain, arguments):  # type: ignore[no-untyped-def]
     """Offer a job to the workers, join in, and wait until the last piece is done. Without a control: alone, the same pieces."""
     pieces = (n + grain - 1) // grain
@@ -89,14 +89,22 @@ def watch_for_work(control, looks):  # type: ignore[no-untyped-def]
     return True
 
 
-@cache
-def machine_code() -> tuple[Callable[..., None], Callable[..., None], Callable[..., bool]]:
+PARTS: list[tuple[Callable[..., Any], Any]] = [
+    (run_job, types.void(*[types.int64] * 5)),
+    (run_jobs, types.void(*[types.int64] * 3)),
+    (watch_for_work, types.boolean(*[types.int64] * 2)),
+]
+
+
+def compile_parts() -> tuple[Callable[..., Any], ...]:
     """`run_job`, `run_jobs` and `watch_for_work`, compiled: they hold no GIL."""
-    return (
-        kept(lambda cache: njit("void(int64, int64, int64, int64, int64)", nogil=True, cache=cache)(run_job)),
-        kept(lambda cache: njit("void(int64, int64, int64)", nogil=True, cache=cache)(run_jobs)),
-        kept(lambda cache: njit("boolean(int64, int64)", nogil=True, cache=cache)(watch_for_work)),
+    return tuple(
+        cached(lambda cache, function=function, signature=signature: njit(signature, nogil=True, cache=cache)(function))  # type: ignore[misc]
+        for function, signature in PARTS
     )
+
+
+machine_code = Functions("pool", PARTS, compile_parts)
 
 
 class Worker(threading.Thread):

@@ -7,7 +7,7 @@ import numpy as np
 from minimoe.backend import Array
 from minimoe.reference.random import MULTIPLIERS, ROUNDS, WEYL, Draw
 from minimoe_numba.arrays import FLOAT32, result, singles
-from minimoe_numba.compiling import compiled
+from minimoe_numba.compiling import inlined
 from minimoe_numba.kernel import F1, L1, kernel
 from minimoe_numba.maths import ZERO
 from minimoe_numba.tape import empty, filled
@@ -23,7 +23,7 @@ UNIT = np.float32(2.0**-24)
 TURN = 2.0 * math.pi
 
 
-@compiled
+@inlined
 def draw(first, stream, micro, step, key0, key1, words):  # type: ignore[no-untyped-def]
     """words [4,LANES] of the blocks from `first` on"""
     for i in range(LANES):
@@ -39,7 +39,7 @@ def draw(first, stream, micro, step, key0, key1, words):  # type: ignore[no-unty
         k0, k1 = u32(k0 + WEYL0), u32(k1 + WEYL1)
 
 
-@compiled
+@inlined
 def uniform_of(word):  # type: ignore[no-untyped-def]
     return np.float32(np.int32(word >> MANTISSA)) * UNIT
 

@@ -8,7 +8,7 @@ from numba import carray
 
 from minimoe.backend import Array
 from minimoe_numba.arrays import by_width, result, singles
-from minimoe_numba.compiling import compiled
+from minimoe_numba.compiling import inlined
 from minimoe_numba.kernel import F2, F3, address, kernel
 from minimoe_numba.native import pointer
 from minimoe_numba.tape import contiguous, empty, recorder
@@ -17,7 +17,7 @@ from minimoe_numpy import NumpyBackend
 BYTES = 4  # of a float32
 
 
-@compiled
+@inlined
 def turn_halves(x, p, cos, sin, y):  # type: ignore[no-untyped-def]
     """x [heads,C], by row p of the tables -> y"""
     pairs = cos.shape[1]
@@ -28,7 +28,7 @@ def turn_halves(x, p, cos, sin, y):  # type: ignore[no-untyped-def]
             y[h, pairs + i] = b * c + a * s
 
 
-@compiled
+@inlined
 def turn_neighbours(x, p, cos, sin, y):  # type: ignore[no-untyped-def]
     """x [heads,C], by row p of the tables -> y"""
     for h in range(len(x)):
@@ -38,13 +38,13 @@ def turn_neighbours(x, p, cos, sin, y):  # type: ignore[no-untyped-def]
             y[h, 2 * i + 1] = b * c + a * s
 
 
-@compiled
+@inlined
 def copy_row(x, y):  # type: ignore[no-untyped-def]
     for d in range(len(x)):
         y[d] = x[d]
 
 
-@compiled
+@inlined
 def turn_row(x, p, cos, sin, interleaved, y):  # type: ignore[no-untyped-def]
     """x [heads,C] -> y; coordinates past the pairs as they are"""
     turned = 2 * cos.shape[1]

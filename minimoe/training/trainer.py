@@ -88,6 +88,7 @@ class Trainer:
     def __init__(self, config: Config, listener: Listener | None = None) -> None:
         config.check_trainable()
         self.backend: Backend = load(config.train.backend)
+        self.backend.prepare(config)
         self.listener = listener or Listener()
         self.task = load_task(config)
         config = self.task.config

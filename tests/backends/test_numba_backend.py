@@ -181,7 +181,7 @@ def test_hot_loops_are_vector_code(name, tmp_path):
     module, function = name.split(".")
     code = (
         f"from minimoe_numba.{module} import {function} as k\n"
-        "k._compile()\n"
+        "k.compile()\n"
         "print('VECTORS', len(__import__('re').findall('<(?:4|8|16) x float>', k.held.inspect_llvm())))\n"
     )
     words = first_words(code=code, NUMBA_CACHE_DIR=str(tmp_path))
