@@ -47,10 +47,10 @@ def by_address(sgemm: int) -> Product:
 
 def libraries() -> dict[str, Product]:
     """The libraries that are installed, by name."""
-    from minimoe_numba.blas import mkl, openblas, ours
+    from minimoe_numba.blas import mkl, openblas, own_product
 
     found: dict[str, Product] = {}
-    for library in (ours(), openblas(), mkl()):
+    for library in (own_product(), openblas(), mkl()):
         if library is not None:
             if library.limit is not None:
                 library.limit(1)

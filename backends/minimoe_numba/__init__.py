@@ -47,7 +47,7 @@ class NumbaBackend(
 
     def __init__(self) -> None:
         product = find_blas()
-        if product is not None and not product.ours:
+        if product is not None and not product.own:
             self.library = PRODUCTS
         self.proven = {kernel: "on x86-64, by the tests of every commit" for kernel in kernel_names() if overridden(self, kernel)}
 

@@ -47,7 +47,7 @@ def activate(gate, up, y, kind, limit):  # type: ignore[no-untyped-def]
 
 @compiled
 def activate_backward(dy, gate, up, weight, hidden, dgate, dup, kind, limit):  # type: ignore[no-untyped-def]
-    """Of a row all that a backward needs, in one pass: hidden = weight * activation, the gradients times weight.   -> <activation, dy>
+    """All that the backward of a row needs, in one pass: hidden = weight * activation, the gradients times weight.   -> <activation, dy>
 
     Rows of H each: as arrays of their own they are vector code, as halves of one they are not.
     """

@@ -24,7 +24,7 @@ def kernels_of(config: Config) -> list[str]:
     if config.train.dtype != "float32" or product is None:
         return []
     routed = model.moe_layers()
-    names = ["gemm"] if product.ours else []
+    names = ["gemm"] if product.own else []
     names += ["attention.attention_heads", "attention.attention_heads_backward"]
     if moe is not None and routed and moe.router in ROUTERS:
         names += ["gating.gate_tokens", "gating.gate_tokens_backward"]

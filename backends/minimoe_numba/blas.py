@@ -30,8 +30,8 @@ SEQUENTIAL, ANY_BRANCH = 1, 2  # MKL's threading layer without threads; results 
 class Blas:
     """A product. `limit(n)` sets the threads of a library's calls and gives what they were; None where a call has one anyway."""
 
-    def __init__(self, name: str, address: Callable[[], int], limit: Callable[[int], int] | None = None, ours: bool = False) -> None:
-        self.name, self.address, self.limit, self.ours = name, address, limit, ours
+    def __init__(self, name: str, address: Callable[[], int], limit: Callable[[int], int] | None = None, own: bool = False) -> None:
+        self.name, self.address, self.limit, self.own = name, address, limit, own
 
     @cached_property
     def sgemm(self) -> int:
@@ -50,12 +50,12 @@ def find_blas() -> Blas | None:
             return found
         if wanted:
             raise UserError("MINIMOE_BLAS=mkl: MKL is not installed here: pip install 'minimoe[mkl]'")
-    return ours() if wanted == "minimoe" or (not wanted and FITS) else openblas()
+    return own_product() if wanted == "minimoe" or (not wanted and FITS) else openblas()
 
 
-def ours() -> Blas:
+def own_product() -> Blas:
     """The one that is compiled for this processor."""
-    return Blas("minimoe", lambda: int(machine_code().address), ours=True)
+    return Blas("minimoe", lambda: int(machine_code().address), own=True)
 
 
 def openblas() -> Blas | None:

@@ -1,8 +1,9 @@
 """The experts: rows in blocks of one expert, each taken by a thread from the gathered input to the last product while it is in the cache.
 
-forward, a block:    x rows gathered -> up product (kept: `before`) -> activation -> down product
-backward, a block:   dy rows gathered -> dy W_down = dh -> hidden again from `before`, d weight = <hidden, dh> -> dbefore -> dbefore W_up
-backward, an expert: dW_up = dbefore^T x, dW_down = dy^T (weight * hidden)
+forward, a block:    x rows gathered -> up product (kept: `pre_activation`) -> activation -> down product
+backward, a block:   dy rows gathered -> dy W_down = dh -> hidden again from `pre_activation`, d weight = <hidden, dh>
+                     -> dpre_activation -> dpre_activation W_up
+backward, an expert: dW_up = dpre_activation^T x, dW_down = dy^T (weight * hidden)
 
 The gradient of a combine weight is <y_row, dy> = <W_down h, dy> = <h, W_down^T dy>, so the experts' outputs need not be kept, nor `hidden`:
 it is cheaper to compute again than to fetch. Formulas: minimoe/reference/expert.py.
@@ -37,7 +38,7 @@ class Saved(NamedTuple):
     """What the forward keeps."""
 
     x: Array  # [N,D]
-    before: Array  # [R,O]
+    pre_activation: Array  # [R,O]
     gate_weights: Array  # [N,W]
     plan: Plan
     weights: ExpertWeights
@@ -46,7 +47,7 @@ class Saved(NamedTuple):
 @kernel
 def expert_blocks(
     start: int, stop: int, sgemm: int, size: int, x: F2, order: I1, slots: int, offsets: I1, up: F3, down: F3, up_bias: F2, down_bias: F2,
-    kind: int, limit: float, before: F2, y_rows: F2,
+    kind: int, limit: float, pre_activation: F2, y_rows: F2,
 ) -> None:  # fmt: skip
     width, both, hidden_width = x.shape[1], up.shape[1], down.shape[2]
     halves = both // hidden_width  # gate and up for swiglu, else the one
@@ -61,13 +62,13 @@ def expert_blocks(
         for column in range(0, hidden_width, PART):
             count, other = min(PART, hidden_width - column), both - hidden_width + column
             for half in range(halves):
-                place = half * hidden_width + column
+                offset = half * hidden_width + column
                 call_sgemm(
-                    sgemm, PLAIN, TRANSPOSED, m, count, width, rows.ctypes.data, width, at(up[e], place), width, ZERO,
-                    at(before, first) + 4 * place, both,
+                    sgemm, PLAIN, TRANSPOSED, m, count, width, rows.ctypes.data, width, at(up[e], offset), width, ZERO,
+                    at(pre_activation, first) + 4 * offset, both,
                 )  # fmt: skip
             for r in range(m):
-                gate, other_half = before[first + r, column : column + count], before[first + r, other : other + count]
+                gate, other_half = pre_activation[first + r, column : column + count], pre_activation[first + r, other : other + count]
                 if up_bias.size:
                     add_to(gate, up_bias[e, column : column + count])
                     if halves > 1:
@@ -85,9 +86,10 @@ def expert_blocks(
 @kernel
 def expert_blocks_backward(
     start: int, stop: int, sgemm: int, size: int, dy: F2, x: F2, gate_weights: F1, order: I1, slots: int, offsets: I1, up: F3, down: F3,
-    down_bias: F2, kind: int, limit: float, before: F2, x_rows: F2, dy_rows: F2, weighted: F2, dbefore: F2, drows: F2, dgate: F1,
+    down_bias: F2, kind: int, limit: float, pre_activation: F2, x_rows: F2, dy_rows: F2, weighted: F2, dpre_activation: F2, drows: F2,
+    dgate: F1,
 ) -> None:  # fmt: skip
-    """Fills x_rows, dy_rows, weighted (hidden times the combine weight), dbefore, drows [R,...] and dgate [N*W]."""
+    """Fills x_rows, dy_rows, weighted (hidden times the combine weight), dpre_activation, drows [R,...] and dgate [N*W]."""
     width, both, hidden_width = x.shape[1], up.shape[1], down.shape[2]
     halves = both // hidden_width
     dhidden = np.empty((size, PART), np.float32)  # before the loop, as above
@@ -111,14 +113,14 @@ def expert_blocks_backward(
             )  # fmt: skip
             for r in range(first, last):
                 weight, dh, hidden = gate_weights[order[r]], dhidden[r - first, :count], weighted[r, column : column + count]
-                gate, dgate_half = before[r, column : column + count], dbefore[r, column : column + count]
-                up_half, dup_half = before[r, other : other + count], dbefore[r, other : other + count]
+                gate, dgate_half = pre_activation[r, column : column + count], dpre_activation[r, column : column + count]
+                up_half, dup_half = pre_activation[r, other : other + count], dpre_activation[r, other : other + count]
                 dgate[order[r]] += activate_backward(dh, gate, up_half, weight, hidden, dgate_half, dup_half, kind, limit)
             for half in range(halves):
-                place = half * hidden_width + column
+                offset = half * hidden_width + column
                 call_sgemm(
-                    sgemm, PLAIN, PLAIN, m, width, count, at(dbefore, first) + 4 * place, both, at(up[e], place), width,
-                    ONE if place else ZERO, at(drows, first), width,
+                    sgemm, PLAIN, PLAIN, m, width, count, at(dpre_activation, first) + 4 * offset, both, at(up[e], offset), width,
+                    ONE if offset else ZERO, at(drows, first), width,
                 )  # fmt: skip
 
 
@@ -209,8 +211,8 @@ class FastExpert(FastRouting):
         if not self._fuses(rows, weights, plan.order):
             y, theirs = super().expert_ffn(rows, weights, offsets, activation, limit)
             return y, theirs
-        y, before = self._forward(rows, plan, weights, activation, limit)
-        return y, Saved(rows, before, ones_of(r), plan, weights)
+        y, pre_activation = self._forward(rows, plan, weights, activation, limit)
+        return y, Saved(rows, pre_activation, ones_of(r), plan, weights)
 
     def expert_ffn_backward(
         self, dy: Array, saved: Any, activation: str, limit: float = 0.0, out: ExpertWeights | None = None, accumulate: bool = False
@@ -227,8 +229,8 @@ class FastExpert(FastRouting):
         one = ExpertWeights(*(None if w is None else w[None] for w in weights))
         offsets = ends_of(n)
         plan = Plan(order_of(n), order_of(n).reshape(n, 1), offsets)
-        y, before = self._forward(as_rows(x), plan, one, activation, limit)
-        return y.reshape(x.shape), Saved(as_rows(x), before, ones_of(n), plan, one)
+        y, pre_activation = self._forward(as_rows(x), plan, one, activation, limit)
+        return y.reshape(x.shape), Saved(as_rows(x), pre_activation, ones_of(n), plan, one)
 
     def ffn_backward(
         self, dy: Array, saved: Any, activation: str, limit: float = 0.0, out: ExpertWeights | None = None, accumulate: bool = False
@@ -246,8 +248,8 @@ class FastExpert(FastRouting):
     ) -> tuple[Array, Any]:
         if not self._fuses(x, weights, plan.order) or not singles(gate_weights):
             return super().moe_ffn(x, gate_weights, plan, weights, activation, limit)
-        y_rows, before = self._forward(x, plan, weights, activation, limit)
-        return self.combine(y_rows, gate_weights, plan), Saved(x, before, gate_weights, plan, weights)
+        y_rows, pre_activation = self._forward(x, plan, weights, activation, limit)
+        return self.combine(y_rows, gate_weights, plan), Saved(x, pre_activation, gate_weights, plan, weights)
 
     def moe_ffn_backward(
         self, dy: Array, saved: Any, activation: str, limit: float = 0.0, out: ExpertWeights | None = None, accumulate: bool = False
@@ -265,24 +267,26 @@ class FastExpert(FastRouting):
         return singles(x, *weights) and machine().blas is not None and all(sizes)
 
     def _forward(self, x: Array, plan: Plan, weights: ExpertWeights, activation: str, limit: float) -> tuple[Array, Array]:
-        """-> y_rows [R,D], before [R,O]; rows that no expert has hold anything"""
+        """-> y_rows [R,D], pre_activation [R,O]; rows that no expert has hold anything"""
         blas = machine().blas
         assert blas is not None
         r, (e, both, width) = len(plan.order), weights.up.shape
-        before, y_rows = empty((r, both)), empty((r, width))
+        pre_activation, y_rows = empty((r, both)), empty((r, width))
         if r <= FEW:
-            self._forward_few(x, plan, weights, KINDS[activation], limit, before, y_rows)
-            return y_rows, before
+            self._forward_few(x, plan, weights, KINDS[activation], limit, pre_activation, y_rows)
+            return y_rows, pre_activation
         count, size = blocks(r, e)
         expert_blocks(
             count, 1, blas.sgemm, size, as_rows(x), plan.order, plan.inverse.shape[1], plan.offsets, whole(weights.up),
             whole(weights.down), optional(weights.up_bias, NO_BIAS), optional(weights.down_bias, NO_BIAS), KINDS[activation], limit,
-            before, y_rows,
+            pre_activation, y_rows,
         )  # fmt: skip
-        return y_rows, before
+        return y_rows, pre_activation
 
-    def _forward_few(self, x: Array, plan: Plan, weights: ExpertWeights, kind: int, limit: float, before: Array, y_rows: Array) -> None:
-        """Fills before and y_rows, with the same sums as blocks of rows have."""
+    def _forward_few(
+        self, x: Array, plan: Plan, weights: ExpertWeights, kind: int, limit: float, pre_activation: Array, y_rows: Array
+    ) -> None:
+        """Fills pre_activation and y_rows, with the same sums as blocks of rows have."""
         blas = machine().blas
         assert blas is not None
         r, (e, width, hidden_width) = len(plan.order), weights.down.shape
@@ -291,7 +295,7 @@ class FastExpert(FastRouting):
         slices = -(-hidden_width // PART)
         hidden_slices(
             most * slices, 1, blas.sgemm, slices, as_rows(x), plan.order, plan.inverse.shape[1], plan.offsets, whole(weights.up), up_bias,
-            kind, limit, before, hidden,
+            kind, limit, pre_activation, hidden,
         )  # fmt: skip
         slices = -(-width // PART)
         output_slices(most * slices, 1, blas.sgemm, slices, plan.offsets, whole(weights.down), down_bias, hidden, y_rows)
@@ -305,20 +309,20 @@ class FastExpert(FastRouting):
         plan, weights, offsets = saved.plan, saved.weights, saved.plan.offsets
         r, (e, both, width), hidden = len(plan.order), weights.up.shape, weights.down.shape[2]
         x_rows, dy_rows, drows = (empty((r, width)) for _ in range(3))
-        weighted, dbefore = empty((r, hidden)), empty((r, both))
+        weighted, dpre_activation = empty((r, hidden)), empty((r, both))
         dgate = zeros(saved.gate_weights.shape)
         count, size = blocks(r, e)
         expert_blocks_backward(
             count, 1, blas.sgemm, size, as_rows(dy), as_rows(saved.x), as_rows(saved.gate_weights).reshape(-1), plan.order,
             plan.inverse.shape[1], offsets, whole(weights.up), whole(weights.down), optional(weights.down_bias, NO_BIAS), KINDS[activation],
-            limit, saved.before, x_rows, dy_rows, weighted, dbefore, drows, dgate.reshape(-1),
+            limit, saved.pre_activation, x_rows, dy_rows, weighted, dpre_activation, drows, dgate.reshape(-1),
         )  # fmt: skip
         to = out or ExpertWeights(None, None)
-        dup = self._dw(dbefore, x_rows, offsets, to.up, accumulate)
+        dup = self._dw(dpre_activation, x_rows, offsets, to.up, accumulate)
         ddown = self._dw(dy_rows, weighted, offsets, to.down, accumulate)
         dup_bias = ddown_bias = None
         if weights.up_bias is not None:
-            dup_bias = self._db(dbefore, None, offsets, to.up_bias, accumulate)
+            dup_bias = self._db(dpre_activation, None, offsets, to.up_bias, accumulate)
         if weights.down_bias is not None:
             row_weights = saved.gate_weights.reshape(-1)[plan.order]
             ddown_bias = self._db(dy_rows, row_weights, offsets, to.down_bias, accumulate)

@@ -19,10 +19,10 @@ NEAR = 16  # rows of the down weights that are read side by side
 @kernel
 def hidden_slices(
     start: int, stop: int, sgemm: int, slices: int, x: F2, order: I1, slots: int, offsets: I1, up: F3, up_bias: F2, kind: int,
-    limit: float, before: F2, hidden: F2,
+    limit: float, pre_activation: F2, hidden: F2,
 ) -> None:  # fmt: skip
-    """`slices` units for each expert that has rows: PART columns of before [R,O] and hidden [R,H]."""
-    width, both, hidden_width = x.shape[1], before.shape[1], hidden.shape[1]
+    """`slices` units for each expert that has rows: PART columns of pre_activation [R,O] and hidden [R,H]."""
+    width, both, hidden_width = x.shape[1], pre_activation.shape[1], hidden.shape[1]
     rows = np.empty((len(order), width), np.float32)
     for unit in range(start, stop):
         e, first, last = block_of(unit // slices, offsets, len(order))
@@ -32,13 +32,13 @@ def hidden_slices(
         count, other = min(PART, hidden_width - column), both - hidden_width + column
         gather(x, order, slots, first, rows[:m])
         for half in range(both // hidden_width):
-            place = half * hidden_width + column
+            offset = half * hidden_width + column
             call_sgemm(
-                sgemm, PLAIN, TRANSPOSED, m, count, width, rows.ctypes.data, width, at(up[e], place), width, ZERO,
-                at(before, first) + 4 * place, both,
+                sgemm, PLAIN, TRANSPOSED, m, count, width, rows.ctypes.data, width, at(up[e], offset), width, ZERO,
+                at(pre_activation, first) + 4 * offset, both,
             )  # fmt: skip
         for r in range(first, last):
-            gate, other_half = before[r, column : column + count], before[r, other : other + count]
+            gate, other_half = pre_activation[r, column : column + count], pre_activation[r, other : other + count]
             if up_bias.size:
                 add_to(gate, up_bias[e, column : column + count])
                 if both > hidden_width:
@@ -53,11 +53,11 @@ def output_slices(start: int, stop: int, sgemm: int, slices: int, offsets: I1, d
     width, hidden_width = y_rows.shape[1], hidden.shape[1]
     for unit in range(start, stop):
         e, first, last = block_of(unit // slices, offsets, len(hidden))
-        m, place = last - first, unit % slices * PART
+        m, offset = last - first, unit % slices * PART
         if m == 0:
             continue
-        end = min(place + PART, width)
-        for row in range(place, end, NEAR):
+        end = min(offset + PART, width)
+        for row in range(offset, end, NEAR):
             for column in range(0, hidden_width, PART):
                 call_sgemm(
                     sgemm, PLAIN, TRANSPOSED, m, min(NEAR, end - row), min(PART, hidden_width - column), at(hidden, first) + 4 * column,
@@ -65,4 +65,4 @@ def output_slices(start: int, stop: int, sgemm: int, slices: int, offsets: I1, d
                 )  # fmt: skip
         if down_bias.size:
             for r in range(first, last):
-                add_to(y_rows[r, place:end], down_bias[e, place:end])
+                add_to(y_rows[r, offset:end], down_bias[e, offset:end])

@@ -235,12 +235,12 @@ def sgemm(order, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc)
                     there = min(COLUMNS, columns - strip * COLUMNS)
                     panel, to = b_panels + strip * panel_bytes(depth, COLUMNS), c + 4 * (i * ldc + j + strip * COLUMNS)
                     whole = there == COLUMNS
-                    place, stride, sums = (to, ldc, add) if whole else (edge, COLUMNS, 0)
+                    target, stride, sums = (to, ldc, add) if whole else (edge, COLUMNS, 0)
                     if turned_a:
                         left, step, next_tile = (a_panels, TALL, panel_bytes(depth, TALL)) if packs_a else (a_here, lda, 4 * TALL)
-                        strip_column_major(left, step, next_tile, panel, COLUMNS, place, stride, rows, depth, sums)
+                        strip_column_major(left, step, next_tile, panel, COLUMNS, target, stride, rows, depth, sums)
                     else:
-                        strip_row_major(a_here, lda, 4 * TALL * lda, panel, COLUMNS, place, stride, rows, depth, sums)
+                        strip_row_major(a_here, lda, 4 * TALL * lda, panel, COLUMNS, target, stride, rows, depth, sums)
                     if not whole:
                         finish_edge(edge, to, ldc, rows, there, add)
     space[0] = np.float32(0.0)  # Numba frees an array after its last use, and does not see that its address is used

@@ -103,9 +103,9 @@ class Kernel:
             here.pool.run(self.job, n, grain, words)
             return
         assert here.blas is not None and here.blas.limit is not None
-        before = here.blas.limit(1)
+        previous = here.blas.limit(1)
         here.pool.run(self.job, n, grain, words)
-        here.blas.limit(before)
+        here.blas.limit(previous)
 
     def _run_again(self, n: int, grain: int, words: Any) -> None:
         self._run(n, grain, ctypes.addressof(words))

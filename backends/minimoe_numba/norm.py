@@ -168,11 +168,11 @@ def vector(weight: Array | None, like: Array) -> Array:
 
 def rms_gradients(dy: Array, x: Array, weight: Array, moments: tuple[Array, ...], dtotal: Array | None = None) -> tuple[Array, Array]:
     """dx [...,D], dweight [D]"""
-    rows, before = as_rows(x), NO_ROWS if dtotal is None else as_rows(dtotal)
+    rows, dtotal_rows = as_rows(x), NO_ROWS if dtotal is None else as_rows(dtotal)
     grain, parts = parts_of(len(rows))
     dx, sums = empty(x.shape), zeros((parts, rows.shape[1]))
     (rstd,) = (each.reshape(-1) for each in moments)
-    rms_rows_backward(len(rows), grain, as_rows(dy), rows, vector(weight, weight), rstd, before, grain, as_rows(dx), sums)
+    rms_rows_backward(len(rows), grain, as_rows(dy), rows, vector(weight, weight), rstd, dtotal_rows, grain, as_rows(dx), sums)
     return dx, added(sums)
 
 
@@ -187,12 +187,12 @@ def layer_gradients(
     dy: Array, x: Array, weight: Array, moments: tuple[Array, ...], dtotal: Array | None = None
 ) -> tuple[Array, Array, Array]:  # fmt: skip
     """dx [...,D], dweight [D], dbias [D]"""
-    rows, before = as_rows(x), NO_ROWS if dtotal is None else as_rows(dtotal)
+    rows, dtotal_rows = as_rows(x), NO_ROWS if dtotal is None else as_rows(dtotal)
     grain, parts = parts_of(len(rows))
     dx, sums = empty(x.shape), zeros((2, parts, rows.shape[1]))
     mean, rstd = (each.reshape(-1) for each in moments)
     w = vector(weight, weight)
-    layer_rows_backward(len(rows), grain, as_rows(dy), rows, w, mean, rstd, before, grain, as_rows(dx), sums[0], sums[1])
+    layer_rows_backward(len(rows), grain, as_rows(dy), rows, w, mean, rstd, dtotal_rows, grain, as_rows(dx), sums[0], sums[1])
     return dx, added(sums[0]), added(sums[1])
 
 

@@ -35,11 +35,11 @@ def sort_by_expert(start: int, stop: int, ids: I2, valid: B1, capacity: L1, orde
             e = ids[n, j]
             inverse[n, j] = -1
             if 0 <= e < experts and (not valid.size or valid[n]):
-                place = offsets[e] + counts[e]
+                row = offsets[e] + counts[e]
                 counts[e] += 1
-                if place < min(offsets[e + 1], len(order)):
-                    order[place] = n * slots + j
-                    inverse[n, j] = place
+                if row < min(offsets[e + 1], len(order)):
+                    order[row] = n * slots + j
+                    inverse[n, j] = row
 
 
 @kernel

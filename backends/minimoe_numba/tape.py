@@ -200,15 +200,15 @@ class Tape:
             sources = [source_of(part, args) for part in result]
             if all(source is not None for source in sources):
                 return rebuilt(result, [traced(np.asarray(part), source) for part, source in zip(result, sources, strict=True)])
-            places = [self.kept(part) for part in result]
-            targets = [plain(place) for place in places]
+            copies = [self.kept(part) for part in result]
+            targets = [plain(copy) for copy in copies]
 
             def several() -> None:
                 for to, part in zip(targets, function(*bare, **options), strict=True):
                     to[...] = part
 
             self.call(several)
-            return rebuilt(result, places)
+            return rebuilt(result, copies)
         if not isinstance(result, np.ndarray | np.generic):
             if isinstance(result, bool | int | float | complex):
                 self.refuse(f"{name} gave a number of the host")
@@ -216,20 +216,20 @@ class Tape:
         source = source_of(result, args)
         if source is not None:
             return traced(np.asarray(result), source)
-        place = self.kept(result)
-        to = plain(place)
+        copy = self.kept(result)
+        to = plain(copy)
 
         def one() -> None:
             to[...] = function(*bare, **options)
 
         self.call((lambda: function(*bare, out=to, **options)) if isinstance(function, np.ufunc) else one)
-        return place
+        return copy
 
     def kept(self, value: Any) -> Traced:
         """A copy of a result in the tape's memory, its axes in the same order: a product of them may round by it."""
-        place = self.memory.array(value.shape, value.dtype, np.empty_like(value).strides)
-        plain(place)[...] = value
-        return place
+        copy = self.memory.array(value.shape, value.dtype, np.empty_like(value).strides)
+        plain(copy)[...] = value
+        return copy
 
     def call(self, call: Call) -> None:
         """Anything that does its work anew when it is called."""
@@ -237,7 +237,7 @@ class Tape:
         self.calls.append(call)
 
     def check(self, array: "np.ndarray[Any, Any]") -> None:
-        """Of an array that is handed to a kernel. Constants are traced too; what is empty holds nothing that could change."""
+        """Check an array that is handed to a kernel. Constants are traced too; what is empty holds nothing that could change."""
         if array.size and not isinstance(array, Traced):
             self.refuse(f"a kernel was handed an array that is not traced, {array.dtype}{list(array.shape)}")
         self.held.append(plain(array))
@@ -317,13 +317,13 @@ def varies(function: Any, args: Any) -> bool:
 def written(pool: Callable[[], Pool]) -> Iterator[Tape]:
     """A tape of all that happens within."""
     tape = Tape(pool)
-    before, recorder.tape = recorder.tape, tape
-    if before is not None:
-        before.refuse("a recorded step is part of it")
+    outer, recorder.tape = recorder.tape, tape
+    if outer is not None:
+        outer.refuse("a recorded step is part of it")
     try:
         yield tape
     finally:
-        recorder.tape = before
+        recorder.tape = outer
 
 
 # ---- arrays made by the backend ----------------------------------------------------------------------------------------------------------

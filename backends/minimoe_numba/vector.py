@@ -37,9 +37,9 @@ def number(value: int) -> Any:
     return ir.Constant(INT64, value)
 
 
-def lanes(places: list[int]) -> Any:
+def lanes(chosen: list[int]) -> Any:
     """Which lanes of two vectors a shuffle takes."""
-    return ir.Constant(ir.VectorType(INT32, WIDTH), places)
+    return ir.Constant(ir.VectorType(INT32, WIDTH), chosen)
 
 
 def vector_at(builder: Any, start: Any, offset: Any) -> Any:
@@ -47,12 +47,12 @@ def vector_at(builder: Any, start: Any, offset: Any) -> Any:
     return builder.bitcast(builder.gep(start, [offset]), VECTOR.as_pointer())
 
 
-def prefetch_at(builder: Any, place: Any, for_writing: int) -> None:
+def prefetch_at(builder: Any, target: Any, for_writing: int) -> None:
     """Ask for the cache line of a pointer."""
     kinds, name, near, data = [BYTE.as_pointer(), INT32, INT32, INT32], "llvm.prefetch.p0i8", 3, 1
     known = builder.module.globals.get(name)
     function = known if known is not None else ir.Function(builder.module, ir.FunctionType(ir.VoidType(), kinds), name)
-    builder.call(function, [builder.bitcast(place, kinds[0]), *(ir.Constant(INT32, x) for x in (for_writing, near, data))])
+    builder.call(function, [builder.bitcast(target, kinds[0]), *(ir.Constant(INT32, x) for x in (for_writing, near, data))])
 
 
 def tile_of(rows: int, row_major: bool) -> Any:
@@ -69,9 +69,9 @@ def tile_of(rows: int, row_major: bool) -> Any:
             a, panel, c = (builder.inttoptr(x, FLOAT.as_pointer()) for x in (a, panel, c))
             rows_of_c = [builder.mul(c_stride, number(i)) for i in range(rows)]
             to = [[vector_at(builder, c, builder.add(row, number(v * WIDTH))) for v in range(VECTORS)] for row in rows_of_c]
-            for place in (place for row in to for place in row):
-                prefetch_at(builder, place, for_writing=1)
-            before, loop, after = builder.basic_block, builder.append_basic_block("depth"), builder.append_basic_block("done")
+            for target in (target for row in to for target in row):
+                prefetch_at(builder, target, for_writing=1)
+            entry, loop, after = builder.basic_block, builder.append_basic_block("depth"), builder.append_basic_block("done")
             builder.branch(loop)
             builder.position_at_end(loop)
             k, a_k, panel_k = builder.phi(INT64), builder.phi(a.type), builder.phi(panel.type)
@@ -82,7 +82,7 @@ def tile_of(rows: int, row_major: bool) -> Any:
                 left = spread(builder, one)
                 for v in range(VECTORS):
                     total = builder.fadd(builder.fmul(left, right[v], flags=FUSED), sums[i][v], flags=FUSED)
-                    sums[i][v].add_incoming(ir.Constant(VECTOR, [0.0] * WIDTH), before)
+                    sums[i][v].add_incoming(ir.Constant(VECTOR, [0.0] * WIDTH), entry)
                     sums[i][v].add_incoming(total, loop)
                     sums[i][v] = total
             following = builder.add(k, number(1))
@@ -90,18 +90,18 @@ def tile_of(rows: int, row_major: bool) -> Any:
                 (k, number(0), following), (a_k, a, builder.gep(a_k, [number(1) if row_major else stride])),
                 (panel_k, panel, builder.gep(panel_k, [panel_stride])),
             ):  # fmt: skip
-                value.add_incoming(first, before)
+                value.add_incoming(first, entry)
                 value.add_incoming(then, loop)
             builder.cbranch(builder.icmp_signed("<", following, depth), loop, after)
             builder.position_at_end(after)
             pairs = [(sums[i][v], to[i][v]) for i in range(rows) for v in range(VECTORS)]
             with builder.if_else(builder.icmp_signed("!=", add, number(0))) as (adding, writing):
                 with adding:
-                    for total, place in pairs:
-                        builder.store(builder.fadd(total, builder.load(place, align=4)), place, align=4)
+                    for total, target in pairs:
+                        builder.store(builder.fadd(total, builder.load(target, align=4)), target, align=4)
                 with writing:
-                    for total, place in pairs:
-                        builder.store(total, place, align=4)
+                    for total, target in pairs:
+                        builder.store(total, target, align=4)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 8), generate
@@ -192,14 +192,14 @@ def turning_tile_of(rows: int) -> Any:
             sums = [ir.Constant(VECTOR, [0.0] * WIDTH)] * rows
             sums = loop(builder, number(0), squares, WIDTH, sums, squares_at)
             sums = loop(builder, squares, depth, 1, sums, single_at)
-            places = [vector_at(builder, c, builder.mul(c_stride, number(i))) for i in range(rows)]
+            targets = [vector_at(builder, c, builder.mul(c_stride, number(i))) for i in range(rows)]
             with builder.if_else(builder.icmp_signed("!=", add, number(0))) as (adding, writing):
                 with adding:
-                    for total, place in zip(sums, places, strict=True):
-                        builder.store(builder.fadd(total, builder.load(place, align=4)), place, align=4)
+                    for total, target in zip(sums, targets, strict=True):
+                        builder.store(builder.fadd(total, builder.load(target, align=4)), target, align=4)
                 with writing:
-                    for total, place in zip(sums, places, strict=True):
-                        builder.store(total, place, align=4)
+                    for total, target in zip(sums, targets, strict=True):
+                        builder.store(total, target, align=4)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 8), generate
@@ -215,7 +215,7 @@ def spread(builder: Any, one: Any) -> Any:
 
 def loop(builder: Any, start: Any, stop: Any, step: int, values: list[Any], body: Any) -> list[Any]:
     """values = body(k, values) for k from start to stop."""
-    before = builder.basic_block
+    entry = builder.basic_block
     head, inside, after = (builder.append_basic_block(name) for name in ("head", "inside", "after"))
     builder.branch(head)
     builder.position_at_end(head)
@@ -226,7 +226,7 @@ def loop(builder: Any, start: Any, stop: Any, step: int, values: list[Any], body
     end, following = builder.basic_block, builder.add(k, number(step))
     builder.branch(head)
     for phi, first, then in ((k, start, following), *zip(carried, values, results, strict=True)):
-        phi.add_incoming(first, before)
+        phi.add_incoming(first, entry)
         phi.add_incoming(then, end)
     builder.position_at_end(after)
     return carried
@@ -249,7 +249,7 @@ def copy_of(count: int) -> Any:
 
 @intrinsic
 def prefetch(typing: Any, address: Any) -> Any:
-    """Ask for the cache line at an address, which need not be ours."""
+    """Ask for the cache line at an address; it need not be readable."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         prefetch_at(builder, builder.inttoptr(args[0], FLOAT.as_pointer()), for_writing=0)
@@ -267,7 +267,7 @@ def largest_of_vectors(typing: Any, address: Any, count: Any) -> Any:
             return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
         start, count = builder.inttoptr(args[0], FLOAT.as_pointer()), args[1]
-        before, loop, after = builder.basic_block, builder.append_basic_block("vectors"), builder.append_basic_block("last")
+        entry, loop, after = builder.basic_block, builder.append_basic_block("vectors"), builder.append_basic_block("last")
         rest = builder.sub(count, number(WIDTH))
         last = builder.load(vector_at(builder, start, rest), align=4)
         builder.branch(loop)
@@ -276,7 +276,7 @@ def largest_of_vectors(typing: Any, address: Any, count: Any) -> Any:
         better = larger(builder.load(vector_at(builder, start, i), align=4), best)
         following = builder.add(i, number(WIDTH))
         for value, first, then in ((i, number(0), following), (best, last, better)):
-            value.add_incoming(first, before)
+            value.add_incoming(first, entry)
             value.add_incoming(then, loop)
         builder.cbranch(builder.icmp_signed("<", following, rest), loop, after)
         builder.position_at_end(after)

@@ -63,7 +63,7 @@ def test_every_row_is_visited_once(three_threads, grain):
 
 
 def test_results_do_not_depend_on_how_many_threads_share_the_pieces(monkeypatch):
-    monkeypatch.setattr(machine(), "blas", blas_module.ours())
+    monkeypatch.setattr(machine(), "blas", blas_module.own_product())
     draw = np.random.default_rng(2)
     x, dy, gate_weights, plan, weights = routed(draw, n=700)
     q, k, v = (draw.standard_normal((2, 90, heads, 16)).astype(np.float32) for heads in (4, 2, 2))

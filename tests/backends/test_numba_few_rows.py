@@ -17,7 +17,7 @@ NUMBA = NumbaBackend()
 @pytest.fixture(autouse=True)
 def our_product(monkeypatch):
     """A library's product may sum in another order where rows are few."""
-    monkeypatch.setattr(machine(), "blas", blas_module.ours())
+    monkeypatch.setattr(machine(), "blas", blas_module.own_product())
 
 
 def floats(draw, *shape):
