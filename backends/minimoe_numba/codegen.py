@@ -4,8 +4,7 @@ By default Numba takes every function that a kernel calls through the whole of L
 the kernel, where all of that happens again. Within `for_kernels()` the libraries that Numba makes
 
 - are turned into machine code only when somebody asks for it: a caller from Python, a C callback, or the cache on disk;
-- are optimised by themselves only where the result would round differently without it (`optimised_names`);
-- are optimised lightly where they only unpack the arguments of a kernel that is optimised already (`wrapper_names`).
+- are optimised by themselves only where the result would round differently without it (`optimised_names`).
 
 This uses parts of Numba that are not public, seen working with the versions in TESTED; with any other version nothing is changed, and a
 first start takes longer.
@@ -23,7 +22,6 @@ from numba.core.registry import cpu_target
 TESTED = ("0.61.", "0.62.", "0.63.", "0.64.", "0.65.", "0.66.", "0.67.", "0.68.")
 KNOWN = numba.__version__.startswith(TESTED)
 optimised_names: set[str] = set()  # qualified names of functions that are optimised by themselves
-wrapper_names: set[str] = set()  # of the generated functions that unpack a kernel's arguments
 
 
 class KernelLibrary(JITCodeLibrary):  # type: ignore[misc]
@@ -36,9 +34,6 @@ class KernelLibrary(JITCodeLibrary):  # type: ignore[misc]
     def _optimize_final_module(self) -> None:
         if self.name in optimised_names:
             super()._optimize_final_module()
-        elif self.name in wrapper_names:
-            passes, builder = self._codegen._module_pass_manager(loop_vectorize=False, slp_vectorize=False, opt=0, cost="cheap")
-            passes.run(self._final_module, builder)
 
     def _finalize_final_module(self) -> None:
         self._finalize_dynamic_globals()

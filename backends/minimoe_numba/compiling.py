@@ -24,9 +24,9 @@ it in a first run and from the kernel's file in later ones, and the two could ro
 
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """`inlined` for a function with a sum over a loop, which is optimised by itself before it is inlined.
+    """`inlined` for a function with a sum over a loop, or a polynomial, which is optimised by itself before it is inlined.
 
-    LLVM splits a float sum over vector lanes, and how it does so may depend on the code around it.
+    LLVM reorders such float sums, and how it does so may depend on the code around them.
     """
     optimised_names.add(function.__qualname__)
     return inlined(function)

@@ -30,7 +30,7 @@ from numba import carray, cfunc
 from numba.core import types
 
 from minimoe_numba import native
-from minimoe_numba.codegen import for_kernels, wrapper_names
+from minimoe_numba.codegen import for_kernels, optimised_names
 from minimoe_numba.compiling import FAST, cached, compiled, is_cached, stamp
 from minimoe_numba.helpers import wait_for
 from minimoe_numba.machine import machine
@@ -193,7 +193,7 @@ class Kernel:
             "__name__": self.function.__module__,
         }  # fmt: skip
         exec(compile(source, self.function.__code__.co_filename, "exec"), names)
-        wrapper_names.add(name)
+        optimised_names.add(name)
         return names[name], types.void(types.int64, types.int64, types.int64)
 
     def compile(self) -> None:

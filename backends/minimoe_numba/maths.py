@@ -6,7 +6,7 @@ erf:   an odd rational function on |x| <= 3.92, within 5e-7, held constant beyon
 
 import numpy as np
 
-from minimoe_numba.compiling import compiled, inlined
+from minimoe_numba.compiling import compiled
 from minimoe_numba.native import float_as_int, int_as_float
 from minimoe_numba.vector import WIDTH, largest_of_vectors
 from minimoe_numpy.erf import SINGLE
@@ -22,7 +22,7 @@ P0, P1, P2, P3, P4, P5, P6 = (f32(c) for c in SINGLE[0])
 Q0, Q1, Q2, Q3, Q4 = (f32(c) for c in SINGLE[1])
 
 
-@inlined
+@compiled
 def exp(x):  # type: ignore[no-untyped-def]
     """e^x; 0 below -87.3, infinity above 88.7.   (Moshier, Cephes)"""
     n = np.floor(x * LOG2_E + HALF)
@@ -34,19 +34,19 @@ def exp(x):  # type: ignore[no-untyped-def]
     return INFINITY if x > HIGHEST else y
 
 
-@inlined
+@compiled
 def sigmoid(x):  # type: ignore[no-untyped-def]
     """1 / (1 + e^-x)"""
     return ONE / (ONE + exp(-x))
 
 
-@inlined
+@compiled
 def tanh(x):  # type: ignore[no-untyped-def]
     """1 - 2 / (1 + e^2x)"""
     return ONE - TWO / (ONE + exp(TWO * x))
 
 
-@inlined
+@compiled
 def erf(x):  # type: ignore[no-untyped-def]
     """The error function."""
     x = min(max(x, -ERF_LIMIT), ERF_LIMIT)
@@ -55,7 +55,7 @@ def erf(x):  # type: ignore[no-untyped-def]
     return x * top / ((((Q0 * s + Q1) * s + Q2) * s + Q3) * s + Q4)
 
 
-@inlined
+@compiled
 def largest(x):  # type: ignore[no-untyped-def]
     """The largest of a row, -inf of none. May overlook NaN, which the sums that follow do not."""
     if len(x) >= WIDTH:
