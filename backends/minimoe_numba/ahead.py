@@ -52,7 +52,7 @@ def compilable(name: str) -> Any:
 def prepare(config: Config) -> None:
     """Start helpers for the kernels of a configuration that the cache lacks, where there is more than one core."""
     count = min(MOST_HELPERS, default_threads())
-    if helpers or count < 2 or not sys.executable:
+    if any(each.running for each in helpers) or count < 2 or not sys.executable:
         return
     missing = [name for name in kernels_of(config) if not compilable(name).is_cached()]
     if len(missing) >= FEWEST_KERNELS:

@@ -76,6 +76,7 @@ def test_one_core_starts_no_helper(tmp_path, monkeypatch):
     started = []
     monkeypatch.setattr(ahead, "start_helpers", lambda *given: started.append(given))
     monkeypatch.setattr(ahead, "compilable", lambda name: Missing)
+    monkeypatch.setattr(ahead, "helpers", [])
     config = tiny(write_text(tmp_path))
     for threads, starts in (("1", 0), ("4", 1)):
         monkeypatch.setenv("OMP_NUM_THREADS", threads)
