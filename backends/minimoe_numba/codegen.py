@@ -6,7 +6,7 @@ the kernel, where all of that happens again. Within `for_kernels()` the librarie
 - are turned into machine code only when somebody asks for it: a caller from Python, a C callback, or the cache on disk;
 - are optimised by themselves only where the result would round differently without it (`optimised_names`).
 
-This uses parts of Numba that are not public, seen working with the versions in TESTED; with any other version nothing is changed, and a
+This uses parts of Numba that are not public, tested with the versions in TESTED; with any other version nothing is changed, and a
 first start takes longer.
 """
 
@@ -19,7 +19,7 @@ from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 
-TESTED = ("0.61.", "0.62.", "0.63.", "0.64.", "0.65.", "0.66.", "0.67.", "0.68.")
+TESTED = ("0.68.",)
 KNOWN = numba.__version__.startswith(TESTED)
 optimised_names: set[str] = set()  # qualified names of functions that are optimised by themselves
 
