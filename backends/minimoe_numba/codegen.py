@@ -31,6 +31,12 @@ class KernelLibrary(JITCodeLibrary):  # type: ignore[misc]
         super().__init__(codegen, name)
         self.emitted = False
 
+    def _optimize_functions(self, ll_module: Any) -> None:
+        if self.name in optimised_names:
+            super()._optimize_functions(ll_module)
+        else:  # the kernel that inlines them is optimised as a whole
+            ll_module.data_layout = self._codegen._data_layout
+
     def _optimize_final_module(self) -> None:
         if self.name in optimised_names:
             super()._optimize_final_module()
