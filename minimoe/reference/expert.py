@@ -29,7 +29,7 @@ class ExpertSaved(NamedTuple):
     rows: Array
     weights: ExpertWeights
     offsets: Array
-    before: Array
+    pre_activation: Array
     hidden: Array
 
 
@@ -38,7 +38,7 @@ class FFNSaved(NamedTuple):
 
     x: Array
     weights: ExpertWeights
-    before: Array
+    pre_activation: Array
     hidden: Array
 
 
@@ -131,9 +131,9 @@ class ExpertKernels(RoutingKernels, ActivationKernels, LinearKernels):
 
     def ffn(self, x: Array, weights: ExpertWeights, activation: str, limit: float = 0.0) -> tuple[Array, Any]:
         """One expert that every row visits: down(activation(up(x))), its weights without the axis E.   x [...,D] -> [...,D], saved"""
-        before = self.linear(x, weights.up, weights.up_bias)
-        hidden = self.activate(before, activation, limit)
-        return self.linear(hidden, weights.down, weights.down_bias), FFNSaved(x, weights, before, hidden)
+        pre_activation = self.linear(x, weights.up, weights.up_bias)
+        hidden = self.activate(pre_activation, activation, limit)
+        return self.linear(hidden, weights.down, weights.down_bias), FFNSaved(x, weights, pre_activation, hidden)
 
     def ffn_backward(
         self, dy: Array, saved: Any, activation: str, limit: float = 0.0, out: ExpertWeights | None = None, accumulate: bool = False
@@ -142,21 +142,21 @@ class ExpertKernels(RoutingKernels, ActivationKernels, LinearKernels):
         weights, to = saved.weights, out or ExpertWeights(None, None)
         ddown = self.linear_dw(dy, saved.hidden, to.down, accumulate)
         ddown_bias = None if weights.down_bias is None else self.linear_db(dy, to.down_bias, accumulate)
-        dbefore = self.activate_backward(self.linear_dx(dy, weights.down), saved.before, activation, limit)
-        dup = self.linear_dw(dbefore, saved.x, to.up, accumulate)
-        dup_bias = None if weights.up_bias is None else self.linear_db(dbefore, to.up_bias, accumulate)
-        return self.linear_dx(dbefore, weights.up), ExpertWeights(dup, ddown, dup_bias, ddown_bias)
+        dpre_activation = self.activate_backward(self.linear_dx(dy, weights.down), saved.pre_activation, activation, limit)
+        dup = self.linear_dw(dpre_activation, saved.x, to.up, accumulate)
+        dup_bias = None if weights.up_bias is None else self.linear_db(dpre_activation, to.up_bias, accumulate)
+        return self.linear_dx(dpre_activation, weights.up), ExpertWeights(dup, ddown, dup_bias, ddown_bias)
 
     def expert_ffn(self, rows: Array, weights: ExpertWeights, offsets: Array, activation: str, limit: float = 0.0) -> tuple[Array, Any]:
         """down_e(activation(up_e(rows))).   rows [R,D] -> [R,D], saved"""
-        before = self.grouped_matmul(rows, weights.up, offsets)
+        pre_activation = self.grouped_matmul(rows, weights.up, offsets)
         if weights.up_bias is not None:
-            before += self.grouped_bias(weights.up_bias, offsets, rows.shape[0])
-        hidden = self.activate(before, activation, limit)
+            pre_activation += self.grouped_bias(weights.up_bias, offsets, rows.shape[0])
+        hidden = self.activate(pre_activation, activation, limit)
         y = self.grouped_matmul(hidden, weights.down, offsets)
         if weights.down_bias is not None:
             y += self.grouped_bias(weights.down_bias, offsets, rows.shape[0])
-        return y, ExpertSaved(rows, weights, offsets, before, hidden)
+        return y, ExpertSaved(rows, weights, offsets, pre_activation, hidden)
 
     def expert_ffn_backward(
         self, dy: Array, saved: Any, activation: str, limit: float = 0.0, out: ExpertWeights | None = None, accumulate: bool = False
@@ -165,14 +165,15 @@ class ExpertKernels(RoutingKernels, ActivationKernels, LinearKernels):
         weights, offsets = saved.weights, saved.offsets
         to = out or ExpertWeights(None, None)
         ddown = self.grouped_matmul_dw(dy, saved.hidden, offsets, to.down, accumulate)
-        dbefore = self.activate_backward(self.grouped_matmul(dy, weights.down, offsets, transpose=True), saved.before, activation, limit)
-        dup = self.grouped_matmul_dw(dbefore, saved.rows, offsets, to.up, accumulate)
+        dhidden = self.grouped_matmul(dy, weights.down, offsets, transpose=True)
+        dpre_activation = self.activate_backward(dhidden, saved.pre_activation, activation, limit)
+        dup = self.grouped_matmul_dw(dpre_activation, saved.rows, offsets, to.up, accumulate)
         dup_bias = ddown_bias = None
         if weights.up_bias is not None:
-            dup_bias = self.store(self.grouped_bias_backward(dbefore, offsets), to.up_bias, accumulate)
+            dup_bias = self.store(self.grouped_bias_backward(dpre_activation, offsets), to.up_bias, accumulate)
         if weights.down_bias is not None:
             ddown_bias = self.store(self.grouped_bias_backward(dy, offsets), to.down_bias, accumulate)
-        drows = self.grouped_matmul(dbefore, weights.up, offsets, transpose=True)
+        drows = self.grouped_matmul(dpre_activation, weights.up, offsets, transpose=True)
         return drows, ExpertWeights(dup, ddown, dup_bias, ddown_bias)
 
     def moe_ffn(

@@ -117,7 +117,7 @@ def test_a_routed_layer_and_its_gradients_are_those_of_mma_sync(backend, activat
     def layer(backend):
         y, saved = backend.moe_ffn(x, gates, plan, weights, activation, limit)
         dx, dgates, dweights = backend.moe_ffn_backward(dy, saved, activation, limit)
-        return y, saved.expert.before, dx, dgates, *dweights
+        return y, saved.expert.pre_activation, dx, dgates, *dweights
 
     for got, wanted in zip(layer(backend), layer(MMA_SYNC), strict=True):
         assert (got is None) == (wanted is None)
