@@ -16,6 +16,7 @@ from minimoe_numba.activation import FastActivation
 from minimoe_numba.ahead import prepare
 from minimoe_numba.attention import FastAttention
 from minimoe_numba.blas import find_blas
+from minimoe_numba.creation import Namespace, contiguous
 from minimoe_numba.embedding import FastEmbedding
 from minimoe_numba.expert import FastExpert
 from minimoe_numba.gating import FastGating
@@ -27,7 +28,8 @@ from minimoe_numba.norm import FastNorm
 from minimoe_numba.optimizer import FastOptimizer
 from minimoe_numba.random import FastRandom
 from minimoe_numba.rope import FastRope
-from minimoe_numba.tape import Namespace, contiguous, recorder, traced, written
+from minimoe_numba.tape import written
+from minimoe_numba.traced import recorder, traced
 from minimoe_numpy.memory import keep_freed_memory
 
 __all__ = ["NumbaBackend", "backend"]

@@ -11,9 +11,9 @@ from minimoe.backend import Array
 from minimoe.reference.activation import CLIPPED_ALPHA, TANH_CUBE, TANH_SCALE
 from minimoe_numba.arrays import as_rows, by_width, result, singles
 from minimoe_numba.compiling import compiled
+from minimoe_numba.creation import empty
 from minimoe_numba.kernel import F2, kernel
 from minimoe_numba.maths import HALF, ONE, ZERO, erf, exp, sigmoid, tanh
-from minimoe_numba.tape import empty
 from minimoe_numpy import NumpyBackend
 
 SWIGLU, GELU, GELU_TANH, RELU = range(4)

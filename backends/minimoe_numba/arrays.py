@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from minimoe.backend import Array
+from minimoe_numba.creation import contiguous, empty, filled
 from minimoe_numba.kernel import F1, kernel
-from minimoe_numba.tape import contiguous, empty, filled, recorder
+from minimoe_numba.traced import recorder
 
 FLOAT32 = np.dtype(np.float32)
 PIECE = 16384  # elements of a piece: some microseconds of work, 64 KiB

@@ -14,11 +14,12 @@ from minimoe.backend import Array
 from minimoe.reference.random import Draw
 from minimoe_numba.arrays import NO_FLOATS, singles
 from minimoe_numba.compiling import compiled, inlined
+from minimoe_numba.creation import contiguous, empty
 from minimoe_numba.kernel import F1, F3, F4, I2, L1, address, kernel
 from minimoe_numba.machine import machine
 from minimoe_numba.maths import INFINITY, ONE, ZERO, exp, largest
 from minimoe_numba.native import PLAIN, TRANSPOSED, call_sgemm, floats_at
-from minimoe_numba.tape import contiguous, empty, traced
+from minimoe_numba.traced import traced
 from minimoe_numpy import NumpyBackend
 
 SCORES = 2**15  # of a block, at most, where tokens allow: 128 KiB

@@ -9,7 +9,7 @@ import numpy as np
 from minimoe.backend import Array
 from minimoe_numba.arrays import as_rows, by_width, result, singles
 from minimoe_numba.kernel import F2, I1, kernel
-from minimoe_numba.tape import recorder
+from minimoe_numba.traced import recorder
 from minimoe_numpy import NumpyBackend
 
 COLUMNS = 64  # of a piece: some cache lines of each row

@@ -21,13 +21,14 @@ from minimoe.reference.routing import Plan
 from minimoe_numba.activation import KINDS, activate, activate_backward
 from minimoe_numba.arrays import as_rows, optional, result, singles, zeros
 from minimoe_numba.blocks import add_to, at, block_of, gather, matrix_at
+from minimoe_numba.creation import contiguous, empty
 from minimoe_numba.few_rows import PART, hidden_slices, output_slices
 from minimoe_numba.kernel import F1, F2, F3, I1, kernel
 from minimoe_numba.machine import machine
 from minimoe_numba.maths import ONE, ZERO
 from minimoe_numba.native import PLAIN, TRANSPOSED, call_sgemm
 from minimoe_numba.routing import FastRouting
-from minimoe_numba.tape import contiguous, empty, traced
+from minimoe_numba.traced import traced
 
 BLOCK = 256  # rows at most: what a block's numbers take still fits in a core's own cache
 FEW = 64  # rows of all experts up to which their products are cut along the weights: each is read once, and that is what takes time

@@ -11,10 +11,10 @@ from minimoe.backend import Array
 from minimoe.reference.gating import TINY, Gate, Rule
 from minimoe_numba.arrays import NO_BOOLS, NO_FLOATS, as_rows, by_width, optional, parts_of, singles
 from minimoe_numba.compiling import compiled, inlined
+from minimoe_numba.creation import contiguous, empty
 from minimoe_numba.kernel import B1, F1, F2, I2, kernel
 from minimoe_numba.maths import INFINITY, ONE, ZERO, exp, largest, sigmoid
 from minimoe_numba.native import float_as_int, floats_at, int_as_float
-from minimoe_numba.tape import contiguous, empty
 from minimoe_numpy import NumpyBackend
 
 SOFTMAX_TOPK, TOPK_SOFTMAX, SIGMOID_BIAS = range(3)

@@ -34,7 +34,8 @@ from minimoe_numba.codegen import for_kernels, optimised_names
 from minimoe_numba.compiling import FAST, cached, compiled, is_cached, stamp
 from minimoe_numba.helpers import wait_for
 from minimoe_numba.machine import machine
-from minimoe_numba.tape import Tape, recorder
+from minimoe_numba.tape import Tape
+from minimoe_numba.traced import recorder
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 F1: TypeAlias = Annotated[Floats, "float32", 1]

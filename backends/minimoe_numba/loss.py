@@ -11,12 +11,12 @@ from minimoe.backend import Array
 from minimoe.reference.loss import IGNORE
 from minimoe_numba.arrays import as_rows, by_width, singles
 from minimoe_numba.compiling import compiled, inlined
+from minimoe_numba.creation import contiguous, empty
 from minimoe_numba.kernel import F1, F2, I1, kernel
 from minimoe_numba.linear import multiply, shared_out
 from minimoe_numba.machine import machine
 from minimoe_numba.maths import ONE, ZERO, exp, largest, softmax_into
 from minimoe_numba.native import PLAIN, TRANSPOSED, call_sgemm
-from minimoe_numba.tape import contiguous, empty
 from minimoe_numpy import NumpyBackend
 
 HEAD_ROWS = 128  # at least, to a piece of the fused form: the head's weight is read anew for each

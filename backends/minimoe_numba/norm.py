@@ -10,9 +10,9 @@ import numpy as np
 from minimoe.backend import Array
 from minimoe_numba.arrays import as_rows, by_width, parts_of, result, singles, zeros
 from minimoe_numba.compiling import compiled
+from minimoe_numba.creation import contiguous, empty
 from minimoe_numba.kernel import F1, F2, kernel
 from minimoe_numba.maths import ONE, ZERO
-from minimoe_numba.tape import contiguous, empty
 from minimoe_numpy import NumpyBackend
 
 NO_ROWS = np.zeros((0, 0), np.float32)

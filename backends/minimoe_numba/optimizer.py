@@ -9,9 +9,9 @@ import numpy as np
 
 from minimoe.backend import Array
 from minimoe_numba.arrays import singles, zeros
+from minimoe_numba.creation import again_from, contiguous
 from minimoe_numba.kernel import D1, F1, kernel
 from minimoe_numba.maths import ONE, ZERO
-from minimoe_numba.tape import again_from, contiguous
 from minimoe_numpy import NumpyBackend
 
 ELEMENTS = 2**15  # of a piece

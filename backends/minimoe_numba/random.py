@@ -8,9 +8,9 @@ from minimoe.backend import Array
 from minimoe.reference.random import MULTIPLIERS, ROUNDS, WEYL, Draw
 from minimoe_numba.arrays import FLOAT32, result, singles
 from minimoe_numba.compiling import inlined
+from minimoe_numba.creation import empty, filled
 from minimoe_numba.kernel import F1, L1, kernel
 from minimoe_numba.maths import ZERO
-from minimoe_numba.tape import empty, filled
 from minimoe_numpy import NumpyBackend
 
 PIECE = 4096  # blocks, of four numbers each

@@ -9,9 +9,10 @@ from numba import carray
 from minimoe.backend import Array
 from minimoe_numba.arrays import by_width, result, singles
 from minimoe_numba.compiling import inlined
+from minimoe_numba.creation import contiguous, empty
 from minimoe_numba.kernel import F2, F3, address, kernel
 from minimoe_numba.native import pointer
-from minimoe_numba.tape import contiguous, empty, recorder
+from minimoe_numba.traced import recorder
 from minimoe_numpy import NumpyBackend
 
 BYTES = 4  # of a float32

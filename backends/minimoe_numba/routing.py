@@ -8,9 +8,10 @@ import numpy as np
 from minimoe.backend import Array
 from minimoe.reference.routing import Plan
 from minimoe_numba.arrays import NO_BOOLS, as_rows, by_width, optional, result, singles, zeros
+from minimoe_numba.creation import contiguous, empty
 from minimoe_numba.kernel import B1, F2, I1, I2, L1, kernel
 from minimoe_numba.maths import ONE, ZERO
-from minimoe_numba.tape import contiguous, empty, traced
+from minimoe_numba.traced import traced
 from minimoe_numpy import NumpyBackend
 
 WITHOUT_LIMIT = traced(np.array([2**31 - 1], np.int64))

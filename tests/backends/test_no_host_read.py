@@ -14,7 +14,9 @@ from minimoe.config import ModelConfig, MoEConfig
 from minimoe.engine.random import Rng
 from minimoe.model.transformer import Transformer
 from minimoe.testing.training import batch, tiny_model
-from minimoe_numba.tape import Namespace, plain, recorder, traced, written
+from minimoe_numba.creation import Namespace
+from minimoe_numba.tape import written
+from minimoe_numba.traced import plain, recorder, traced
 
 READS = ("__bool__", "__int__", "__float__", "__index__", "__complex__", "__array__", "__iter__", "__buffer__", "__dlpack__")
 
