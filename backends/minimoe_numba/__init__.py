@@ -1,7 +1,7 @@
-"""The CPU, fast: kernels and a matrix product compiled by Numba, their rows shared out over threads.
+"""The fast CPU backend: kernels and a matrix product compiled by Numba, which share their rows out over threads.
 
-`kernel.py` compiles and calls them, `pool.py` has the threads, `gemm.py` the product, `blas.py` those of libraries; each topic of the
-contract has its file. Arrays are NumPy's. Overrides compute in float32; what comes in another dtype goes to the reference.
+`kernel.py` compiles and calls kernels, `pool.py` has the threads, `gemm.py` the matrix product, `blas.py` those of libraries; each topic
+of the contract has its own file. Arrays are NumPy arrays. Overrides compute in float32 and pass other dtypes to the reference.
 """
 
 import gc
@@ -34,14 +34,14 @@ from minimoe_numpy.memory import keep_freed_memory
 
 __all__ = ["NumbaBackend", "backend"]
 
-PRODUCTS = frozenset({"linear", "linear_dx", "linear_dw", "grouped_matmul", "grouped_matmul_dw"})  # nothing but products, cut into pieces
+PRODUCTS = frozenset({"linear", "linear_dx", "linear_dw", "grouped_matmul", "grouped_matmul_dw"})  # nothing but a library's product
 
 
 class NumbaBackend(
     FastNorm, FastActivation, FastRope, FastLinear, FastAttention, FastGating, FastExpert, FastLoss, FastEmbedding, FastRandom,
     FastOptimizer,
 ):  # fmt: skip
-    """NumPy's arrays, Numba's kernels."""
+    """NumPy arrays with kernels compiled by Numba."""
 
     name = "numba"
     xp: Any = Namespace()
@@ -91,7 +91,7 @@ class NumbaBackend(
 
 
 def backend() -> Backend:
-    """The Numba backend."""
+    """Return the Numba backend."""
     keep_freed_memory()
-    gc.freeze()  # Numba's hundred thousand objects stay to the end: no later collection need look at them
+    gc.freeze()  # Numba's hundred thousand objects live to the end: no later collection needs to visit them
     return NumbaBackend()

@@ -1,6 +1,6 @@
 """Activations in one pass, forward and backward, with a vectorised exp. Formulas: minimoe/reference/activation.py.
 
-`activate` and `activate_backward` are what the experts' kernels call on rows that are still in the cache.
+The experts' kernels call `activate` and `activate_backward` on rows that are still in the cache.
 """
 
 import math
@@ -25,7 +25,7 @@ THREE = np.float32(3.0)
 
 @compiled
 def activate(gate, up, y, kind, limit):  # type: ignore[no-untyped-def]
-    """A row of the hidden layer, of what its activation takes; only swiglu takes `up`.   gate, up, y [H]"""
+    """Compute a row y of the hidden layer. Only swiglu uses `up`.   gate, up, y [H]"""
     if kind == SWIGLU and limit == ZERO:
         for d in range(len(y)):
             y[d] = gate[d] * sigmoid(gate[d]) * up[d]
@@ -47,9 +47,9 @@ def activate(gate, up, y, kind, limit):  # type: ignore[no-untyped-def]
 
 @compiled
 def activate_backward(dy, gate, up, weight, hidden, dgate, dup, kind, limit):  # type: ignore[no-untyped-def]
-    """All that the backward of a row needs, in one pass: hidden = weight * activation, the gradients times weight.   -> <activation, dy>
+    """Compute hidden = weight * activation and the gradients times weight of a row, in one pass.   -> <activation, dy>
 
-    Rows of H each: as arrays of their own they are vector code, as halves of one they are not.
+    All rows are [H]. They are arrays of their own because LLVM makes no vector code of loops over two halves of one array.
     """
     total = ZERO
     if kind == SWIGLU and limit == ZERO:

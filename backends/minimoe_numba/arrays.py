@@ -1,4 +1,4 @@
-"""What every override does to arrays before its kernel runs: are they float32, as contiguous rows, in pieces of which size."""
+"""Helpers that overrides call before they run a kernel: check dtypes, make rows contiguous, choose the size of pieces."""
 
 import math
 from typing import Any
@@ -18,22 +18,22 @@ NO_BOOLS = np.zeros(0, np.bool_)
 
 
 def singles(*arrays: Array | None) -> bool:
-    """Are all of these float32? What is None does not count. Kernels compute in float32; the reference does all else."""
-    for array in arrays:  # noqa: SIM110 - it runs hundreds of times a step, and a generator costs a microsecond
+    """True if all of these that are not None are float32. Kernels compute in float32; the reference does everything else."""
+    for array in arrays:  # noqa: SIM110 - it runs hundreds of times per step, and a generator costs a microsecond
         if array is not None and array.dtype != FLOAT32:
             return False
     return True
 
 
 def as_rows(x: Array) -> Array:
-    """x as contiguous rows.   [...,D] -> [N,D]"""
+    """Return x as contiguous rows.   [...,D] -> [N,D]"""
     if x.ndim != 2:
         x = x.reshape(math.prod(x.shape[:-1]), x.shape[-1] if x.ndim else 1)
     return contiguous(x)
 
 
 def result(out: Array | None, shape: tuple[int, ...]) -> Array:
-    """Where a kernel writes: `out` where it can write there, else fresh memory (for `store` to copy, or to refuse)."""
+    """Return the array that a kernel writes: `out` if it can, else new memory, which `store` copies to `out` or refuses."""
     if out is not None and out.shape == shape and out.flags.c_contiguous and out.dtype == FLOAT32:
         return out
     return empty(shape)
@@ -45,7 +45,7 @@ def clear(start: int, stop: int, y: F1) -> None:
 
 
 def zeros(shape: tuple[int, ...] | int, dtype: Any = FLOAT32) -> Array:
-    """np.zeros; in a step that is recorded a kernel among kernels, where it is float32."""
+    """Like np.zeros. While a step is recorded, float32 zeros are written by a kernel, so that they do not end a run of kernels."""
     if recorder.tape is None:
         return np.zeros(shape, dtype)
     if dtype != FLOAT32:
@@ -56,16 +56,16 @@ def zeros(shape: tuple[int, ...] | int, dtype: Any = FLOAT32) -> Array:
 
 
 def by_width(width: int, elements: int = PIECE) -> int:
-    """Rows to a piece."""
+    """Return the number of rows per piece, for rows of this width."""
     return max(1, elements // max(1, width))
 
 
 def parts_of(n: int) -> tuple[int, int]:
-    """For a sum over n rows: rows to a piece and the number of pieces, by n alone."""
+    """Return the rows per piece and the number of pieces of a sum over n rows. They depend on n alone."""
     grain = max(1, -(-n // PARTS))
     return grain, -(-n // grain)
 
 
 def optional(x: Array | None, like: Array = NO_FLOATS) -> Any:
-    """x, or an empty array in its place: kernels take arrays alone."""
+    """Return x, or an empty array if x is None, since kernels take only arrays."""
     return like if x is None else x

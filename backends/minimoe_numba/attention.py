@@ -1,11 +1,11 @@
 """Attention, a few query rows at a time: scores, softmax and the product with the values stay in a core's cache.
 
-A piece of work is one key/value head of one sequence with all the query heads that read it. Its queries are packed, scaled, in blocks of
-rows (head, token); a block meets the keys that any of its rows may see, so a causal model does about half the work. The scores of a block
-are all that is kept of P: memory grows with T, not with its square. Backward makes them again from logsumexp. Formulas:
-minimoe/reference/attention.py.
+A unit of work is one key/value head of one sequence with all the query heads that read it. Its queries are scaled and packed in blocks of
+rows (head, token). A block is multiplied with the keys that any of its rows may see, so a causal model does about half the work. Only the
+scores of one block are in memory, which therefore grows with T, not with its square. Backward computes them again from logsumexp.
+Formulas: minimoe/reference/attention.py.
 
-Masks become two bounds: key j is seen where low <= position[j] <= high, and a key that does not count has a position above every bound.
+Masks become two bounds: a query sees key j if low <= position[j] <= high, and a key that is not valid has a position above every bound.
 """
 
 import numpy as np
@@ -22,8 +22,8 @@ from minimoe_numba.native import PLAIN, TRANSPOSED, call_sgemm, floats_at
 from minimoe_numba.traced import traced
 from minimoe_numpy import NumpyBackend
 
-SCORES = 2**15  # of a block, at most, where tokens allow: 128 KiB
-LEAST, MOST = 8, 64  # tokens of a block
+SCORES = 2**15  # per block, at most, unless LEAST tokens have more: 128 KiB
+LEAST, MOST = 8, 64  # tokens per block
 NEVER = np.int32(2**31 - 1)
 
 
@@ -34,7 +34,7 @@ def tokens_of_block(heads, tk):  # type: ignore[no-untyped-def]
 
 @inlined
 def bounds(position, causal, window):  # type: ignore[no-untyped-def]
-    """The lowest and the highest key position that a query sees."""
+    """Return the lowest and the highest key position that a query sees."""
     low = position - np.int32(window) + np.int32(1) if window else -NEVER
     if causal:
         return low, position
@@ -43,7 +43,7 @@ def bounds(position, causal, window):  # type: ignore[no-untyped-def]
 
 @inlined
 def keys_seen(positions, q_positions, causal, window):  # type: ignore[no-untyped-def]
-    """The range of keys outside which no query of a block sees any.   -> first, last"""
+    """Return a range of keys outside which no query of a block sees any.   -> first, last"""
     lowest, highest = q_positions[0], q_positions[0]
     for t in range(len(q_positions)):
         lowest, highest = min(lowest, q_positions[t]), max(highest, q_positions[t])
@@ -68,7 +68,7 @@ def in_a_row(positions):  # type: ignore[no-untyped-def]
 
 @inlined
 def seen_by(positions, row_of_keys, low, high):  # type: ignore[no-untyped-def]
-    """The range of keys outside which a query sees none; if they are in a row it sees all of the range.   -> first, last"""
+    """Return a range of keys outside which a query sees none. If keys are in a row it sees the whole range.   -> first, last"""
     if not row_of_keys or not len(positions):
         return 0, len(positions)
     first = min(max(np.int64(low) - positions[0], 0), len(positions))
@@ -77,7 +77,7 @@ def seen_by(positions, row_of_keys, low, high):  # type: ignore[no-untyped-def]
 
 @inlined
 def hide(scores, positions, low, high):  # type: ignore[no-untyped-def]
-    """-inf where a query does not see."""
+    """Set the scores of keys that a query does not see to -inf."""
     for j in range(len(scores)):
         seen = (positions[j] >= low) & (positions[j] <= high)
         scores[j] = scores[j] if seen else -INFINITY
@@ -91,7 +91,7 @@ def clear(x):  # type: ignore[no-untyped-def]
 
 @inlined
 def pack(x, row_stride, first, tokens, heads, width, scale, packed):  # type: ignore[no-untyped-def]
-    """Rows (head, token) of a block, scaled.   x: address of the block's sequence and first head -> packed [heads*tokens,C]"""
+    """Scale and pack the rows (head, token) of a block.   x: address of its sequence and first head -> packed [heads*tokens,C]"""
     for s in range(heads):
         for t in range(tokens):
             row = floats_at(x + 4 * ((first + t) * row_stride + s * width), width)
@@ -101,7 +101,7 @@ def pack(x, row_stride, first, tokens, heads, width, scale, packed):  # type: ig
 
 @inlined
 def unpack(packed, x, row_stride, first, tokens, heads, width, scales):  # type: ignore[no-untyped-def]
-    """The other way, each row times its scale."""
+    """Write the packed rows back to x, each times its scale."""
     for s in range(heads):
         for t in range(tokens):
             row = floats_at(x + 4 * ((first + t) * row_stride + s * width), width)
@@ -111,7 +111,7 @@ def unpack(packed, x, row_stride, first, tokens, heads, width, scales):  # type:
 
 @compiled
 def exp_row(scores, sink):  # type: ignore[no-untyped-def]
-    """exp(scores - their maximum) in place.   -> one over their sum, logsumexp; 0 and -inf where nothing is seen"""
+    """scores = exp(scores - their maximum).   -> one over their sum, logsumexp; 0 and -inf if nothing is seen"""
     top = max(largest(scores), sink)
     top = ZERO if top == -INFINITY else top
     total = ZERO
@@ -129,7 +129,7 @@ def exp_row(scores, sink):  # type: ignore[no-untyped-def]
 def attention_heads(
     start: int, stop: int, sgemm: int, inputs: L1, options: L1, scale: float, q_pos: I2, k_pos: I2, sinks: F1, y: F4, logsumexp: F3
 ) -> None:
-    """Key/value heads start .. stop of all B*G.   y [B,Tq,Q,Cv], logsumexp [B,Q,Tq]; inputs, options: of `grouped`"""
+    """Compute key/value heads start .. stop of all B*G.   inputs, options: from `grouped` -> y [B,Tq,Q,Cv], logsumexp [B,Q,Tq]"""
     q, k, v, q_row, k_row, v_row = inputs[0], inputs[1], inputs[2], inputs[3], inputs[4], inputs[5]
     width, groups, causal, window = options[0], options[1], options[2], options[3]
     tq, queries, v_width = y.shape[1], y.shape[2], y.shape[3]
@@ -182,7 +182,7 @@ def attention_heads(
 def attention_heads_backward(
     start: int, stop: int, sgemm: int, inputs: L1, options: L1, scale: float, q_pos: I2, k_pos: I2, dy: F4, y: F4, logsumexp: F3, delta: F3
 ) -> None:
-    """Fills the gradients of q, k and v, and delta [B,Q,Tq] = sum(dy * y).   inputs, options: of `grouped`, with all three gradients"""
+    """Fill dq, dk, dv (addresses in `inputs`) and delta [B,Q,Tq] = sum(dy * y).   inputs, options: from `grouped`"""
     q, k, v, q_row, k_row, v_row = inputs[0], inputs[1], inputs[2], inputs[3], inputs[4], inputs[5]
     dq, dk, dv = inputs[6], inputs[7], inputs[8]
     width, groups, causal, window = options[0], options[1], options[2], options[3]
@@ -258,7 +258,7 @@ def attention_heads_backward(
 
 @compiled
 def softmax_backward(p, dp, lse, delta):  # type: ignore[no-untyped-def]
-    """p: scores -> P = exp(scores - lse), 0 where they are -inf; dp -> P (dp - delta)"""
+    """Replace scores p by P = exp(p - lse), which is 0 for -inf, and dp by P (dp - delta)."""
     lse = ZERO if lse == -INFINITY else lse
     for j in range(len(p)):
         share = exp(p[j] - lse)
@@ -280,7 +280,7 @@ class FastAttention(NumpyBackend):
         (b, tq, queries, width), groups = q.shape, k.shape[2]
         y = empty((b, tq, queries, v.shape[3]))
         logsumexp = empty((b, queries, tq))
-        rows = by_tokens(q), by_tokens(k), by_tokens(v)  # a name, so that copies live until the kernel has run
+        rows = by_tokens(q), by_tokens(k), by_tokens(v)  # named, so that copies live until the kernel has run
         inputs, options = grouped(rows, (), (width, groups, causal, window))
         attention_heads(
             b * groups, 1, blas.sgemm, inputs, options, scale,
@@ -316,7 +316,7 @@ class FastAttention(NumpyBackend):
 
 
 def by_tokens(x: Array) -> tuple[Array, int]:
-    """x [B,T,heads,C] with the heads of a token side by side, copied only where they are not; the floats from one token to the next"""
+    """Return x [B,T,heads,C] with the heads of a token side by side, copied if necessary, and the floats from one token to the next."""
     b, t, heads, width = x.shape
     row = x.strides[1] // 4
     fits = (b == 1 or x.strides[0] == t * row * 4) and x.strides[1:] == (row * 4, width * 4, 4)
@@ -326,7 +326,7 @@ def by_tokens(x: Array) -> tuple[Array, int]:
 
 
 def grouped(rows: tuple[tuple[Array, int], ...], outputs: tuple[Array, ...], options: tuple[int, ...]) -> tuple[Array, Array]:
-    """Many arguments of a kernel as two arrays of int64.
+    """Return many arguments of a kernel as two arrays of int64.
 
     The first has the addresses of q, k and v, the floats from one token to the next in each, and the addresses of `outputs`. The second has
     `options`: head width, number of key/value heads, causal, window.
@@ -336,6 +336,6 @@ def grouped(rows: tuple[tuple[Array, int], ...], outputs: tuple[Array, ...], opt
 
 
 def positions_of(q_pos: Array, k_pos: Array, k_valid: Array | None) -> tuple[Array, Array]:
-    """Positions as int32, NEVER for a key that is not valid."""
+    """Return positions as int32, with NEVER for a key that is not valid."""
     q_pos, k_pos = contiguous(q_pos, np.int32), contiguous(k_pos, np.int32)
     return q_pos, k_pos if k_valid is None else contiguous(np.where(k_valid, k_pos, NEVER), np.int32)

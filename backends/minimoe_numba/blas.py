@@ -1,9 +1,9 @@
-"""The matrix product by its address, with the arguments of cblas_sgemm: kernels call it without Python, on one thread, many at once.
+"""Chooses the matrix product. Kernels call it by its address, with cblas_sgemm's arguments and without Python, in many threads at once.
 
-minimoe's own (`gemm.py`) is taken on processors with AVX-512, where it was faster than OpenBLAS and MKL at the models' shapes, and with
-AVX2, where it was as fast (`benchmarks/blas.py` tells for a machine); its results do not depend on the number of threads. Elsewhere
-OpenBLAS, which comes with NumPy's wheels. MKL (`pip install 'minimoe[mkl]'`) is taken where it is installed and the processor is Intel's.
-`MINIMOE_BLAS`, one of minimoe, openblas and mkl, decides otherwise.
+minimoe's own product (`gemm.py`) is used on processors with AVX-512, where it was faster than OpenBLAS and MKL at the models' shapes, and
+with AVX2, where it was as fast (`python -m benchmarks.blas` measures it); its results do not depend on the number of threads. Other
+processors use OpenBLAS, which comes with NumPy's wheels. MKL (`pip install 'minimoe[mkl]'`) is used on Intel processors if it is
+installed. `MINIMOE_BLAS`, one of minimoe, openblas and mkl, overrides the choice.
 """
 
 import ctypes
@@ -24,23 +24,23 @@ from minimoe_numba.vector import FITS
 
 OPENBLAS_NAMES = [("scipy_cblas_sgemm64_", "openblas_set_num_threads_local"), ("cblas_sgemm64_", "openblas_set_num_threads_local64_"),
                   ("scipy_cblas_sgemm", "openblas_set_num_threads_local"), ("cblas_sgemm", "openblas_set_num_threads_local")]  # fmt: skip
-SEQUENTIAL, ANY_BRANCH = 1, 2  # MKL's threading layer without threads; results that do not depend on where an array lies
+SEQUENTIAL, ANY_BRANCH = 1, 2  # MKL's sequential threading layer; results that do not depend on the alignment of an array
 
 
 class Blas:
-    """A product. `limit(n)` sets the threads of a library's calls and gives what they were; None where a call has one anyway."""
+    """A matrix product. `limit(n)` sets the threads per call and returns the previous number; None if a call always has one."""
 
     def __init__(self, name: str, address: Callable[[], int], limit: Callable[[int], int] | None = None, own: bool = False) -> None:
         self.name, self.address, self.limit, self.own = name, address, limit, own
 
     @cached_property
     def sgemm(self) -> int:
-        """The address of the function; our own is compiled when it is first asked for."""
+        """The address of the function. minimoe's own is compiled when this is first read."""
         return self.address()
 
 
 def find_blas() -> Blas | None:
-    """The product to use here; None where there is none that can be called by address (NumPy then multiplies). Raises UserError."""
+    """Return the product to use on this machine, or None if none can be called by address (NumPy then multiplies). Raises UserError."""
     wanted = os.environ.get("MINIMOE_BLAS", "")
     if wanted not in ("", "minimoe", "mkl", "openblas"):
         raise UserError(f"MINIMOE_BLAS={wanted!r}: minimoe, openblas or mkl")
@@ -54,12 +54,12 @@ def find_blas() -> Blas | None:
 
 
 def own_product() -> Blas:
-    """The one that is compiled for this processor."""
+    """Return minimoe's own product, compiled for this processor."""
     return Blas("minimoe", lambda: int(machine_code().address), own=True)
 
 
 def openblas() -> Blas | None:
-    """The OpenBLAS that NumPy has loaded."""
+    """Return the OpenBLAS that NumPy has loaded, if any."""
     np.zeros((1, 1)) @ np.zeros((1, 1))
     for facts in threadpool_info():
         if facts["internal_api"] != "openblas":
@@ -72,7 +72,7 @@ def openblas() -> Blas | None:
 
 
 def mkl() -> Blas | None:
-    """MKL's own wheel, without threads of its own."""
+    """Return the MKL of the package `mkl`, if it is installed, set to one thread per call."""
     try:
         listed = files("mkl") or []
     except PackageNotFoundError:
@@ -92,12 +92,15 @@ def at(function: Any) -> int:
 
 
 def integers_fit(name: str) -> bool:
-    """Kernels pass 64-bit integers: to a library of 32 only where an argument on the stack has 8 bytes. Not so on Apple's processors."""
+    """True if kernels can pass this function 64-bit integers.
+
+    A library of 32-bit integers takes them if each argument on the stack has 8 bytes, which is not so on Apple's processors.
+    """
     return name.endswith("64_") or sys.platform != "darwin"
 
 
 def made_by_intel() -> bool:
-    """Is the processor Intel's?"""
+    """True if this is an Intel processor."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         return "GenuineIntel" in cpuinfo.read_text()

@@ -1,4 +1,4 @@
-"""Rows in blocks of one expert: which block has which, where they lie, and how they are gathered."""
+"""Blocks of rows of one expert: which rows a block has, their addresses, and how they are gathered."""
 
 import numpy as np
 
@@ -7,12 +7,12 @@ from minimoe_numba.compiling import inlined
 
 @inlined
 def block_of(index, offsets, size):  # type: ignore[no-untyped-def]
-    """The expert and the rows of a block of at most `size`; past the last block no rows.   -> e, first, last"""
+    """Return the expert and the rows of a block of at most `size` rows; a block past the last has none.   -> e, first, last"""
     for e in range(len(offsets) - 1):
         first, last = np.int64(offsets[e]), np.int64(offsets[e + 1])
         blocks = (last - first + size - 1) // size
         if index < blocks:
-            # even blocks: a product of few rows is slow
+            # blocks of even size: a product of few rows is slow
             even = (last - first + blocks - 1) // blocks
             return e, min(last, first + index * even), min(last, first + (index + 1) * even)
         index -= blocks
@@ -21,13 +21,13 @@ def block_of(index, offsets, size):  # type: ignore[no-untyped-def]
 
 @inlined
 def at(x, row):  # type: ignore[no-untyped-def]
-    """The address of a row."""
+    """Return the address of a row."""
     return x.ctypes.data + row * x.shape[1] * 4
 
 
 @inlined
 def matrix_at(x, index):  # type: ignore[no-untyped-def]
-    """The address of one matrix of a stack."""
+    """Return the address of one matrix of a stack."""
     return x.ctypes.data + index * x.shape[1] * x.shape[2] * 4
 
 
@@ -42,6 +42,6 @@ def gather(x, order, slots, first, y):  # type: ignore[no-untyped-def]
 
 @inlined
 def add_to(y, x):  # type: ignore[no-untyped-def]
-    """y += x, a row each"""
+    """y += x, for one row"""
     for d in range(len(x)):
         y[d] += x[d]

@@ -1,4 +1,4 @@
-"""Less work for LLVM per kernel: what is only inlined into a kernel is not optimised twice and gets no machine code of its own.
+"""Less work for LLVM per kernel: a function that is only inlined into kernels is not optimised twice and gets no machine code of its own.
 
 By default Numba takes every function that a kernel calls through the whole of LLVM, down to machine code, before it links the function into
 the kernel, where all of that happens again. Within `for_kernels()` the libraries that Numba makes

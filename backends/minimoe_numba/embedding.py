@@ -1,7 +1,7 @@
-"""Embedding: rows of the table copied by all threads; its gradient added row by row, each thread in columns of its own.
+"""Embedding: all threads copy rows of the table. The gradient is added row by row, each thread in columns of its own.
 
-So equal ids are added in the order in which they stand, whatever the number of threads, and nothing is sorted. What is accumulated into
-is touched in the rows of the ids alone.
+Thus rows of equal ids are added in their order in the batch at any number of threads, and nothing is sorted. When the gradient is
+accumulated, only the rows of the ids are touched.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from minimoe_numba.kernel import F2, I1, kernel
 from minimoe_numba.traced import recorder
 from minimoe_numpy import NumpyBackend
 
-COLUMNS = 64  # of a piece: some cache lines of each row
+COLUMNS = 64  # per piece: a few cache lines of each row
 
 
 @kernel
@@ -28,7 +28,7 @@ def take_rows(start: int, stop: int, ids: I1, weight: F2, y: F2) -> None:
 
 @kernel
 def add_columns(start: int, stop: int, dy: F2, ids: I1, padding: int, dweight: F2) -> None:
-    """Columns start .. stop of dweight [V,D], for all rows of dy [N,D] but those of `padding`."""
+    """Add to columns start .. stop of dweight [V,D] all rows of dy [N,D] but those of `padding`."""
     for n in range(len(ids)):
         row = np.int64(ids[n])
         if row != padding and 0 <= row < len(dweight):
@@ -37,9 +37,9 @@ def add_columns(start: int, stop: int, dy: F2, ids: I1, padding: int, dweight: F
 
 
 def in_range(ids: Array, vocab: int) -> bool:
-    """Are all ids in 0 .. vocab-1? Below zero they are large without their sign.
+    """True if all ids are in 0 .. vocab-1. A negative id is large when read as unsigned.
 
-    While a step is recorded nobody can ask: the kernels then give NaN for another id, and add nothing.
+    While a step is recorded ids cannot be read, so this returns True. The kernels then return NaN for any other id, and add nothing.
     """
     return recorder.tape is not None or not ids.size or int(ids.view(np.uint32).max()) < vocab
 

@@ -1,12 +1,12 @@
-"""The experts: rows in blocks of one expert, each taken by a thread from the gathered input to the last product while it is in the cache.
+"""The experts: a thread takes a block of one expert's rows from the gathered input to the last product while the block is in the cache.
 
-forward, a block:    x rows gathered -> up product (kept: `pre_activation`) -> activation -> down product
-backward, a block:   dy rows gathered -> dy W_down = dh -> hidden again from `pre_activation`, d weight = <hidden, dh>
+forward, per block:   x rows gathered -> up product (kept: `pre_activation`) -> activation -> down product
+backward, per block:  dy rows gathered -> dy W_down = dh -> hidden again from `pre_activation`, d weight = <hidden, dh>
                      -> dpre_activation -> dpre_activation W_up
-backward, an expert: dW_up = dpre_activation^T x, dW_down = dy^T (weight * hidden)
+backward, per expert: dW_up = dpre_activation^T x, dW_down = dy^T (weight * hidden)
 
-The gradient of a combine weight is <y_row, dy> = <W_down h, dy> = <h, W_down^T dy>, so the experts' outputs need not be kept, nor `hidden`:
-it is cheaper to compute again than to fetch. Formulas: minimoe/reference/expert.py.
+The gradient of a combine weight is <y_row, dy> = <W_down h, dy> = <h, W_down^T dy>, so the experts' outputs need not be kept. Neither is
+`hidden`, which is cheaper to compute again than to fetch from memory. Formulas: minimoe/reference/expert.py.
 """
 
 import math
@@ -30,13 +30,13 @@ from minimoe_numba.native import PLAIN, TRANSPOSED, call_sgemm
 from minimoe_numba.routing import FastRouting
 from minimoe_numba.traced import traced
 
-BLOCK = 256  # rows at most: what a block's numbers take still fits in a core's own cache
-FEW = 64  # rows of all experts up to which their products are cut along the weights: each is read once, and that is what takes time
+BLOCK = 256  # rows at most: the numbers of a block still fit in a core's own cache
+FEW = 64  # rows of all experts up to which products are cut along the weights: reading each weight once then takes most of the time
 NO_BIAS = np.zeros((0, 0), np.float32)
 
 
 class Saved(NamedTuple):
-    """What the forward keeps."""
+    """The forward saves this for the backward."""
 
     x: Array  # [N,D]
     pre_activation: Array  # [R,O]
@@ -51,8 +51,8 @@ def expert_blocks(
     kind: int, limit: float, pre_activation: F2, y_rows: F2,
 ) -> None:  # fmt: skip
     width, both, hidden_width = x.shape[1], up.shape[1], down.shape[2]
-    halves = both // hidden_width  # gate and up for swiglu, else the one
-    # made before the loop, to live through it: Numba frees an array after its last use, and does not know that a product has its address
+    halves = both // hidden_width  # 2 for swiglu (gate and up), else 1
+    # made before the loop, to live through it: Numba frees an array after its last use, and does not see a use of its address
     rows, hidden = np.empty((size, width), np.float32), np.empty((size, PART), np.float32)
     for block in range(start, stop):
         e, first, last = block_of(block, offsets, size)
@@ -90,7 +90,7 @@ def expert_blocks_backward(
     down_bias: F2, kind: int, limit: float, pre_activation: F2, x_rows: F2, dy_rows: F2, weighted: F2, dpre_activation: F2, drows: F2,
     dgate: F1,
 ) -> None:  # fmt: skip
-    """Fills x_rows, dy_rows, weighted (hidden times the combine weight), dpre_activation, drows [R,...] and dgate [N*W]."""
+    """Fill x_rows, dy_rows, weighted (hidden times the combine weight), dpre_activation, drows [R,...] and dgate [N*W]."""
     width, both, hidden_width = x.shape[1], up.shape[1], down.shape[2]
     halves = both // hidden_width
     dhidden = np.empty((size, PART), np.float32)  # before the loop, as above
@@ -127,7 +127,7 @@ def expert_blocks_backward(
 
 @kernel
 def weight_gradients(start: int, stop: int, sgemm: int, slices: int, dy_rows: F2, x_rows: F2, offsets: I1, beta: float, dw: F3) -> None:
-    """dW_e = dy_e^T x_e + beta dW_e, in units of a slice of one dW_e along its longer side.   dy_rows [R,O], x_rows [R,I] -> [E,O,I]"""
+    """dW_e = dy_e^T x_e + beta dW_e. A unit is a slice of one dW_e along its longer side.   dy_rows [R,O], x_rows [R,I] -> [E,O,I]"""
     outputs, inputs = dw.shape[1], dw.shape[2]
     for unit in range(start, stop):
         e, part = unit // slices, unit % slices
@@ -150,7 +150,7 @@ def weight_gradients(start: int, stop: int, sgemm: int, slices: int, dy_rows: F2
 
 @kernel
 def bias_gradients(start: int, stop: int, dy_rows: F2, row_weights: F1, offsets: I1, accumulate: int, db: F2) -> None:
-    """db_e = sum(weight dy_e), added to db_e if asked; no row_weights: 1.   dy_rows [R,O], row_weights [R] -> [E,O]"""
+    """db_e = sum(weight dy_e), added to db_e if `accumulate`. Empty row_weights are 1.   dy_rows [R,O], row_weights [R] -> [E,O]"""
     for e in range(start, stop):
         if not accumulate:
             db[e] = ZERO
@@ -180,7 +180,7 @@ class FastExpert(FastRouting):
             return super().grouped_matmul(x, weight, offsets, transpose, out)
         shape = (x.shape[0], weight.shape[2] if transpose else weight.shape[1])
         y = result(out, shape)
-        y[:] = 0.0  # rows that no expert has
+        y[:] = 0.0  # for unused rows
         count, size = blocks(shape[0], weight.shape[0])
         grouped_product(count, 1, blas.sgemm, size, as_rows(x), whole(weight), offsets, transpose, y)
         return y if y is out else self.store(y, out)
@@ -210,8 +210,7 @@ class FastExpert(FastRouting):
         r = len(rows)
         plan = Plan(order_of(r), order_of(r).reshape(r, 1), offsets)  # each row is its own token
         if not self._fuses(rows, weights, plan.order):
-            y, theirs = super().expert_ffn(rows, weights, offsets, activation, limit)
-            return y, theirs
+            return super().expert_ffn(rows, weights, offsets, activation, limit)
         y, pre_activation = self._forward(rows, plan, weights, activation, limit)
         return y, Saved(rows, pre_activation, ones_of(r), plan, weights)
 
@@ -263,12 +262,12 @@ class FastExpert(FastRouting):
     # ---- parts -----------------------------------------------------------------------------------------------------------------
 
     def _fuses(self, x: Array, weights: ExpertWeights, rows: Array) -> bool:
-        """float32, a product at hand, and no size of zero."""
+        """True if all are float32 and not empty, and there is a product to call."""
         sizes = (x.size, weights.up.size, weights.down.size, rows.size)
         return singles(x, *weights) and machine().blas is not None and all(sizes)
 
     def _forward(self, x: Array, plan: Plan, weights: ExpertWeights, activation: str, limit: float) -> tuple[Array, Array]:
-        """-> y_rows [R,D], pre_activation [R,O]; rows that no expert has hold anything"""
+        """-> y_rows [R,D], pre_activation [R,O]; unused rows of both are not written"""
         blas = machine().blas
         assert blas is not None
         r, (e, both, width) = len(plan.order), weights.up.shape
@@ -287,7 +286,7 @@ class FastExpert(FastRouting):
     def _forward_few(
         self, x: Array, plan: Plan, weights: ExpertWeights, kind: int, limit: float, pre_activation: Array, y_rows: Array
     ) -> None:
-        """Fills pre_activation and y_rows, with the same sums as blocks of rows have."""
+        """Fill pre_activation and y_rows, by the same sums as blocks of rows."""
         blas = machine().blas
         assert blas is not None
         r, (e, width, hidden_width) = len(plan.order), weights.down.shape
@@ -304,7 +303,7 @@ class FastExpert(FastRouting):
     def _backward(
         self, dy: Array, saved: Saved, activation: str, limit: float, out: ExpertWeights | None, accumulate: bool
     ) -> tuple[Array, Array, ExpertWeights]:
-        """-> drows [R,D], rows that no expert has zero; dgate_weights [N,W]; the weights' gradients"""
+        """-> drows [R,D], dgate_weights [N,W], the weights' gradients"""
         blas = machine().blas
         assert blas is not None
         plan, weights, offsets = saved.plan, saved.weights, saved.plan.offsets
@@ -332,24 +331,24 @@ class FastExpert(FastRouting):
 
 @lru_cache(maxsize=8)
 def order_of(n: int) -> Array:
-    """0 .. n - 1"""
+    """Return 0 .. n - 1."""
     return traced(np.arange(n, dtype=np.int32))
 
 
 @lru_cache(maxsize=8)
 def ends_of(n: int) -> Array:
-    """The offsets of one expert that has all n rows."""
+    """Return the offsets of one expert that has all n rows."""
     return traced(np.array([0, n], np.int32))
 
 
 @lru_cache(maxsize=8)
 def ones_of(n: int) -> Array:
-    """A weight of 1 for each row.   -> [n,1]"""
+    """Return a weight of 1 for each row.   -> [n,1]"""
     return traced(np.ones((n, 1), np.float32))
 
 
 def blocks(rows: int, experts: int) -> tuple[int, int]:
-    """At least as many as there are blocks, however the rows are spread; their size: where experts are few, threads get equal shares."""
+    """Return an upper bound of the number of blocks and their size. If there are fewer experts than threads, threads get equal shares."""
     threads = machine().pool.threads
     rounds = -(-rows // (threads * BLOCK))
     size = min(BLOCK, -(-rows // (threads * rounds))) if experts < threads else BLOCK
@@ -357,5 +356,5 @@ def blocks(rows: int, experts: int) -> tuple[int, int]:
 
 
 def whole(stack: Array) -> Array:
-    """A stack of matrices with contiguous memory."""
+    """Return a stack of matrices in contiguous memory."""
     return contiguous(stack)

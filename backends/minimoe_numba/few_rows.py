@@ -1,7 +1,7 @@
-"""The experts' forward where rows are few, as in decoding: the time is that of reading the weights, which are shared out to threads.
+"""The experts' forward for few rows, as in decoding. Reading the weights takes most of the time, so threads share out the weights.
 
-Two kernels, whose pieces are slices of one expert's weights: rows gathered -> up product -> activation, then the down product. Both sum as
-`expert.py` does, so the results are the same bits.
+There are two kernels, whose pieces are slices of one expert's weights: rows gathered -> up product -> activation, then the down product.
+Both sum in the same order as `expert.py`, so the results have the same bits.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from minimoe_numba.maths import ONE, ZERO
 from minimoe_numba.native import PLAIN, TRANSPOSED, call_sgemm
 
 PART = 128  # columns of the hidden layer that are computed, activated and multiplied again before the next
-NEAR = 16  # rows of the down weights that are read side by side
+NEAR = 16  # rows of the down weights that are read together
 
 
 @kernel
@@ -21,7 +21,7 @@ def hidden_slices(
     start: int, stop: int, sgemm: int, slices: int, x: F2, order: I1, slots: int, offsets: I1, up: F3, up_bias: F2, kind: int,
     limit: float, pre_activation: F2, hidden: F2,
 ) -> None:  # fmt: skip
-    """`slices` units for each expert that has rows: PART columns of pre_activation [R,O] and hidden [R,H]."""
+    """Compute PART columns of pre_activation [R,O] and hidden [R,H] per unit; each expert that has rows takes `slices` units."""
     width, both, hidden_width = x.shape[1], pre_activation.shape[1], hidden.shape[1]
     rows = np.empty((len(order), width), np.float32)
     for unit in range(start, stop):
@@ -49,7 +49,7 @@ def hidden_slices(
 
 @kernel
 def output_slices(start: int, stop: int, sgemm: int, slices: int, offsets: I1, down: F3, down_bias: F2, hidden: F2, y_rows: F2) -> None:
-    """`slices` units for each expert that has rows: PART columns of y_rows [R,D], NEAR at a time."""
+    """Compute PART columns of y_rows [R,D] per unit, NEAR at a time; each expert that has rows takes `slices` units."""
     width, hidden_width = y_rows.shape[1], hidden.shape[1]
     for unit in range(start, stop):
         e, first, last = block_of(unit // slices, offsets, len(hidden))

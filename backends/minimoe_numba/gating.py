@@ -1,8 +1,8 @@
-"""Gating: from a token's logits to its experts, their weights, and what the balance loss needs, in one pass.
+"""Gating: from a token's logits to its experts, their weights, and the sums that the balance loss needs, in one pass.
 
-The k best are found one after the other, by integers that order as the floats do: ties go to the lowest expert, NaN comes last. What is
-done to each number alone is done for a tile of tokens at once: the rows of few experts are shorter than a vector. A router that KINDS
-does not name goes to the reference. Formulas: minimoe/reference/routers.py.
+The k best are found one after the other, by integers that order as the floats do: ties go to the lowest expert, NaN comes last.
+Elementwise functions run over a tile of tokens at once, since a row of few experts is shorter than a vector. A router that KINDS does
+not name goes to the reference. Formulas: minimoe/reference/routers.py.
 """
 
 import numpy as np
@@ -22,26 +22,26 @@ KINDS = {
     "softmax_topk": SOFTMAX_TOPK, "switch": SOFTMAX_TOPK, "topk_softmax": TOPK_SOFTMAX, "noisy_topk": TOPK_SOFTMAX,
     "sigmoid_bias": SIGMOID_BIAS,
 }  # fmt: skip
-TILE = 2048  # numbers that are worked on at once: they stay in the nearest cache
-MOST = 64  # of k: to sort is quicker than to look through a row more often
+TILE = 2048  # numbers per tile: they stay in the nearest cache
+MOST = 64  # largest k: beyond it sorting is faster than searching a row k times
 SMALLEST = np.float32(TINY)
 MAGNITUDE, LOWEST_INT = np.int32(2**31 - 1), np.int32(-(2**31))
 NAN, NAN_KEY, ZERO_KEY = np.float32(np.nan), np.int32(LOWEST_INT + 1), np.int32(0)
 NO_ROWS = np.zeros((0, 0), np.float32)
 
 
-# ---- the largest of a row, as often as wanted ------------------------------------------------------------------------------------------
+# ---- the k largest of a row -------------------------------------------------------------------------------------------------------------
 
 
 @inlined
 def as_ordered(bits):  # type: ignore[no-untyped-def]
-    """The bits of a float32 as an int32 that orders as the float does, NaN above infinity; and back."""
+    """Map the bits of a float32 to an int32 that orders as the float does, NaN above infinity. It is its own inverse."""
     return np.int32(bits ^ ((bits >> np.int32(31)) & MAGNITUDE))
 
 
 @inlined
 def key_of(x):  # type: ignore[no-untyped-def]
-    """An int32 that orders as x does: both zeros alike, NaN below all else but LOWEST_INT, which marks what was taken."""
+    """Return an int32 that orders as x does. Both zeros are equal; NaN is below all but LOWEST_INT, which marks a taken key."""
     key = as_ordered(float_as_int(x))
     key = ZERO_KEY if x == ZERO else key
     return key if x == x else NAN_KEY
@@ -61,7 +61,7 @@ def write_keys(values, keys):  # type: ignore[no-untyped-def]
 
 @inlined
 def take_best(keys):  # type: ignore[no-untyped-def]
-    """The index of the largest key, the first of equal ones, which is then marked as taken."""
+    """Return the index of the largest key, the first of equal ones, and mark it as taken."""
     top = LOWEST_INT
     for i in range(len(keys)):
         top = keys[i] if keys[i] > top else top
@@ -75,7 +75,7 @@ def take_best(keys):  # type: ignore[no-untyped-def]
 
 @inlined
 def drop_groups(keys, groups, top_groups, group_keys, inside):  # type: ignore[no-untyped-def]
-    """The keys of -infinity for the experts outside the best groups; a group is worth its two best."""
+    """Set the keys of experts outside the best groups to that of -infinity. The score of a group is the sum of its two best."""
     size = len(keys) // groups
     for g in range(groups):
         first, second = LOWEST_INT, LOWEST_INT
@@ -97,7 +97,7 @@ def drop_groups(keys, groups, top_groups, group_keys, inside):  # type: ignore[n
 
 @compiled
 def softmax_rows(z, p):  # type: ignore[no-untyped-def]
-    """z may be p."""
+    """p = softmax(z) of each row. z and p may be the same array."""
     for n in range(len(z)):
         top = largest(z[n])
         for i in range(z.shape[1]):
@@ -123,7 +123,7 @@ def sigmoid_rows(z, p):  # type: ignore[no-untyped-def]
 
 @compiled
 def weigh(p, ids, start, norm, scale, weights):  # type: ignore[no-untyped-def]
-    """The chosen scores times `scale`, over their sum plus `start` if `norm`."""
+    """weights = the chosen scores times `scale`, divided by their sum plus `start` if `norm`."""
     total = start
     for j in range(len(ids)):
         total += p[ids[j]]
@@ -137,7 +137,7 @@ def gate_tokens(
     start: int, stop: int, logits: F2, bias: F1, valid: B1, kind: int, norm: int, scale: float, groups: int, top_groups: int, grain: int,
     weights: F2, ids: I2, scores: F2, counts: I2, sums: F2,
 ) -> None:  # fmt: skip
-    """counts and sums have a row for each piece."""
+    """Compute a gate. counts and sums have a row for each piece."""
     experts, k = logits.shape[1], ids.shape[1]
     keys, group_keys, inside = np.empty(experts, np.int32), np.empty(groups, np.int32), np.empty(groups, np.bool_)
     count, prob_sum = np.zeros(experts, np.int32), np.zeros(experts, np.float32)
@@ -288,5 +288,5 @@ def scale_of(rule: Rule) -> float:
 
 
 def vector(x: Array | None, like: Array = NO_FLOATS) -> Array:
-    """x with contiguous memory; an empty array in place of none"""
+    """Return x in contiguous memory, or an empty array if it is None."""
     return contiguous(optional(x, like))

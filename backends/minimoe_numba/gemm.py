@@ -1,15 +1,15 @@
-"""The matrix product of float32: C = op(A) op(B) + beta C, on one thread, called by its address with the arguments of cblas_sgemm.
+"""The float32 matrix product: C = op(A) op(B) + beta C, on one thread, called by its address with the arguments of cblas_sgemm.
 
-After Goto and van de Geijn 2008 and the BLIS project: op(B) is packed, DEPTH rows and WIDE_BLOCK columns at a time, into panels of COLUMNS,
-each of which stays in the first cache while tiles of C (`vector.py`) are summed in registers over all rows of op(A). op(A) is read where it
-lies; only a transposed A is packed too, where many columns repay it. Few rows, as in decoding, take as long as it takes to read B, once.
+It follows Goto and van de Geijn 2008 and the BLIS project: op(B) is packed, DEPTH rows and WIDE_BLOCK columns at a time, into panels of
+COLUMNS, each of which stays in the first cache while tiles of C (`vector.py`) are summed in registers over all rows of op(A). op(A) is not
+packed, except for a transposed A if many columns repay that. A product of few rows, as in decoding, takes the time of reading B once.
 
     for columns j of C, WIDE_BLOCK at a time
         for depth k, DEPTH at a time              pack op(B)[k, j] into panels
-            for rows i of C, TALL_BLOCK at a time   pack A^T[i, k], perhaps; it stays in the second cache
-                for each panel, for each tile        registers
+            for rows i of C, TALL_BLOCK at a time   perhaps pack A^T[i, k]; it stays in the second cache
+                for each panel, for each tile         sum in registers
 
-Every element is the same sum in the same order wherever it lies, so results do not depend on how rows or columns are shared out to threads.
+Every element is the same sum in the same order wherever it is, so results do not depend on how threads share out rows or columns.
 """
 
 from typing import Any
@@ -24,19 +24,19 @@ from minimoe_numba.native import PLAIN, floats_at
 from minimoe_numba.vector import COLUMNS, ROWS, WIDTH, copy_of, prefetch, tile_of, transpose_square, turning_tile_of
 
 DEPTH, WIDE_BLOCK, TALL_BLOCK = 256, 512, 128
-FEW = 8  # rows of C up to which B is read where it lies: packing it would cost more than the product
-NARROW = 128  # columns up to which it is, if it is not transposed: they are read a strip at a time
+FEW = 8  # rows of C up to which B is not packed: packing would cost more than the product
+NARROW = 128  # the same limit on columns, for a B that is not transposed: they are read a strip at a time
 REPAYS = 48  # columns above which packing a transposed A repays its cost
-LINE = 16  # floats of a cache line: panels begin on one, and lie one apart from a power of two, so that they do not share a cache's ways
+LINE = 16  # floats per cache line: panels begin on one, one line more than a power of two apart, so that they do not share cache sets
 TALL = ROWS[0]
 COPIED = 16 if TALL > 8 else 8  # floats that copy_column moves: no fewer than TALL
 copy_row, copy_column = copy_of(COLUMNS), copy_of(COPIED)
 
 
 def strip_of(sizes: tuple[int, ...], row_major: bool) -> Any:
-    """strip(a, stride, next_tile, panel, panel_stride, c, c_stride, rows, depth, add): tiles one below another, the tallest first.
+    """Make strip(a, stride, next_tile, panel, panel_stride, c, c_stride, rows, depth, add): tiles one below another, the tallest first.
 
-    `next_tile`: the bytes in A from one of the tallest tiles to the next. Smaller ones follow each other's rows.
+    `next_tile`: the bytes in A from one of the tallest tiles to the next. Smaller tiles follow in consecutive rows.
     """
     rows_here, tile = sizes[0], tile_of(sizes[0], row_major)
     rest: Any = strip_of(sizes[1:], row_major) if len(sizes) > 1 else None
@@ -63,7 +63,7 @@ strip_row_major, strip_column_major = strip_of(ROWS, True), strip_of(ROWS, False
 
 
 def turning_strip_of(sizes: tuple[int, ...]) -> Any:
-    """The same for B read where it lies, WIDTH columns of C."""
+    """Make the same for a B that is not packed, and WIDTH columns of C."""
     rows_here, tile = sizes[0], turning_tile_of(sizes[0])
     rest: Any = turning_strip_of(sizes[1:]) if len(sizes) > 1 else None
 
@@ -89,7 +89,7 @@ turning_strip = turning_strip_of((8, 7, 6, 5, 4, 3, 2, 1))
 
 @inlined
 def few_rows_turned(m, n, k, a, lda, b, ldb, add, c, ldc):  # type: ignore[no-untyped-def]
-    """C = A B^T (+ C) without packing, for the columns of C that fill vectors.   -> how many those are"""
+    """C = A B^T (+ C) without packing, for the columns of C that fill vectors.   -> the number of these columns"""
     whole = n // WIDTH * WIDTH
     for j in range(0, whole, WIDTH):
         for first in range(0, k, DEPTH):
@@ -100,7 +100,7 @@ def few_rows_turned(m, n, k, a, lda, b, ldb, add, c, ldc):  # type: ignore[no-un
 
 @inlined
 def few_rows_plain(m, n, k, a, lda, b, ldb, add, c, ldc):  # type: ignore[no-untyped-def]
-    """C = A B (+ C), the same."""
+    """C = A B (+ C), in the same way."""
     whole = n // COLUMNS * COLUMNS
     for first in range(0, k, DEPTH):
         depth, sums = min(DEPTH, k - first), 1 if first else add
@@ -111,13 +111,13 @@ def few_rows_plain(m, n, k, a, lda, b, ldb, add, c, ldc):  # type: ignore[no-unt
 
 @inlined
 def panel_bytes(depth, width):  # type: ignore[no-untyped-def]
-    """From one panel of `width` floats a row to the next."""
+    """Return the bytes from one panel to the next, for panels of `width` floats per row."""
     return 4 * (depth * width + LINE)
 
 
 @inlined
 def pack_rows(b, stride, depth, columns, panels):  # type: ignore[no-untyped-def]
-    """Panels of B [depth,columns], row by row as it lies in memory; the last one filled up with zeros."""
+    """Pack B [depth,columns] into panels, row by row as it is in memory. The last panel is padded with zeros."""
     step, rest = panel_bytes(depth, COLUMNS), columns % COLUMNS
     for k in range(depth):
         source, to = b + 4 * k * stride, panels + 4 * k * COLUMNS
@@ -135,7 +135,7 @@ def pack_rows(b, stride, depth, columns, panels):  # type: ignore[no-untyped-def
 
 @inlined
 def pack_transposed(b, stride, depth, columns, panels):  # type: ignore[no-untyped-def]
-    """Panels of B^T, B [columns,depth]: squares are turned in registers, the next ones asked for meanwhile."""
+    """Pack B^T into panels, for B [columns,depth]. Squares are transposed in registers while the next are prefetched."""
     step = panel_bytes(depth, COLUMNS)
     squares = depth // WIDTH * WIDTH
     for first in range(0, columns, COLUMNS):
@@ -159,9 +159,9 @@ def pack_transposed(b, stride, depth, columns, panels):  # type: ignore[no-untyp
 
 @inlined
 def pack_columns(a, stride, depth, rows, panels):  # type: ignore[no-untyped-def]
-    """A [depth,rows] in panels of TALL rows, row by row as it lies in memory."""
+    """Pack A [depth,rows] into panels of TALL rows, row by row as it is in memory."""
     step = panel_bytes(depth, TALL)
-    whole = max(0, (rows - (COPIED - TALL)) // TALL)  # a copy reaches beyond the panel: what it spoils is written next
+    whole = max(0, (rows - (COPIED - TALL)) // TALL)  # a copy writes beyond the panel: the next copy overwrites that
     for k in range(depth):
         source, to = a + 4 * k * stride, panels + 4 * k * TALL
         for _ in range(whole):
@@ -179,7 +179,7 @@ def pack_columns(a, stride, depth, rows, panels):  # type: ignore[no-untyped-def
 
 @inlined
 def finish_edge(edge, c, c_stride, rows, columns, add):  # type: ignore[no-untyped-def]
-    """The columns of a strip that C has, from where the whole strip was computed."""
+    """Copy or add to C those columns of a strip that C has. `edge` holds the whole strip."""
     for i in range(rows):
         row, few = floats_at(c + 4 * i * c_stride, columns), floats_at(edge + 4 * i * COLUMNS, columns)
         for j in range(columns):
@@ -195,7 +195,7 @@ def scale(c, stride, rows, columns, beta):  # type: ignore[no-untyped-def]
 
 
 def sgemm(order, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):  # type: ignore[no-untyped-def]
-    """cblas_sgemm for row-major matrices and alpha = 1, without looking at either."""
+    """cblas_sgemm for row-major matrices and alpha = 1; `order` and `alpha` are ignored."""
     turned_a, turned_b = trans_a != PLAIN, trans_b != PLAIN
     if k == 0 or (beta != np.float32(0.0) and beta != np.float32(1.0)):
         scale(c, ldc, m, n, beta)
@@ -247,7 +247,7 @@ def sgemm(order, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc)
 
 
 def compile_sgemm() -> Any:
-    """`sgemm` as a C function, at its `address`."""
+    """Compile `sgemm` as a C function. Its address is the attribute `address`."""
     with for_kernels():
         return cached(lambda cache: cfunc(SIGNATURE, cache=cache, nopython=True, error_model="numpy")(sgemm))
 

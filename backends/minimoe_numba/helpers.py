@@ -59,7 +59,7 @@ class Helpers:
                 self.changed.notify_all()
 
     def _next(self, finished: str | None) -> str | None:
-        """Take note of what is finished.   -> the next name"""
+        """Note which kernel is finished.   -> the next name"""
         with self.changed:
             self.unfinished.discard(finished or "")
             self.changed.notify_all()
@@ -81,7 +81,7 @@ class Helpers:
 
     def close(self) -> None:
         """End helpers that are still there."""
-        if os.getpid() != self.owner:  # a fork: they are its parent's
+        if os.getpid() != self.owner:  # this is a fork: they belong to its parent
             return
         with self.changed:
             self.queue.clear()
@@ -91,11 +91,11 @@ class Helpers:
             process.wait()
 
 
-helpers: list[Helpers] = []  # of this process: one object, or none
+helpers: list[Helpers] = []  # of this process: one object or none
 
 
 def start_helpers(names: list[str], count: int) -> None:
-    """Let so many helpers compile these kernels, "file.kernel", in this order."""
+    """Start `count` helpers, which compile these kernels ("file.kernel") in this order."""
     helpers.append(Helpers(names, count))
 
 

@@ -1,4 +1,4 @@
-"""`@kernel`: a plain function over rows `start .. stop`, compiled by Numba, kept on disk, its rows shared out over the pool's threads.
+"""`@kernel` compiles a function over rows `start .. stop` with Numba, caches it on disk, and shares its rows out over the pool's threads.
 
     @kernel
     def scaled(start: int, stop: int, x: F2, factor: float, y: F2) -> None:
@@ -6,14 +6,14 @@
             for d in range(x.shape[1]):
                 y[n, d] = x[n, d] * factor
 
-    scaled(len(x), 64, x, 2.0, y)             # len(x) rows, 64 to a piece
+    scaled(len(x), 64, x, 2.0, y)             # len(x) rows, 64 per piece
 
-Annotations say what comes: F1 to F4 are C-contiguous float32 arrays of so many axes, D1 is float64, I1 and I2 int32, L1 int64, B1 and B2
-bool; an int is an int64, a float a float32. What does not fit raises TypeError before anything runs. A kernel is compiled when it is first
-called.
+Annotations are the types: F1 to F4 are C-contiguous float32 arrays with that number of axes, D1 is float64, I1 and I2 int32, L1 int64, B1
+and B2 bool; an int is an int64, a float a float32. Other arguments raise TypeError before anything runs. A kernel is compiled when it is
+first called.
 
 For each kernel a C function is generated that builds the arrays from addresses and shapes, which the pool's threads call without Python.
-The machine code lies in Numba's cache: beside this file, or in the user's own folder where this one cannot be written.
+The machine code is in Numba's cache: beside this file, or in the user's own folder if this one cannot be written.
 """
 
 import ctypes
@@ -50,22 +50,22 @@ B1: TypeAlias = Annotated[npt.NDArray[np.bool_], "bool", 1]
 B2: TypeAlias = Annotated[npt.NDArray[np.bool_], "bool", 2]
 
 SHARED = ("activation", "blocks", "codegen", "compiling", "kernel", "maths", "native", "vector")  # files that other kernels use
-MAX_WORDS = 128  # of 8 bytes: what the arguments of one call take
-DATA = ctypes.sizeof(ctypes.c_void_p) * 2  # where CPython keeps the address of an array's numbers, behind count and type
+MAX_WORDS = 128  # of 8 bytes, for the arguments of one call
+DATA = ctypes.sizeof(ctypes.c_void_p) * 2  # where CPython keeps the address of an array's numbers, after count and type
 read = ctypes.c_void_p.from_address
-DIRECT = read(id(probe := np.zeros(1)) + DATA).value == probe.ctypes.data  # another Python is asked the slow way, a microsecond more
-ADDRESS = "read(id({0}) + DATA).value" if DIRECT else "{0}.ctypes.data"  # as text for the packers
+DIRECT = read(id(probe := np.zeros(1)) + DATA).value == probe.ctypes.data  # in another Python the slow way takes a microsecond more
+ADDRESS = "read(id({0}) + DATA).value" if DIRECT else "{0}.ctypes.data"  # as source text for the packers
 
 
 def address(x: Any) -> int:
-    """Where the numbers of an array begin, to be handed to a kernel."""
+    """Return the address of an array's numbers, to be passed to a kernel."""
     if recorder.tape is not None:
         recorder.tape.check(x)
     return read(id(x) + DATA).value or 0 if DIRECT else int(x.ctypes.data)
 
 
 class _Arguments(threading.local):
-    """Memory for the arguments of a call, for each thread its own."""
+    """Memory for the arguments of a call, one for each thread."""
 
     def __init__(self) -> None:
         self.memory = ctypes.create_string_buffer(8 * MAX_WORDS)
@@ -84,11 +84,11 @@ class Kernel:
         self.parameters = {name: hints[name] for name in list(inspect.signature(function).parameters)[2:]}
         self.multiplies = "sgemm" in self.parameters
         self.job = 0
-        self.held: Any = None  # the compiled code lives as long as this does
+        self.held: Any = None  # keeps the compiled code alive
         self.pack = self._packer()
 
     def __call__(self, n: int, grain: int, *args: Any) -> None:
-        """Run over n rows, `grain` of them to a piece."""
+        """Run over n rows, `grain` rows per piece."""
         if not self.job:
             self.compile()
         if recorder.tape is not None:
@@ -112,12 +112,12 @@ class Kernel:
         self._run(n, grain, ctypes.addressof(words))
 
     def _limits(self) -> bool:
-        """Does this kernel call a library's product, which would start threads of its own?"""
+        """True if this kernel calls a library's product, which would start threads of its own."""
         blas = machine().blas
         return self.multiplies and blas is not None and blas.limit is not None
 
     def _write(self, tape: Tape, n: int, grain: int, args: tuple[Any, ...]) -> None:
-        """Run, and write it on the tape with arguments that stay."""
+        """Run, and write the call on the tape with arguments of its own."""
         words = ctypes.create_string_buffer(8 * MAX_WORDS)
         self.pack(words, *args)
         for arg in args:
@@ -132,7 +132,7 @@ class Kernel:
     # ---- from Python: the arguments as words of 8 bytes ---------------------------------------------------------------------------
 
     def _packer(self) -> Callable[..., None]:
-        """A function that checks the arguments of a call and writes them down."""
+        """Return a function that checks the arguments of a call and packs them."""
         checks, words, layout = [], [], "="
         for name, kind in self.parameters.items():
             if kind is int:
@@ -169,7 +169,7 @@ class Kernel:
     # ---- from machine code: the arguments back from the words -----------------------------------------------------------------------
 
     def _generate(self) -> tuple[Callable[..., None], Any]:
-        """A function of (start, stop, address of the words) that calls the kernel, and its signature."""
+        """Return a function of (start, stop, address of the words) that calls the kernel, and its signature."""
         arguments, position = [], 0
         for kind in self.parameters.values():
             if kind is int:
@@ -198,7 +198,7 @@ class Kernel:
         return names[name], types.void(types.int64, types.int64, types.int64)
 
     def compile(self) -> None:
-        """Compile it, or load it from the cache."""
+        """Compile the kernel, or load it from the cache."""
         wait_for(f"{self.function.__module__.rpartition('.')[2]}.{self.name}")
         function, signature = self._generate()
         with for_kernels():

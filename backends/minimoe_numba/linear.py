@@ -1,4 +1,4 @@
-"""Dense products: calls of one thread, each for a piece of the rows (or, where rows are few, of the columns) of the result."""
+"""Dense products: each thread computes a piece of the result's rows, or of its columns if it has more columns than rows."""
 
 import math
 
@@ -14,10 +14,10 @@ from minimoe_numba.native import PLAIN, call_sgemm, pointer
 from minimoe_numpy import NumpyBackend
 
 WORD = 4  # bytes of a float32
-SMALL = 2**18  # multiply-adds below which a product is one piece: some microseconds
-PIECES = 1  # a thread: more would balance better, but each packs the other side anew
-FEW_ROWS_SMALL, FEW_ROWS_PIECES = 2**15, 4  # the same where rows are few and nothing is packed: of weights, which are then what takes time
-ROUND = 32  # pieces end at a multiple of this, as tiles do
+SMALL = 2**18  # multiply-adds per piece, at least: a few microseconds
+PIECES = 1  # per thread: more would balance better, but each piece packs the other side again
+FEW_ROWS_SMALL, FEW_ROWS_PIECES = 2**15, 4  # the same for few rows: weights per piece, since reading them takes the time
+ROUND = 32  # pieces end at multiples of this, as tiles do
 
 
 @kernel
@@ -25,7 +25,7 @@ def product(
     start: int, stop: int, sgemm: int, trans_a: int, trans_b: int, m: int, n: int, k: int, a: int, lda: int, b: int, ldb: int, beta: float,
     c: int, ldc: int, bias: F1, by_columns: int,
 ) -> None:  # fmt: skip
-    """C = op(A) op(B) + beta C + bias for the rows start .. stop of C [m,n], or its columns. Everything by address, rows of any stride."""
+    """C = op(A) op(B) + beta C + bias for rows (or columns) start .. stop of C [m,n]. Matrices are addresses with row strides."""
     row, column, rows, columns = start, 0, stop - start, n
     if by_columns:
         row, column, rows, columns = 0, start, m, stop - start
@@ -41,7 +41,7 @@ def product(
 
 
 def multiply(a: Array, b: Array, c: Array, trans_a: int = 0, trans_b: int = 0, beta: float = 0.0, bias: Array | None = None) -> None:
-    """c = op(a) op(b) + beta c + bias, all float32 [rows, columns] whose rows are contiguous (`fit` makes them so)."""
+    """c = op(a) op(b) + beta c + bias. All are float32 [rows, columns] with contiguous rows (`fit` makes them so)."""
     m, n = c.shape
     k = a.shape[0] if trans_a else a.shape[1]
     blas = machine().blas
@@ -60,14 +60,14 @@ def multiply(a: Array, b: Array, c: Array, trans_a: int = 0, trans_b: int = 0, b
 
 
 def shared_out(rows: int, most: int = 2**30, each: int = PIECES) -> int:
-    """Rows to a piece for a product of so many rows: `each` a thread, at most `most` in all."""
+    """Return the rows per piece for a product of `rows` rows: `each` pieces per thread, at most `most` in all."""
     threads = machine().pool.threads
     pieces = max(1, min(each * threads, most)) if threads > 1 else 1
     return -(-rows // (pieces * ROUND)) * ROUND
 
 
 def fit(x: Array) -> Array:
-    """x as a matrix with contiguous rows, copied only where it must be.   [...,D] -> [N,D]"""
+    """Return x as a matrix with contiguous rows, copied only if necessary.   [...,D] -> [N,D]"""
     if x.ndim != 2:
         x = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     good = x.strides[1] == WORD and x.strides[0] % WORD == 0 and x.strides[0] >= x.shape[1] * WORD
@@ -99,7 +99,7 @@ class FastLinear(NumpyBackend):
         return dw if dw is out else self.store(dw, out, accumulate)
 
     def _multiplies(self, *arrays: Array | None) -> bool:
-        """float32, nothing empty, and a product at hand?"""
+        """True if all are float32 and not empty, and there is a product to call."""
         for array in arrays:
             if array is not None and not array.size:
                 return False

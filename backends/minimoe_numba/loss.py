@@ -1,6 +1,6 @@
-"""Cross-entropy in one pass over a row; with the head's product, in pieces of rows whose logits are still in the cache.
+"""Cross-entropy in one pass over a row; fused with the head's product, in pieces of rows whose logits are still in the cache.
 
-The fused form keeps softmax - onehot where the logits stood: its backward is two products. Formulas: minimoe/reference/loss.py.
+The fused form overwrites the logits with softmax - onehot, so its backward is two products. Formulas: minimoe/reference/loss.py.
 """
 
 from typing import Any, NamedTuple
@@ -19,11 +19,11 @@ from minimoe_numba.maths import ONE, ZERO, exp, largest, softmax_into
 from minimoe_numba.native import PLAIN, TRANSPOSED, call_sgemm
 from minimoe_numpy import NumpyBackend
 
-HEAD_ROWS = 128  # at least, to a piece of the fused form: the head's weight is read anew for each
+HEAD_ROWS = 128  # at least, per piece of the fused form: each piece reads the head's whole weight
 
 
 class Saved(NamedTuple):
-    """What the fused form keeps."""
+    """The fused form saves this for its backward."""
 
     x: Array  # [N,D]
     weight: Array  # [V,D]
@@ -50,7 +50,7 @@ def gradient_row(z, lse, target, factor, dz):  # type: ignore[no-untyped-def]
 
 @inlined
 def score_of(z, target):  # type: ignore[no-untyped-def]
-    """z[target], NaN for a target that is no column"""
+    """Return z[target], or NaN if the target is out of range."""
     return z[target] if 0 <= target < len(z) else np.float32(np.nan)
 
 
@@ -159,5 +159,5 @@ class FastLoss(NumpyBackend):
 
 
 def counted(targets: Array, ignore: int) -> Array:
-    """How many targets count, as a 0-d float32."""
+    """Return the number of targets that count, as a 0-d float32."""
     return np.sum(targets != ignore, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""What the kernels of one process share: the threads and the matrix product."""
+"""The threads and the matrix product, which all kernels of a process share."""
 
 import os
 
@@ -7,14 +7,14 @@ from minimoe_numba.pool import Pool
 
 
 class Machine:
-    """Made on first use; after a fork anew, since threads do not survive one."""
+    """Made on first use, and again after a fork, which threads do not survive."""
 
     def __init__(self) -> None:
         self.blas: Blas | None = find_blas()
         self.pool = Pool(default_threads())
 
     def use_threads(self, threads: int) -> None:
-        """So many threads from now on; 0: all."""
+        """Set the number of threads; 0 means all."""
         threads = threads or default_threads()
         if threads != self.pool.threads:
             self.pool.close()
@@ -25,7 +25,7 @@ _machine: list[Machine] = []
 
 
 def machine() -> Machine:
-    """This process's."""
+    """Return the machine of this process."""
     if not _machine:
         _machine.append(Machine())
     return _machine[0]
@@ -40,7 +40,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def default_threads() -> int:
-    """The processors that this process may use, or what OMP_NUM_THREADS says."""
+    """Return OMP_NUM_THREADS if it is set, else the number of processors that this process may use."""
     given = os.environ.get("OMP_NUM_THREADS", "")
     if given.isdecimal() and int(given):
         return int(given)

@@ -1,4 +1,4 @@
-"""Functions of one float32 that LLVM turns into vector instructions: no branches, no calls, a few multiplications each.
+"""Functions of one float32 that LLVM turns into vector instructions: they have no branches, no calls, and few multiplications.
 
 exp:   2^n times a polynomial in x - n ln 2, |x - n ln 2| <= ln 2 / 2; within 2 ulp.
 erf:   an odd rational function on |x| <= 3.92, within 5e-7, held constant beyond (the coefficients of `minimoe_numpy/erf.py`).
@@ -57,7 +57,7 @@ def erf(x):  # type: ignore[no-untyped-def]
 
 @compiled
 def largest(x):  # type: ignore[no-untyped-def]
-    """The largest of a row, -inf of none. May overlook NaN, which the sums that follow do not."""
+    """Return the largest number of a row, -inf if it is empty. It may miss a NaN, which the sums that follow do not."""
     if len(x) >= WIDTH:
         return largest_of_vectors(x.ctypes.data, len(x))
     best = -INFINITY
@@ -68,7 +68,7 @@ def largest(x):  # type: ignore[no-untyped-def]
 
 @compiled
 def softmax_into(z, p):  # type: ignore[no-untyped-def]
-    """The softmax of a row z, written to p."""
+    """Write the softmax of a row z to p."""
     top, total = largest(z), ZERO
     for i in range(len(z)):
         p[i] = exp(z[i] - top)

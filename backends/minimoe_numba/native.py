@@ -1,6 +1,6 @@
-"""What Numba has no words for: atomic counters, a call through an address, arrays at an address, the bits of a number.
+"""Operations that Numba lacks: atomic counters, a call through an address, arrays at an address, the bits of a number.
 
-Each is one LLVM instruction or two. Addresses are int64 values and no constants, so that the kernels which use them can be cached on disk.
+Each is one or two LLVM instructions. Addresses are int64 arguments, not constants, so that kernels that use them can be cached on disk.
 """
 
 import os
@@ -13,13 +13,13 @@ from numba import carray, njit, types
 from numba.extending import intrinsic
 
 INT32, INT64, FLOAT, DOUBLE = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.DoubleType()
-PLAIN, TRANSPOSED = 111, 112  # cblas names them so
+PLAIN, TRANSPOSED = 111, 112  # cblas's numbers for them
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 
 @intrinsic
 def fetch_add(typing: Any, address: Any, value: Any) -> Any:
-    """Add to the int64 at an address, all threads agreeing on the order.   -> what was there before"""
+    """Add to the int64 at an address, in an order on which all threads agree.   -> the previous value"""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.atomic_rmw("add", builder.inttoptr(args[0], INT64.as_pointer()), args[1], "seq_cst")
@@ -39,7 +39,7 @@ def load(typing: Any, address: Any) -> Any:
 
 @intrinsic
 def store(typing: Any, address: Any, value: Any) -> Any:
-    """Write the int64 at an address; who sees it also sees all that was written before."""
+    """Write the int64 at an address. A thread that sees it also sees everything written before."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         builder.store_atomic(args[1], builder.inttoptr(args[0], INT64.as_pointer()), "seq_cst", 8)
@@ -49,14 +49,14 @@ def store(typing: Any, address: Any, value: Any) -> Any:
 
 
 def declared(builder: Any, name: str, result: Any) -> Any:
-    """A function without arguments that LLVM or the system has."""
+    """Declare a function without arguments that LLVM or the system provides."""
     known = builder.module.globals.get(name)
     return known if known is not None else ir.Function(builder.module, ir.FunctionType(result, []), name)
 
 
 @intrinsic
 def pause(typing: Any) -> Any:
-    """Leave the core to its other hyperthread for a moment, where the processor has an instruction for it."""
+    """Leave the core to its other hyperthread for a moment, if the processor has an instruction for that."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if X86:
@@ -68,7 +68,7 @@ def pause(typing: Any) -> Any:
 
 @intrinsic
 def yield_core(typing: Any) -> Any:
-    """Leave the core to another thread that waits for it, where the system has a call for it."""
+    """Leave the core to another thread that waits for it, if the system has a call for that."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if hasattr(os, "sched_yield"):
@@ -80,7 +80,7 @@ def yield_core(typing: Any) -> Any:
 
 @intrinsic
 def call_job(typing: Any, function: Any, start: Any, stop: Any, arguments: Any) -> Any:
-    """function(start, stop, arguments): the C function of three int64 at an address."""
+    """Call function(start, stop, arguments), a C function of three int64, by its address."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = ir.FunctionType(ir.VoidType(), [INT64] * 3).as_pointer()
@@ -92,7 +92,7 @@ def call_job(typing: Any, function: Any, start: Any, stop: Any, arguments: Any) 
 
 @intrinsic
 def pointer(typing: Any, address: Any, kind: Any) -> Any:
-    """An address as a pointer to numbers of a NumPy type, for numba.carray."""
+    """Return an address as a pointer to numbers of a NumPy type, for numba.carray."""
     target = types.CPointer(kind.dtype)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -103,7 +103,7 @@ def pointer(typing: Any, address: Any, kind: Any) -> Any:
 
 @intrinsic
 def int_as_float(typing: Any, bits: Any) -> Any:
-    """The float32 whose bits an int32 holds."""
+    """Return the float32 whose bits an int32 holds."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.bitcast(args[0], FLOAT)
@@ -113,7 +113,7 @@ def int_as_float(typing: Any, bits: Any) -> Any:
 
 @intrinsic
 def float_as_int(typing: Any, value: Any) -> Any:
-    """The bits of a float32 as an int32."""
+    """Return the bits of a float32 as an int32."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.bitcast(args[0], INT32)
@@ -123,7 +123,7 @@ def float_as_int(typing: Any, value: Any) -> Any:
 
 @intrinsic
 def int_as_double(typing: Any, bits: Any) -> Any:
-    """The float64 whose bits an int64 holds."""
+    """Return the float64 whose bits an int64 holds."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.bitcast(args[0], DOUBLE)
@@ -136,9 +136,9 @@ def call_sgemm(
     typing: Any, function: Any, trans_a: Any, trans_b: Any, m: Any, n: Any, k: Any, a: Any, lda: Any, b: Any, ldb: Any, beta: Any, c: Any,
     ldc: Any,
 ) -> Any:  # fmt: skip
-    """C = op(A) op(B) + beta C through the cblas_sgemm at an address; all else addresses and int64, beta a float32.
+    """C = op(A) op(B) + beta C, by the cblas_sgemm at the address `function`. Arguments are int64, but beta is a float32.
 
-    A library of 32-bit integers reads the lower halves of what is passed.
+    A library of 32-bit integers reads the lower half of each argument.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -155,5 +155,5 @@ def call_sgemm(
 
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True)
 def floats_at(address, count):  # type: ignore[no-untyped-def]
-    """So many float32 at an address, as an array."""
+    """Return `count` float32 at an address as an array."""
     return carray(pointer(address, np.float32), (count,))

@@ -1,6 +1,6 @@
-"""Norms in one pass over a row, alone and with the residual addition before them. Formulas: minimoe/reference/norm.py.
+"""Norms in one pass over a row, alone and fused with the residual addition before them. Formulas: minimoe/reference/norm.py.
 
-A weight's gradient is a sum over rows: each piece of rows has its own, and these are added in order.
+A weight's gradient is a sum over rows: each piece of rows has a partial sum, and the partial sums are added in order.
 """
 
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ NO_ROWS = np.zeros((0, 0), np.float32)
 
 
 class Saved(NamedTuple):
-    """What the fused norms keep for their backward."""
+    """The fused norms save this for their backward."""
 
     total: Array
     weight: Array
@@ -31,7 +31,7 @@ class Saved(NamedTuple):
 
 @compiled
 def rms_row(x, weight, eps, y):  # type: ignore[no-untyped-def]
-    """-> rstd"""
+    """y = x * rstd * weight.   -> rstd"""
     width = len(x)
     squares = ZERO
     for d in range(width):
@@ -58,7 +58,7 @@ def add_rms_rows(start: int, stop: int, x: F2, delta: F2, weight: F1, eps: float
 
 @kernel
 def rms_rows_backward(start: int, stop: int, dy: F2, x: F2, weight: F1, rstd: F1, dtotal: F2, grain: int, dx: F2, dweights: F2) -> None:
-    """dx = the gradient, plus dtotal where that has rows; dweights [parts,D]."""
+    """Write dx, plus dtotal if that has rows, and the partial sums dweights [parts,D]."""
     width = x.shape[1]
     dweight = dweights[start // grain]
     for n in range(start, stop):
@@ -81,7 +81,7 @@ def rms_rows_backward(start: int, stop: int, dy: F2, x: F2, weight: F1, rstd: F1
 
 @compiled
 def layer_row(x, weight, bias, eps, y):  # type: ignore[no-untyped-def]
-    """-> mean, rstd"""
+    """y = (x - mean) * rstd * weight + bias.   -> mean, rstd"""
     width = len(x)
     total, squares = ZERO, ZERO
     for d in range(width):
@@ -113,7 +113,7 @@ def add_layer_rows(start: int, stop: int, x: F2, delta: F2, weight: F1, bias: F1
 def layer_rows_backward(
     start: int, stop: int, dy: F2, x: F2, weight: F1, mean: F1, rstd: F1, dtotal: F2, grain: int, dx: F2, dweights: F2, dbiases: F2
 ) -> None:
-    """dx = the gradient, plus dtotal where that has rows; dweights, dbiases [parts,D]."""
+    """Write dx, plus dtotal if that has rows, and the partial sums dweights and dbiases [parts,D]."""
     width = x.shape[1]
     dweight, dbias = dweights[start // grain], dbiases[start // grain]
     g = np.empty(width, np.float32)  # dy * weight, rounded once: what cancels in g - mean(g) must be the same number twice
@@ -148,7 +148,10 @@ def add_parts(start: int, stop: int, sums: F2, y: F1) -> None:
 
 
 def fit(x: Array, like: tuple[Array | None, ...], *vectors: Array | None) -> bool:
-    """Are all float32, those of `like` [...,D] as x, the vectors [D]? The reference takes what does not fit, or says what is wrong."""
+    """True if all are float32, those of `like` have x's shape [...,D], and the vectors are [D].
+
+    Everything else goes to the reference, which computes it or says what is wrong.
+    """
     return (
         singles(x, *like, *vectors)
         and all(each is None or each.shape == x.shape for each in like)
@@ -157,17 +160,17 @@ def fit(x: Array, like: tuple[Array | None, ...], *vectors: Array | None) -> boo
 
 
 def moment(x: Array) -> Array:
-    """Memory for a number a row.   [...,D] -> [...,1]"""
+    """Return memory for one number per row.   [...,D] -> [...,1]"""
     return empty((*x.shape[:-1], 1))
 
 
 def vector(weight: Array | None, like: Array) -> Array:
-    """weight [D], contiguous; zeros in place of none"""
+    """Return weight [D], contiguous, or zeros if it is None."""
     return zeros(like.shape) if weight is None else contiguous(weight)
 
 
 def rms_gradients(dy: Array, x: Array, weight: Array, moments: tuple[Array, ...], dtotal: Array | None = None) -> tuple[Array, Array]:
-    """dx [...,D], dweight [D]"""
+    """-> dx [...,D], dweight [D]"""
     rows, dtotal_rows = as_rows(x), NO_ROWS if dtotal is None else as_rows(dtotal)
     grain, parts = parts_of(len(rows))
     dx, sums = empty(x.shape), zeros((parts, rows.shape[1]))
@@ -177,7 +180,7 @@ def rms_gradients(dy: Array, x: Array, weight: Array, moments: tuple[Array, ...]
 
 
 def added(sums: Array) -> Array:
-    """The sum over parts, in their order.   [parts,D] -> [D]"""
+    """Add the parts, in their order.   [parts,D] -> [D]"""
     y = empty(sums.shape[1])
     add_parts(sums.shape[1], sums.shape[1], sums, y)
     return y
@@ -186,7 +189,7 @@ def added(sums: Array) -> Array:
 def layer_gradients(
     dy: Array, x: Array, weight: Array, moments: tuple[Array, ...], dtotal: Array | None = None
 ) -> tuple[Array, Array, Array]:  # fmt: skip
-    """dx [...,D], dweight [D], dbias [D]"""
+    """-> dx [...,D], dweight [D], dbias [D]"""
     rows, dtotal_rows = as_rows(x), NO_ROWS if dtotal is None else as_rows(dtotal)
     grain, parts = parts_of(len(rows))
     dx, sums = empty(x.shape), zeros((2, parts, rows.shape[1]))

@@ -1,8 +1,8 @@
 """Optimizers that read and write each buffer once, and the sum of squares. Formulas: minimoe/reference/optimizer.py.
 
-A sum over millions of numbers is taken in blocks, float32 within one and float64 over them, in an order that the size alone fixes.
-What changes from step to step (the rate, the clip, the verdict) is read from an array by the kernel, so that a step can be recorded.
-Loops count from 0 over slices: an index that might be negative, as far as LLVM knows, keeps a loop from becoming vector code.
+A sum over millions of numbers is taken in blocks, in float32 within a block and in float64 over blocks, in an order that depends only on
+the size. The kernel reads numbers that change from step to step (learning rate, clipping, whether to skip) from an array, so that a step
+can be recorded. Loops count from 0 over slices: LLVM makes no vector code if an index might be negative.
 """
 
 import numpy as np
@@ -14,13 +14,13 @@ from minimoe_numba.kernel import D1, F1, kernel
 from minimoe_numba.maths import ONE, ZERO
 from minimoe_numpy import NumpyBackend
 
-ELEMENTS = 2**15  # of a piece
-BLOCK = 1024  # elements of a float32 sum
+ELEMENTS = 2**15  # per piece
+BLOCK = 1024  # elements per float32 sum
 
 
 @kernel
 def adamw_elements(start: int, stop: int, w: F1, m: F1, v: F1, grad: F1, numbers: D1) -> None:
-    """numbers: lr, scale, ok, step, beta1, beta2, eps, weight decay; not ok: nothing changes"""
+    """numbers: lr, scale, ok, step, beta1, beta2, eps, weight decay. Nothing changes if ok is 0."""
     lr, scale, step, beta1, beta2 = numbers[0], np.float32(numbers[1]), numbers[3], numbers[4], numbers[5]
     keep1, new1, keep2, new2 = np.float32(beta1), np.float32(1.0 - beta1), np.float32(beta2), np.float32(1.0 - beta2)
     rate, correct2 = np.float32(lr / (1.0 - beta1**step)), np.float32(1.0 / np.sqrt(1.0 - beta2**step))
@@ -60,7 +60,7 @@ def lion_elements(start: int, stop: int, w: F1, m: F1, grad: F1, numbers: D1) ->
 
 @kernel
 def squares(start: int, stop: int, x: F1, sums: D1) -> None:
-    """A sum for each piece of ELEMENTS."""
+    """Write the sum of squares of each piece of ELEMENTS to sums."""
     total = np.float64(0.0)
     for low in range(start, stop, BLOCK):
         block = x[low : min(low + BLOCK, stop)]
@@ -72,7 +72,7 @@ def squares(start: int, stop: int, x: F1, sums: D1) -> None:
 
 
 def numbers_of(*values: Array | float) -> Array:
-    """Numbers and 0-d arrays in one array, which a kernel reads.   -> float64"""
+    """Return numbers and 0-d arrays in one float64 array, which a kernel reads."""
     numbers = again_from(np.array([value if isinstance(value, int | float) else 0.0 for value in values], np.float64))
     for i, value in enumerate(values):
         if not isinstance(value, int | float):

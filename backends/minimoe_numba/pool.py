@@ -1,10 +1,10 @@
-"""Threads that share out the rows of a kernel: a worker beside the caller for each further core, all of it machine code.
+"""Threads that share out the rows of a kernel: the caller, and one worker for each further core. All of it is machine code.
 
 A job is a C function `job(start, stop, arguments)`, compiled by Numba. `Pool.run` cuts 0 .. n into pieces of `grain`, and every thread
-takes the next piece until none is left. A piece writes only what is its own, so it does not matter to a result who takes it.
+takes the next piece until none is left. No two pieces write the same memory, so results do not depend on which thread takes a piece.
 
-A worker is a Python thread inside a compiled function, where it holds no GIL. It watches a counter, so that handing it a job costs one
-or two microseconds (`benchmarks/dispatch.py`; Python's locks take tens), and goes to sleep after some milliseconds without work.
+A worker is a Python thread inside a compiled function, where it does not hold the GIL. It watches a counter, so that starting a job costs
+one or two microseconds (`python -m benchmarks.dispatch`; Python's locks take tens), and sleeps after a few milliseconds without work.
 """
 
 import ctypes
@@ -18,16 +18,16 @@ from numba import carray, njit, types
 from minimoe_numba.compiling import Functions, cached, inlined
 from minimoe_numba.native import call_job, fetch_add, load, pause, pointer, store, yield_core
 
-PIECES, SIZE, GRAIN, JOB, ARGUMENTS, DONE, QUIT = range(0, 7 * 64, 64)  # where a word lies: a cache line each, in bytes
+PIECES, SIZE, GRAIN, JOB, ARGUMENTS, DONE, QUIT = range(0, 7 * 64, 64)  # offsets in bytes: each word has a cache line of its own
 BITS = 32
-NEXT = (1 << BITS) - 1  # PIECES holds the next piece in its lower bits, and how many there are above them
+NEXT = (1 << BITS) - 1  # PIECES holds the next piece in its lower bits, and the number of pieces above them
 WATCH = 100_000  # looks at the counter before a worker sleeps: a few milliseconds
 PATIENCE = 2_000  # looks before it offers the core to others
 
 
 @inlined
 def work(control, word):  # type: ignore[no-untyped-def]
-    """Take pieces until none is left. The caller of `run` waits for every piece that was taken, so what describes the job stays."""
+    """Take pieces until none is left. The caller of `run` waits for every piece taken, so the job's arguments stay alive."""
     while word & NEXT < word >> BITS:
         word = fetch_add(control + PIECES, 1)
         piece = word & NEXT
@@ -40,7 +40,7 @@ def work(control, word):  # type: ignore[no-untyped-def]
 
 @inlined
 def offer(control, job, n, grain, arguments):  # type: ignore[no-untyped-def]
-    """Offer a job to the workers, join in, and wait until the last piece is done. Without a control: alone, the same pieces."""
+    """Offer a job to the workers, join in, and wait until the last piece is done. If `control` is 0, do all pieces alone."""
     pieces = (n + grain - 1) // grain
     if not control or pieces == 1:
         for start in range(0, n, grain):
@@ -66,14 +66,14 @@ def run_job(control, job, n, grain, arguments):  # type: ignore[no-untyped-def]
 
 
 def run_jobs(control, table, count):  # type: ignore[no-untyped-def]
-    """One after the other; the table has job, n, grain and arguments of each."""
+    """Run jobs one after the other. Each row of the table has job, n, grain and arguments."""
     rows = carray(pointer(table, np.int64), (count, 4))
     for i in range(count):
         offer(control, rows[i, 0], rows[i, 1], rows[i, 2], rows[i, 3])
 
 
 def watch_for_work(control, looks):  # type: ignore[no-untyped-def]
-    """Work as it is offered, until so many looks in a row were in vain.   -> False: the pool closes"""
+    """Do the work that is offered, until `looks` looks in a row found none.   -> False if the pool closes"""
     idle = 0
     while idle < looks:
         word = load(control + PIECES)
@@ -97,7 +97,7 @@ PARTS: list[tuple[Callable[..., Any], Any]] = [
 
 
 def compile_parts() -> tuple[Callable[..., Any], ...]:
-    """`run_job`, `run_jobs` and `watch_for_work`, compiled: they hold no GIL."""
+    """Compile `run_job`, `run_jobs` and `watch_for_work`, which run without the GIL."""
     return tuple(
         cached(lambda cache, function=function, signature=signature: njit(signature, nogil=True, cache=cache)(function))  # type: ignore[misc]
         for function, signature in PARTS
@@ -108,7 +108,7 @@ machine_code = Functions("pool", PARTS, compile_parts)
 
 
 class Worker(threading.Thread):
-    """A thread that watches a pool's counter or sleeps."""
+    """A thread that watches a pool's counter, or sleeps."""
 
     def __init__(self, control: int) -> None:
         super().__init__(daemon=True, name="minimoe_numba worker")
@@ -128,17 +128,17 @@ class Worker(threading.Thread):
 
 
 class Pool:
-    """The threads of one process. `threads` counts the caller's."""
+    """The threads of one process. `threads` includes the caller."""
 
     def __init__(self, threads: int) -> None:
         self.memory = np.zeros(8 * 64, dtype=np.int64)
         self.control = -(-self.memory.ctypes.data // 64) * 64
         self.share, self.share_all, _ = machine_code()
-        self.busy = threading.Lock()  # one job at a time: another Python thread that has one meanwhile does it alone
+        self.busy = threading.Lock()  # one job at a time: another Python thread with a job meanwhile does it alone
         self.threads, self.workers = threads, [Worker(self.control) for _ in range(threads - 1)]
 
     def run(self, job: int, n: int, grain: int, arguments: int) -> None:
-        """job(start, stop, arguments) for all pieces of 0 .. n."""
+        """Call job(start, stop, arguments) for all pieces of 0 .. n."""
         if n <= 0:
             return
         if grain >= n or not self.workers or not self.busy.acquire(blocking=False):
@@ -151,7 +151,7 @@ class Pool:
             self.busy.release()
 
     def run_all(self, table: int, count: int) -> None:
-        """`run` for each row of a table [count,4] of int64: job, n, grain, arguments; n at least 1."""
+        """Run each row of a table [count,4] of int64: job, n, grain, arguments. n is at least 1."""
         if not self.workers or not self.busy.acquire(blocking=False):
             self.share_all(0, table, count)
             return

@@ -1,4 +1,4 @@
-"""Random numbers, and dropout without an array of them: Philox, many counters at once. Formulas: minimoe/reference/random.py."""
+"""Random numbers by Philox, many counters at once, and dropout that does not store them. Formulas: minimoe/reference/random.py."""
 
 import math
 
@@ -13,7 +13,7 @@ from minimoe_numba.kernel import F1, L1, kernel
 from minimoe_numba.maths import ZERO
 from minimoe_numpy import NumpyBackend
 
-PIECE = 4096  # blocks, of four numbers each
+PIECE = 4096  # blocks per piece; a block is four numbers
 LANES = 64  # blocks drawn together: each round goes over all of them, which LLVM turns into vector instructions
 u32, u64 = np.uint32, np.uint64
 FACTOR0, FACTOR1 = (u64(factor) for factor in MULTIPLIERS)
@@ -25,7 +25,7 @@ TURN = 2.0 * math.pi
 
 @inlined
 def draw(first, stream, micro, step, key0, key1, words):  # type: ignore[no-untyped-def]
-    """words [4,LANES] of the blocks from `first` on"""
+    """Write the words [4,LANES] of the LANES blocks from `first` on."""
     for i in range(LANES):
         words[0, i], words[1, i], words[2, i], words[3, i] = u32(first + i), u32(stream), u32(micro), u32(step)
     k0, k1 = u32(key0), u32(key1)
@@ -66,7 +66,7 @@ def uniform_blocks(start: int, stop: int, stream: int, when: L1, key0: int, key1
 
 @kernel
 def normal_blocks(start: int, stop: int, stream: int, when: L1, key0: int, key1: int, y: F1) -> None:
-    """Box and Muller in float64."""
+    """Write normal numbers, by the Box-Muller transform in float64."""
     words = np.empty((4, LANES), np.uint32)
     for low in range(start, stop, LANES):
         draw(low, stream, when[0], when[1], key0, key1, words)
@@ -96,7 +96,7 @@ def dropout_blocks(
 
 
 def words_of(rng: Draw) -> tuple[int, Array, int, int]:
-    """stream, micro-batch and step, the two halves of the seed"""
+    """Return the stream, an array of micro-batch and step, and the two halves of the seed."""
     when = empty(2, np.int64)
     when[0], when[1] = rng.micro, rng.step
     return rng.stream, when, rng.seed & 0xFFFFFFFF, rng.seed >> 32 & 0xFFFFFFFF

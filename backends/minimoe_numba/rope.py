@@ -1,4 +1,4 @@
-"""Rotary positions in one pass, the heads read where they lie in the qkv projection. Formulas: minimoe/reference/rope.py."""
+"""Rotary positions in one pass, which reads the heads where they are in the qkv projection. Formulas: minimoe/reference/rope.py."""
 
 from functools import lru_cache
 from typing import Any
@@ -20,7 +20,7 @@ BYTES = 4  # of a float32
 
 @inlined
 def turn_halves(x, p, cos, sin, y):  # type: ignore[no-untyped-def]
-    """x [heads,C], by row p of the tables -> y"""
+    """Rotate the pairs (i, pairs + i) of x [heads,C] by row p of the tables, into y."""
     pairs = cos.shape[1]
     for h in range(len(x)):
         for i in range(pairs):
@@ -31,7 +31,7 @@ def turn_halves(x, p, cos, sin, y):  # type: ignore[no-untyped-def]
 
 @inlined
 def turn_neighbours(x, p, cos, sin, y):  # type: ignore[no-untyped-def]
-    """x [heads,C], by row p of the tables -> y"""
+    """Rotate the pairs (2i, 2i + 1) of x [heads,C] by row p of the tables, into y."""
     for h in range(len(x)):
         for i in range(cos.shape[1]):
             a, b, c, s = x[h, 2 * i], x[h, 2 * i + 1], cos[p, i], sin[p, i]
@@ -47,7 +47,7 @@ def copy_row(x, y):  # type: ignore[no-untyped-def]
 
 @inlined
 def turn_row(x, p, cos, sin, interleaved, y):  # type: ignore[no-untyped-def]
-    """x [heads,C] -> y; coordinates past the pairs as they are"""
+    """Rotate x [heads,C] by row p of the tables, into y. Coordinates past the pairs are copied."""
     turned = 2 * cos.shape[1]
     if interleaved:
         turn_neighbours(x, p, cos, sin, y)
@@ -62,7 +62,10 @@ def turn_row(x, p, cos, sin, interleaved, y):  # type: ignore[no-untyped-def]
 def turn_tokens(
     start: int, stop: int, source: int, step_b: int, step_t: int, length: int, cos: F2, sin: F2, interleaved: int, y: F3
 ) -> None:
-    """x lies at the address `source`, its steps in bytes along B and T (of `length`); cos, sin [T or B*T,pairs]; y [B*T,heads,C]."""
+    """Rotate x [B,T,heads,C], at the address `source`, into y [B*T,heads,C].
+
+    step_b, step_t: the strides of x in bytes; length: T; cos, sin [T or B*T,pairs].
+    """
     heads, width = y.shape[1:]
     for n in range(start, stop):
         b = n // length
@@ -73,7 +76,7 @@ def turn_tokens(
 
 @kernel
 def split_tokens(start: int, stop: int, qkv: F3, length: int, cos: F2, sin: F2, q: F3, k: F3) -> None:
-    """qkv [B*T,Q+2G,C] -> q [B*T,Q,C], k [B*T,G,C], turned"""
+    """Rotate queries and keys of qkv [B*T,Q+2G,C] into q [B*T,Q,C] and k [B*T,G,C]."""
     heads, groups = q.shape[1], k.shape[1]
     for n in range(start, stop):
         p = n if len(cos) > length else n % length
@@ -83,7 +86,7 @@ def split_tokens(start: int, stop: int, qkv: F3, length: int, cos: F2, sin: F2, 
 
 @kernel
 def join_tokens(start: int, stop: int, dq: F3, dk: F3, dv: F3, length: int, cos: F2, sin: F2, dqkv: F3) -> None:
-    """The other way, turned back"""
+    """Rotate dq and dk back, and write them and dv into dqkv [B*T,Q+2G,C]."""
     heads, groups = dq.shape[1], dk.shape[1]
     for n in range(start, stop):
         p = n if len(cos) > length else n % length
@@ -95,7 +98,7 @@ def join_tokens(start: int, stop: int, dq: F3, dk: F3, dv: F3, length: int, cos:
 
 @kernel
 def join_rows(start: int, stop: int, dq: F2, dk: F2, dv: F2, dqkv: F2) -> None:
-    """Side by side, nothing turned"""
+    """Write dq, dk and dv side by side into dqkv, without rotation."""
     q, k = dq.shape[1], dk.shape[1]
     for n in range(start, stop):
         copy_row(dq[n], dqkv[n, :q])
@@ -104,7 +107,7 @@ def join_rows(start: int, stop: int, dq: F2, dk: F2, dv: F2, dqkv: F2) -> None:
 
 
 def tables(positions: Array, inv_freq: Array, scale: float, turn: float) -> tuple[Array, Array]:
-    """cos and sin of each angle.   -> [T or B*T,pairs] each"""
+    """Return the cos and sin of each angle.   -> [T or B*T,pairs] each"""
     tape = recorder.tape
     if tape is None:
         return tables_of(positions.tobytes(), positions.dtype, inv_freq.tobytes(), inv_freq.dtype, scale, turn)
@@ -117,7 +120,7 @@ def tables(positions: Array, inv_freq: Array, scale: float, turn: float) -> tupl
 
 @lru_cache(maxsize=16)
 def tables_of(positions: bytes, int_type: Any, inv_freq: bytes, float_type: Any, scale: float, turn: float) -> tuple[Array, Array]:
-    """By what the arrays hold: every layer of a model turns by the same angles, forward and back."""
+    """Cache tables by the contents of the arrays: every layer of a model rotates by the same angles, forward and back."""
     return cos_and_sin(np.frombuffer(positions, int_type), np.frombuffer(inv_freq, float_type), scale, turn)
 
 
@@ -128,7 +131,7 @@ def cos_and_sin(positions: Array, inv_freq: Array, scale: float, turn: float) ->
 
 
 def rotate(x: Array, positions: Array, inv_freq: Array, scale: float, interleaved: bool, turn: float, y: Array) -> None:
-    """x [B,T,heads,C], turned forward (1.0) or back (-1.0), into y"""
+    """Rotate x [B,T,heads,C] into y, forward if `turn` is 1.0, back if it is -1.0."""
     b, t, heads, width = x.shape
     if x.strides[2:] != (BYTES * width, BYTES):
         x = contiguous(x)
@@ -139,7 +142,7 @@ def rotate(x: Array, positions: Array, inv_freq: Array, scale: float, interleave
 
 
 def fits(x: Array, positions: Array, inv_freq: Array) -> bool:
-    """What does not fit is for the reference, which says what is wrong."""
+    """True if the kernel can take these. Others go to the reference, which says what is wrong."""
     return singles(x) and x.ndim == 4 and positions.shape in ((1, x.shape[1]), x.shape[:2]) and 2 * len(inv_freq) <= x.shape[3]
 
 

@@ -1,4 +1,4 @@
-"""Routing: the plan by a counting sort in two passes over the choices, and the moves of rows that it describes.
+"""Routing: a plan, made by a counting sort in two passes over the choices, and the kernels that move rows by it.
 
 Formulas: minimoe/reference/routing.py.
 """
@@ -19,7 +19,7 @@ WITHOUT_LIMIT = traced(np.array([2**31 - 1], np.int64))
 
 @kernel
 def sort_by_expert(start: int, stop: int, ids: I2, valid: B1, capacity: L1, order: I1, inverse: I2, offsets: I1) -> None:
-    """All tokens in one piece: a count, its running sum, then each choice to its place; so many choices take microseconds."""
+    """Count the choices of each expert, sum the counts, then put each choice in its row. One piece takes all tokens, in microseconds."""
     tokens, slots = ids.shape
     experts = len(offsets) - 1
     counts = np.zeros(experts, np.int64)
@@ -53,7 +53,7 @@ def gather_rows(start: int, stop: int, x: F2, order: I1, slots: int, rows: F2) -
 
 @kernel
 def gather_sum(start: int, stop: int, rows: F2, inverse: I2, weights: F2, y: F2) -> None:
-    """y[n] = sum_j weights[n,j] rows[inverse[n,j]]; without weights 1"""
+    """y[n] = sum_j weights[n,j] rows[inverse[n,j]]; weights are 1 if `weights` is empty."""
     width = rows.shape[1]
     for n in range(start, stop):
         first = True
@@ -76,7 +76,7 @@ def gather_sum(start: int, stop: int, rows: F2, inverse: I2, weights: F2, y: F2)
 
 @kernel
 def spread_rows(start: int, stop: int, dy: F2, rows: F2, weights: F2, inverse: I2, drows: F2, dweights: F2) -> None:
-    """The backward of gather_sum, token by token: drows[inverse[n,j]] = weights[n,j] dy[n], dweights[n,j] = <rows[inverse[n,j]], dy[n]>"""
+    """The backward of gather_sum: drows[inverse[n,j]] = weights[n,j] dy[n], dweights[n,j] = <rows[inverse[n,j]], dy[n]>"""
     width = rows.shape[1]
     for n in range(start, stop):
         for j in range(inverse.shape[1]):
@@ -129,7 +129,7 @@ class FastRouting(NumpyBackend):
     def combine_backward(self, dy: Array, rows: Array, weights: Array, plan: Plan) -> tuple[Array, Array]:
         if not singles(dy, rows, weights):
             return super().combine_backward(dy, rows, weights, plan)
-        drows, dweights = empty(rows.shape), empty(weights.shape)  # rows that nobody has hold anything
+        drows, dweights = empty(rows.shape), empty(weights.shape)  # unused rows of drows are not written
         grain = by_width(4 * rows.shape[1])
         spread_rows(len(dy), grain, as_rows(dy), as_rows(rows), as_rows(weights), plan.inverse, drows, dweights)
         return drows, dweights

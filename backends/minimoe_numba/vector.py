@@ -1,7 +1,7 @@
-"""Vectors of the processor's own width: what a matrix product and a maximum need of them and Numba has no words for.
+"""Operations on vectors of the processor's own width, which the matrix product and the maximum need and Numba lacks.
 
-Each is a piece of LLVM's intermediate code, which the compiler turns into the instructions of whatever processor it is on. Addresses are
-int64 values, sizes and strides count floats.
+Each is written in LLVM's intermediate code, which the compiler turns into instructions of the processor it runs on. Addresses are int64;
+sizes and strides count floats.
 """
 
 from typing import Any
@@ -12,24 +12,24 @@ from numba.core import config
 from numba.extending import intrinsic
 
 FLOAT, BYTE, INT32, INT64 = ir.FloatType(), ir.IntType(8), ir.IntType(32), ir.IntType(64)
-FUSED = ["contract"]  # x * y + z in one instruction, where there is one
+FUSED = ["contract"]  # x * y + z in one instruction, if the processor has it
 
 
 def has(feature: str) -> bool:
-    """Has the processor that Numba compiles for this feature, by LLVM's name?"""
+    """True if the processor that Numba compiles for has this feature. Names are LLVM's."""
     if config.CPU_FEATURES is not None:
         return f"+{feature}" in config.CPU_FEATURES.split(",")
     return config.CPU_NAME is None and bool(binding.get_host_cpu_features().get(feature))
 
 
 WIDE = has("avx512f")
-FITS = WIDE or (has("avx2") and has("fma"))  # what the tiles below were measured on
-WIDTH = 16 if WIDE else 8 if FITS else 4  # floats of a vector
-VECTORS = 2  # of a row of a tile
+FITS = WIDE or (has("avx2") and has("fma"))  # the tiles below were measured on these
+WIDTH = 16 if WIDE else 8 if FITS else 4  # floats per vector
+VECTORS = 2  # per row of a tile
 COLUMNS = VECTORS * WIDTH
 STEPS = tuple(step for step in (1, 2, 4, 8) if step < WIDTH)
-AHEAD = 64  # floats of a row of B that are asked for beforehand where it is read as it lies
-ROWS = (12, 8, 4, 2, 1) if WIDE else (6, 4, 2, 1)  # of a tile; the largest fills 24 of 32 registers with sums, or 12 of 16
+AHEAD = 64  # how many floats ahead a row of B is prefetched when it is not packed
+ROWS = (12, 8, 4, 2, 1) if WIDE else (6, 4, 2, 1)  # heights of tiles; sums of the highest fill 24 of 32 registers, or 12 of 16
 VECTOR = ir.VectorType(FLOAT, WIDTH)
 
 
@@ -38,17 +38,17 @@ def number(value: int) -> Any:
 
 
 def lanes(chosen: list[int]) -> Any:
-    """Which lanes of two vectors a shuffle takes."""
+    """The mask of a shuffle: the lanes that it takes from two vectors."""
     return ir.Constant(ir.VectorType(INT32, WIDTH), chosen)
 
 
 def vector_at(builder: Any, start: Any, offset: Any) -> Any:
-    """A pointer to a vector, so many floats behind another."""
+    """Return a pointer to the vector `offset` floats after `start`."""
     return builder.bitcast(builder.gep(start, [offset]), VECTOR.as_pointer())
 
 
 def prefetch_at(builder: Any, target: Any, for_writing: int) -> None:
-    """Ask for the cache line of a pointer."""
+    """Prefetch the cache line of a pointer."""
     kinds, name, near, data = [BYTE.as_pointer(), INT32, INT32, INT32], "llvm.prefetch.p0i8", 3, 1
     known = builder.module.globals.get(name)
     function = known if known is not None else ir.Function(builder.module, ir.FunctionType(ir.VoidType(), kinds), name)
@@ -56,7 +56,7 @@ def prefetch_at(builder: Any, target: Any, for_writing: int) -> None:
 
 
 def tile_of(rows: int, row_major: bool) -> Any:
-    """The innermost loop of a product: sums of `rows` x COLUMNS in registers.
+    """Make the innermost loop of a product: it keeps `rows` x COLUMNS sums in registers.
 
     tile(a, stride, panel, panel_stride, c, c_stride, depth, add):  c[i, j] = (c[i, j] if add) + sum over k < depth of a[i, k] panel[k, j]
     a[i, k] is at a + i * stride + k (row major) or a + i + k * stride; panel [depth,COLUMNS].
@@ -110,7 +110,7 @@ def tile_of(rows: int, row_major: bool) -> Any:
 
 
 def exchanged(builder: Any, rows: list[Any], steps: tuple[int, ...]) -> list[Any]:
-    """Vectors that exchange blocks of so many lanes: of a square, with all steps 1, 2, 4 .. below its side, the columns."""
+    """Exchange blocks of `step` lanes between vectors, for each step. With all steps 1, 2, 4 .. below its side, a square is transposed."""
     rows = list(rows)
     for step in steps:
         low = lanes([WIDTH + (lane ^ step) if lane & step else lane for lane in range(WIDTH)])
@@ -137,9 +137,9 @@ def transpose_square(typing: Any, source: Any, stride: Any, to: Any, to_stride: 
 
 
 def four_columns(builder: Any, rows: list[Any], k: Any) -> list[Any]:
-    """Four columns from k on of WIDTH rows (pointers), as vectors.
+    """Load columns k .. k + 3 of WIDTH rows (pointers) as four vectors.
 
-    Fours of different rows are loaded side by side into one vector, so that only neighbours need be exchanged, and few vectors are alive.
+    Four floats of each of several rows are loaded into one vector, so that only neighbours need be exchanged, and few vectors are alive.
     """
     kind = ir.VectorType(FLOAT, 4)
     vectors = []
@@ -153,7 +153,7 @@ def four_columns(builder: Any, rows: list[Any], k: Any) -> list[Any]:
 
 
 def turning_tile_of(rows: int) -> Any:
-    """Sums of `rows` x WIDTH in registers, B read where it lies: for so few rows that packing it would cost more than the product.
+    """Make the same loop for `rows` x WIDTH sums with B not packed, for so few rows that packing would cost more than the product.
 
     tile(a, a_stride, b, b_stride, c, c_stride, depth, add):  c[i, j] = (c[i, j] if add) + sum over k < depth of a[i, k] b[j, k]
     The sums are those of `tile_of`, in the same order.
@@ -208,13 +208,13 @@ def turning_tile_of(rows: int) -> Any:
 
 
 def spread(builder: Any, one: Any) -> Any:
-    """A float in every lane."""
+    """Return a vector with a float in every lane."""
     nothing = ir.Constant(VECTOR, ir.Undefined)
     return builder.shuffle_vector(builder.insert_element(nothing, one, ir.Constant(INT32, 0)), nothing, lanes([0] * WIDTH))
 
 
 def loop(builder: Any, start: Any, stop: Any, step: int, values: list[Any], body: Any) -> list[Any]:
-    """values = body(k, values) for k from start to stop."""
+    """Emit a loop: values = body(k, values) for k from start to stop."""
     entry = builder.basic_block
     head, inside, after = (builder.append_basic_block(name) for name in ("head", "inside", "after"))
     builder.branch(head)
@@ -233,7 +233,7 @@ def loop(builder: Any, start: Any, stop: Any, step: int, values: list[Any], body
 
 
 def copy_of(count: int) -> Any:
-    """copy(source, to): so many floats at once."""
+    """Make copy(source, to), which copies `count` floats at once."""
 
     @intrinsic
     def copy(typing: Any, source: Any, to: Any) -> Any:
@@ -249,7 +249,7 @@ def copy_of(count: int) -> Any:
 
 @intrinsic
 def prefetch(typing: Any, address: Any) -> Any:
-    """Ask for the cache line at an address; it need not be readable."""
+    """Prefetch the cache line at an address, which need not be readable."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         prefetch_at(builder, builder.inttoptr(args[0], FLOAT.as_pointer()), for_writing=0)
@@ -260,7 +260,7 @@ def prefetch(typing: Any, address: Any) -> Any:
 
 @intrinsic
 def largest_of_vectors(typing: Any, address: Any, count: Any) -> Any:
-    """The largest of at least WIDTH floats; may overlook NaN. The last vector ends with the last float, so two may overlap."""
+    """Return the largest of at least WIDTH floats; it may miss a NaN. The last two vectors may overlap."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         def larger(a: Any, b: Any) -> Any:

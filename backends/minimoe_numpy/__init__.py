@@ -1,6 +1,6 @@
-"""The smallest backend: NumPy's arrays and no kernel of its own. The one to read before porting another.
+"""The smallest backend: NumPy arrays and no kernels of its own. Read it before you port another.
 
-Everything here is the array layer; every kernel is its reference, which runs on any such layer.
+Everything here is the array layer. Every kernel is its reference, which runs on any array layer.
 """
 
 import sys
@@ -36,7 +36,7 @@ class NumpyBackend(Backend):
     def scatter_add(self, inout_target: Array, index: Array, values: Array) -> None:
         if not len(index):
             return
-        order = np.argsort(index, kind="stable")  # sums of sorted rows: np.add.at is slower
+        order = np.argsort(index, kind="stable")  # sum sorted rows, since np.add.at is slower
         present, starts = np.unique(index[order], return_index=True)
         inout_target[present] += np.add.reduceat(values[order], starts, axis=0)
 
@@ -52,7 +52,7 @@ class NumpyBackend(Backend):
 
     def sigmoid(self, x: Array) -> Array:
         with np.errstate(over="ignore"):  # exp(-x) = infinity gives the right 0
-            y = np.asanyarray(np.negative(x))  # NumPy gives 0-d results as scalars, which cannot be written
+            y = np.asanyarray(np.negative(x))  # NumPy returns 0-d results as scalars, which cannot be written
             np.exp(y, out=y)
             y += 1.0
             return np.reciprocal(y, out=y)
@@ -61,10 +61,10 @@ class NumpyBackend(Backend):
         return np.ascontiguousarray(x)
 
     def synchronize(self) -> None:
-        """NumPy returns when it is done."""
+        """Do nothing: NumPy returns when it is done."""
 
     def memory(self) -> dict[str, int]:
-        """The process's resident memory, now (on Linux; elsewhere the largest so far) and at its largest; 0 on Windows."""
+        """Return the process's resident memory in bytes and its peak. `used` is the peak too except on Linux; both are 0 on Windows."""
         if sys.platform == "win32":
             return {"used": 0, "peak": 0}
         import resource
@@ -77,6 +77,6 @@ class NumpyBackend(Backend):
 
 
 def backend() -> Backend:
-    """The NumPy backend; it runs everywhere."""
+    """Return the NumPy backend, which runs everywhere."""
     keep_freed_memory()
     return NumpyBackend()

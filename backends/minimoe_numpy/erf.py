@@ -1,7 +1,7 @@
 """The error function for NumPy, which has none: rational approximations, elementwise.
 
-float64: three intervals by W. J. Cody, "Rational Chebyshev approximations for the error function" (1969), good to about 1e-16.
-float32: one odd rational function x P(x^2) / Q(x^2) on |x| <= 3.92, good to 5e-7, and held constant beyond: one pass, no branches.
+float64: three intervals by W. J. Cody, "Rational Chebyshev approximations for the error function" (1969), accurate to about 1e-16.
+float32: one odd rational function x P(x^2) / Q(x^2) on |x| <= 3.92, accurate to 5e-7, and constant beyond: one pass, no branches.
 """
 
 from typing import Any
@@ -72,7 +72,7 @@ def _double(x: Floats) -> Floats:
 
 
 def _horner(coefficients: tuple[float, ...], x: Floats) -> Floats:
-    """The polynomial with the leading coefficient first."""
+    """Evaluate a polynomial whose leading coefficient comes first."""
     y = np.full_like(x, coefficients[0])
     for c in coefficients[1:]:
         y *= x
