@@ -100,7 +100,7 @@ def spiral(n, rng):
 
 
 def train(steps=400, lr=1.0, seed=0):
-    """Learn the spiral by gradient descent; return the loss of each step and the share that is right."""
+    """Learn the spiral by gradient descent; return the loss of each step and the share of points classified right."""
     rng = np.random.default_rng(seed)
     (x, labels), model = spiral(200, rng), MLP(2, 32, 2, rng)
     losses = []

@@ -1,7 +1,7 @@
-"""PyTorch's tensors as a minimoe backend: the array layer, and one kernel by the library. The worked example of backends/README.md.
+"""PyTorch's tensors as a minimoe backend: the array layer, and one library kernel. This is the example of backends/README.md.
 
 `TorchBackend("cuda")` names the device, or MINIMOE_TORCH_DEVICE does: cpu, cuda (AMD's ROCm too), mps (Apple) or xpu (Intel).
-PyTorch's autograd and its modules are not used: minimoe does both.
+PyTorch's autograd and modules are not used, since minimoe has its own.
 """
 
 import os
@@ -16,15 +16,15 @@ from minimoe.backend import Array, Backend, BackendUnavailable, load
 
 
 class Namespace:
-    """`torch` where it differs from the Array API standard, its new arrays on one device; every other name is torch's own.
+    """The namespace `torch`, with new arrays on one device, and with functions that follow the Array API standard where torch's differ.
 
-    torch takes the standard's `axis` and `keepdims` for its own `dim` and `keepdim`.
+    Where torch has `dim` and `keepdim`, it also accepts the standard's `axis` and `keepdims`.
     """
 
     def __init__(self, device: torch.device) -> None:
         for name in ("arange", "empty", "full", "ones", "zeros"):
             setattr(self, name, partial(getattr(torch, name), device=device))
-        self.asarray = partial(torch.asarray, device=device, requires_grad=False)  # of a tensor in torch's autograd the numbers alone
+        self.asarray = partial(torch.asarray, device=device, requires_grad=False)  # a tensor in torch's autograd leaves its graph
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch, name)
@@ -66,7 +66,7 @@ class Namespace:
 
 
 def _has_float64(device: torch.device) -> bool:
-    """Apple's GPUs and some of Intel's have none: they refuse the array, or the first product."""
+    """True if the device computes float64. Apple's GPUs and some of Intel's do not: they refuse the array, or the first product."""
     try:
         return bool((torch.ones(1, dtype=torch.float64, device=device) * 2.0).item())
     except (TypeError, RuntimeError):
@@ -74,7 +74,7 @@ def _has_float64(device: torch.device) -> bool:
 
 
 class TorchBackend(Backend):
-    """PyTorch on one device. Raises `BackendUnavailable` where this machine, or this PyTorch, has none of its kind."""
+    """PyTorch on one device. Raises `BackendUnavailable` if this machine, or this PyTorch, has no such device."""
 
     name = "torch"
     library = frozenset({"swiglu"})
@@ -97,12 +97,12 @@ class TorchBackend(Backend):
 
     def scatter_add(self, inout_target: Array, index: Array, values: Array) -> None:
         if self.device.type == "cpu":
-            inout_target.index_add_(0, index, values)  # in the order of the index; on a GPU with atomics, in any
+            inout_target.index_add_(0, index, values)  # adds in the order of the index; on a GPU it uses atomics, in any order
         else:
-            inout_target.index_put_((index.long(),), values, accumulate=True)  # CUDA sorts the index first; on a CPU in any order
+            inout_target.index_put_((index.long(),), values, accumulate=True)  # CUDA sorts the index first; a CPU adds in any order
 
     def top_k(self, x: Array, k: int) -> tuple[Array, Array]:
-        ids = torch.argsort(0.0 - x, dim=-1, stable=True)[..., :k]  # torch.topk promises nothing of ties; 0 - x: -0.0 ties with 0.0
+        ids = torch.argsort(0.0 - x, dim=-1, stable=True)[..., :k]  # torch.topk has no fixed order of ties; 0 - x makes -0.0 tie with 0.0
         return torch.take_along_dim(x, ids, dim=-1), ids.to(torch.int32)
 
     def bincount(self, ids: Array, minlength: int) -> Array:
@@ -121,7 +121,7 @@ class TorchBackend(Backend):
     def memory(self) -> dict[str, int]:
         if self.device.type == "cpu":
             return load("numpy").memory()  # of the process
-        if self.device.type == "mps":  # which counts no peak
+        if self.device.type == "mps":  # it does not record the peak
             return dict.fromkeys(("used", "peak"), self._module.current_allocated_memory())
         return {"used": self._module.memory_allocated(self.device), "peak": self._module.max_memory_allocated(self.device)}
 
@@ -138,10 +138,10 @@ class TorchBackend(Backend):
 
 
 def backend_class() -> type[Backend]:
-    """The class, which needs no device: what `minimoe backends` lists where `backend` fails."""
+    """Return the class, which needs no device: `minimoe backends` lists it if `backend` fails."""
     return TorchBackend
 
 
 def backend() -> Backend:
-    """The backend on the device that MINIMOE_TORCH_DEVICE names; the CPU where it names none."""
+    """Return the backend on the device that MINIMOE_TORCH_DEVICE names, by default the CPU."""
     return TorchBackend(os.environ.get("MINIMOE_TORCH_DEVICE") or "cpu")
