@@ -154,7 +154,7 @@ def sides(threads: int) -> list[tuple[str, str, Side]]:
 
 
 def started(case: Case, threads: int, console: Console) -> Iterator[Contender]:
-    """Start each side and run it twice; gives those that work here and are not far behind."""
+    """Start each side and run it twice; -> those that work here and are not far behind"""
     best: dict[str, float] = {}
     for name, experts, side in sides(threads):
         worker = Worker(side, case, threads, patience=300.0)

@@ -18,7 +18,7 @@ BYTES = {"BF16": 2, "F32": 4}
 
 
 def mixtral_config(gigabytes: float, dtype: str = "BF16", layers: int = 12, experts: int = 8) -> ModelConfig:
-    """A Mixtral of about so many gigabytes, all but a small part of them experts."""
+    """Return a Mixtral of about that many gigabytes, most of them in experts."""
     d = 512
     hidden = int(gigabytes * 1e9 / BYTES[dtype] / (layers * experts * 3 * d)) // 64 * 64
     return ModelConfig(

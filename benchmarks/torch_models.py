@@ -165,7 +165,7 @@ class Experts(nn.Module):
                 self.register_parameter(name, nn.Parameter(torch.empty(n_experts, *shape)))
 
     def each(self) -> list[tuple[Tensor, ...]]:
-        """For each expert its up weight, down weight and, with biases, their biases. A stack is split once a forward."""
+        """For each expert its up weight, down weight and, with biases, their biases. A stack is split once per forward pass."""
         parts = (getattr(self, name) for name in self.names)
         return list(zip(*(part if isinstance(part, nn.ParameterList) else part.unbind(0) for part in parts), strict=True))
 

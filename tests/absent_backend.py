@@ -1,4 +1,4 @@
-"""A backend package whose device is not here: its class can be asked, but none can be made."""
+"""A backend package whose device is absent: its class can be inspected, but not instantiated."""
 
 from typing import NoReturn
 
@@ -7,7 +7,7 @@ from minimoe_numpy import NumpyBackend
 
 
 class AbsentBackend(NumpyBackend):
-    """Two kernels by hand, one of them proven, and one of a library."""
+    """Has two hand-written kernels, one of them proven, and one library kernel."""
 
     name = "absent"
     library = frozenset({"linear"})

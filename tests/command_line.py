@@ -1,4 +1,4 @@
-"""The command line as its user has it: a process of its own, or, for speed, `main` in this one."""
+"""Runs the command line as a user does, in a process of its own, or, for speed, by calling `main` in this one."""
 
 import os
 import subprocess
@@ -30,13 +30,13 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def minimoe(folder: Path, *arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
-    """`minimoe ARGUMENTS` in a folder, in a process of its own."""
+    """Run `minimoe ARGUMENTS` in a folder, in a process of its own."""
     command = [sys.executable, "-m", "minimoe", *arguments]
     return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=120, **options)
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """`minimoe ARGUMENTS` in the working directory, in this process.   -> exit code, stdout, stderr"""
+    """Run `minimoe ARGUMENTS` in the working directory, in this process.   -> exit code, stdout, stderr"""
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
         main(list(arguments))
@@ -47,11 +47,11 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
 
 
 def one_line(err: str) -> str:
-    """What an error says, which must be one line."""
+    """Return the message of an error, which must be one line."""
     assert err.startswith("minimoe: ") and err.endswith("\n") and err.count("\n") == 1, err
     return err.removeprefix("minimoe: ").strip()
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder."""
+    """Return every file below a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -1,4 +1,4 @@
-"""What all tests share: the backend they run on, the long tests that are left out, and the only skips that MINIMOE_STRICT_SKIPS allows."""
+"""Setup for all tests: the backend they run on, the long tests that are left out, and the only skips that MINIMOE_STRICT_SKIPS allows."""
 
 import os
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ left_out: set[str] = set()
 
 @pytest.fixture(autouse=True)
 def on_numpy() -> Iterator[None]:
-    """Tests that name no backend run on NumPy, whatever else is installed."""
+    """Run tests that name no backend on NumPy, whatever else is installed."""
     with use_backend("numpy"):
         yield
 
@@ -33,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out the long tests, unless --all is given or the command names them one by one; workers take slow files first."""
+    """Leave out the long tests, unless --all is given or the command names them one by one; workers take slow files first."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         place = {file: -place for place, file in enumerate(reversed(SLOW), 1)}
         items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], 0))
@@ -53,7 +53,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object) -> None:
-    """Takes over what a worker of pytest-xdist has left out."""
+    """Add the tests that a worker of pytest-xdist has left out to the report."""
     left_out.update(getattr(node, "workeroutput", {}).get("left out", ()))
 
 
@@ -77,7 +77,7 @@ SLOW = (
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """`-n 2` gives each process whole files, so that what a file compiles, trains and keeps is made once."""
+    """With `-n 2` give each process whole files, so that a file's compiled code, runs and fixtures are made once."""
     if config.getoption("dist") != "load":
         return None
     from xdist.scheduler import LoadFileScheduling

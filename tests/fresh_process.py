@@ -1,4 +1,4 @@
-"""What a fresh Python process writes."""
+"""Runs code in a fresh Python process."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def first_words(*, code: str, **environment: str) -> str:
-    """What a fresh process writes."""
+    """Return the output of a fresh process."""
     env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/backends:{ROOT}/tests", **environment}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=env, cwd=ROOT)
     assert done.returncode == 0, done.stderr

@@ -41,7 +41,7 @@ def train_command(text: Path, out: Path) -> list[str]:
 
 
 def run_for(arguments: list[str], seconds: float | None) -> int:
-    """Run a command, and kill it after so many seconds. -> its exit code, negative where it was killed"""
+    """Run a command, and kill it after `seconds`.   -> its exit code, negative if it was killed"""
     with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         try:
             _, errors = process.communicate(timeout=seconds)
@@ -61,7 +61,7 @@ def is_finished(run: Path) -> bool:
 
 
 def next_command(text: Path, run: Path) -> list[str]:
-    """Resume; where the kill came before there was a run, start anew."""
+    """Resume; if the kill came before there was a run, start again."""
     if (run / "config.toml").is_file():
         return command("resume", str(run))
     shutil.rmtree(run, ignore_errors=True)
@@ -69,7 +69,7 @@ def next_command(text: Path, run: Path) -> list[str]:
 
 
 def trace(run: Path) -> dict[str, Any]:
-    """All that must be equal."""
+    """Return everything that must be equal."""
     last = run / "checkpoints" / f"step-{STEPS:06d}"
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     state = json.loads((last / "state.json").read_text())
@@ -85,13 +85,13 @@ def trace(run: Path) -> dict[str, Any]:
 
 
 def step_reached(run: Path) -> str:
-    """The newest checkpoint's name after a kill."""
+    """Return the name of the newest checkpoint after a kill."""
     found = sorted((run / "checkpoints").glob("step-*")) if (run / "checkpoints").is_dir() else []
     return found[-1].name if found else "before the first checkpoint"
 
 
 def attempt(text: Path, run: Path, whole: float, draw: random.Random) -> list[str]:
-    """Train, killed once or more. -> where each kill came; none where the run was faster than the kill"""
+    """Train, with one or more kills.   -> where each kill came; none if the run ended before it"""
     killed: list[str] = []
     delay: float | None = draw.uniform(0.0, whole)
     while not is_finished(run):
@@ -102,7 +102,7 @@ def attempt(text: Path, run: Path, whole: float, draw: random.Random) -> list[st
 
 
 def attempt_with_a_kill(text: Path, run: Path, whole: float, draw: random.Random) -> list[str]:
-    """As `attempt`, again and with shorter delays until a kill has come before the end: machines are not always equally busy."""
+    """Repeat `attempt` with shorter delays until a kill came before the end, since machines are not always equally busy."""
     killed = attempt(text, run, whole, draw)
     while not killed:
         shutil.rmtree(run)

@@ -16,7 +16,7 @@ Array = NDArray[Any]
 
 
 class Routing(NamedTuple):
-    """What a router decides, before capacity."""
+    """A router's decision, before capacity."""
 
     weights: Array  # [N, E] combine weights, 0 where not routed
     ids: list[list[int]]  # of each token its experts, best first (expert choice: in expert order); padding has none
@@ -172,7 +172,7 @@ def capacity(n_tokens: int, k: int, n_experts: int, factor: float) -> int:
 
 
 def drop(routing: Routing, limit: int, priority: str = "position") -> tuple[Array, list[tuple[int, int]]]:
-    """Keep at most `limit` slots an expert: by `position` (token by token, then slot) or `probability` (the larger combine weight first).
+    """Keep at most `limit` slots per expert: by `position` (token by token, then slot) or `probability` (the larger combine weight first).
 
     -> weights [N, E] with 0 for what was dropped, and the dropped slots as (token, slot)
     """

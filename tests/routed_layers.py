@@ -1,4 +1,4 @@
-"""Routed layers with every weight drawn at random, and what the oracles say of them."""
+"""Routed layers with every weight drawn at random, and the oracles' results for them."""
 
 import msgspec
 import numpy as np
@@ -14,7 +14,7 @@ D, H = 5, 7
 
 
 def make_layer(backend="numpy", *, activation="swiglu", bias=False, d_model=D, d_hidden=H, seed=0, std=0.7, **moe):
-    """A float64 layer whose biases and buffers are not zero either."""
+    """Return a float64 layer whose biases and buffers are random too."""
     moe = {"n_experts": 4, **moe}
     layer = mm.MoE(d_model, d_hidden, activation, mm.MoEConfig(**moe), bias=bias, dtype="float64", backend=BACKENDS[backend])
     draw = np.random.default_rng(seed)
@@ -28,17 +28,17 @@ def tokens(n, d_model=D, seed=1):
 
 
 def padding(n):
-    """Every third token is padding, the first is not.   -> [n] bool"""
+    """Return a mask in which every third token is padding, but not the first.   -> [n] bool"""
     return np.arange(n) % 3 != 1
 
 
 def weights_of(layer):
-    """Parameters and buffers on the host, by name."""
+    """Return parameters and buffers on the host, by name."""
     return {name: np.array(layer.router.weight.backend.to_host(array)) for name, array in layer.state_dict().items()}
 
 
 def gradients_of(layer):
-    """By name; a parameter without a gradient fails the test that asks."""
+    """Return gradients by name; a parameter without one fails the test."""
     for name, parameter in layer.named_parameters():
         assert parameter.grad is not None, f"{name} has no gradient"
     return {name: np.array(p.backend.to_host(p.grad)) for name, p in layer.named_parameters()}
@@ -56,7 +56,7 @@ def host(layer, array):
 
 
 def oracle(layer, x, valid=None, training=False):
-    """oracles.moe_layer with the layer's weights, and with the layer's own draws of jitter and noise."""
+    """Compute oracles.moe_layer with the layer's weights, and with its own draws of jitter and noise."""
     moe, b = layer.moe, layer.router.weight.backend
     config = {**msgspec.to_builtins(moe), "activation": layer.experts.activation}
     router_x = noise = None

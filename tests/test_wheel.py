@@ -14,7 +14,7 @@ TRAIN = ["train", "--set", "train.steps=2", "--set", "train.eval_every=0", "--se
 
 
 def done(*command: object, cwd: Path) -> str:
-    """What a command that must succeed prints."""
+    """Run a command that must succeed.   -> its output"""
     result = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=900, cwd=cwd)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout

@@ -27,7 +27,7 @@ def write_text(folder: Path, lines: int = 120) -> Path:
 
 def tiny(source: str | Path, *, model: dict[str, Any] | None = None, moe: dict[str, Any] | None = None, dense: bool = False,
          **train: Any) -> Config:  # fmt: skip
-    """One routed layer of four experts, or a dense one; keys of [model] and [moe] as dicts, those of [train] as arguments."""
+    """Return a configuration of one routed layer with four experts, or a dense one. [model] and [moe] are dicts, [train] arguments."""
     routed = None if dense else MoEConfig(**{"n_experts": 4, "top_k": 2, **(moe or {})})
     shape = {"d_model": 16, "n_layers": 1, "n_heads": 2, "d_hidden": 16, "max_seq_len": 16, **(model or {})}
     settings = {
@@ -38,12 +38,12 @@ def tiny(source: str | Path, *, model: dict[str, Any] | None = None, moe: dict[s
 
 
 def with_train(config: Config, **changes: Any) -> Config:
-    """A configuration with other keys of [train]."""
+    """Return a configuration with other values in [train]."""
     return replace(config, train=replace(config.train, **changes))
 
 
 def weights_of(run: Path, step: int) -> bytes:
-    """The bytes of a checkpoint's model.safetensors."""
+    """Return the bytes of a checkpoint's model.safetensors."""
     return (run / "checkpoints" / step_name(step) / "model.safetensors").read_bytes()
 
 
@@ -56,5 +56,5 @@ def train(config: Config, root: Path, **options: Any) -> TrainedRun:
 
 
 def untimed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Metrics without the clock's."""
+    """Return the metrics without those that depend on the clock."""
     return [{key: value for key, value in row.items() if key not in TIMINGS} for row in rows]

@@ -101,7 +101,7 @@ def test_the_watch_finds_a_read(monkeypatch):
 
 
 def on_traced_arrays(kind):
-    """A backend on arrays that tell when a number of theirs is read (minimoe_numba/tape.py)."""
+    """A backend on arrays that report when a number in them is read (minimoe_numba/traced.py)."""
 
     class OnTraced(kind):
         xp = Namespace()

@@ -1,4 +1,4 @@
-"""Steps that the backend `numba` plays from a tape: the same bits as steps computed as they come, and a word where there can be no tape."""
+"""Steps that the backend `numba` plays from a tape: they have the same bits as plain steps, and a message says if there can be no tape."""
 
 import copy
 import pickle

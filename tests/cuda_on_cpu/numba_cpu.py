@@ -61,7 +61,7 @@ class NumbaOnCpu:
 
 
 class Configured:
-    """A kernel to be given its launch shape in brackets, as in numba-cuda: [blocks, threads, stream, shared bytes]."""
+    """A kernel that takes its launch shape in brackets, as in numba-cuda: [blocks, threads, stream, shared bytes]."""
 
     def __init__(self, kernel: Any, order: int) -> None:
         self.kernel, self.order = kernel, order
@@ -176,7 +176,7 @@ def compiled(function: Any, kinds: tuple[Any, ...], fastmath: bool) -> Code:
 
 
 def for_processor(text: str, first: bool) -> str:
-    """LLVM code for a device as code for this processor; the kernel's own module also gets an entry that takes one pointer a parameter."""
+    """LLVM code for a device as code for this processor; the kernel's own module also gets an entry with one pointer per parameter."""
     for line in (r"target .*", r'@"llvm.used".*', r"!nvvm.*", r'declare .*@"llvm\.nvvm\.(shfl\.sync\.i32|vote\.sync)".*'):
         text = re.sub(rf"^{line}\n", "", text, flags=re.M)
     text = text.replace('@"llvm.nvvm.', '@"nvvm.').replace("common global", "weak global")

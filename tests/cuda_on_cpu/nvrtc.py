@@ -1,4 +1,4 @@
-"""What NVIDIA's compiler makes of a `.cu` file, without a card or a driver: registers, spills, local memory, instructions.
+"""Compiles a `.cu` file by NVIDIA's compiler, without a card or a driver, and reports registers, spills, local memory, instructions.
 
 It needs the wheels `nvidia-cuda-nvrtc` and `cuda-bindings`.
 """
@@ -17,7 +17,7 @@ ENTRY = re.compile(
 
 
 class Made(NamedTuple):
-    """What is known of one compiled kernel."""
+    """The facts about one compiled kernel."""
 
     name: str  # mangled
     stack: int  # bytes of local memory

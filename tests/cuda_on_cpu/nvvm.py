@@ -1,4 +1,4 @@
-"""What NVIDIA's compilers make of a Numba-CUDA kernel, without a card or a driver: registers, spills, local memory, instructions.
+"""Compiles a Numba-CUDA kernel by NVIDIA's compilers, without a card or a driver: registers, spills, local memory, instructions.
 
 numba-cuda's LLVM code, the same that the processor is given, goes through libNVVM to PTX and through nvJitLink to machine code, as it does
 on a card. It needs the wheels `nvidia-nvvm`, `nvidia-nvjitlink` and `cuda-bindings`.

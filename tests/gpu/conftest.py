@@ -1,4 +1,4 @@
-"""What tests on a card share: both GPU backends, and memory that shows what was not written and what was written beside.
+"""Setup for tests on a card: both GPU backends, and memory that reveals missing writes and writes out of bounds.
 
 Without a card every test here is skipped by name; whether there is one is asked of the driver, so CuPy is not imported for it.
 """
@@ -22,7 +22,7 @@ REASON = "needs a physical GPU"
 
 @cache
 def card_is_here() -> bool:
-    """Is there a card, and CuPy for it, that the kernels run on?"""
+    """True if there is a card that the kernels run on, and CuPy for it."""
     if find_spec("cupy") is None:
         return False
     try:
@@ -43,7 +43,7 @@ def needs_card() -> pytest.MarkDecorator:
 
 
 def cases_of(name: str) -> list[Case]:
-    """A backend's conformance cases; one that fails where it cannot be loaded."""
+    """Return a backend's conformance cases, or one that fails if it cannot be loaded."""
     try:
         return cases(load(name))
     except Exception as error:
@@ -55,7 +55,7 @@ def reraise(error: Exception) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`case`: every conformance case of both backends, or without a card one of each to be skipped. `backend`: both."""
+    """Parametrise `case` by every conformance case of both backends (without a card one of each, to be skipped), `backend` by both."""
     if "case" in metafunc.fixturenames:
         found = [(name, case) for name in BACKENDS for case in (cases_of(name) if card_is_here() else [None])]
         parameters = [pytest.param(case, id=name if case is None else f"{name}, {case}", marks=needs_card()) for name, case in found]
@@ -71,7 +71,7 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 
 @pytest.fixture
 def guarded() -> Iterator[Any]:
-    """All of CuPy's memory NaN at first, between margins that must be whole at the end."""
+    """Fill all of CuPy's memory with NaN, between margins that must be intact at the end."""
     import cupy
 
     guard = Guard(cupy)

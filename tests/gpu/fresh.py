@@ -1,4 +1,4 @@
-"""Examples drawn anew in every run, at sizes of work and odd ones: what fixed small inputs cannot find."""
+"""Examples drawn anew in every run, at realistic and odd sizes, to find what fixed small inputs cannot."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -156,7 +156,7 @@ TOPICS: dict[str, Callable[[np.random.Generator], Iterator[tuple[str, Example]]]
 
 
 def check(backend: Backend, topic: str, dtype: str, seed: int) -> int:
-    """Compare a topic's kernels with NumPy's float64; how many examples there were. Raises ConformanceError with the seed."""
+    """Compare a topic's kernels with NumPy's float64.   -> the number of examples. Raises ConformanceError with the seed."""
     count = 0
     for kernel, example in TOPICS[topic](np.random.default_rng(seed)):
         run = Run(backend, kernel, dtype, replace(example, label=f"{example.label}, seed {seed}"))

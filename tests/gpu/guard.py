@@ -1,4 +1,4 @@
-"""Memory that tells: an allocator for CuPy whose pieces are NaN at first and stand between margins."""
+"""Guarded memory: an allocator for CuPy whose pieces are filled with NaN and lie between margins."""
 
 from typing import Any
 
@@ -8,14 +8,14 @@ AT_ONCE = 256  # pieces whose margins are looked at together
 
 
 class Guard:
-    """`malloc` for `cupy.cuda.using_allocator`. Pieces are kept until their margins were looked at, so that nothing else uses them."""
+    """`malloc` for `cupy.cuda.using_allocator`. Pieces are kept until their margins have been checked, so that nothing else uses them."""
 
     def __init__(self, cupy: Any) -> None:
         self.cupy, self.pool = cupy, cupy.cuda.MemoryPool()
         self.given: list[tuple[Any, int]] = []
 
     def malloc(self, size: int) -> Any:
-        """A pointer to so many bytes."""
+        """Return a pointer to a piece of that many bytes."""
         if len(self.given) >= AT_ONCE and not self.cupy.cuda.get_current_stream().is_capturing():
             self.check()
         whole = -(-size // MARGIN) * MARGIN + 2 * MARGIN
@@ -25,7 +25,7 @@ class Guard:
         return memory + MARGIN
 
     def check(self) -> None:
-        """Raise AssertionError where a byte beside a piece was written."""
+        """Raise AssertionError if a byte beside a piece was written."""
         given, self.given = self.given, []
         margins = [margin for memory, size in given for margin in self._margins(memory, size)]
         if margins and not self._whole(self.cupy.concatenate(margins)):
@@ -33,7 +33,7 @@ class Guard:
             raise AssertionError(f"a kernel wrote beside arrays of {sizes} bytes")
 
     def _margins(self, memory: Any, size: int) -> tuple[Any, Any]:
-        """The bytes before and behind a piece."""
+        """Return the bytes before and after a piece."""
         behind = -(-size // MARGIN) * MARGIN - size + MARGIN
         return self._bytes(memory, MARGIN), self._bytes(memory + (MARGIN + size), behind)
 

@@ -17,7 +17,7 @@ READS = ("get", "item", "tolist", "__int__", "__float__", "__bool__", "__complex
 
 
 class Ears(Listener):
-    """Keeps what was said."""
+    """Records the messages."""
 
     def __init__(self):
         self.words = []
@@ -54,7 +54,7 @@ def test_a_run_of_recorded_steps_ends_with_the_bytes_of_a_plain_one(backend, key
 
 
 def routed_model(backend, router, dtype):
-    """A layer with every remedy that draws or drops."""
+    """Return a layer with every remedy that draws random numbers or drops tokens."""
     remedies = {} if router == "expert_choice" else {"capacity_factor": 1.1, "drop_priority": "probability"}
     moe = mm.MoEConfig(n_experts=4, router=router, jitter=0.1, noise_std=0.1, n_shared_experts=1, d_hidden=8, **remedies)
     sizes = {"d_model": 16, "n_layers": 1, "n_heads": 2, "d_hidden": 8, "max_seq_len": 12, "vocab_size": 19}
@@ -63,7 +63,7 @@ def routed_model(backend, router, dtype):
 
 
 def step_of(backend, model):
-    """What the trainer does on the device, from arrays to the loss, and its inputs."""
+    """Return the trainer's work on the device, from arrays to the loss, and its inputs."""
     xp, optimizer = backend.xp, mm.optim.AdamW(model.parameters(), lr=1e-2)
 
     def work(step, tokens, targets):

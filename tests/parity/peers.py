@@ -1,4 +1,4 @@
-"""Weights of transformers' models under minimoe's names, and what every parity test needs."""
+"""Weights of transformers' models under minimoe's names, and helpers of all parity tests."""
 
 import numpy as np
 import torch

@@ -59,7 +59,7 @@ def installed(tmp_path, monkeypatch):
 
 @pytest.fixture
 def uninstalled(installed, monkeypatch):
-    """A function that takes the two away again."""
+    """Return a function that removes the two again."""
 
     def take_away():
         monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != str(installed)])
@@ -70,7 +70,7 @@ def uninstalled(installed, monkeypatch):
 
 
 def minimoe(installed, *arguments):
-    """What `minimoe ARGUMENTS` prints in a process of its own, with the package on its path."""
+    """Return the output of `minimoe ARGUMENTS` in a process of its own, with the package on its path."""
     path = f"{installed}:{ROOT}:{ROOT / 'backends'}"
     command = [sys.executable, "-m", "minimoe", *arguments]
     done = subprocess.run(command, env=environment(PYTHONPATH=path), cwd=installed, capture_output=True, text=True)
