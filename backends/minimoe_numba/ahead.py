@@ -1,6 +1,6 @@
-"""Which kernels a configuration needs, so that those which the cache lacks are compiled before they are called.
+"""Finds the kernels that a configuration needs, so that those which the cache lacks are compiled before they are called.
 
-`prepare(config)` is called before data are read and weights are drawn; what it starts is in `helpers.py`.
+`prepare(config)` is called before data are read and weights are drawn. It starts the helpers of `helpers.py`.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""How functions are compiled and kept on disk."""
+"""Compiles functions and keeps them on disk."""
 
 import hashlib
 from collections.abc import Callable

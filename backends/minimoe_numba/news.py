@@ -1,4 +1,4 @@
-"""What the user should hear about: it is passed to the listener of `backend.tell`, else to standard error."""
+"""Messages for the user: they are passed to the listener of `backend.tell`, by default to standard error."""
 
 import sys
 from collections.abc import Callable
