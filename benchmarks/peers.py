@@ -22,7 +22,7 @@ MAX_GATHERED = 256 * 2**20  # bytes of one layer's weights that Mixtral's batche
 
 
 class Side(NamedTuple):
-    """How a side is made: `make(case, *arguments)` gives its step after `libraries` are imported."""
+    """A recipe for a side: `make(case, *arguments)` returns its step after `libraries` are imported."""
 
     kind: Kind
     libraries: tuple[str, ...]

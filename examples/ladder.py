@@ -47,7 +47,7 @@ class Weights(NamedTuple):
 
 
 class Grads(NamedTuple):
-    """What a backward returns."""
+    """The gradients that a backward returns."""
 
     dx: Array  # [N,D]
     drouter: Array  # [E,D]

@@ -3,8 +3,9 @@
     python tests/kill_resume.py --times 20 --seed 0
 
 Each try starts `minimoe train` in a process of its own, ends it with SIGKILL after a delay drawn uniformly from a whole run's time (so also
-within an accumulation, or while a checkpoint is written), and resumes, to be killed again every other time. At the end the SHA-256 of the
-weights and of the optimizer's state, the metrics but for timings, and the best checkpoint's name must be those of the unbroken run.
+within an accumulation, or while a checkpoint is written), and resumes it. Each resumed process is killed with probability 1/2. At the end
+the SHA-256 of the weights and of the optimizer's state, the metrics except timings, and the best checkpoint's name must equal those of the
+unbroken run.
 """
 
 import argparse

@@ -194,7 +194,7 @@ def drop(routing: Routing, limit: int, priority: str = "position") -> tuple[Arra
 
 
 def balance_loss(probs: Array, counts: Array, valid: Array, k: int) -> float:
-    """Of one layer: E * sum_i f_i P_i, f_i = count_i / (N k), P_i = mean p_i over valid tokens; 1 when uniform."""
+    """The balance loss of one layer: E * sum_i f_i P_i, f_i = count_i / (N k), P_i = mean p_i over valid tokens; 1 when uniform."""
     n = int(np.sum(valid))
     n_experts = probs.shape[1]
     total = 0.0
@@ -227,7 +227,7 @@ def mixtral_aux_loss(layers: Sequence[Routing], valid: Array, k: int) -> float:
 
 
 def z_loss(z: Array, valid: Array) -> float:
-    """Of one layer: the mean over valid tokens of logsumexp(z)^2; a model's is the mean over layers   (Zoph et al. 2022)."""
+    """The z-loss of one layer: the mean over valid tokens of logsumexp(z)^2; a model's is the mean over layers   (Zoph et al. 2022)."""
     values = [logsumexp(row) ** 2 for row, ok in zip(np.asarray(z, dtype=np.float64), valid, strict=True) if ok]
     return sum(values) / len(values)
 

@@ -27,7 +27,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Peer:
-    """PyTorch's way to do the same: `make(device)` gives a call with its own inputs, of the same sizes as minimoe's."""
+    """PyTorch's way to do the same: `make(device)` returns a call with its own inputs, of the same sizes as minimoe's."""
 
     name: str
     make: Callable[[str], Call]
@@ -35,7 +35,7 @@ class Peer:
 
 @dataclass(frozen=True)
 class Problem:
-    """One kernel at one size: `make(backend, data)` gives a call of the kernel with its own inputs."""
+    """One kernel at one size: `make(backend, data)` returns a call of the kernel with its own inputs."""
 
     kernel: str
     sizes: dict[str, Any]

@@ -38,7 +38,7 @@ class Made(NamedTuple):
 
 @dataclass(frozen=True)
 class Side:
-    """One side: `make(lab)` gives its call, in its own process, if `libraries` are installed."""
+    """One side: `make(lab)` returns its call, in its own process, if `libraries` are installed."""
 
     name: str
     kind: str  # minimoe, eager, compiled

@@ -1,4 +1,4 @@
-"""Whether the kernels are right on this card: tests/gpu by pytest, a process for each backend, and a small case under compute-sanitizer."""
+"""Checks the kernels on this card: tests/gpu by pytest, a process for each backend, and a small case under compute-sanitizer."""
 
 import re
 import shutil
@@ -76,7 +76,7 @@ class Job:
         self.process.wait()
 
     def outcome(self, how: str) -> dict[str, Any]:
-        """How it ended, and what its output says."""
+        """Report how it ended, and its output."""
         text = self.file.read_text(encoding="utf-8", errors="replace")
         read = outcomes if self.name.startswith("tests") else errors
         return {**read(text), "ended": how, "seconds": round(time.monotonic() - self.began, 1), "file": self.file.name}

@@ -98,7 +98,7 @@ def microseconds_of_route(results: Results) -> float | str:
 
 
 def ahead(results: Results, part: str, goal: str, words: str) -> float | str:
-    """How many times faster minimoe is than the best of PyTorch's sides with these words in their names."""
+    """Return how many times faster minimoe is than the best of PyTorch's sides with these words in their names."""
     rows = goal_rows(results, part, goal)
     ours = milliseconds(rows, lambda side: side == SIDE, SIDE)
     theirs = milliseconds(rows, lambda side: side.startswith("PyTorch") and words in side, f"PyTorch, {words}")

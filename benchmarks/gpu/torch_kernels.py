@@ -59,7 +59,7 @@ def bf16(device: str, *shape: int) -> Any:
 
 
 def ends_of(device: str, rows: int, experts: int, load: str) -> Any:
-    """Where each expert's rows end, as in minimoe's inputs."""
+    """Return the end of each expert's rows, as in minimoe's inputs."""
     import torch
 
     return torch.from_numpy(host_offsets(rows, experts, load)[1:]).to(device)

@@ -70,7 +70,7 @@ class Masters:
 
     @property
     def parameters(self) -> list[Any]:
-        """What an optimizer updates, once `widen` has brought the gradients."""
+        """Return the parameters that an optimizer updates, after `widen` has set the gradients."""
         return self.wide + self.own
 
     def lower(self) -> None:

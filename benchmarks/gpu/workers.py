@@ -46,7 +46,7 @@ class Deadline:
         return Deadline(part * self.left(), self.whole)
 
     def patience(self, seconds: float) -> float:
-        """How long to wait for something that takes at most `seconds`: never beyond the whole run."""
+        """Return how long to wait for something that takes at most `seconds`, but never beyond the whole run."""
         return min(seconds, self.whole.left())
 
 

@@ -96,7 +96,7 @@ def forward_and_backward(backend, arrays, options, dy):
 
 
 def both(shape, dtype, order):
-    """What the kernels give: y, logsumexp, dq, dk, dv and, where there are any, dsinks."""
+    """Return the kernels' results: y, logsumexp, dq, dk, dv and, with sinks, dsinks."""
     arrays, options = call(shape, dtype)
     dy = normal(5, shape.b, shape.tq, shape.queries, shape.cv).astype(DTYPES[dtype])
     return forward_and_backward(BACKENDS[order], arrays, options, dy)

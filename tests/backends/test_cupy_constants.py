@@ -55,7 +55,7 @@ print(json.dumps([{expressions}]))
 
 @pytest.fixture(scope="module")
 def read_after_changes(tmp_path_factory):
-    """What a copy of the package has for each of CHANGES after all of them were made in its kernels."""
+    """Return the value of each of CHANGES in a copy of the package in whose kernels all of them were made."""
     folder = tmp_path_factory.mktemp("backends")
     shutil.copytree(Path(minimoe_cupy.__file__).parent, folder / "minimoe_cupy")
     for file, definition, changed, _, _ in CHANGES:

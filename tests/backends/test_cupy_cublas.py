@@ -1,4 +1,4 @@
-"""What cuBLAS is told about a product, by a stand-in that multiplies by columns as cuBLAS does, on the host's memory."""
+"""Checks the arguments passed to cuBLAS, with a stand-in that multiplies by columns as cuBLAS does, in the host's memory."""
 
 import ctypes
 

@@ -17,7 +17,7 @@ NAMES = ["combine<float, 1>", "combine<bf16, 8>"]
 
 
 def answer(result):
-    """What a call of the bindings gave, behind its status."""
+    """Return the result of a call of the bindings, without its status."""
     status, *values = result
     if int(status):
         raise RuntimeError(str(status))

@@ -70,7 +70,7 @@ def inputs(function, n, width):
 
 
 def conforms(function, given, dtype):
-    """What the kernels give is what the reference gives in float64 for the same numbers."""
+    """Check that the kernels return what the reference returns in float64 for the same numbers."""
     with np.errstate(all="ignore"):
         got = function(backend(), *to_device(backend(), given, dtype))
         wanted = function(reference(), *rounded(backend(), given, dtype))

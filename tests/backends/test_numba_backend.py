@@ -1,4 +1,4 @@
-"""What the Numba backend has beyond the contract: threads, the kernel decorator, BLAS by address, code kept on disk, and doing without."""
+"""The Numba backend beyond the contract: threads, the kernel decorator, BLAS by address, code kept on disk, and running without these."""
 
 import os
 import threading

@@ -190,7 +190,7 @@ def serve_a_child(pipe):
 
 
 def runs(number):
-    """Is a process of this number there, and no zombie?"""
+    """True if a process of this number lives and is not a zombie."""
     status = Path(f"/proc/{number}/stat")
     try:
         return status.read_text().rpartition(")")[2].split()[0] != "Z"
@@ -348,7 +348,7 @@ class FakePointer:
 
 
 def fake_cupy():
-    """As much of CuPy as the guard uses."""
+    """The part of CuPy that the guard uses."""
     pool = SimpleNamespace(malloc=lambda size: FakePointer(np.zeros(size, np.uint8)))
     stream = SimpleNamespace(is_capturing=lambda: False)
     cuda = SimpleNamespace(MemoryPool=lambda: pool, get_current_stream=lambda: stream)
@@ -445,7 +445,7 @@ except KeyboardInterrupt:
 
 
 class UntilTheyBegan(Deadline):
-    """Is over when something stands in every file."""
+    """A deadline that is over when no file is empty."""
 
     def __init__(self, files):
         super().__init__(60.0, Deadline(60.0))

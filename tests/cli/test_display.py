@@ -1,4 +1,4 @@
-"""What a terminal shows while a model trains: above all before the first step, when kernels are compiled and no time left is known."""
+"""The display of a training run, above all before the first step, when kernels are compiled and the time left is unknown."""
 
 import io
 from pathlib import Path
@@ -34,7 +34,7 @@ def live(tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch) ->
 
 
 def shown(live: LiveProgress) -> str:
-    """What the display looks like now."""
+    """Return the display as it looks now."""
     console = Console(file=io.StringIO(), width=80)
     with console.capture() as capture:
         console.print(live.draw())

@@ -113,7 +113,7 @@ def definitions(path: Path) -> frozenset[str]:
 
 
 def undefined(text: str) -> list[str]:
-    """What a text names as `file.py:name`, in backticks, and the repository does not have."""
+    """Return the names `file.py:name`, in backticks, that a text has and the repository lacks."""
     missing = []
     for file, name in re.findall(r"`([\w./-]+\.py):([\w.]+)`", text):
         if not (ROOT / file).is_file() or name not in definitions(ROOT / file):

@@ -1,4 +1,4 @@
-"""What the README says that minimoe does not do, checked against the code: when one of these fails, the section has to change."""
+"""Checks the README's list of what minimoe does not do against the code: if one of these fails, change the section."""
 
 import ast
 import re

@@ -299,7 +299,7 @@ PROBABILITIES = np.array([0.05, 0.4, 0.1, 0.25, 0.2])
 
 
 def shares(how: dict[str, Any], draws: int = 1000) -> Any:
-    """How often each token is drawn."""
+    """Count how often each token is drawn."""
     z = np.log(PROBABILITIES)
     return np.bincount([draw(z, Sampling(**how), position) for position in range(draws)], minlength=5) / draws
 

@@ -56,7 +56,7 @@ def test_it_is_one_file_of_less_than_150_lines():
 
 @pytest.fixture
 def installed(monkeypatch):
-    """As `pip install examples/backend_torch` leaves it."""
+    """Install the example as `pip install examples/backend_torch` does."""
     project = tomllib.loads((FOLDER / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     group = project["entry-points"]["minimoe.backends"]
     entries = [EntryPoint(name, value, "minimoe.backends") for name, value in group.items()]

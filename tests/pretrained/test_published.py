@@ -65,7 +65,7 @@ def spelled_out(pattern: str) -> Iterator[str]:
 
 
 class Checkpoint:
-    """One file of `published/`, with what minimoe makes of it."""
+    """One file of `published/`, and minimoe's model of it."""
 
     def __init__(self, name: str, short: bool) -> None:
         text = (FOLDER / f"{name}.json").read_text(encoding="utf-8")
@@ -162,7 +162,7 @@ def test_the_tensors_of_a_parameter_hold_as_many_numbers_as_it_has(name: str) ->
 
 @each
 def test_counted_parameters_are_those_that_were_published(name: str) -> None:
-    """Of DeepSeek-V3 without layer 61, scales and balance biases; of BERT without pooler and next-sentence head; of GPT-2 without masks."""
+    """DeepSeek-V3 counts without layer 61, scales and balance biases; BERT without pooler and next-sentence head; GPT-2 without masks."""
     one = checkpoint(name)
     counts = one.said["counts"]
     assert cost(one.config).total == counts["parameters"] - counts.get("balance_biases", 0)

@@ -37,7 +37,7 @@ def plan_of(backend, ids, weights, valid, e, capacity, priority, rows=None):
 
 
 def wanted(ids, valid):
-    """Which slots ask for a row.   -> bool [N,W]"""
+    """Return which slots ask for a row.   -> bool [N,W]"""
     return (ids >= 0) if valid is None else (ids >= 0) & valid[:, None]
 
 

@@ -23,7 +23,7 @@ TINY = Config(name="tiny", model=MODEL, train=TrainConfig(batch_size=2, seq_len=
 
 
 class Fused(NumpyBackend):
-    """One kernel of its own, and a composite with something of its own saved."""
+    """Has one kernel of its own, and a composite that saves something of its own."""
 
     name = "fused"
     library = frozenset({"rms_norm"})

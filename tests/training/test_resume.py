@@ -26,11 +26,11 @@ STEPS = 10
 
 
 class Killed(BaseException):
-    """Ends a run where it stands, as SIGKILL would: nothing is saved, the state stays `running`."""
+    """Ends a run at once, as SIGKILL would: nothing is saved, and the state stays `running`."""
 
 
 class At(Listener):
-    """Does something after a step, and keeps what it hears."""
+    """Does something after a step, and records the messages."""
 
     def __init__(self, step: int, action: Callable[[], None]) -> None:
         self.step, self.action = step, action

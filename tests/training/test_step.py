@@ -1,4 +1,4 @@
-"""One step: what it does to the weights, what it leaves in its array, and that no other file says it again."""
+"""One step: its effect on the weights, the metrics in its array, and that no other file repeats it."""
 
 import re
 from pathlib import Path
