@@ -14,6 +14,7 @@ import transformers
 from parity.peers import NUMPY
 from safetensors.torch import load_file
 
+from minimoe.layers.moe import Router
 from minimoe.pretrained.opening import open_folder
 from minimoe.pretrained.saving import FamilyTensors
 
@@ -217,8 +218,12 @@ def saved(name, dtype="float32"):
 
 
 def opened(name, dtype="float32", backend=NUMPY):
-    """That folder as a model of minimoe."""
-    return open_folder(saved(name, dtype), backend=backend)
+    """That folder as a model of minimoe. A router whose one combine weight is always 1 is frozen: minimoe refuses to train it."""
+    model = open_folder(saved(name, dtype), backend=backend)
+    for _, module in model.named_modules():
+        if isinstance(module, Router) and module.moe.router_facts.constant_weight(module.moe):
+            module.weight.requires_grad = False
+    return model
 
 
 def inputs_of(name, seed=0):
