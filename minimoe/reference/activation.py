@@ -1,4 +1,4 @@
-"""Activations of a feed-forward layer, elementwise but for swiglu, which joins the two halves of its input.
+"""Activations of a feed-forward layer, elementwise except for swiglu, which joins the two halves of its input.
 
 swiglu(g, u) = silu(g) * u, silu(g) = g * sigmoid(g)                                      (Shazeer 2020)
 clipped:       g <- min(g, limit), u <- clip(u, -limit, limit), y = g * sigmoid(1.702 g) * (u + 1)      (gpt-oss)
@@ -22,7 +22,7 @@ class ActivationKernels(ArrayLayer):
         return self.store(self.xp.reshape(y, (*gate_up.shape[:-1], gate_up.shape[-1] // 2)), out)
 
     def swiglu_backward(self, dy: Array, gate_up: Array, limit: float = 0.0) -> Array:
-        """-> dgate_up [...,2H].   silu'(g) = s + a g s (1 - s), s = sigmoid(a g), a = 1; the clipped form passes nothing where it clips"""
+        """-> dgate_up [...,2H].   silu'(g) = s + a g s (1 - s), s = sigmoid(a g), a = 1; the gradient is 0 where the clipped form clips"""
         dx = self.by_parts(lambda d, part: self._swiglu_backward(d, part, limit), dy, gate_up)
         return self.xp.reshape(dx, gate_up.shape)
 

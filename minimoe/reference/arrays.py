@@ -1,7 +1,7 @@
-"""The array layer: what a library of arrays must offer before any kernel runs. Mandatory for a backend, and all that is.
+"""The array layer: what an array library must offer before any kernel can run. A backend must implement it, and nothing more.
 
 `xp` is a namespace with the functions of the Array API standard (2024.12) that the references use; the rest are the few operations
-that the standard lacks. Indices are int32. No function here reads an array on the host but `to_host` and `offsets_on_host`.
+that the standard lacks. Indices are int32. Only `to_host` and `offsets_on_host` read an array on the host.
 """
 
 from abc import ABC, abstractmethod
@@ -23,27 +23,27 @@ class ArrayLayer(ABC):
     name: str
     dtypes: tuple[str, ...]  # of FLOATS; float32 alone is enough
     xp: Any
-    cache_elements = 0  # > 0: where many passes follow each other, work through so many elements at a time (a processor with a cache)
+    cache_elements = 0  # if > 0, work of many passes takes this many elements at a time, which fit the processor's cache
 
     @abstractmethod
     def from_host(self, array: np.ndarray[Any, Any]) -> Array:
-        """A NumPy array, copied to the device, dtype kept."""
+        """Copy a NumPy array to the device and keep its dtype."""
 
     @abstractmethod
     def to_host(self, array: Array) -> np.ndarray[Any, Any]:
-        """An array as NumPy's. Waits for the device; never inside a training step."""
+        """Return a copy in a NumPy array. It waits for the device, so a training step never calls it."""
 
     @abstractmethod
     def scatter_add(self, inout_target: Array, index: Array, values: Array) -> None:
-        """inout_target[index[i]] += values[i], equal indices summed in the order of i.   target [V,...], index [N] int32, values [N,...]"""
+        """inout_target[index[i]] += values[i], equal indices in the order of i.   target [V,...], index [N] int32, values [N,...]"""
 
     @abstractmethod
     def top_k(self, x: Array, k: int) -> tuple[Array, Array]:
-        """The k largest along the last axis, largest first; ties go to the lowest index, NaN comes last.   -> values, ids int32 [...,k]"""
+        """Return the k largest along the last axis, largest first; ties go to the lowest index, NaN last.   -> values, ids int32 [...,k]"""
 
     @abstractmethod
     def bincount(self, ids: Array, minlength: int) -> Array:
-        """How often each of 0 .. minlength-1 occurs.   ids [N] int32 in range -> int32 [minlength]"""
+        """Count how often each of 0 .. minlength-1 occurs.   ids [N] int32 in range -> int32 [minlength]"""
 
     @abstractmethod
     def erf(self, x: Array) -> Array:
@@ -51,35 +51,35 @@ class ArrayLayer(ABC):
 
     @abstractmethod
     def contiguous(self, x: Array) -> Array:
-        """The array with C-contiguous memory; itself where it is so already."""
+        """Return x in C-contiguous memory: x itself if it is contiguous already."""
 
     @abstractmethod
     def synchronize(self) -> None:
-        """Wait until the device has done what was asked of it."""
+        """Wait until the device has finished its work."""
 
     @abstractmethod
     def memory(self) -> dict[str, int]:
-        """Bytes in use and at the peak: {"used": ..., "peak": ...}."""
+        """Return the bytes in use now and at the peak: {"used": ..., "peak": ...}."""
 
     # ---- small helpers over xp, shared by the references; a backend need not touch them --------------------------------------
 
     def dtype(self, name: str) -> Any:
-        """The library's dtype of that name. Raises ConfigError where the backend has none."""
+        """Return the library's dtype of that name. Raises ConfigError if the backend lacks it."""
         if (name in FLOATS and name not in self.dtypes) or not hasattr(self.xp, name):
             raise ConfigError(f"backend {self.name} has no {name}: it has {', '.join(self.dtypes)}")
         return getattr(self.xp, name)
 
     def offsets_on_host(self, offsets: Array) -> list[int]:
-        """The one place where a reference reads the device within a step: row offsets [E+1] that bound a Python loop over experts."""
+        """Return row offsets [E+1] for a Python loop over experts: the only place where a reference reads the device within a step."""
         return [int(value) for value in self.to_host(offsets)]
 
     def wide(self, x: Array) -> Array:
-        """x in the dtype of accumulation: at least float32."""
+        """Return x in the dtype of accumulation: at least float32."""
         wide = self.xp.result_type(x.dtype, self.xp.float32)
         return x if x.dtype == wide else self.xp.astype(x, wide)
 
     def store(self, value: Array, out: Array | None, accumulate: bool = False) -> Array:
-        """`value`, or `out` after value was written (or added) into it."""
+        """Return `value`, or write it to `out` (or add it) and return `out`."""
         if out is None:
             return value
         if accumulate:
@@ -108,7 +108,7 @@ class ArrayLayer(ABC):
         return self.xp.squeeze(top + self.xp.log(total), axis=-1)
 
     def by_parts(self, function: Callable[..., Array], *arrays: Array) -> Array:
-        """function(*arrays), an elementwise function of rows, done some rows at a time where the processor's cache is worth it."""
+        """Return function(*arrays), for an elementwise function; if `cache_elements` is set, compute some rows at a time."""
         arrays = tuple(self.rows(a) if a.ndim != 2 else a for a in arrays)
         n, width = arrays[0].shape
         step = max(1, self.cache_elements // max(1, width)) if self.cache_elements else n
@@ -122,7 +122,7 @@ class ArrayLayer(ABC):
         return y
 
     def rows(self, x: Array) -> Array:
-        """x with its leading axes joined, a 0-d one as a row of one.   [...,D] -> [N,D]"""
+        """Return x with its leading axes joined; a 0-d x becomes a row of one.   [...,D] -> [N,D]"""
         n = 1
         for size in x.shape[:-1]:
             n *= size

@@ -1,8 +1,8 @@
 """Scaled dot-product attention with grouped heads (Vaswani et al. 2017; Ainslie et al. 2023), over positions rather than indices.
 
 score[q, k] = scale * <q, k>, allowed where k is valid, k_pos <= q_pos if causal, and |q_pos - k_pos| < window if window > 0.
-P = exp(score - logsumexp),   y = P V.   A row with nothing allowed gives 0, and a zero gradient.
-sinks [Q] is one more score per head that takes weight and gives no value (gpt-oss).
+P = exp(score - logsumexp),   y = P V.   A row that allows nothing has output 0 and gradient 0.
+sinks [Q] adds a score per head that takes weight but has no value (gpt-oss).
 
 With delta = sum(dy * y):   dV = P^T dy,   dS = P * (dy V^T - delta),   dQ = scale dS K,   dK = scale dS^T Q,
 dsink = -exp(sink - logsumexp) delta.

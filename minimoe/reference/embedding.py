@@ -1,4 +1,4 @@
-"""Embedding: a row of the table for each id; its gradient adds the rows back, equal ids in the order in which they come."""
+"""Embedding: a row of the table for each id; its gradient adds the rows of equal ids in their order."""
 
 from minimoe.reference.arrays import Array, ArrayLayer
 

@@ -2,8 +2,8 @@
 
 rows [R,I] lie expert by expert, `offsets` [E+1] bound them, weights [E,O,I] hold a matrix for each expert:
 y[r] = W_e x[r] for the expert e whose rows hold r.   dx[r] = W_e^T dy[r],   dW_e = dy_e^T x_e,   db_e = sum(dy_e).
-An expert without rows has a zero gradient. Rows at or past offsets[E] may come out as anything (here zeros): nobody reads them.
-What a composite saves may alias its inputs, which stay as they are until its backward has run.
+An expert without rows has a zero gradient. Rows at or past offsets[E] may have any values (here zeros): nothing reads them.
+What a composite saves may alias its inputs, which must not change until its backward has run.
 """
 
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from minimoe.reference.routing import Plan, RoutingKernels
 
 
 class ExpertWeights(NamedTuple):
-    """All experts of a layer, or without the axis E a dense layer. O is 2H for swiglu (gate rows first), else H."""
+    """The weights of all experts of a layer; those of a dense layer have no axis E. O is 2H for swiglu (gate rows first), else H."""
 
     up: Array  # [E,O,D]
     down: Array  # [E,D,H]
@@ -98,7 +98,7 @@ class ExpertKernels(RoutingKernels, ActivationKernels, LinearKernels):
         return self.store(dw, out, accumulate)
 
     def grouped_bias(self, bias: Array, offsets: Array, rows: int) -> Array:
-        """Each row its expert's bias, zero for unused rows.   bias [E,O] -> [R,O]"""
+        """Give each row its expert's bias, and unused rows zero.   bias [E,O] -> [R,O]"""
         full = self.xp.zeros((rows, bias.shape[1]), dtype=bias.dtype)
         ends = self.offsets_on_host(offsets)
         for e, (start, stop) in enumerate(zip(ends, ends[1:], strict=False)):
@@ -112,7 +112,7 @@ class ExpertKernels(RoutingKernels, ActivationKernels, LinearKernels):
         return xp.stack([xp.sum(dy[start:stop, :], axis=0) for start, stop in zip(ends, ends[1:], strict=False)], axis=0)
 
     def activate(self, x: Array, activation: str, limit: float = 0.0) -> Array:
-        """The named activation.   [...,O] -> [...,H]"""
+        """Apply the named activation.   [...,O] -> [...,H]"""
         if activation == "swiglu":
             return self.swiglu(x, limit)
         if activation == "relu":
@@ -130,7 +130,7 @@ class ExpertKernels(RoutingKernels, ActivationKernels, LinearKernels):
     # ---- composites ------------------------------------------------------------------------------------------------------------
 
     def ffn(self, x: Array, weights: ExpertWeights, activation: str, limit: float = 0.0) -> tuple[Array, Any]:
-        """One expert that every row visits: down(activation(up(x))), its weights without the axis E.   x [...,D] -> [...,D], saved"""
+        """down(activation(up(x))): one expert for every row, with weights that have no axis E.   x [...,D] -> [...,D], saved"""
         pre_activation = self.linear(x, weights.up, weights.up_bias)
         hidden = self.activate(pre_activation, activation, limit)
         return self.linear(hidden, weights.down, weights.down_bias), FFNSaved(x, weights, pre_activation, hidden)
@@ -138,7 +138,7 @@ class ExpertKernels(RoutingKernels, ActivationKernels, LinearKernels):
     def ffn_backward(
         self, dy: Array, saved: Any, activation: str, limit: float = 0.0, out: ExpertWeights | None = None, accumulate: bool = False
     ) -> tuple[Array, ExpertWeights]:
-        """-> dx [...,D], the weights' gradients (in `out` where given, added to it if `accumulate`)"""
+        """-> dx [...,D], the weights' gradients (in `out` if given, added to it if `accumulate`)"""
         weights, to = saved.weights, out or ExpertWeights(None, None)
         ddown = self.linear_dw(dy, saved.hidden, to.down, accumulate)
         ddown_bias = None if weights.down_bias is None else self.linear_db(dy, to.down_bias, accumulate)
@@ -161,7 +161,7 @@ class ExpertKernels(RoutingKernels, ActivationKernels, LinearKernels):
     def expert_ffn_backward(
         self, dy: Array, saved: Any, activation: str, limit: float = 0.0, out: ExpertWeights | None = None, accumulate: bool = False
     ) -> tuple[Array, ExpertWeights]:
-        """-> drows [R,D], the weights' gradients (in `out` where given, added to it if `accumulate`)"""
+        """-> drows [R,D], the weights' gradients (in `out` if given, added to it if `accumulate`)"""
         weights, offsets = saved.weights, saved.offsets
         to = out or ExpertWeights(None, None)
         ddown = self.grouped_matmul_dw(dy, saved.hidden, offsets, to.down, accumulate)

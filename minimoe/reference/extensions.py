@@ -1,6 +1,6 @@
-"""What the tables of routers and optimizers share: settings with defaults, and entries that other packages bring.
+"""What the tables of routers and optimizers share: settings with defaults, and entries that other packages add.
 
-A package brings a router through the entry-point group `minimoe.routers` and an optimizer through `minimoe.optimizers`. An entry names
+A package adds a router through the entry-point group `minimoe.routers` and an optimizer through `minimoe.optimizers`. An entry names
 the object, or a function without arguments that returns it. Nothing is imported before its name is used.
 """
 
@@ -16,7 +16,7 @@ Value: TypeAlias = bool | int | float | str
 
 
 class UnknownName(ConfigError):
-    """A router or an optimizer that neither minimoe nor an installed package has."""
+    """Raised for a router or an optimizer that neither minimoe nor an installed package has."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         super().__init__(f"no {kind} {name!r}{nearest(name, known)}")
@@ -25,16 +25,16 @@ class UnknownName(ConfigError):
 
 @dataclass(frozen=True)
 class Option:
-    """A setting of a router or an optimizer from outside. The type of its default is its type."""
+    """A setting of a router or an optimizer from another package. Its type is that of its default."""
 
     default: Value
     meaning: str = ""
     problem: Callable[[Any], str | None] = lambda value: None
-    """What is wrong with a value ("must be above 0"), or None."""
+    """Returns what is wrong with a value ("must be above 0"), or None."""
 
 
 def resolve_options(options: Mapping[str, Option], given: Mapping[str, Value], path: str, owner: str) -> dict[str, Value]:
-    """Every option with its value, given or default. Raises ConfigError for an unknown name, a wrong type or an impossible value.
+    """Return every option with its value, given or default. Raises ConfigError for an unknown name, a wrong type or an impossible value.
 
     `path` and `owner` are for the message: "moe.options", and "moe.router = 'switch'".
     """
@@ -58,16 +58,16 @@ def resolve_options(options: Mapping[str, Option], given: Mapping[str, Value], p
 
 
 def outside_names(group: str) -> list[str]:
-    """The names that installed packages bring to a group of entry points."""
+    """Return the names that installed packages add to a group of entry points."""
     from importlib.metadata import entry_points
 
     return sorted(entry_points(group=group).names)
 
 
 def load_outside(kind: type[Any], group: str, name: str, built_in: Iterable[str]) -> Any:
-    """The object of that name from an installed package.
+    """Return the object of that name from an installed package.
 
-    Raises UnknownName where no package has the name, ConfigError where what it brings is not of that kind.
+    Raises UnknownName if no package has the name, ConfigError if its object does not load or is not of that kind.
     """
     from importlib.metadata import entry_points
 
@@ -78,7 +78,7 @@ def load_outside(kind: type[Any], group: str, name: str, built_in: Iterable[str]
     try:
         found = entries[0].load()
         found = found if isinstance(found, kind) else found()
-    except Exception as error:  # a package of someone else's may raise anything
+    except Exception as error:  # another package may raise anything
         raise ConfigError(f"{what} {name!r} ({entries[0].value}) does not load: {type(error).__name__}: {error}") from error
     if not isinstance(found, kind) or found.name != name:
         raise ConfigError(f"{what} {name!r} ({entries[0].value}) is {found!r}: expected minimoe's {kind.__name__} of that name")

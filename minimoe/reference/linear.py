@@ -1,4 +1,4 @@
-"""The dense product of a layer: y = x W^T + b, with W in torch's orientation [out, in], and its two gradients apart.
+"""The dense product of a layer: y = x W^T + b, with W in torch's orientation [out, in], and a kernel for each of its gradients.
 
 dx = dy W,   dW = dy^T x,   db = sum(dy).
 """

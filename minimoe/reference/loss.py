@@ -2,8 +2,8 @@
 
 loss = sum over valid targets of logsumexp(z) - z[target],   dz = (softmax(z) - onehot) * dloss.
 
-A target of `ignore` counts for nothing. The sum and the number of valid targets come back apart, so that micro-batches weigh equally
-by token and a batch without a target is 0, not NaN.
+A target equal to `ignore` is not counted. The sum and the number of valid targets are returned separately, so that all tokens of a step
+weigh the same and the loss of a batch without targets is 0, not NaN.
 """
 
 from typing import Any, NamedTuple
@@ -53,6 +53,6 @@ class LossKernels(LinearKernels, ArrayLayer):
     def linear_cross_entropy_backward(
         self, dloss: Array, saved: Any, ignore: int = IGNORE, out: Array | None = None, accumulate: bool = False
     ) -> tuple[Array, Array]:
-        """-> dx [N,D]; dweight [V,D], in `out` where given, added to it if `accumulate`"""
+        """-> dx [N,D]; dweight [V,D], in `out` if given, added to it if `accumulate`"""
         dlogits = self.cross_entropy_backward(dloss, saved.logits, saved.targets, saved.logsumexp, ignore)
         return self.linear_dx(dlogits, saved.weight), self.linear_dw(dlogits, saved.x, out, accumulate)

@@ -64,7 +64,7 @@ class NormKernels(ArrayLayer):
         dx *= rstd
         return tuple(xp.astype(a, b.dtype, copy=False) for a, b in ((dx, x), (dweight, weight), (dbias, weight)))
 
-    # ---- composites: the residual stream is added to and normalised in one go ------------------------------------------------
+    # ---- composites: add to the residual stream and normalise it in one kernel -----------------------------------------------
 
     def add_rms_norm(self, x: Array, delta: Array, weight: Array, eps: float) -> tuple[tuple[Array, Array], Any]:
         """total = x + delta, y = rms_norm(total).   -> (total [...,D], y [...,D]), saved"""

@@ -1,7 +1,7 @@
 """Optimizers over flat buffers: one call updates every parameter of a dtype and decay group.
 
-What changes from step to step comes as 0-d device arrays: `lr`; `scale`, by which the gradient is clipped; `ok`, the verdict on
-non-finite values: where it is false nothing changes, without the host being asked. Weight decay is decoupled (Loshchilov & Hutter 2019).
+Values that change from step to step are 0-d device arrays: `lr`; `scale`, which clips the gradient; `ok`, which is false if the loss or
+a gradient is not finite. Then nothing changes, and the host need not read `ok`. Weight decay is decoupled (Loshchilov & Hutter 2019).
 """
 
 from minimoe.reference.arrays import Array, ArrayLayer
@@ -81,9 +81,9 @@ class OptimizerKernels(ArrayLayer):
         inout_param -= (rate * (0.2 * max(rows, columns) ** 0.5)) * update
 
     def orthogonal(self, x: Array, steps: int = 5) -> Array:
-        """A matrix of the same singular vectors whose singular values lie near 1 (0.7 to 1.2).   [...,O,I] -> [...,O,I]
+        """Return a matrix with the same singular vectors and singular values near 1 (0.7 to 1.2).   [...,O,I] -> [...,O,I]
 
-        By five Newton-Schulz steps, x <- a x + (b A + c A^2) x with A = x x^T.
+        It takes `steps` Newton-Schulz steps, x <- a x + (b A + c A^2) x with A = x x^T.
         """
         xp = self.xp
         tall = x.shape[-2] > x.shape[-1]
@@ -95,14 +95,14 @@ class OptimizerKernels(ArrayLayer):
         return xp.matrix_transpose(y) if tall else y
 
     def _parts(self, n: int) -> list[slice]:
-        """Slices that are worked through one after the other, so that many passes over each stay in the processor's cache."""
+        """Return slices to process one after the other, so that many passes over each stay in the processor's cache."""
         size = self.cache_elements or max(n, 1)
         return [slice(start, start + size) for start in range(0, n, size)]
 
     def clipped(self, grad: Array, scale: Array, ok: Array) -> Array:
-        """grad * scale, or zeros where the step is skipped (NaN times zero would be NaN)."""
+        """Return grad * scale, or zeros if the step is skipped (NaN times zero would be NaN)."""
         return self.xp.where(ok, grad * scale, self.xp.zeros_like(grad))
 
     def where_ok(self, ok: Array, yes: float, no: float, like: Array) -> Array:
-        """A 0-d array of `like`'s dtype that depends on the verdict; Python's numbers alone would decide on the host."""
+        """Return `yes` or `no` as a 0-d array of `like`'s dtype, chosen on the device."""
         return self.xp.where(ok, self.xp.full_like(ok, yes, dtype=like.dtype), self.xp.full_like(ok, no, dtype=like.dtype))

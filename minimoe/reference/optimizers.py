@@ -22,47 +22,47 @@ GROUP = "minimoe.optimizers"
 
 
 class Step(NamedTuple):
-    """What changes from step to step: 0-d arrays, so that a recorded step follows them."""
+    """Values that change from step to step: 0-d arrays, which a recorded step reads anew."""
 
     lr: Array
     scale: Array  # clips the gradient
-    ok: Array  # bool: where it is false nothing may change
+    ok: Array  # bool: if it is false nothing may change
     count: Array  # int32: updates applied, this one included
 
 
 Settings: TypeAlias = Any
 """The table [train] (`minimoe.config.TrainConfig`), which is defined above this module."""
 Update = Callable[..., None]
-"""update(backend, inout_param, inout_states, grad, step, *, weight_decay, ...): also each key of `reads`, each option, by name."""
+"""update(backend, inout_param, inout_states, grad, step, *, weight_decay, ...); keys of `reads` and options follow by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """One way to update parameters: its array function, and what is true of it."""
+    """An optimizer: the array function that updates parameters, and facts about it."""
 
     name: str
     formula: str
     paper: str
     update: Update
     states: tuple[str, ...]  # buffers of the parameters' size and dtype that it keeps; they start at zero
-    reads: tuple[str, ...] = ()  # keys of [train] that it is given besides lr, clipping and weight_decay
-    options: Mapping[str, Option] = field(default_factory=dict)  # settings of its own: [train.options]
+    reads: tuple[str, ...] = ()  # keys of [train] that it receives besides lr, clipping and weight_decay
+    options: Mapping[str, Option] = field(default_factory=dict)  # its settings in [train.options]
     flat: bool = True  # False: `update` is called for one parameter at a time, in its shape
-    others: str = ""  # for one that updates the matrices of the blocks alone: the optimizer of all other parameters
+    others: str = ""  # if it updates only the matrices of the blocks: the optimizer of all other parameters
     refuses: Callable[[Settings], str | None] = lambda train: None  # what is wrong with a configuration, in one line
 
     def for_role(self, role: str) -> Optimizer:
-        """The optimizer of parameters of a role: itself, or the one of all that are not matrices."""
+        """Return the optimizer of parameters of a role: itself, or the one of all that are not matrices."""
         return find(self.others) if self.others and role != "matrix" else self
 
     def all_used(self) -> Iterator[Optimizer]:
-        """Itself, and the one of other parameters if there is one."""
+        """Yield itself, and the optimizer of other parameters if there is one."""
         yield self
         if self.others:
             yield find(self.others)
 
     def settings(self, train: Settings) -> dict[str, Any]:
-        """What it and the one of other parameters are given of a [train] table, by name."""
+        """Return what it and the optimizer of other parameters read from a [train] table, by name."""
         keys = {key: getattr(train, key) for used in self.all_used() for key in used.reads}
         return {**keys, **dict(train.options)}
 
@@ -71,7 +71,7 @@ def adamw(
     b: OptimizerKernels, inout_param: Array, inout_states: Mapping[str, Array], grad: Array, step: Step, *,
     weight_decay: float, beta1: float, beta2: float, eps: float,
 ) -> None:  # fmt: skip
-    """The kernel `adamw`; a first step that is skipped counts as step 1, for which the correction is defined."""
+    """Call the kernel `adamw`; a first step that is skipped counts as step 1, for which the correction is defined."""
     b.adamw(
         inout_param, inout_states["m"], inout_states["v"], grad, lr=step.lr, scale=step.scale, ok=step.ok,
         step=b.xp.clip(step.count, min=1), beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay,
@@ -82,7 +82,7 @@ def sgd(
     b: OptimizerKernels, inout_param: Array, inout_states: Mapping[str, Array], grad: Array, step: Step, *,
     weight_decay: float, momentum: float,
 ) -> None:  # fmt: skip
-    """The kernel `sgd`."""
+    """Call the kernel `sgd`."""
     given = {"lr": step.lr, "scale": step.scale, "ok": step.ok}
     b.sgd(inout_param, inout_states["m"], grad, **given, momentum=momentum, weight_decay=weight_decay)
 
@@ -91,7 +91,7 @@ def lion(
     b: OptimizerKernels, inout_param: Array, inout_states: Mapping[str, Array], grad: Array, step: Step, *,
     weight_decay: float, beta1: float, beta2: float,
 ) -> None:  # fmt: skip
-    """The kernel `lion`."""
+    """Call the kernel `lion`."""
     given = {"lr": step.lr, "scale": step.scale, "ok": step.ok}
     b.lion(inout_param, inout_states["m"], grad, **given, beta1=beta1, beta2=beta2, weight_decay=weight_decay)
 
@@ -100,7 +100,7 @@ def muon(
     b: OptimizerKernels, inout_param: Array, inout_states: Mapping[str, Array], grad: Array, step: Step, *,
     weight_decay: float, momentum: float,
 ) -> None:  # fmt: skip
-    """The kernel `muon`, which takes a matrix, or a stack of them that are updated one by one."""
+    """Call the kernel `muon`, which takes a matrix, or a stack of them that are updated one by one."""
     given = {"lr": step.lr, "scale": step.scale, "ok": step.ok}
     b.muon(inout_param, inout_states["m"], grad, **given, momentum=momentum, weight_decay=weight_decay)
 
@@ -146,9 +146,9 @@ OPTIMIZERS: dict[str, Optimizer] = {optimizer.name: optimizer for optimizer in _
 
 
 def find(name: str) -> Optimizer:
-    """The optimizer of that name, minimoe's or an installed package's.
+    """Return the optimizer of that name, from minimoe or an installed package.
 
-    Raises UnknownName, a ConfigError, with the nearest name; ConfigError where a package does not bring what it should.
+    Raises UnknownName, a ConfigError, with the nearest name; ConfigError if a package's entry is not an optimizer.
     """
     return OPTIMIZERS[name] if name in OPTIMIZERS else from_outside(name)
 
@@ -160,5 +160,5 @@ def from_outside(name: str) -> Optimizer:
 
 
 def names() -> list[str]:
-    """The names of all optimizers: minimoe's, then those of installed packages."""
+    """Return the names of all optimizers: minimoe's, then those of installed packages."""
     return [*OPTIMIZERS, *(name for name in outside_names(GROUP) if name not in OPTIMIZERS)]

@@ -1,7 +1,7 @@
 """Random numbers without a state: Philox-4x32-10, a cipher of a counter (Salmon et al. 2011).
 
-Key: the 64-bit seed. Counter: (element // 4, stream, micro-batch, step); element i takes word i % 4. So a number is a function of what
-it is for, is the same on every backend, and recomputation draws it again. uniform = (bits >> 8) * 2^-24; normals by Box and Muller.
+Key: the 64-bit seed. Counter: (element // 4, stream, micro-batch, step); element i takes word i % 4. So a number depends on
+its purpose alone, is the same on every backend, and recomputation draws it again. uniform = (bits >> 8) * 2^-24; normals by Box and Muller.
 The words live in int64: several array libraries lack unsigned arithmetic.
 """
 
@@ -42,7 +42,7 @@ class RandomKernels(ArrayLayer):
     def normal(self, count: int, rng: Draw) -> Array:
         """Standard normals, sqrt(-2 ln(1 - u0)) * (cos, sin)(2 pi u1) from neighbours u0, u1.   -> float32 [count]
 
-        Computed in float64 where the backend has it, so that backends agree to 4 ulp.
+        They are computed in float64 if the backend has it, so that backends agree to 4 ulp.
         """
         xp = self.xp
         real = xp.float64 if "float64" in self.dtypes else xp.float32

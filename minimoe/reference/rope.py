@@ -1,10 +1,10 @@
-"""Rotary positions: each pair of a head's coordinates is turned by an angle that grows with the position (Su et al. 2021).
+"""Rotary positions: each pair of a head's coordinates is rotated by an angle that grows with the position (Su et al. 2021).
 
 angle[t, i] = positions[t] * inv_freq[i];   (a, b) -> (a cos - b sin, b cos + a sin) * scale.
 Pairs are (i, i + C/2), the convention of Llama and Mixtral, or, interleaved, (2i, 2i + 1). Coordinates past 2 * len(inv_freq) pass through
-unchanged. The gradient turns the other way.
+unchanged. The gradient is rotated the other way.
 
-`split_heads` cuts the rows of one projection into the heads of queries, keys and values, and turns the first two.
+`split_heads` cuts the rows of one projection into the heads of queries, keys and values, and rotates the first two.
 """
 
 from minimoe.reference.arrays import Array, ArrayLayer
@@ -22,7 +22,7 @@ class RopeKernels(ArrayLayer):
         return self._rotate(dy, positions, inv_freq, scale, interleaved, -1.0)
 
     def split_heads(self, qkv: Array, positions: Array, inv_freq: Array | None, *, heads: int, groups: int) -> tuple[Array, Array, Array]:
-        """qkv [B,T,(Q+2G)*C], positions as rope's, inv_freq None: no turn -> q [B,T,Q,C], k, v [B,T,G,C], which may be views of qkv"""
+        """qkv [B,T,(Q+2G)*C], positions as rope's, inv_freq None: no rotation -> q [B,T,Q,C], k, v [B,T,G,C], which may be views of qkv"""
         b, t, width = qkv.shape
         c = width // (heads + 2 * groups)
         ends = (0, heads * c, (heads + groups) * c, width)

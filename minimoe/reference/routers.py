@@ -2,7 +2,7 @@
 
     z [N,E] logits, p = softmax(z) over all E, s = sigmoid(z)
 
-A forward makes a `Gate` of the logits. Beside weights and ids it returns the probabilities P_i that a balance loss needs, summed over the
+A forward makes a `Gate` from the logits. Besides weights and ids it holds the probabilities P_i that a balance loss needs, summed over the
 tokens, and the counts before capacity. A backward takes the gradients of the weights and of those sums. Configuration, cost, layers,
 conformance, documentation and backends look a router up by its name in `ROUTERS`, or with `find`, which also knows those of installed
 packages (entry-point group `minimoe.routers`).
@@ -21,11 +21,11 @@ if TYPE_CHECKING:  # `minimoe train --help` lists the names, without NumPy
     from minimoe.reference.arrays import Array, ArrayLayer
 
 GROUP = "minimoe.routers"
-TINY = 1e-20  # beside a sum of sigmoids, all of which may round to 0 (DeepSeek-V3)
+TINY = 1e-20  # added to a sum of sigmoids, which may all round to 0 (DeepSeek-V3)
 
 
 class Rule(NamedTuple):
-    """How a router chooses; static."""
+    """How a router chooses experts; the same for a whole run."""
 
     router: str
     top_k: int
@@ -33,7 +33,7 @@ class Rule(NamedTuple):
     n_groups: int = 1
     top_groups: int = 1
     route_scale: float = 1.0
-    options: tuple[tuple[str, Value], ...] = ()  # settings of a router from outside: [moe.options]
+    options: tuple[tuple[str, Value], ...] = ()  # settings of a router from another package: [moe.options]
 
     @property
     def normalised(self) -> bool:
@@ -41,13 +41,13 @@ class Rule(NamedTuple):
         return self.norm and find(self.router).norm == "optional"
 
     def option(self, name: str) -> Any:
-        """The value of a setting that the router declares in its `options`."""
+        """Return the value of a setting that the router declares in its `options`."""
         given = dict(self.options)
         return given[name] if name in given else find(self.router).options[name].default
 
 
 class Gate(NamedTuple):
-    """What a router decided. W is K, for expert choice E. Sums over tokens are taken in an order that the shape alone fixes."""
+    """What a router decided. W is K, but E for expert choice. Sums over tokens are taken in an order that the shape alone fixes."""
 
     weights: Array  # [N,W]
     ids: Array  # [N,W] int32 in range, or -1: no expert (expert choice)
@@ -71,7 +71,7 @@ class Adjust(NamedTuple):
 
 @dataclass(frozen=True)
 class RouterState:
-    """An array that a router has beside its matrix.   E experts, D model width
+    """An array that a router has besides its matrix.   E experts, D model width
 
     use: "noise"   [E,D], learned: in training h = z + eps * (softplus(x w^T) + 0.01), eps ~ N(0,1), replaces z   (Shazeer et al. 2017)
          "bias"    [E], given to the forward as `bias` and not learned: after each step it moves against the load   (DeepSeek-V3)
@@ -84,21 +84,21 @@ class RouterState:
 
     @property
     def trainable(self) -> bool:
-        """True if the optimizer moves it."""
+        """True if the optimizer updates it."""
         return self.use != "bias"
 
     def shape(self, e: int, d: int) -> tuple[int, ...]:
-        """Its shape in a layer of E experts and width D."""
+        """Return its shape in a layer of E experts and width D."""
         return (e, d) if self.use == "noise" else (e,)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Router:
-    """One way to choose experts: its array functions, and what is true of it."""
+    """A router: its array functions, and facts about it."""
 
     name: str
-    chosen: str  # who is chosen, for the documentation
-    weight: str  # with which weight
+    chosen: str  # which experts are chosen, for the documentation
+    weight: str  # and their weight
     paper: str
     forward: Forward  # (backend, logits [N,E], bias [E] or None, valid [N] or None, rule) -> Gate
     backward: Backward  # (backend, dweights [N,W] or None, dprob_sum [E] or None, gate, valid, rule) -> dlogits [N,E]
@@ -110,38 +110,38 @@ class Router:
     balance: Literal["counts", "importance", "none"] = "counts"  # E sum f_i P_i; CV^2(importance) + CV^2(load); even by construction
     top_k: int = 2  # the defaults of [moe]
     aux_loss_coef: float = 0.01
-    options: Mapping[str, Option] = field(default_factory=dict)  # settings of its own: [moe.options]
+    options: Mapping[str, Option] = field(default_factory=dict)  # its settings in [moe.options]
     same_as: Mapping[str, Any] = field(default_factory=dict)  # keys of [moe] with which another router does the same
     refuses: Callable[[Settings], str | None] = lambda moe: None  # what is wrong with a configuration, in one line
     warns: str = ""  # what may surprise in a causal model
     rules: tuple[tuple[str, Callable[[int, int], Rule | None]], ...] = ()  # for conformance: variation, (K, E) -> Rule or None
 
     def state_for(self, use: str) -> RouterState | None:
-        """Its array of that use, or None."""
+        """Return its array of that use, or None."""
         return next((array for array in self.state if array.use == use), None)
 
     def shapes(self, e: int, d: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Name and shape of what it learns beside its matrix; a matrix costs one product per token."""
+        """Yield the name and shape of what it learns besides its matrix; a matrix costs one product per token."""
         return ((array.name, array.shape(e, d)) for array in self.state if array.trainable)
 
     def constant_weight(self, moe: Settings) -> str | None:
-        """Why the one combine weight of a token is always 1, so that the task's loss cannot move the router; None where it can."""
+        """Return why a token's only combine weight is always 1, so that the task's loss cannot train the router; None if it can."""
         if moe.n_experts == 1 or moe.k > 1 or self.by_expert:
             return None
         if self.norm == "always":
             return (
-                f"moe.router = {self.name!r} with moe.top_k = 1 gives the router no gradient (its one weight is always 1): "
+                f"moe.router = {self.name!r} with moe.top_k = 1 gives the router no gradient (its only weight is always 1): "
                 "set moe.top_k = 2, or moe.router = 'switch'"
             )
         if self.norm == "optional" and moe.norm_topk_prob:
             return (
-                "moe.top_k = 1 with moe.norm_topk_prob = true gives the router no gradient (its one weight is always 1): "
+                "moe.top_k = 1 with moe.norm_topk_prob = true gives the router no gradient (its only weight is always 1): "
                 "set moe.norm_topk_prob = false, or moe.router = 'switch'"
             )
         return None
 
     def conformance_rules(self) -> tuple[tuple[str, Callable[[int, int], Rule | None]], ...]:
-        """The rules that conformance tries, by label."""
+        """Return the rules that conformance tries, with their labels."""
         made = self.rules or (("", lambda k, e: Rule(self.name, k)),)
         return tuple((f"{self.name}, {variation}" if variation else self.name, make) for variation, make in made)
 
@@ -150,7 +150,7 @@ class Router:
 
 
 def token_choice(b: ArrayLayer, weights: Array, ids: Array, scores: Array, probs: Array, valid: Array | None) -> Gate:
-    """The Gate of a router that chooses for each token: counts, and sums of probs [N,E], over valid tokens."""
+    """Return the Gate of a router that chooses for each token: counts, and sums of probs [N,E], over valid tokens."""
     e = scores.shape[1]
     counted = ids if valid is None else b.xp.where(valid[:, None], ids, b.xp.full_like(ids, e))
     counts = b.bincount(b.xp.reshape(counted, (-1,)), e + 1)[:e]
@@ -158,20 +158,20 @@ def token_choice(b: ArrayLayer, weights: Array, ids: Array, scores: Array, probs
 
 
 def sum_valid(b: ArrayLayer, probs: Array, valid: Array | None) -> Array:
-    """The sum over valid tokens.   [N,E] -> [E]"""
+    """Sum over valid tokens.   [N,E] -> [E]"""
     if valid is not None:
         probs = b.xp.where(valid[:, None], probs, b.xp.zeros_like(probs))
     return b.xp.sum(probs, axis=0)
 
 
 def sum_valid_backward(b: ArrayLayer, dsum: Array, valid: Array | None, like: Array) -> Array:
-    """The gradient of `sum_valid` at each token.   [E] -> [N,E]"""
+    """Return the gradient of `sum_valid` at each token.   [E] -> [N,E]"""
     each = b.xp.broadcast_to(dsum, like.shape)
     return each if valid is None else b.xp.where(valid[:, None], each, b.xp.zeros_like(like))
 
 
 def spread(b: ArrayLayer, values: Array, ids: Array, e: int) -> Array:
-    """values [N,K] at columns ids [N,K] of zeros [N,E]; slot by slot, so that no scatter is needed."""
+    """Put values [N,K] at columns ids [N,K] of zeros [N,E]; slot by slot, so that no scatter is needed."""
     xp = b.xp
     experts = xp.arange(e, dtype=xp.int32)
     full = xp.zeros((values.shape[0], e), dtype=values.dtype)
@@ -182,7 +182,7 @@ def spread(b: ArrayLayer, values: Array, ids: Array, e: int) -> Array:
 
 
 def at_chosen(b: ArrayLayer, scores: Array, ids: Array) -> Array:
-    """The scores of the chosen experts.   [N,E], ids [N,K] -> [N,K]"""
+    """Return the scores of the chosen experts.   [N,E], ids [N,K] -> [N,K]"""
     return b.xp.take_along_axis(scores, b.xp.astype(ids, b.xp.int64), axis=-1)
 
 
@@ -214,7 +214,7 @@ def softmax_topk(b: ArrayLayer, logits: Array, bias: Array | None, valid: Array 
 def softmax_topk_backward(
     b: ArrayLayer, dweights: Array | None, dprob_sum: Array | None, gate: Gate, valid: Array | None, rule: Rule
 ) -> Array:
-    """dp from the sums, and at the chosen from the weights; dz = p * (dp - sum(dp * p))"""
+    """dp comes from the sums and, at the chosen experts, from the weights; dz = p * (dp - sum(dp * p))"""
     p = gate.scores
     dp = b.xp.zeros_like(p)
     if dprob_sum is not None:
@@ -228,7 +228,7 @@ def softmax_topk_backward(
 
 
 def topk_softmax(b: ArrayLayer, logits: Array, bias: Array | None, valid: Array | None, rule: Rule) -> Gate:
-    """The k largest z; the weights are a softmax over those.   (gpt-oss; on noisy logits: Shazeer et al. 2017)"""
+    """Choose the k largest z; the weights are a softmax over those.   (gpt-oss; on noisy logits: Shazeer et al. 2017)"""
     values, ids = b.top_k(logits, rule.top_k)
     p = b.softmax(logits)
     return token_choice(b, b.softmax(values), ids, p, p, valid)
@@ -237,7 +237,7 @@ def topk_softmax(b: ArrayLayer, logits: Array, bias: Array | None, valid: Array 
 def topk_softmax_backward(
     b: ArrayLayer, dweights: Array | None, dprob_sum: Array | None, gate: Gate, valid: Array | None, rule: Rule
 ) -> Array:
-    """w = softmax(z_k):   dz = w * (dw - sum(dw * w)) at the chosen, plus what the sums of p pass back"""
+    """w = softmax(z_k):   dz = w * (dw - sum(dw * w)) at the chosen experts, plus the gradient through the sums of p"""
     p = gate.scores
     dp, dlogits = b.xp.zeros_like(p), b.xp.zeros_like(p)
     if dprob_sum is not None:
@@ -282,7 +282,7 @@ def within_best_groups(b: ArrayLayer, choice: Array, n_groups: int, top_groups: 
 def sigmoid_bias_backward(
     b: ArrayLayer, dweights: Array | None, dprob_sum: Array | None, gate: Gate, valid: Array | None, rule: Rule
 ) -> Array:
-    """dz = ds * s * (1 - s), ds from the weights at the chosen, and from P = s / sum(s)"""
+    """dz = ds * s * (1 - s); ds comes from the weights at the chosen experts, and from P = s / sum(s)"""
     xp, s = b.xp, gate.scores
     ds = xp.zeros_like(s)
     if dweights is not None:
@@ -298,7 +298,7 @@ def sigmoid_bias_backward(
 
 
 def expert_choice(b: ArrayLayer, logits: Array, bias: Array | None, valid: Array | None, rule: Rule) -> Gate:
-    """Each expert takes its c = min(N, max(1, ceil(N k / E))) largest p, N counting valid tokens; weight p.   (Zhou et al. 2022)"""
+    """Each expert takes its c = min(N, max(1, ceil(N k / E))) largest p, with N valid tokens; the weight is p.   (Zhou et al. 2022)"""
     xp = b.xp
     n, e = logits.shape
     p = b.softmax(logits)
@@ -317,7 +317,7 @@ def expert_choice(b: ArrayLayer, logits: Array, bias: Array | None, valid: Array
 def expert_choice_backward(
     b: ArrayLayer, dweights: Array | None, dprob_sum: Array | None, gate: Gate, valid: Array | None, rule: Rule
 ) -> Array:
-    """dp from the sums, and where the expert chose the token from the weight; dz = p * (dp - sum(dp * p))"""
+    """dp comes from the sums and, where the expert chose the token, from the weight; dz = p * (dp - sum(dp * p))"""
     p = gate.scores
     dp = b.xp.zeros_like(p)
     if dprob_sum is not None:
@@ -328,19 +328,19 @@ def expert_choice_backward(
 
 
 def n_valid(b: ArrayLayer, n: int, valid: Array | None) -> int | Array:
-    """How many tokens count: an int, or a 0-d int64 on the device."""
+    """Return the number of valid tokens: an int, or a 0-d int64 on the device."""
     return n if valid is None else b.xp.sum(b.xp.astype(valid, b.xp.int64))
 
 
 def choice_size(b: ArrayLayer, n: int, valid: Array | None, k: int, e: int) -> int | Array:
-    """c of expert choice; with padding a 0-d device array."""
+    """Return c of expert choice; with padding, a 0-d device array."""
     if valid is None:
         return min(n, max(1, -(-n * k // e)))
     count = n_valid(b, n, valid)
     return b.xp.minimum(count, b.xp.clip((count * k + (e - 1)) // e, min=1))
 
 
-# ---- what they refuse in a configuration ---------------------------------------------------------------------------------------------
+# ---- configurations that they refuse -------------------------------------------------------------------------------------------------
 
 
 def refused_by_switch(moe: Settings) -> str | None:
@@ -351,7 +351,7 @@ def refused_by_switch(moe: Settings) -> str | None:
 
 def refused_by_noisy_topk(moe: Settings) -> str | None:
     if moe.aux_convention == "mixtral":
-        return "moe.aux_convention = 'mixtral' pools f and P over layers, noisy_topk has losses of its own: take 'switch' or 'megablocks'"
+        return "moe.aux_convention = 'mixtral' pools f and P over layers, but noisy_topk has its own losses: set 'switch' or 'megablocks'"
     return None
 
 
@@ -364,7 +364,7 @@ def refused_by_expert_choice(moe: Settings) -> str | None:
 
 
 def in_groups(k: int, e: int) -> Rule | None:
-    """Conformance's rule of sigmoid_bias with pairs of experts, where E and K allow it."""
+    """Return conformance's rule for sigmoid_bias with groups of two experts, if E and K allow it."""
     top_groups = max(1, e // 4)
     if e % 4 or k > 2 * top_groups:
         return None
@@ -449,9 +449,9 @@ ROUTERS: dict[str, Router] = {router.name: router for router in _TABLE}
 
 
 def find(name: str) -> Router:
-    """The router of that name, minimoe's or an installed package's.
+    """Return the router of that name, from minimoe or an installed package.
 
-    Raises UnknownName, a ConfigError, with the nearest name; ConfigError where a package does not bring what it should.
+    Raises UnknownName, a ConfigError, with the nearest name; ConfigError if a package's entry is not a router.
     """
     return ROUTERS[name] if name in ROUTERS else from_outside(name)
 
@@ -463,5 +463,5 @@ def from_outside(name: str) -> Router:
 
 
 def names() -> list[str]:
-    """The names of all routers: minimoe's, then those of installed packages."""
+    """Return the names of all routers: minimoe's, then those of installed packages."""
     return [*ROUTERS, *(name for name in outside_names(GROUP) if name not in ROUTERS)]

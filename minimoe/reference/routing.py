@@ -1,6 +1,6 @@
 """Routing: the integer plan that sorts (token, slot) pairs by expert, and the moves of rows that it describes.
 
-order [R]     order[r] = n * W + j: row r is slot j of token n; rows lie expert by expert, within one in the order of n * W + j
+order [R]     order[r] = n * W + j: row r is slot j of token n; rows are sorted by expert, then by n * W + j
 inverse [N,W] the row of each slot, -1 for none (dropped, padding, not chosen)
 offsets [E+1] rows offsets[e] to offsets[e+1] belong to expert e; rows at or past offsets[E] are unused and never read
 
@@ -78,9 +78,9 @@ class RoutingKernels(ArrayLayer):
         return drows, xp.stack(slots, axis=-1)
 
     def noisy_load(self, clean: Array, noisy: Array, sigma: Array, valid: Array | None, *, k: int) -> tuple[Array, Array]:
-        """How often each expert would be chosen if its noise alone were drawn again (Shazeer et al. 2017, appendix A).
+        """Return how often each expert would be chosen if only its noise were drawn again (Shazeer et al. 2017, appendix A).
 
-        load_i = sum_n Phi((z_ni - t_ni) / sigma_ni), t_ni the k-th largest of h over the experts but i: the (k+1)-th value of h if i
+        load_i = sum_n Phi((z_ni - t_ni) / sigma_ni), t_ni the k-th largest of h over the experts except i: the (k+1)-th value of h if i
         is among the top k, else the k-th.   clean z, noisy h, sigma [N,E], k < E -> load [E], ids [N,k+1] of the k+1 largest h
         """
         xp = self.xp
@@ -94,7 +94,7 @@ class RoutingKernels(ArrayLayer):
     def noisy_load_backward(
         self, dload: Array, clean: Array, noisy: Array, sigma: Array, ids: Array, valid: Array | None, *, k: int
     ) -> tuple[Array, Array, Array]:
-        """-> dclean, dnoisy, dsigma [N,E].   With g = dload phi(u) / sigma:  dclean = g, dt = -g (to whom t came from), dsigma = -g u"""
+        """-> dclean, dnoisy, dsigma [N,E].   With g = dload phi(u) / sigma:  dclean = g, dt = -g (to the h that is t), dsigma = -g u"""
         xp = self.xp
         u = (clean - self._threshold(noisy, ids, k)) / sigma
         g = dload * xp.exp(-0.5 * u * u) / (math.sqrt(2.0 * math.pi) * sigma)
@@ -112,7 +112,7 @@ class RoutingKernels(ArrayLayer):
     # ---- parts -----------------------------------------------------------------------------------------------------------------
 
     def _rank(self, expert: Array, weights: Array | None, n_experts: int) -> Array:
-        """The rank of each pair among its expert's, by position or, given weights, from the largest.   [N*W] -> [N*W]"""
+        """Return the rank of each pair among its expert's, by position or, given weights, from the largest.   [N*W] -> [N*W]"""
         xp = self.xp
         if weights is None:
             by_expert = xp.argsort(expert, stable=True)
@@ -124,14 +124,14 @@ class RoutingKernels(ArrayLayer):
         return place - xp.take(starts, expert)
 
     def _offsets(self, expert: Array, n_experts: int) -> Array:
-        """Exclusive sums of the counts; pairs that go nowhere carry n_experts and come last.   -> [E+1]"""
+        """Exclusive sums of the counts; pairs without an expert carry n_experts and come last.   -> [E+1]"""
         xp = self.xp
         counts = self.bincount(expert, n_experts + 1)[:n_experts]
         ends = xp.cumulative_sum(counts)
         return xp.concat((xp.zeros(1, dtype=ends.dtype), ends))
 
     def _slot(self, rows: Array, plan: Plan, j: int) -> tuple[Array, Array]:
-        """The row of each token's slot j, zero where it has none: an unused row may hold anything.   -> [N,D], used [N]"""
+        """Return the row of each token's slot j, zero if it has none: an unused row may hold anything.   -> [N,D], used [N]"""
         index = plan.inverse[:, j]
         used = index >= 0
         taken = self.xp.take(rows, self.xp.where(used, index, self.xp.zeros_like(index)), axis=0)

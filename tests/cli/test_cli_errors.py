@@ -69,7 +69,7 @@ KEYS = {
     "train.steps=1.5": "train.steps: expected int, got float",
     "model.causal=1": "model.causal: expected bool, got int",
     "moe.top_k=5": "moe.top_k (5) must not exceed moe.n_experts (4)",
-    "moe.top_k=1": "gives the router no gradient (its one weight is always 1): set moe.norm_topk_prob = false",
+    "moe.top_k=1": "gives the router no gradient (its only weight is always 1): set moe.norm_topk_prob = false",
     "moe.router=swich": "(did you mean 'switch'?)",
     "moe.layers=[7]": "moe.layers: 7 is not a layer of this model",
     "model.n_kv_heads=3": "model.n_heads (2) must be a multiple of model.n_kv_heads (3)",

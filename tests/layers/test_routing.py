@@ -160,7 +160,7 @@ def test_every_gradient_agrees_with_differences(case):
 def test_a_constant_weight_is_refused_where_gradients_are_wanted_and_serves_inference(moe):
     layer, x = make_layer(**moe), tokens(5)
     for rng in (None, RNG):
-        with pytest.raises(ConfigError, match=r"gives the router no gradient \(its one weight is always 1\): set .*under no_grad\(\)"):
+        with pytest.raises(ConfigError, match=r"gives the router no gradient \(its only weight is always 1\): set .*under no_grad\(\)"):
             layer(mm.tensor(x, backend=BACKENDS["numpy"]), None, rng)
     with mm.no_grad():
         _, y, _ = run(layer, x)
