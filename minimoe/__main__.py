@@ -1,4 +1,4 @@
-"""`python -m minimoe` is `minimoe`."""
+"""Makes `python -m minimoe` the same as `minimoe`."""
 
 from minimoe.cli import main
 

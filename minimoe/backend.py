@@ -1,9 +1,9 @@
 """Backends: an array layer with every kernel of the contract, found by name.
 
-A backend subclasses `Backend`, fills in the array layer, and overrides the kernels that it has by hand; every other kernel is the
-reference, run on its own arrays. `load("numpy")` finds the built-in ones by a table and others by the entry-point group
-`minimoe.backends`, whose entries name a function without arguments that returns a backend. Where a device may be absent, the same module
-has a function `backend_class()`, which needs none: so the kernels of a backend that cannot run here are known too.
+A backend subclasses `Backend`, fills in the array layer, and overrides the kernels that it implements itself; every other kernel is the
+reference, run on its arrays. `load("numpy")` finds the built-in ones by a table and others by the entry-point group
+`minimoe.backends`, whose entries name a function without arguments that returns a backend. If a device may be absent, the same module
+has a function `backend_class()`, which needs none, so that the kernels of a backend that cannot run here are known too.
 """
 
 import inspect
@@ -61,7 +61,7 @@ TOPICS: dict[str, tuple[type[ArrayLayer], tuple[str, ...]]] = {
 
 
 COMPOSITES = ("ffn", "expert_ffn", "moe_ffn", "add_rms_norm", "add_layer_norm", "linear_cross_entropy")
-"""The kernels that return (outputs, saved): what is saved is their own affair, so both halves are overridden or none."""
+"""The kernels that return (outputs, saved): a backend decides what is saved, so it overrides both halves or neither."""
 
 
 class Backend(
@@ -74,41 +74,41 @@ class Backend(
     EmbeddingKernels,
     OptimizerKernels,
 ):
-    """Arrays and kernels of one library on one device. Abstract: the array layer is for the subclass to fill in."""
+    """Arrays and kernels of one library on one device. Abstract: a subclass implements the array layer."""
 
     contract = CONTRACT
-    library: frozenset[str] = frozenset()  # overrides that call a library's kernel rather than one of their own
-    proven: dict[str, str] = {}  # kernel -> on which device and when it was seen to agree with its reference
+    library: frozenset[str] = frozenset()  # overrides that call a library's kernel
+    proven: dict[str, str] = {}  # kernel -> the device and the date on which it agreed with its reference
 
     def tell(self, listener: Callable[[str], None] | None) -> None:
-        """Let `listener` know of what keeps a user waiting or runs slower than it might; None: standard error again."""
+        """Report what keeps a user waiting, or runs slower than it could, to `listener`; None: to standard error."""
 
     def prepare(self, config: Config) -> None:
         """Called before training reads data and draws weights: a backend may begin to compile this configuration's kernels."""
 
-    def at_hand(self, array: Array) -> "np.ndarray[Any, Any] | None":
-        """The array as NumPy's, where it can be looked at without waiting for a device; else None."""
+    def host_view(self, array: Array) -> "np.ndarray[Any, Any] | None":
+        """Return the array as NumPy's if it can be read without waiting for a device, else None."""
         return array if isinstance(array, np.ndarray) else None
 
     def adopt(self, array: "np.ndarray[Any, Any]") -> Array:
-        """An array of the host as the backend's: over the same memory where that can be, else copied to the device."""
+        """Return an array of the host as the backend's: over the same memory if possible, else copied to the device."""
         return self.from_host(array)
 
     def use_threads(self, count: int) -> None:
-        """Compute with so many threads of the host from now on, 0: as many as it has. For backends that have any."""
+        """Compute with `count` threads of the host from now on; 0 means as many as it has. For backends that use any."""
 
     warm_up = 2  # steps before one is recorded
 
     def record(self, work: Callable[[], None], say: Callable[[str], None]) -> Callable[[], None] | None:
-        """What repeats the device work of `work`, on the same arrays, for less than calling it costs; None where nothing does.
+        """Run `work` once, and return a function that repeats its device work on the same arrays at a lower cost.
 
-        When this returns `work` has been done once. Where something in it cannot be repeated `say` hears what.
+        Return None if it cannot be repeated, after calling `say` with the reason if there is one.
         """
         work()
         return None
 
     def out_of_memory(self, error: BaseException) -> tuple[int, int] | None:
-        """Of an error that says that the device's memory is used up: bytes asked for, bytes free. None for any other."""
+        """Return (bytes asked for, bytes free) if the error says that the device is out of memory, else None."""
         return None
 
     def __repr__(self) -> str:
@@ -116,11 +116,11 @@ class Backend(
 
 
 class BackendUnavailable(UserError):
-    """A backend that cannot run on this machine; the message says why."""
+    """Raised for a backend that cannot run on this machine; the message says why."""
 
 
 def kernel_names() -> list[str]:
-    """Every kernel of the contract, backward halves included."""
+    """Return the names of all kernels of the contract, backward halves included."""
     names = []
     for _, kernels in TOPICS.values():
         for kernel in kernels:
@@ -129,12 +129,12 @@ def kernel_names() -> list[str]:
 
 
 def overridden(backend: Backend | type[Backend], kernel: str) -> bool:
-    """Has the backend, or the class of one, a kernel of its own here?"""
+    """Return True if the backend, or the class of one, overrides this kernel."""
     return getattr(backend if isinstance(backend, type) else type(backend), kernel) is not getattr(Backend, kernel)
 
 
 def kernel_kinds(backend: Backend | type[Backend]) -> dict[str, str]:
-    """`hand-written`, `library` or `reference` for each kernel of a backend, or of the class of one."""
+    """Return `hand-written`, `library` or `reference` for each kernel of a backend, or of the class of one."""
     kinds = {}
     for kernel in kernel_names():
         own = "library" if kernel in backend.library else "hand-written"
@@ -153,23 +153,23 @@ def check_overrides(backend: Backend) -> None:
             compare_signatures(backend.name, name, member)
         elif callable(member) and not name.startswith("_") and name not in known:
             hint = f"{nearest(name, kernel_names())}; the name of a helper begins with an underscore"
-            raise UserError(f"backend {backend.name}: {name} is no kernel of the contract{hint}")
+            raise UserError(f"backend {backend.name}: {name} is not a kernel of the contract{hint}")
     for kernel in kernel_names():
         other = f"{kernel}_backward"
         if kernel in COMPOSITES and overridden(backend, kernel) != overridden(backend, other):
-            raise UserError(f"backend {backend.name}: {kernel} and {other} share what they save: override both or none")
+            raise UserError(f"backend {backend.name}: {kernel} and {other} share what they save: override both or neither")
 
 
 def compare_signatures(backend: str, name: str, override: Callable[..., object]) -> None:
-    ours = list(inspect.signature(getattr(Backend, name)).parameters.values())
-    theirs = list(inspect.signature(override).parameters.values())
-    expected, given = ([_shown(p) for p in group] for group in (ours, theirs))
+    contract = list(inspect.signature(getattr(Backend, name)).parameters.values())
+    own = list(inspect.signature(override).parameters.values())
+    expected, given = ([_shown(p) for p in group] for group in (contract, own))
     if expected != given:
         raise UserError(f"backend {backend}: {name} takes ({', '.join(given)}), the reference takes ({', '.join(expected)})")
 
 
 def _shown(parameter: inspect.Parameter) -> str:
-    """`name`, `name=default`, and a star where it must be named."""
+    """Return `name` or `name=default`, with a star if it is keyword-only."""
     star = "*, " if parameter.kind is inspect.Parameter.KEYWORD_ONLY else ""
     return f"{star}{parameter.name}" + ("" if parameter.default is parameter.empty else f"={parameter.default!r}")
 
@@ -178,21 +178,21 @@ def _shown(parameter: inspect.Parameter) -> str:
 
 
 def available() -> list[str]:
-    """The names of all backends that are known, whether or not they run here: built-in first, then entry points."""
+    """Return the names of all known backends, whether or not they run here: built-in first, then entry points."""
     others = [entry.name for entry in entry_points(group="minimoe.backends")]
     return [name for name, module in BUILT_IN.items() if find_spec(module)] + sorted(set(others) - set(BUILT_IN))
 
 
 @cache
 def load(name: str = "auto") -> Backend:
-    """The backend of that name, made once. `auto`: the first built-in one that runs here.
+    """Return the backend of that name; each is made once. `auto` is the first built-in one that runs here.
 
-    Raises `UserError` for an unknown name, `BackendUnavailable` where it cannot run here.
+    Raises `UserError` for an unknown name, `BackendUnavailable` for a backend that cannot run here.
     """
     if name == "auto":
         return _first_that_runs()
     entry = _entry(name)
-    absent = ImportError if entry.module == BUILT_IN.get(name) else Exception  # what is not here raises, and in a foreign package anything
+    absent = ImportError if entry.module == BUILT_IN.get(name) else Exception  # a package of other authors may raise anything
     try:
         backend = entry.load()()
     except UserError:
@@ -204,7 +204,7 @@ def load(name: str = "auto") -> Backend:
 
 
 def _entry(name: str) -> EntryPoint:
-    """Where the function stands that makes the backend of that name."""
+    """Return the entry point of the function that makes the backend of that name."""
     if name in BUILT_IN and find_spec(BUILT_IN[name]):
         return EntryPoint(name, f"{BUILT_IN[name]}:backend", "minimoe.backends")
     for entry in entry_points(group="minimoe.backends"):
@@ -222,13 +222,13 @@ def _first_that_runs() -> Backend:
             try:
                 return load(name)
             except BackendUnavailable as error:
-                if name == "numba":  # it runs everywhere but where an installation is broken; a GPU is absent more often than not
-                    print(f"minimoe: {error}; numpy, the slower one, is used", file=sys.stderr)
+                if name == "numba":  # only a broken installation keeps it from running, whereas a GPU is often absent
+                    print(f"minimoe: {error}; using numpy, which is slower", file=sys.stderr)
     raise UserError("no backend runs here")
 
 
 class Described(NamedTuple):
-    """What `minimoe backends` says of one."""
+    """What `minimoe backends` shows of a backend."""
 
     available: bool
     why_not: str
@@ -238,7 +238,7 @@ class Described(NamedTuple):
 
 
 def describe(name: str) -> Described:
-    """What a backend offers, or why it does not run here and what it would offer."""
+    """Return what a backend offers, or why it does not run here and what it would offer."""
     try:
         backend = load(name)
     except UserError as error:
@@ -248,7 +248,7 @@ def describe(name: str) -> Described:
 
 
 def _class_without_device(name: str) -> type[Backend] | None:
-    """The class of a backend that cannot be made here, None where its package does not tell it."""
+    """Return the class of a backend that cannot be made here, or None if its package does not provide it."""
     try:
         kind: type[Backend] = import_module(_entry(name).module).backend_class()
     except Exception:  # whatever a package raises that does not run here: `load` has said why
@@ -263,7 +263,7 @@ _default: list[Backend] = []  # of set_backend: everywhere; at most one
 
 
 def current_backend() -> Backend:
-    """The backend on which tensors and modules are made when none is named."""
+    """Return the backend on which tensors and modules are made when none is named."""
     backend = _backend.get()
     if backend is not None:
         return backend
@@ -279,7 +279,7 @@ def set_backend(backend: str | Backend) -> Backend:
 
 @contextmanager
 def use_backend(backend: str | Backend) -> Iterator[Backend]:
-    """`set_backend` for the length of a with block."""
+    """Make tensors and modules on this backend within the block."""
     chosen = load(backend) if isinstance(backend, str) else backend
     token = _backend.set(chosen)
     try:

@@ -33,7 +33,7 @@ class Interrupted(Exception):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for an unknown name: ` (did you mean 'adamw'?)`, or the list of known names if none is near."""
+    """Return a hint for an unknown name: ` (did you mean 'adamw'?)`, or the list of known names if none is near."""
     names = sorted(known)
     close = get_close_matches(name, names, n=1, cutoff=0.5)
     if close:

@@ -48,15 +48,15 @@ def sync_folder(folder: Path) -> None:
 
 
 def to_json(value: Mapping[str, Any]) -> str:
-    """JSON with sorted keys; NumPy's numbers and arrays become plain ones."""
+    """Return JSON with sorted keys; NumPy's numbers and arrays become plain ones."""
     return json.dumps(value, indent=2, sort_keys=True, default=lambda other: other.tolist()) + "\n"
 
 
 def reason(error: OSError) -> str:
-    """The system's message without number and path: `No space left on device`."""
+    """Return the system's message without number and path: `No space left on device`."""
     return error.strerror or str(error)
 
 
 def hidden_sibling(path: Path, kind: str) -> Path:
-    """A new name that matches `HIDDEN`, in the same folder."""
+    """Return a new name that matches `HIDDEN`, in the same folder."""
     return path.with_name(f".{path.name}.{kind}-{secrets.token_hex(4)}")

@@ -75,7 +75,7 @@ class NumbaBackend(
             recorder.tape.refuse("an array was copied to the host")
         return np.asarray(array)
 
-    def at_hand(self, array: Array) -> np.ndarray[Any, Any] | None:
+    def host_view(self, array: Array) -> np.ndarray[Any, Any] | None:
         return None if recorder.tape is not None or not isinstance(array, np.ndarray) else np.asarray(array)
 
     def contiguous(self, x: Array) -> Array:

@@ -38,7 +38,7 @@ class BackendArray:
 
     @property
     def dtype(self) -> Any:
-        """The data type, in the terms of the backend's library."""
+        """The data type, as the backend's library names it."""
         return self.data.dtype
 
     def numpy(self) -> np.ndarray[Any, Any]:
@@ -46,7 +46,7 @@ class BackendArray:
         return np.array(self.backend.to_host(self.data))
 
     def item(self) -> Any:
-        """Return the only number of a tensor of one element."""
+        """Return the number in a tensor of one element."""
         return self.backend.to_host(self.data).item()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
@@ -54,7 +54,7 @@ class BackendArray:
         return np.array(host, dtype=dtype, copy=copy)
 
     def __dlpack__(self, **options: Any) -> Any:
-        return self.backend.xp.asarray(self.data).__dlpack__(**options)  # NumPy gives 0-d results as scalars, which have no DLPack
+        return self.backend.xp.asarray(self.data).__dlpack__(**options)  # NumPy returns 0-d results as scalars, which have no DLPack
 
     def __dlpack_device__(self) -> Any:
         return self.backend.xp.asarray(self.data).__dlpack_device__()

@@ -20,7 +20,7 @@ def backward(
 ) -> None:
     """Add to `.grad` of every leaf the gradient of all roots, each weighted by its own gradient.
 
-    Where that is None the weight is 1, which only a scalar may have.
+    A gradient of None means 1, which only a scalar root may have.
     """
     walk = _Walk()
     for root, gradient in zip(roots, gradients or [None] * len(roots), strict=True):

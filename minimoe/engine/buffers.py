@@ -1,9 +1,9 @@
 """Where a gradient is added up, without a new array for each part.
 
-The plain rule is `total = total + part`. A Buffer does the same arithmetic in the same order, and reuses arrays where nobody can notice.
+The plain rule is `total = total + part`. A Buffer does the same arithmetic in the same order, and reuses arrays that nothing else holds.
 `backward.py` has one for each output of a node while it walks; a leaf keeps its own, so that `.grad` stays at one address.
 
-    owned             nobody but the buffer holds the array, so a part may be added in place
+    owned             only the buffer holds the array, so a part may be added in place
     zeroed            the array counts as zero, whatever it holds: the next part is written over it
     out, accumulate   the keywords of a kernel: where it writes its part, and whether it adds to what is there
 """
@@ -19,7 +19,7 @@ Out = dict[str, Any]
 
 
 class Buffer:
-    """The sum of the parts of one gradient that have come so far."""
+    """The sum of the parts of one gradient that have been added so far."""
 
     __slots__ = ("array", "owned", "zeroed")
 
@@ -27,7 +27,7 @@ class Buffer:
         self.array, self.owned, self.zeroed = array, owned, False
 
     def add(self, part: Array, owned: bool) -> None:
-        """Add a part; `owned` says that nobody else holds its array."""
+        """Add a part; `owned` says that nothing else holds its array."""
         if owned and part is self.array:  # a kernel has written it here, as `outs` allowed
             self.zeroed = False
         elif self.zeroed:
@@ -42,7 +42,7 @@ class Buffer:
     def outs(buffers: list[Buffer]) -> list[Out]:
         """Return, for each buffer, the keywords with which a kernel adds its part there itself.
 
-        A part may be written where the buffer owns its array. One that comes twice is written once, and the second part is added to it.
+        A part may be written into an array that its buffer owns. If a buffer comes twice, its first part is written and its second added.
         """
         return [
             {"out": buffer.array, "accumulate": not buffer.zeroed} if buffer.owned and buffer not in buffers[:i] else {}
@@ -58,7 +58,7 @@ class Buffer:
 
     @staticmethod
     def of_leaf(leaf: Any) -> Buffer:
-        """Return a leaf's buffer, or NOTHING where its array is not of the dtype that a kernel would write."""
+        """Return a leaf's buffer, or NOTHING if its array does not have the dtype that a kernel would write."""
         buffer: Buffer | None = leaf.buffer
         return NOTHING if buffer is None or buffer.array.dtype != leaf.data.dtype else buffer
 
@@ -69,7 +69,7 @@ class Buffer:
         if part.dtype != dtype:
             part, owned = xp.astype(part, dtype), True
         if buffer is None:
-            own = xp.asarray(part, copy=None if owned else True)  # NumPy gives 0-d results as scalars, which have no address
+            own = xp.asarray(part, copy=None if owned else True)  # NumPy returns 0-d results as scalars, which have no address
             leaf.buffer = cls(own, True)
         else:
             buffer.add(part, owned)

@@ -24,7 +24,7 @@ def tensor(array: Any, requires_grad: bool = False, dtype: str | None = None, ba
         data = backend.from_host(_to_numpy(array))
     wanted = data.dtype if dtype is None else backend.dtype(dtype)
     if requires_grad and not backend.xp.isdtype(wanted, "real floating"):
-        raise ValueError(f"only tensors of floats have gradients, not {wanted}: give a dtype")
+        raise ValueError(f"only float tensors have gradients, got {wanted}: pass a float dtype")
     return Tensor(data if data.dtype == wanted else backend.xp.astype(data, wanted), backend, requires_grad)
 
 

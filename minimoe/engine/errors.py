@@ -13,7 +13,7 @@ def operation(name: str) -> str:
 def mixed_backends(name: str, one: Any, other: Any) -> ValueError:
     """Return the error of an operation on tensors of two backends."""
     backends = f"{one.backend.name} and {other.backend.name}"
-    return ValueError(f"{operation(name)}: one operation on two backends, {backends}: convert one side first")
+    return ValueError(f"{operation(name)}: the operands are on two backends, {backends}: convert one of them first")
 
 
 def no_gradient() -> ValueError:

@@ -14,7 +14,7 @@ grad_enabled = _enabled.get
 
 @contextmanager
 def grad_mode(enabled: bool) -> Iterator[None]:
-    """Record operations within the block, or do not."""
+    """Record operations within the block if `enabled`."""
     token = _enabled.set(enabled)
     try:
         yield
@@ -23,5 +23,5 @@ def grad_mode(enabled: bool) -> Iterator[None]:
 
 
 def no_grad() -> Any:
-    """Record no operation within the block: for evaluation and generation."""
+    """Record no operations within the block: for evaluation and generation."""
     return grad_mode(False)

@@ -6,7 +6,7 @@
     t3 = sum(t2)                   ()
 
 Operations are in the order in which they ran; backward walks them from the last line to the first. An input that needs no gradient is
-`_`. The graph remembers shapes of all results but dtypes of leaves alone.
+`_`. The graph remembers the shapes of all results, but only the dtypes of leaves.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def _several(to: Edge) -> bool:
 def _arranged(boxes: list[_Box]) -> list[list[_Box]]:
     """Place boxes in rows, each below its inputs; a leaf just above the first operation that uses it.
 
-    An arrow over several rows gets an empty box in each row between, so that it passes beside the others.
+    An arrow over several rows gets an empty box in each row between, so that it does not cross them.
     """
     for box in reversed(boxes):
         users = [other.row for other in boxes if any(one is box for one, _ in other.inputs)]

@@ -23,12 +23,12 @@ def bind(operations: Any, backward: Any) -> None:
 
 
 class Operators(Generic[Result]):
-    """What can be written with a tensor."""
+    """The operators and methods of a tensor that compute."""
 
     __slots__ = ()
 
     def backward(self, gradient: Array | Result | Sequence[Any] | None = None) -> None:
-        """Add to `.grad` of every leaf how this tensor depends on it; `gradient` defaults to 1 for a scalar."""
+        """Add the gradient of this tensor to `.grad` of every leaf; `gradient`, its own, defaults to 1 for a scalar."""
         walk([self], [gradient])
 
     def __add__(self, other: Any) -> Result:

@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Rng:
-    """The randomness of one micro-batch of one training step. A layer that is given None evaluates."""
+    """The randomness of one micro-batch of one training step. Without one (None), a layer evaluates."""
 
     seed: int = 0
     step: int | Array = 0

@@ -14,8 +14,8 @@ from minimoe.engine.tensor import Tensor
 def recompute(function: Callable[..., tuple[Any, ...]], *inputs: Tensor) -> tuple[Any, ...]:
     """Return function(*inputs) and keep no intermediate result: backward runs the function again (gradient checkpointing).
 
-    It must draw the same random numbers each time, as counter-based ones do. Tensors in the tuple that it returns are differentiable, and
-    everything else passes through. Parameters that it uses get their gradients as usual.
+    The function must draw the same random numbers each time, as counter-based ones do. Tensors in the tuple that it returns are
+    differentiable, and everything else passes through. Parameters that it uses get their gradients as usual.
     """
     if not grad_enabled():
         return function(*inputs)

@@ -1,9 +1,9 @@
-"""Records a step once and then repeats it, where the backend can: on a GPU as a CUDA graph of all its kernels, on the backend `numba`
+"""Records a step once and then repeats it, if the backend can: on a GPU as a CUDA graph of all its kernels, on the backend `numba`
 as a tape of them that is played without Python.
 
 Launching a kernel costs the host some microseconds, and a training step of a small model has hundreds of them, so that the host decides
-how long it takes. A recording repeats the same work on the same addresses. All that changes from step to step must therefore come in
-arrays: a `Recorded` function copies its arguments into arrays of its own, and copies its result out.
+how long it takes. A recording repeats the same work on the same addresses. Everything that changes from step to step must therefore be in
+arrays: a `Recorded` function copies its arguments into its own arrays, and copies its result out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Recorded:
     """`function(*arrays) -> array`, repeated from a recording when arrays of the same shapes come again.
 
     The function must keep its state in arrays whose addresses do not change, and read nothing on the host. The first calls
-    (`Backend.warm_up`) are not recorded: they compile kernels and allocate what is allocated once. With arrays of another shape, or a
+    (`Backend.warm_up`) are not recorded: they compile kernels and allocate permanent buffers. With arrays of another shape, or a
     backend that cannot record, the function is called each time; `say` is called once with the reason.
     """
 
@@ -35,7 +35,7 @@ class Recorded:
         """function(*arrays)"""
         shapes = [(tuple(a.shape), a.dtype) for a in arrays]
         if self.again is not None and shapes != self.shapes:
-            self._give_up(f"the step has inputs of {_shown(shapes)} now, it was recorded with {_shown(self.shapes)}")
+            self._give_up(f"the step now has inputs of {_shown(shapes)}, but was recorded with {_shown(self.shapes)}")
         if not self.possible:
             return self.function(*arrays)
         if self.again is None:

@@ -33,8 +33,8 @@ class Node:
     parents: list[Edge]
     backward: Backward | None
     shapes: list[Any]  # of its outputs
-    owned: bool  # by nobody else: the arrays that the closure returns
-    outs: bool  # whether the closure is told where it may write
+    owned: bool  # True if nothing else holds the arrays that the closure returns
+    outs: bool  # True if the closure takes where it may write
 
 
 # Where a gradient goes: to an output of a node, to a leaf, or nowhere
@@ -42,7 +42,7 @@ Edge: TypeAlias = "tuple[Node, int] | Tensor | None"
 
 
 class Tensor(BackendArray, Operators["Tensor"]):
-    """An array that knows how it came about. Made by `minimoe.tensor` and by operations."""
+    """An array that remembers what made it: `minimoe.tensor` or an operation."""
 
     __slots__ = ("buffer", "index", "node", "requires_grad")
 
@@ -64,8 +64,8 @@ class Tensor(BackendArray, Operators["Tensor"]):
     ) -> Any:
         """Return the tensor (or the tuple of tensors) that an operation on `parents` computed.
 
-        `backward` takes a gradient for each output (None where nothing used it) and returns one for
-        each parent (None where there is none); for a single parent the array alone. Set `owned` to
+        `backward` takes a gradient for each output (None if nothing used it) and returns one for
+        each parent (None if there is none); for a single parent the array alone. Set `owned` to
         False if others may hold what it returns: its argument, or one array for two parents. With
         `outs` it takes one argument more, for each parent the keywords of a kernel that writes the
         gradient where it is needed (`buffers.py`), and returns what it wrote.
@@ -110,7 +110,7 @@ class Tensor(BackendArray, Operators["Tensor"]):
 
 
 def _edge(parent: Tensor) -> Edge:
-    """Where the gradient of an operation's input goes."""
+    """Return where the gradient of an operation's input goes."""
     if not parent.requires_grad:
         return None
     return parent if parent.node is None else (parent.node, parent.index)

@@ -19,7 +19,7 @@ from minimoe.layers.rotary import frequencies
 
 
 class Attention(CachingLayer):
-    """Attention with grouped heads: one product makes all of q, k, v, another joins the heads again.   [B,T,D] -> [B,T,D]
+    """Attention with grouped heads: one product computes q, k and v, another joins the heads.   [B,T,D] -> [B,T,D]
 
     With a cache, keys and values of earlier calls are constants: no gradient flows back through them.
     """
@@ -57,7 +57,7 @@ class Attention(CachingLayer):
     def __call__(
         self, x: Tensor, positions: Array, valid: Array | None = None, rng: Rng | None = None, cache: KeyValueCache | None = None
     ) -> Tensor:
-        """x [B,T,D], positions [B or 1,T] int32, valid [B,T] bool: keys that count (with a cache, it knows which)"""
+        """x [B,T,D], positions [B or 1,T] int32, valid [B,T] bool: keys that count (with a cache, the cache knows them)"""
         b, t, _ = x.shape
         q, k, v = self._project(x, b, t, positions)
         k_positions = positions
@@ -73,7 +73,7 @@ class Attention(CachingLayer):
         return self.o_proj(y.reshape(b, t, self.heads * self.v_width))
 
     def _project(self, x: Tensor, b: int, t: int, positions: Array) -> tuple[Tensor, Tensor, Tensor]:
-        """Return q [B,T,Q,C], k and v [B,T,G,C]; q and k are normalised where the model does so, then rotated."""
+        """Return q [B,T,Q,C], k and v [B,T,G,C]; q and k are normalised if the model does so, then rotated."""
         inv_freq = self.inv_freq if self.theta else None
         if self.norm_over == "none" and (inv_freq is None or self.rope_scale == 1.0):
             return ops.split_heads(self.qkv_proj(x), positions, inv_freq, self.heads, self.groups)
@@ -89,7 +89,7 @@ class Attention(CachingLayer):
         return q, k, v
 
     def make_cache(self, batch: int, capacity: int) -> KeyValueCache:
-        """Return buffers for `capacity` columns, or for a window's columns where these are fewer."""
+        """Return buffers for `capacity` columns, or for a window's columns if these are fewer."""
         rolls = self.causal and 0 < self.window <= capacity
         slots = self.window if rolls else capacity
         return KeyValueCache(batch, slots, self.groups, (self.width, self.v_width), self.dtype, self.backend, rolls)

@@ -34,12 +34,12 @@ class MoEStats:
 
     @cached_property
     def aux_loss(self) -> Tensor:
-        """The raw balance loss: 1 when uniform (`mixtral`: k; noisy_topk's own: 0).   0-d"""
+        """The balance loss without its coefficient: 1 if the load is uniform (`mixtral`: k; noisy_topk: 0).   0-d"""
         return balance_loss(self, self.moe.k, self.moe.aux_convention) if self.own_loss is None else self.own_loss
 
     @cached_property
     def z_loss(self) -> Tensor:
-        """The raw mean squared logsumexp of the logits; differentiable where it is added to the loss.   0-d"""
+        """The mean squared logsumexp of the logits, without its coefficient; differentiable if it is added to the loss.   0-d"""
         logits = self.logits if self.moe.z_loss_coef else self.logits.detach()
         return mean_over_valid(ops.power(ops.logsumexp(logits), 2.0), self.valid)
 
@@ -58,21 +58,21 @@ class MoEStats:
 
     @property
     def entropy(self) -> Array:
-        """Entropy of the load in nats: ln E when even, 0 when one expert takes all.   0-d"""
+        """The entropy of the load in nats: ln E if even, 0 if one expert takes all.   0-d"""
         xp = self.prob_sum.backend.xp
         load = self.load
         return -xp.sum(load * xp.log(xp.where(load > 0, load, xp.ones_like(load))))
 
 
 def cv_squared(x: Tensor) -> Tensor:
-    """The squared coefficient of variation, var(x) / (mean(x)^2 + 1e-10), population variance.   [E] -> 0-d"""
+    """Return the squared coefficient of variation, var(x) / (mean(x)^2 + 1e-10), population variance.   [E] -> 0-d"""
     mean = x.mean()
     centred = x - mean
     return (centred * centred).mean() / (mean * mean + 1e-10)
 
 
 def mean_over_valid(x: Tensor, valid: Array | None) -> Tensor:
-    """The mean over valid tokens; 0 if there are none.   [N] -> 0-d"""
+    """Return the mean over valid tokens; 0 if there are none.   [N] -> 0-d"""
     if valid is None:
         return x.sum() * (1.0 / max(1, x.size))
     xp = x.backend.xp
@@ -80,7 +80,7 @@ def mean_over_valid(x: Tensor, valid: Array | None) -> Tensor:
     return ops.where(valid, x, 0.0).sum() * Tensor(1.0 / count, x.backend)
 
 
-# ---- balance losses: E sum_i f_i P_i, and how layers are joined -----------------------------------------------------------------------
+# ---- balance losses: E sum_i f_i P_i, and how those of layers are combined ------------------------------------------------------------
 
 
 def balance_loss(stats: MoEStats, k: int, convention: str) -> Tensor:
@@ -102,7 +102,7 @@ def _f_times_p(prob_sum: Tensor, counts: Array, tokens: Array | int, k: int) -> 
 
 
 def joined_aux_loss(layers: list[MoEStats], moe: MoEConfig) -> Tensor:
-    """The balance loss of a model, raw: `switch` sums its layers', `megablocks` averages, `mixtral` pools f and P over layers first."""
+    """Return the balance loss of a model: `switch` sums over layers, `megablocks` averages, `mixtral` pools f and P first."""
     if moe.aux_convention == "mixtral" and moe.router_facts.balance == "counts":
         prob_sum, counts = layers[0].prob_sum, layers[0].counts
         for stats in layers[1:]:
@@ -115,7 +115,7 @@ def joined_aux_loss(layers: list[MoEStats], moe: MoEConfig) -> Tensor:
 
 
 def joined_z_loss(layers: list[MoEStats]) -> Tensor:
-    """The mean over layers."""
+    """Return the mean z-loss over layers."""
     total = layers[0].z_loss
     for stats in layers[1:]:
         total = total + stats.z_loss
@@ -123,7 +123,7 @@ def joined_z_loss(layers: list[MoEStats]) -> Tensor:
 
 
 def uniform_aux_loss(moe: MoEConfig, n_layers: int) -> float:
-    """The raw balance loss of a model whose load is even."""
+    """Return the balance loss, without its coefficient, of a model whose load is even."""
     if moe.router_facts.balance == "importance":
         return 0.0
     return {"switch": float(n_layers), "megablocks": 1.0, "mixtral": float(moe.k)}[moe.aux_convention]

@@ -1,9 +1,9 @@
 """Keys and values of earlier positions, kept so that a new token costs one position's work, in buffers that do not grow.
 
-A column is one place in a batch's padded rows. Its position differs from row to row where prompts are of unequal length, and padding does
+A column is an index into a batch's padded rows. Its position differs from row to row if prompts have unequal lengths, since padding does
 not count. Column n lies in slot n mod S of every buffer with S slots. A layer without a window has a slot for each column. A layer with
-a window needs no more slots than that: a new column overwrites the one that no query sees any longer. Attention compares positions, so
-it does not matter in which slot a column lies.
+a window needs only as many slots as the window: a new column overwrites the one that no query sees any longer. Attention compares
+positions, so it does not matter in which slot a column lies.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from minimoe.layers.module import Module
 
 
 def pieces(first: int, columns: int, slots: int) -> Iterator[tuple[slice, slice]]:
-    """Yield (slots, columns): where the last `slots` of new columns go, the first of which is column `first`; twice where they wrap."""
+    """Yield (slots, columns): where the last `slots` of the new columns from `first` on go; twice if they wrap around."""
     column = max(0, columns - slots)
     while column < columns:
         slot = (first + column) % slots
@@ -86,12 +86,12 @@ class KeyValueCache:
 
 
 class CachingLayer(Module):
-    """A layer that attends to earlier positions, and makes the cache of its own keys and values: `Attention`."""
+    """A layer that attends to earlier positions, and makes the cache for its keys and values: `Attention`."""
 
     max_seq_len: int
 
     def make_cache(self, batch: int, capacity: int) -> KeyValueCache:
-        """Return an empty cache for so many sequences and columns."""
+        """Return an empty cache for this many sequences and columns."""
         raise NotImplementedError
 
 
@@ -99,7 +99,7 @@ class Cache:
     """Keys and values of earlier positions for every attention layer of a model. `length`: columns so far."""
 
     def __init__(self, model: Module, batch: int = 1, capacity: int | None = None) -> None:
-        """`capacity`: columns of layers without a window, by default max_seq_len. Where all layers have a window there is no limit."""
+        """`capacity`: columns of layers without a window, by default max_seq_len. If all layers have a window there is no limit."""
         makers = [module for _, module in model.named_modules() if isinstance(module, CachingLayer)]
         capacity = capacity or max(layer.max_seq_len for layer in makers)
         self.batch, self.length = batch, 0
@@ -136,7 +136,7 @@ class Cache:
     def at(self, slots: Sequence[Array]) -> Cache:
         """Return this cache for one more column, whose slots are given as arrays [1] int32, so that such a step can be recorded.
 
-        Whoever repeats the step adds to `length`.
+        The caller that repeats the step must increase `length`.
         """
         step = copy(self)
         step.given_slots = slots

@@ -2,7 +2,7 @@
 
 c = norm(W_kv x)[:rank],  [k_nope; v] = W_b c  for each head,  k = [k_nope; k_rope], k_rope = rope(W_kv x)[rank:] the same for all heads;
 q = W_qb norm(W_qa x), or W_q x, = [q_nope; q_rope] per head, q_rope rotated.   y = softmax(scale q k^T) v,  scale = 1 / sqrt(nope + rope).
-Where YaRN stretches the positions, scale is multiplied by the square of `sharpening` (mscale_all_dim).
+If YaRN stretches the positions, scale is multiplied by the square of `sharpening` (mscale_all_dim).
 The cache keeps the keys and values of all heads, not c. That is simple, and takes more memory than c would.
 """
 

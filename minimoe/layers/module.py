@@ -31,16 +31,16 @@ class Unfilled:
 
 
 class Source(Protocol):
-    """Where the numbers of a parameter are until they are used: in a file (`pretrained/on_demand.py`)."""
+    """Supplies the numbers of a parameter when they are first used, from a file (`pretrained/on_demand.py`)."""
 
     def get(self) -> Array:
-        """Return all numbers as the backend's array; those of experts only where they were read."""
+        """Return the parameter as the backend's array. While experts run, only the slices of those with rows need hold numbers."""
 
 
 class Parameter(Tensor):
     """A trainable leaf: declared now, filled by `Module.init`, or read from its source when `data` is first used.
 
-    Its role decides weight decay and which optimizer it suits.
+    Its role decides its weight decay and its optimizer.
     """
 
     __slots__ = ("declared", "held", "padding", "role", "source", "start", "std")
@@ -129,7 +129,7 @@ class Module:
     def init(self, seed: int = 0, dtype: str = "float32", backend: Backend | None = None) -> Self:
         """Fill every parameter below, each drawn from the seed and its path, and return the module itself.
 
-        With bfloat16 parameters, gradients and moments are float32, and each layer rounds its weights to what it computes in.
+        With bfloat16 parameters, gradients and moments are float32, and each layer rounds its weights to the dtype it computes in.
         """
         backend = self.prepare(dtype, backend)
         for name, parameter in self.named_state():

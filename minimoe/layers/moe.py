@@ -1,6 +1,6 @@
 """The routed layer: a router picks experts for each token, a plan sorts the rows, the experts run, and the weighted rows come back.
 
-`MoE` gives its output and `MoEStats`; nothing is stored on the module. Formulas: `reference/routers.py` (who is chosen, with what weight),
+`MoE` returns its output and `MoEStats`; nothing is stored on the module. Formulas: `reference/routers.py` (which experts, what weights),
 `reference/routing.py` (the plan, capacity), `reference/expert.py` (the experts); `balance.py` (balance losses).
 """
 
@@ -27,7 +27,7 @@ from minimoe.reference.routers import Adjust
 
 
 class Router(Module):
-    """Gives each token a logit for each expert, and chooses by them.   weight [E,D]"""
+    """Computes a logit for each token and expert, and chooses experts by them.   weight [E,D]"""
 
     def __init__(self, d_model: int, moe: MoEConfig, std: float) -> None:
         self.weight = Parameter(moe.n_experts, d_model, std=std)
@@ -39,7 +39,7 @@ class Router(Module):
         self.moe, self.rule = moe, moe.rule
 
     def state_for(self, use: str) -> Parameter | None:
-        """The array beside the matrix that has this use in the router's entry of the table, or None."""
+        """Return the parameter that has this use in the router's entry of the table, or None."""
         array = self.moe.router_facts.state_for(use)
         found: Parameter | None = None if array is None else getattr(self, array.name)
         return found
@@ -69,7 +69,7 @@ class Router(Module):
                 raise ConfigError(f"{problem}; for inference, call the layer under no_grad()")
 
     def _wide(self, x: Tensor) -> Tensor:
-        """x in at least float32, in which the router computes."""
+        """Return x in the router's dtype, at least float32."""
         return ops.astype(x, x.backend.xp.result_type(x.dtype, x.backend.xp.float32))
 
     def _logits(self, x: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ class Router(Module):
 
 
 def adjusted_logits(logits: Tensor, learned: Tensor, adjust: Adjust) -> Tensor:
-    """The logits as a router changes them by an array that it learns.   [N,E], [E] -> [N,E]"""
+    """Return the logits, changed by an array that the router learns.   [N,E], [E] -> [N,E]"""
     b, z, w = logits.backend, logits.data, learned.data
 
     def backward(dy: Array) -> tuple[Array, Array]:
@@ -108,7 +108,7 @@ class Experts(Module):
     """All experts of a layer, stacked.   gate_up_proj [E,2H,D] (or up_proj [E,H,D]), down_proj [E,D,H]; biases [E,...]"""
 
     on_demand: Callable[[Array], AbstractContextManager[None]] = staticmethod(lambda offsets: nullcontext())
-    """Entered with the plan's offsets while the experts run. Experts that are read from a file are loaded there if they have a row."""
+    """Takes the plan's offsets and returns a context in which the experts run: it reads those with rows that are still in a file."""
 
     def __init__(
         self, e: int, d_model: int, d_hidden: int, activation: str, bias: bool, std: float, out_std: float, limit: float = 0.0
@@ -183,7 +183,7 @@ class MoE(Module):
         return b.route(gate.ids, gate.weights, valid, n_experts=e, rows=rows, capacity=capacity, priority=moe.drop_priority)
 
     def _jitter(self, x: Tensor, rng: Rng) -> Tensor:
-        """U(1 - e, 1 + e) for each number.   [N,D]"""
+        """Draw from U(1 - e, 1 + e) for each number.   [N,D]"""
         b = x.backend
         u = b.xp.reshape(b.uniform(math.prod(x.shape), rng.draw(self.router.path, "jitter")), x.shape)
         return Tensor(b.xp.astype(1.0 + self.moe.jitter * (2.0 * u - 1.0), x.dtype, copy=False), b)
@@ -204,7 +204,7 @@ class MoE(Module):
         return (chosen - xp.astype(offsets[-1], dtype)) / xp.clip(chosen, min=1.0)
 
     def update_balance(self, counts: Array, ok: Array | None = None) -> None:
-        """After an optimizer step: b += bias_rate * sign(mean(count) - count), with the whole step's counts [E]; not where `ok` is false.
+        """After an optimizer step: b += bias_rate * sign(mean(count) - count), with the whole step's counts [E], unless `ok` is false.
 
         (DeepSeek-V3; a router without a bias has nothing to update.)
         """
@@ -219,7 +219,7 @@ class MoE(Module):
 
 
 def _valid_rows(valid: Any, b: Backend, n: int) -> Array | None:
-    """A mask of any shape and library as bool [N]."""
+    """Return a mask of any shape and library as bool [N]."""
     if valid is None:
         return None
     if not isinstance(valid, type(b.xp.zeros(()))):

@@ -1,4 +1,4 @@
-"""Rotary frequencies, and how they are stretched so that a model reads longer texts than it was pretrained on.
+"""Rotary frequencies, and how they are stretched so that a model can read longer texts than it was pretrained on.
 
 theta_i = base^(-2i/C), i < C/2; the wavelength is 2 pi / theta_i.
 linear    divides every frequency by `factor`                                                    (Chen et al. 2023)
@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.float64]
 def frequencies(base: float, width: int, rope: RopeConfig | None, max_seq_len: int) -> tuple[Floats, float]:
     """Return the angles per position [width/2] and the factor on rotated coordinates.
 
-    `max_seq_len` is the pretrained length where `rope` gives none.
+    `max_seq_len` is the pretrained length if `rope` does not set one.
     """
     plain = np.asarray([base ** (-2 * i / width) for i in range(width // 2)])
     if rope is None:
@@ -43,7 +43,7 @@ def _yarn(plain: Floats, base: float, rope: RopeConfig, pretrained: int) -> Floa
     pairs = len(plain)
 
     def pair_of(turns: float) -> float:
-        """Return the pair, as a real number, that makes so many turns within the pretrained length."""
+        """Return the pair, as a real number, that makes `turns` turns within the pretrained length."""
         return pairs * math.log(pretrained / (turns * 2.0 * math.pi)) / math.log(base)
 
     low, high = pair_of(rope.beta_fast), pair_of(rope.beta_slow)

@@ -1,4 +1,4 @@
-"""Arrays that a caller gives (lists, NumPy, any library with DLPack, tensors) become arrays of the backend."""
+"""Converts arrays that a caller passes (lists, NumPy, any library with DLPack, tensors) to arrays of the backend."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from minimoe.engine.tensor import Tensor
 
 
 class DeviceArrays:
-    """Copies what is not on the backend's device to it. Values that the host can read are checked on the way."""
+    """Copies arrays to the backend's device if they are elsewhere. Values that the host can read are checked on the way."""
 
     def __init__(self, backend: Backend) -> None:
         self.backend, self.array_type = backend, type(backend.xp.zeros(()))
@@ -34,7 +34,7 @@ class DeviceArrays:
             values = np.asarray(values)
         elif hasattr(values, "__dlpack__") and not hasattr(values, "__array_namespace__"):
             values = np.from_dlpack(values)
-        seen = self.backend.at_hand(values) if limit else None
+        seen = self.backend.host_view(values) if limit else None
         if seen is not None:
             checked = seen if ignore is None else seen[seen != ignore]
             if checked.size and (checked.min() < 0 or checked.max() >= limit):

@@ -25,7 +25,7 @@ class ForwardContext:
     """What all blocks of one forward pass share."""
 
     positions: Array  # [B or 1,T] int32
-    valid: Array | None  # [B,T] bool: keys that count; with a cache, it knows which
+    valid: Array | None  # [B,T] bool: keys that count; with a cache, the cache knows them
     token_valid: Array | None  # [B,T] bool: tokens that are routed
     rng: Rng | None
     cache: Cache | None
@@ -96,7 +96,7 @@ class Block(Module):
     def recomputed(
         self, x: Tensor, delta: Tensor | None, context: ForwardContext, layer: int
     ) -> tuple[Tensor, Tensor | None, MoEStats | None]:
-        """As calling the block, without keeping its inner activations; its differentiable statistics stay differentiable."""
+        """Call the block without keeping its inner activations; its differentiable statistics stay differentiable."""
 
         def run(x: Tensor, delta: Tensor | None = None) -> tuple[Any, ...]:
             y, dy, stats = self(x, delta, context, layer)

@@ -1,6 +1,6 @@
-"""The heads of a Transformer: what is predicted from the last hidden states x [B,T,D].
+"""The heads of a Transformer, which compute logits from the last hidden states x [B,T,D].
 
-    language    logits = x W^T                        W [V,D] of its own, or the embedding where they are tied
+    language    logits = x W^T                        W [V,D] is the head's own, or the embedding if tied
     masked      logits = norm(f(dense(x))) W^T + b    (BERT: Devlin et al. 2018)
     classifier  logits = x[:, 0] W^T + b              the class token, or the first token
 """
@@ -78,7 +78,7 @@ def _own_weight(config: ModelConfig, vocab_size: int) -> Parameter | None:
 
 def _output_weight(own: Parameter | None, tied: Parameter | None) -> Parameter:
     weight = tied if own is None else own
-    assert weight is not None, "a head over the vocabulary without an embedding has a weight of its own"
+    assert weight is not None, "a head over the vocabulary without an embedding has its own weight"
     return weight
 
 

@@ -39,11 +39,11 @@ class Input(Module):
         self.dtype = backend.dtype(dtype)  # of what flows from block to block; the embeddings are added in the parameters' dtype
 
     def rows(self, given: Any) -> Tensor:
-        """Return the embedding of what the caller gives, before positions are added.   -> [B,T,D]"""
+        """Return the embedding of what the caller passes, before positions are added.   -> [B,T,D]"""
         raise NotImplementedError
 
     def tied_weight(self) -> Parameter | None:
-        """Return the embedding [V,D], which a tied head shares; None where there is no vocabulary."""
+        """Return the embedding [V,D], which a tied head shares; None if there is no vocabulary."""
         return None
 
     def __call__(

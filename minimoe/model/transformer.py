@@ -44,13 +44,13 @@ class Transformer(Module):
             self.init(seed, dtype, backend)
 
     def children(self) -> Iterator[tuple[str, Module]]:
-        """Modules directly below. The input adds nothing to a path: checkpoints say `embed.weight`, not `input.embed.weight`."""
+        """Return the modules directly below. The input adds nothing to a path: checkpoints say `embed.weight`, not `input.embed.weight`."""
         return (("" if module is self.input else name, module) for name, module in super().children())
 
     @property
     def vocab_size(self) -> int:
         if self.config.vocab_size is None:
-            raise ConfigError("model.vocab_size is not set: give it, or let the tokenizer")
+            raise ConfigError("model.vocab_size is not set: set it, or let the tokenizer do so")
         return self.config.vocab_size
 
     @property
@@ -69,8 +69,8 @@ class Transformer(Module):
     ) -> Tensor:  # fmt: skip
         """tokens [B,T] int (or images [B,channels,height,width]) -> logits [B,T,V]; classes [B,n_classes]; without a head [B,T,D]
 
-        `attention_mask` [B,T], or [B,Tk] with the columns of a cache, is 0 where there is padding. `cache` holds earlier positions and
-        takes up these. Without `rng` the model evaluates: no dropout, no noise. Raises ValueError for shapes, positions or ids that do
+        `attention_mask` [B,T], or [B,Tk] with the columns of a cache, is 0 where there is padding. `cache` holds earlier positions;
+        these are added. Without `rng` the model evaluates: no dropout, no noise. Raises ValueError for shapes, positions or ids that do
         not fit.
         """
         x, _ = self.hidden(tokens, attention_mask, positions, token_types, cache, rng)
@@ -106,7 +106,7 @@ class Transformer(Module):
         classes = self.config.n_classes if classifies else self.config.vocab_size or 0
         flat = xp.reshape(self.input.arrays.integers(targets, classes, "targets", "the classes are", IGNORE), (-1,))
         if flat.shape[0] != (x.shape[0] if classifies else x.shape[0] * x.shape[1]):
-            raise ValueError(f"targets have {flat.shape[0]} values, the input {x.shape[:2]}")
+            raise ValueError(f"targets have {flat.shape[0]} values, but the input has shape {x.shape[:2]}")
         total, count = self.head.cross_entropy(x, self.input.tied_weight(), flat)
         cross_entropy = total * Tensor(1.0 / xp.clip(count, min=1.0), self.backend)
         return loss_parts(cross_entropy, stats, self.config.moe)

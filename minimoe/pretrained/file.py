@@ -156,7 +156,7 @@ def write_tensor_file(path: Path | str, specs: Specs, produce: Callable[[str], A
     An existing file is replaced once the new one is complete and on disk. Raises `CheckpointError` if it cannot be written.
     """
     path = Path(path)
-    temporary = beside(path)
+    temporary = temporary_sibling(path)
     try:
         stream(temporary, specs, produce, metadata)
         os.replace(temporary, path)
@@ -179,7 +179,7 @@ def stream(path: Path, specs: Specs, produce: Callable[[str], Array], metadata: 
         os.fsync(file.fileno())
 
 
-def beside(path: Path) -> Path:
+def temporary_sibling(path: Path) -> Path:
     """Return a hidden name in the same folder for a file that is renamed to `path` when it is complete."""
     return path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
 

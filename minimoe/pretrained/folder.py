@@ -1,7 +1,7 @@
 """A model folder as Hugging Face lays it out: config.json, and model.safetensors or its shards with model.safetensors.index.json.
 
 The folder is not trusted: opening it checks the index against every shard's header, and that no name leads out of the folder. Only headers
-are read then; tensors are views of memory maps (`file.py`). minimoe's own checkpoints have files of the same names but another content:
+are read then; tensors are views of memory maps (`file.py`). minimoe's own checkpoints have files of the same names with other contents:
 `is_model_folder` tells them apart.
 """
 
@@ -18,7 +18,7 @@ import msgspec
 
 from minimoe.errors import CheckpointError
 from minimoe.files import HIDDEN, reason, sync_folder, to_json, write_synced
-from minimoe.pretrained.file import Array, Specs, TensorFile, TensorInfo, beside, fill, stream
+from minimoe.pretrained.file import Array, Specs, TensorFile, TensorInfo, fill, stream, temporary_sibling
 from minimoe.pretrained.header import PICKLE, PICKLES, STORED, shown
 from minimoe.runs.checkpoint import MANIFEST, TOKENIZER
 
@@ -128,7 +128,7 @@ class ModelFolder:
 def _inside(folder: Path, name: str) -> Path:
     """Return the path of a file of the folder. Raises `CheckpointError` if its name, or a link, leads out of the folder.
 
-    The hub's cache is allowed: its snapshots/REVISION/ has links to the files in blobs/ beside snapshots/.
+    The hub's cache is allowed: its snapshots/REVISION/ has links to the files in blobs/ next to snapshots/.
     """
     if name in ("", ".", "..") or any(mark in name for mark in "/\\:") or not name.isprintable():
         raise CheckpointError(f"{shown(folder)}: the file name {shown(name)} leaves the folder: expected a plain name")
@@ -219,7 +219,7 @@ def write_model_folder(
     folder is not) or cannot be written.
     """
     path = Path(os.path.abspath(path))
-    temporary = beside(path)
+    temporary = temporary_sibling(path)
     try:
         if os.path.lexists(path) and (not path.is_dir() or any(path.iterdir())):
             raise CheckpointError(f"{shown(path)}: exists already: name a folder that is new or empty")

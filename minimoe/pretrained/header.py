@@ -36,7 +36,7 @@ MOST_NUMBER = 2**63 - 1
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
 PICKLE_MAGIC = re.compile(rb"PK\x03\x04|\x80[\x02-\x05]")  # a zip, as PyTorch writes it; a pickle of protocol 2 to 5
 PICKLE = (
-    "is a pickle, which runs whatever code is in it when it is opened: where you trust it, convert it with "
+    "is a pickle, which runs whatever code is in it when it is opened: if you trust it, convert it with "
     "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(other), which writes safetensors"
 )
 SPACE = re.compile(r"[ \t\n\r]*")
@@ -85,7 +85,7 @@ def read_header(file: BinaryIO, size: int) -> tuple[dict[str, TensorInfo], dict[
     if length > MOST_HEADER:
         raise CheckpointError(f"is not a safetensors file: it claims a header of {length} bytes (at most {MOST_HEADER})")
     if not 2 <= length <= size - 8:
-        raise CheckpointError(f"claims a header of {length} bytes and has {size - 8} after its length: truncated, or no safetensors file")
+        raise CheckpointError(f"claims a header of {length} bytes but has {size - 8} after its length: truncated or not a safetensors file")
     if start[8:] != b"{":
         raise CheckpointError("is not a safetensors file: its header does not begin with {")
     try:

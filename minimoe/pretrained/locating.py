@@ -177,7 +177,7 @@ def locate(
         if name not in shapes:
             raise CheckpointError(f"{folder.path}: {family.model_type} has {name}, which the model in config.json does not have")
         if math.prod(shapes[name]) > MOST_NUMBER:
-            raise CheckpointError(f"{folder.path}: config.json says that {name} is {list(shapes[name])}: no array is so large")
+            raise CheckpointError(f"{folder.path}: config.json says that {name} is {list(shapes[name])}, which is too large for an array")
         found[name] = Location(_choose(layouts, keys), shapes[name], keys)
     return found, keys.check_rest(config)
 

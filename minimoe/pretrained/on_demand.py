@@ -121,7 +121,7 @@ class ExpertSource:
         if not self.owner.running:
             self.owner.load(range(self.location.shape[0]))
         adopted = self.backend.adopt(self.reserved())
-        seen = self.backend.at_hand(adopted)
+        seen = self.backend.host_view(adopted)
         if seen is None or not np.may_share_memory(seen, self.reserved()):  # a device's memory has no pages to leave untouched
             self.array, self.stack, self.memory = adopted, None, None
         return adopted
@@ -176,7 +176,7 @@ class ResidentExperts:
     @contextmanager
     def on_demand(self, offsets: Array) -> Iterator[None]:
         """Enter while the experts run on rows with these offsets [E+1]; reads the experts that have rows. (`Experts.on_demand`)"""
-        bounds = self.sources[0].backend.at_hand(offsets)
+        bounds = self.sources[0].backend.host_view(offsets)
         if bounds is None or self.sources[0].array is not None:
             yield
             return

@@ -22,7 +22,7 @@ PIECE = 1 << 16  # numbers per piece: together with the table indices they stay 
 def _float8(exponent_bits: int, mantissa_bits: int) -> Array:
     """Return the 256 numbers of sign, exponent and mantissa if no exponent is reserved for inf or NaN: float32 [256].
 
-    (1 + m / 2^M) * 2^(e - bias), or m / 2^M * 2^(1 - bias) where e = 0, with bias = 2^(E-1) - 1.
+    (1 + m / 2^mantissa_bits) * 2^(e - bias), or m / 2^mantissa_bits * 2^(1 - bias) if e = 0, with bias = 2^(exponent_bits - 1) - 1.
     """
     code = np.arange(256)
     mantissa = (code & ((1 << mantissa_bits) - 1)) / (1 << mantissa_bits)
@@ -113,7 +113,7 @@ def fill_fp8_blocks(out: Array, raw: Array, scale: Array, block: tuple[int, int]
 def fill_mxfp4(out: Array, blocks: Array, scales: Array) -> None:
     """out[..., 32 g + j] = e2m1(number j of block g) * 2^(scales[..., g] - 127), two numbers per byte, the low four bits first.
 
-    blocks uint8 [...,G,16], scales uint8 [...,G] -> out float32 or float64 [..., G * 32], any strides   (OCP Microscaling v1.0, section
+    blocks uint8 [...,n,16], scales uint8 [...,n] -> out float32 or float64 [..., n * 32], any strides   (OCP Microscaling v1.0, section
     5.4; OpenAI 2025, gpt-oss). A scale of 255 is NaN. Raises `CheckpointError` if the shapes do not fit.
     """
     if blocks.shape != (*scales.shape, 16) or not scales.shape:

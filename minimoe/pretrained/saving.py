@@ -1,4 +1,4 @@
-"""Saves a model as a folder that transformers opens, in the words of a family.
+"""Saves a model as a folder that transformers opens, with the names of a family.
 
 Tensors are written one at a time, so a model that is larger than the memory can be saved. A tensor that was loaded and not changed keeps
 its bytes.
@@ -110,7 +110,7 @@ class FamilyTensors:
                 self.makers[key] = make
 
     def _slice(self, name: str, expert: int | None) -> Array:
-        """Return a parameter, or an expert's slice of it, on the host; it is read from its file where it lies in one."""
+        """Return a parameter, or an expert's slice of it, on the host; it is read from its file if it is in one."""
         if self.last is not None and self.last[:2] == (name, expert):
             return self.last[2]
         parameter = self.parameters[name]

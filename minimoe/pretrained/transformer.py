@@ -17,9 +17,9 @@ from minimoe.pretrained.saving import Provenance, save_pretrained
 
 
 class PretrainedTransformer(Transformer):
-    """`mm.Transformer`, which `mm.load` and `mm.train` return: the network of `model/`, and what it knows of files.
+    """`mm.Transformer`, which `mm.load` and `mm.train` return: the network of `model/`, with what belongs to its files.
 
-    What a file does not say is at its default: a model that was just made has no tokenizer and no folder.
+    Attributes without a file have their defaults: a model that was just made has no tokenizer and no folder.
     """
 
     provenance: Provenance | None = None  # the model folder that it was opened from
@@ -40,7 +40,7 @@ class PretrainedTransformer(Transformer):
         return self.file_weights is None or self.file_weights.complete
 
     def hidden(self, *args: Any, **kwargs: Any) -> tuple[Tensor, list[MoEStats]]:
-        """As `Transformer.hidden`; counts the rows per expert that it returns, where these are counted."""
+        """Does what `Transformer.hidden` does, and adds to `expert_rows` if these are counted."""
         x, stats = super().hidden(*args, **kwargs)
         for rows, layer_stats in zip(self.expert_rows, stats, strict=False):
             rows[...] = rows + layer_stats.counts

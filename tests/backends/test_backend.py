@@ -68,7 +68,7 @@ def test_a_method_that_is_no_kernel_is_named_with_the_nearest():
         def rmsnorm(self, x, weight, eps, out=None):
             return x
 
-    assert "rmsnorm is no kernel of the contract (did you mean 'rms_norm'?)" in refused(Misspelt)
+    assert "rmsnorm is not a kernel of the contract (did you mean 'rms_norm'?)" in refused(Misspelt)
 
     class Private(NumpyBackend):
         def _helper(self):
@@ -85,7 +85,7 @@ def test_half_of_a_composite_is_refused(kernel, half):
     def copy():
         return types.FunctionType(reference.__code__, reference.__globals__, kernel + half, reference.__defaults__)
 
-    assert "override both or none" in refused(type("Half", (NumpyBackend,), {kernel + half: copy()}))
+    assert "override both or neither" in refused(type("Half", (NumpyBackend,), {kernel + half: copy()}))
 
 
 def test_another_contract_is_refused():

@@ -117,7 +117,7 @@ def on_traced_arrays(kind):
         def contiguous(self, x):
             return x if x.flags.c_contiguous else x.copy()
 
-        def at_hand(self, array):
+        def host_view(self, array):
             return None
 
     backend = OnTraced()

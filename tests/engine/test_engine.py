@@ -150,7 +150,7 @@ def test_mixed_backends_are_an_error(op):
 
 
 def test_only_floats_have_gradients():
-    with pytest.raises(ValueError, match="only tensors of floats have gradients, not int32"):
+    with pytest.raises(ValueError, match="only float tensors have gradients, got int32"):
         tensor([1, 2], requires_grad=True)
 
 
@@ -441,7 +441,7 @@ def test_an_index_that_cannot_be_differentiated_is_refused():
     x = leaf(3, 4)
     with pytest.raises(TypeError, match="row numbers, got bool"):
         x[np.array([True, False, True])]
-    with pytest.raises(TypeError, match="stands alone"):
+    with pytest.raises(TypeError, match="must be the only index"):
         x[:, np.array([0, 1])]
 
 
@@ -472,9 +472,9 @@ def test_an_array_may_stand_left_of_a_matrix_product():
 
 
 def test_a_tensor_of_integers_refuses_floats_rather_than_cut_them_off():
-    with pytest.raises(TypeError, match="make it one of floats"):
+    with pytest.raises(TypeError, match=r"with the float 0\.5: convert the tensor first"):
         tensor([1, 2, 3]) * 0.5
-    with pytest.raises(TypeError, match="make both floats"):
+    with pytest.raises(TypeError, match="an array of float64: convert the tensor first"):
         tensor([1, 2, 3]) + np.ones(3)
 
 

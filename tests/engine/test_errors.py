@@ -70,9 +70,9 @@ def test_a_closure_that_returns_too_few_or_too_many_gradients_is_named():
 
 def test_operands_on_two_backends_name_the_operation():
     x, y = leaf(2, 2), mm.tensor(np.ones((2, 2)), backend=load("numba"))
-    with raises("multiply: one operation on two backends, numpy and numba"):
+    with raises("multiply: the operands are on two backends, numpy and numba"):
         x * y
-    with raises("linear: one operation on two backends, numpy and numba"):
+    with raises("linear: the operands are on two backends, numpy and numba"):
         ops.linear(x, y)
 
 

@@ -45,8 +45,8 @@ def test_another_shape_is_computed_as_it_comes_and_said_once():
     assert np.array_equal(function(np.ones(5), np.array(3.0)), np.full(5, 3.0))
     function(np.ones(5), np.array(3.0))
     assert said == [
-        "the step is not repeated from a recording: the step has inputs of float64[5], float64[] now, "
-        "it was recorded with float64[3], float64[]"
+        "the step is not repeated from a recording: the step now has inputs of float64[5], float64[], "
+        "but was recorded with float64[3], float64[]"
     ]
 
 

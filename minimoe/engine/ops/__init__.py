@@ -1,10 +1,10 @@
 """Every differentiable operation, once: the call of a kernel, and the closure that computes its gradient.
 
-The formulas of kernels are in `minimoe/reference/`, each forward beside its backward. Only operations that no kernel computes have
+The formulas of kernels are in `minimoe/reference/`, each forward next to its backward. Only operations that no kernel computes have
 their formulas here: arithmetic, elementwise functions, reductions, and changes of shape.
 
 A closure holds arrays, never tensors: so there is no cycle of references, and an optimizer that gives a parameter a new array cannot
-change a gradient. A gradient that no input needs is not computed. Where a closure takes `outs`, it says for each input where the kernel
+change a gradient. A gradient that no input needs is not computed. If a closure takes `outs`, they say for each input where the kernel
 may write its gradient (`engine/buffers.py`).
 """
 

@@ -60,13 +60,13 @@ def swiglu(gate_up: Tensor, limit: float = 0.0) -> Tensor:
 
 
 def activate(x: Tensor, activation: str) -> Tensor:
-    """The activation of this name: swiglu [...,2H] -> [...,H], gelu, gelu_tanh, relu."""
+    """Apply the activation of this name: swiglu [...,2H] -> [...,H], gelu, gelu_tanh, relu."""
     b, xa = x.backend, x.data
     return Tensor.from_op(b.activate(xa, activation), (x,), lambda dy: b.activate_backward(dy, xa, activation))
 
 
 def astype(x: Tensor, dtype: Any) -> Tensor:
-    """x in another floating dtype; the gradient comes back in x's."""
+    """Convert x to another floating dtype; the gradient comes back in x's."""
     xp, old = x.backend.xp, x.dtype
     new = x.backend.dtype(dtype) if isinstance(dtype, str) else dtype
     if new == old:

@@ -23,14 +23,14 @@ def gate(logits: Tensor, bias: Array | None, valid: Array | None, rule: Rule) ->
 
 
 def noisy_load(clean: Tensor, noisy: Tensor, sigma: Tensor, valid: Array | None, k: int) -> Tensor:
-    """The smooth load of noisy top-k gating.   [N,E] each -> [E]"""
+    """Compute the smooth load of noisy top-k gating.   [N,E] each -> [E]"""
     b, za, ha, sa = clean.backend, clean.data, noisy.data, sigma.data
     load, ids = b.noisy_load(za, ha, sa, valid, k=k)
     return Tensor.from_op(load, (clean, noisy, sigma), lambda dy: b.noisy_load_backward(dy, za, ha, sa, ids, valid, k=k))
 
 
 def expert_sum(weights: Tensor, ids: Array, valid: Array | None, n_experts: int) -> Tensor:
-    """The sum of the combine weights of each expert (its importance).   weights [N,K], ids [N,K] -> [E]"""
+    """Sum the combine weights of each expert (its importance).   weights [N,K], ids [N,K] -> [E]"""
     xp, experts = weights.backend.xp, weights.backend.xp.arange(n_experts, dtype=ids.dtype)
     hit = ids[:, :, None] == experts  # [N,K,E]
     if valid is not None:
@@ -72,7 +72,7 @@ def moe_ffn(
 
 
 def weight_out(outs: list[Out], weights: ExpertWeights) -> Out:
-    """Return the keywords of one kernel that writes the gradients of all weights; {} where it cannot treat them alike."""
+    """Return the keywords of one kernel that writes the gradients of all weights; {} if it cannot treat them alike."""
     if not all(outs) or len({out["accumulate"] for out in outs}) > 1:
         return {}
     arrays = iter(out["out"] for out in outs)

@@ -27,7 +27,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def embedding(ids: Array, weight: Tensor, padding: int | None = None) -> Tensor:
-    """The row of the table for each id.   ids [...] int32, weight [V,D] -> [...,D]"""
+    """Look up the row of the table for each id.   ids [...] int32, weight [V,D] -> [...,D]"""
     b, vocab = weight.backend, weight.shape[0]
 
     def backward(dy: Array, outs: list[Out]) -> Array:
@@ -73,14 +73,14 @@ def add_norm(x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor | None, eps:
 
 
 def rope(x: Tensor, positions: Array, inv_freq: Array, scale: float = 1.0, interleaved: bool = False) -> Tensor:
-    """x turned by its positions (rotary position embedding).   x [B,T,heads,C], positions [B or 1,T], inv_freq [C/2]"""
+    """Rotate x by its positions (rotary position embedding).   x [B,T,heads,C], positions [B or 1,T], inv_freq [C/2]"""
     b = x.backend
     y = b.rope(x.data, positions, inv_freq, scale, interleaved)
     return Tensor.from_op(y, (x,), lambda dy: b.rope_backward(dy, positions, inv_freq, scale, interleaved))
 
 
 def split_heads(qkv: Tensor, positions: Array, inv_freq: Array | None, heads: int, groups: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The heads of q, k and v from one projection, q and k rotated.   qkv [B,T,(Q+2G)*C] -> q [B,T,Q,C], k, v [B,T,G,C]"""
+    """Cut one projection into the heads of q, k and v, and rotate q and k.   qkv [B,T,(Q+2G)*C] -> q [B,T,Q,C], k, v [B,T,G,C]"""
     b, qkv_data = qkv.backend, qkv.data
     outputs = b.split_heads(qkv_data, positions, inv_freq, heads=heads, groups=groups)
     shapes, dtype = [array.shape for array in outputs], qkv.dtype

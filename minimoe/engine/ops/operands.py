@@ -1,4 +1,4 @@
-"""What operations of two tensors have in common: operands of one backend and dtype, and broadcasting undone."""
+"""Helpers of operations on two tensors: they bring operands to one backend and dtype, and undo broadcasting."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def constant(value: Any, like: Tensor) -> Tensor:
         return value
     xp, whole = like.backend.xp, not like.backend.xp.isdtype(like.dtype, "real floating")
     if isinstance(value, float) and whole:
-        raise TypeError(f"a tensor of {like.dtype} with {value}, a float: make it one of floats first, tensor.astype('float32')")
+        raise TypeError(f"a tensor of {like.dtype} with the float {value}: convert the tensor first, tensor.astype('float32')")
     if isinstance(value, int | float):
         return Tensor(xp.full((), value, dtype=like.dtype), like.backend)
     if not isinstance(value, type(like.data)):
         value = tensor(value, backend=like.backend).data
     if whole and xp.isdtype(value.dtype, "real floating"):
-        raise TypeError(f"a tensor of {like.dtype} with an array of {value.dtype}: make both floats first, tensor.astype('float32')")
+        raise TypeError(f"a tensor of {like.dtype} with an array of {value.dtype}: convert the tensor first, tensor.astype('float32')")
     return Tensor(array_like(value, like), like.backend)
 
 

@@ -22,20 +22,20 @@ def _unreduce(xp: Any, reduced: Array, shape: tuple[int, ...], axes: tuple[int, 
 
 
 def sum(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """The sum over some axes, or all.   dx = dy, repeated"""
+    """Sum over some axes, or all.   dx = dy, repeated"""
     xp, shape, axes = x.backend.xp, x.shape, _axes(axis, x.ndim)
     y = xp.sum(x.data, axis=axes, keepdims=keepdims)
     return Tensor.from_op(y, (x,), lambda dy: _unreduce(xp, dy, shape, axes), owned=False)
 
 
 def mean(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """The mean over some axes, or all.   dx = dy / n, repeated"""
+    """Average over some axes, or all.   dx = dy / n, repeated"""
     n = math.prod(x.shape[a] for a in _axes(axis, x.ndim))
     return sum(x, axis, keepdims) * (1.0 / n if n else math.nan)
 
 
 def max(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """The largest element over some axes, or all; ties share the gradient."""
+    """Take the largest element over some axes, or all; ties share the gradient."""
     xp, xa, axes = x.backend.xp, x.data, _axes(axis, x.ndim)
     y = xp.max(xa, axis=axes, keepdims=keepdims)
 

@@ -13,26 +13,26 @@ from minimoe.engine.tensor import Tensor
 
 
 def reshape(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """The same numbers in another shape"""
+    """Return the same numbers in another shape."""
     xp, old = x.backend.xp, x.shape
     return Tensor.from_op(xp.reshape(x.data, tuple(shape)), (x,), lambda dy: xp.reshape(dy, old), owned=False)
 
 
 def permute(x: Tensor, axes: Sequence[int]) -> Tensor:
-    """Axes in another order"""
+    """Return the axes in another order."""
     xp, axes = x.backend.xp, tuple(axes)
     back = tuple(axes.index(i) for i in range(len(axes)))
     return Tensor.from_op(xp.permute_dims(x.data, axes), (x,), lambda dy: xp.permute_dims(dy, back), owned=False)
 
 
 def broadcast_to(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """x repeated to a larger shape"""
+    """Repeat x to a larger shape."""
     xp, old = x.backend.xp, x.shape
     return Tensor.from_op(xp.broadcast_to(x.data, tuple(shape)), (x,), lambda dy: unbroadcast(xp, dy, old), owned=False)
 
 
 def getitem(x: Tensor, index: Any) -> Tensor:
-    """x[index] with integers, slices, None and Ellipsis; an integer array selects rows, and equal rows add their gradients"""
+    """Return x[index] with integers, slices, None and Ellipsis; an integer array selects rows, and equal rows add their gradients"""
     b, shape, dtype = x.backend, x.shape, x.dtype
     if isinstance(index, Tensor):
         index = index.data
@@ -69,12 +69,12 @@ def _basic_index(index: Any) -> tuple[Any, ...]:
     """Integers, slices and None, with the Ellipsis that the Array API standard asks for."""
     parts = index if isinstance(index, tuple) else (index,)
     if any((hasattr(part, "shape") and part.shape) or isinstance(part, list) for part in parts):
-        raise TypeError("x[index]: an array of row numbers stands alone, not among slices or other arrays")
+        raise TypeError("x[index]: an array of row numbers must be the only index, without slices or other arrays")
     return parts if any(part is Ellipsis for part in parts) else (*parts, ...)
 
 
 def concat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
-    """Tensors one after another along an axis"""
+    """Join tensors one after another along an axis."""
     xp, axis = tensors[0].backend.xp, axis % tensors[0].ndim
     sizes = [t.shape[axis] for t in tensors]
 
@@ -89,7 +89,7 @@ def concat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
 
 
 def split(x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
-    """The last axis cut into pieces of these sizes.   [...,sum(sizes)] -> [...,sizes[i]] each"""
+    """Cut the last axis into pieces of these sizes.   [...,sum(sizes)] -> [...,sizes[i]] each"""
     xp, shape, dtype, starts = x.backend.xp, x.shape, x.dtype, [0]
     for size in sizes:
         starts.append(starts[-1] + size)
@@ -105,5 +105,5 @@ def split(x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
 
 
 def stack(tensors: Sequence[Tensor]) -> Tensor:
-    """Tensors of one shape along a new first axis"""
+    """Stack tensors of one shape along a new first axis."""
     return concat([reshape(t, (1, *t.shape)) for t in tensors], axis=0)

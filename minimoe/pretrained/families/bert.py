@@ -29,7 +29,7 @@ def names(config: ModelConfig) -> Names:
         yield from pair("head.dense", "cls.predictions.transform.dense")
         yield from pair("head.norm", "cls.predictions.transform.LayerNorm")
         bias = whole("cls.predictions.bias")
-        if not config.tie_embeddings:  # then the decoder has a bias of its own, which is the one that is added
+        if not config.tie_embeddings:  # then the decoder has its own bias, which is the one that is added
             yield "head.weight", whole("cls.predictions.decoder.weight")
             bias = whole("cls.predictions.decoder.bias") + bias
         yield "head.bias", bias

@@ -19,7 +19,7 @@ Shape = tuple[int, ...]
 
 
 def all_of_it(whole: Array) -> Array:
-    """The view of a tensor that holds the whole parameter unchanged."""
+    """Return the parameter itself: the view of a tensor that holds all of it unchanged."""
     return whole
 
 
@@ -52,17 +52,17 @@ Names = Iterator[tuple[str, Layouts]]  # each parameter of a model
 
 
 def whole(key: str, view: View = all_of_it) -> Layouts:
-    """The layout of a parameter that is one tensor."""
+    """Return the layout of a parameter that is one tensor."""
     return (Layout((StoredTensor(key, view),)),)
 
 
 def transposed(key: str) -> Layouts:
-    """The layout of a matrix that is one tensor [in, out]."""
+    """Return the layout of a matrix that is one tensor [in, out]."""
     return whole(key, lambda weight: weight.T)
 
 
 def rows(*pieces: tuple[str, int]) -> Layouts:
-    """The layout of tensors stacked along the first axis; `pieces`: keys, and how many rows each has."""
+    """Return the layout of tensors stacked along the first axis; `pieces`: keys, and how many rows each has."""
     return (Layout(tuple(stacked_rows(pieces))),)
 
 
