@@ -1,6 +1,6 @@
 """Cost: parameters, FLOPs and bytes, counted from a configuration alone; nothing is allocated.
 
-`parameter_shapes` lists every parameter of the model by name and shape; all else is a sum over that list.
+`parameter_shapes` lists every parameter of the model by name and shape; everything else is a sum over that list.
 
 What the figures mean:
 - FLOPs are those of matrix products, two for each multiply-add: the layers' weights, and attention's scores and values. Lookups, norms,
@@ -12,7 +12,7 @@ What the figures mean:
 - Figures per token are those of one sequence over its length, rounded down: a classifier's head runs once per sequence, a patch
   embedding on all but the class token.
 - Training costs three times the forward pass (the backward of a product is two products), four times with recomputation.
-- An active parameter is one that a token uses: all but the (E - K)/E of the experts' that it does not visit. Embeddings count.
+- An active parameter is one that a token uses: all except those of the E - K experts that it does not visit. Embeddings count.
 """
 
 
@@ -30,7 +30,7 @@ Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
 ITEM_BYTES: dict[Dtype, int] = {"float64": 8, "float32": 4, "bfloat16": 2}
 
-# Which part a parameter belongs to: by how its name starts, within its layer.
+# The part that a parameter belongs to, by the start of its name within its layer.
 PARTS: dict[str, tuple[str, ...]] = {
     "embedding": ("embed.", "token_types.", "patch_embed.", "class_token"),
     "positions": ("positions.",),
@@ -95,8 +95,8 @@ def cost(
 ) -> Cost:
     """Count parameters, FLOPs per token and bytes of a model at a sequence length (default: max_seq_len; for images always n_patches + 1).
 
-    `dtype` is what the model computes in: the cache has it, weights and the optimizer's states are kept in float32 at least.
-    Raises `ConfigError` where the vocabulary's size is not known, or `seq_len` is not possible.
+    `dtype` is what the model computes in and what the cache holds; weights and the optimizer's states are kept in float32 at least.
+    Raises `ConfigError` if the vocabulary's size is not known, or `seq_len` is not possible.
     """
     found = parts(model, seq_len)
     total = sum(part.parameters for part in found)
@@ -117,26 +117,26 @@ def cost(
 
 
 def training_cost(config: Config, seq_len: int | None = None) -> Cost:
-    """The cost of a model as its [train] table trains it: in that dtype, with that optimizer. Raises as `cost` does."""
+    """Return the cost of a model as its [train] table trains it: in that dtype, with that optimizer. Raises as `cost` does."""
     train = config.train
     return cost(config.model, seq_len, dtype=train.dtype, recompute=train.recompute, optimizer=train.optimizer)
 
 
 def state_elements(model: ModelConfig, optimizer: str) -> int:
-    """Numbers that an optimizer keeps for all parameters of a model. Raises ConfigError for an optimizer that is not known."""
+    """Return how many numbers an optimizer keeps for all parameters of a model. Raises ConfigError for an unknown optimizer."""
     facts = optimizers.find(optimizer)
     return sum(math.prod(shape) * len(facts.for_role(role_of(name, shape)).states) for name, shape in parameter_shapes(model))
 
 
 def role_of(name: str, shape: tuple[int, ...]) -> Literal["matrix", "other"]:
-    """What optimizers tell apart: a matrix of the blocks, or an embedding, head, norm or bias."""
+    """Return "matrix" for a matrix of the blocks, "other" for an embedding, head, norm or bias: optimizers treat them differently."""
     if len(shape) < 2 or name.endswith("bias") or name.startswith(LOOKUPS) or name == "head.weight":
         return "other"
     return "matrix"
 
 
 def parts(model: ModelConfig, seq_len: int | None = None) -> list[Part]:
-    """The parts of the model, in the order in which a token passes through them. Raises as `cost` does."""
+    """Return the parts of the model, in the order in which a token passes through them. Raises as `cost` does."""
     length = sequence_length(model, seq_len)
     shapes: dict[str, list[tuple[str, tuple[int, ...]]]] = {part: [] for part in PARTS}
     for name, shape in parameter_shapes(model):
@@ -146,7 +146,7 @@ def parts(model: ModelConfig, seq_len: int | None = None) -> list[Part]:
         flops = sum(product_flops(model, name, shape, length) for name, shape in members)
         if part == "attention":
             flops += attention_flops(model, length)
-        if part == "head" and model.tie_embeddings:  # no parameter of its own, and the embedding's product all the same
+        if part == "head" and model.tie_embeddings:  # it has no parameters, but its product with the embedding counts
             flops += 2 * length * vocabulary(model) * model.d_model
         if members or flops:
             parameters = sum(math.prod(shape) for _, shape in members)
@@ -156,7 +156,7 @@ def parts(model: ModelConfig, seq_len: int | None = None) -> list[Part]:
 
 
 def part_of(name: str) -> str:
-    """The part that a parameter belongs to, by its name."""
+    """Return the part that a parameter belongs to, by its name."""
     local = re.sub(r"^blocks\.\d+\.", "", name)
     return next(part for part, starts in PARTS.items() if local.startswith(starts))
 
@@ -167,7 +167,7 @@ def count_layers(names: Iterator[str]) -> int:
 
 
 def product_flops(model: ModelConfig, name: str, shape: tuple[int, ...], length: int) -> int:
-    """Forward FLOPs of one sequence in the matrix product with this parameter; 0 where there is none."""
+    """Return the forward FLOPs of one sequence in the matrix product with this parameter; 0 if there is none."""
     if len(shape) < 2 or name.endswith("bias") or name.startswith(LOOKUPS):
         return 0
     multiply_adds = math.prod(shape)
@@ -182,13 +182,13 @@ def product_flops(model: ModelConfig, name: str, shape: tuple[int, ...], length:
 
 
 def attention_flops(model: ModelConfig, length: int) -> int:
-    """Scores q k' and values p v of one sequence over all layers: products of length x keys x (Q*C) and x (Q*Cv) a layer."""
+    """Return the FLOPs of scores q k' and values p v of one sequence: in each layer length x keys x (Q*C) and x (Q*Cv)."""
     keys = sum(min(length, model.window(layer) or length) for layer in range(model.n_layers))
     return 2 * length * keys * model.n_heads * sum(widths(model))
 
 
 def widths(model: ModelConfig) -> tuple[int, int]:
-    """Widths of one head: its key (C) and its value (Cv)."""
+    """Return the widths of one head: its key (C) and its value (Cv)."""
     if model.mla is not None:
         return model.mla.nope_dim + model.mla.rope_dim, model.mla.v_dim
     return model.head_width, model.head_width
@@ -206,7 +206,7 @@ def sequence_length(model: ModelConfig, seq_len: int | None) -> int:
 
 def vocabulary(model: ModelConfig) -> int:
     if model.vocab_size is None:
-        raise ConfigError("model.vocab_size is not set: give it, or take it from the tokenizer")
+        raise ConfigError("model.vocab_size is not set: set it, or take it from the tokenizer")
     return model.vocab_size
 
 
@@ -222,9 +222,9 @@ def per_token(model: ModelConfig) -> int:
 
 
 def parameter_shapes(model: ModelConfig) -> Shapes:
-    """Name and shape of every parameter of `Transformer(model)`, tied weights once. Weights are [out, in], experts [E, out, in].
+    """Yield name and shape of every parameter of `Transformer(model)`, tied weights once. Weights are [out, in], experts [E, out, in].
 
-    Raises `ConfigError` where the model reads tokens and vocab_size is not set.
+    Raises `ConfigError` if the model reads tokens and vocab_size is not set.
     """
     yield from embedding_shapes(model)
     routed = set(model.moe_layers())
@@ -242,7 +242,7 @@ def parameter_shapes(model: ModelConfig) -> Shapes:
 
 
 def embedding_shapes(model: ModelConfig) -> Shapes:
-    """Tokens or patches to vectors [.., D], with positions and token types added."""
+    """Yield the embedding of tokens or patches, positions and token types."""
     d = model.d_model
     if model.image_size:
         yield from linear_shapes("patch_embed", d, model.n_channels * model.patch_size**2, bias=True)
@@ -258,7 +258,7 @@ def embedding_shapes(model: ModelConfig) -> Shapes:
 
 
 def attention_shapes(model: ModelConfig, prefix: str) -> Shapes:
-    """Query, key and value rows stacked in one product; then the output."""
+    """Yield query, key and value rows stacked in one product; then the output."""
     if model.mla is not None:
         yield from latent_shapes(model, model.mla, prefix)
         return
@@ -274,7 +274,7 @@ def attention_shapes(model: ModelConfig, prefix: str) -> Shapes:
 
 
 def latent_shapes(model: ModelConfig, mla: LatentConfig, prefix: str) -> Shapes:
-    """Latent attention: into narrow vectors, their norms, and out of them into heads."""
+    """Yield the products into narrow vectors, the norms of these, and the products from them into heads."""
     heads, d = model.n_heads, model.d_model
     if mla.q_rank:
         yield from linear_shapes(f"{prefix}.q_a_proj", mla.q_rank, d, model.attention_bias)
@@ -287,14 +287,14 @@ def latent_shapes(model: ModelConfig, mla: LatentConfig, prefix: str) -> Shapes:
 
 
 def ffn_shapes(model: ModelConfig, prefix: str, hidden: int) -> Shapes:
-    """A dense FFN of the given hidden width."""
+    """Yield the parameters of a dense FFN of the given hidden width."""
     up, rows = up_proj(model, hidden)
     yield from linear_shapes(f"{prefix}.{up}_proj", rows, model.d_model, model.bias)
     yield from linear_shapes(f"{prefix}.down_proj", model.d_model, hidden, model.bias)
 
 
 def moe_shapes(model: ModelConfig, prefix: str) -> Shapes:
-    """The router, the experts stacked, and the shared experts as one dense FFN of their joint width."""
+    """Yield the router, the stacked experts, and the shared experts as one dense FFN of their joint width."""
     assert model.moe is not None
     e, d, hidden = model.moe.n_experts, model.d_model, model.expert_hidden
     yield from linear_shapes(f"{prefix}.router", e, d, model.moe.router_bias)
@@ -311,12 +311,12 @@ def moe_shapes(model: ModelConfig, prefix: str) -> Shapes:
 
 
 def up_proj(model: ModelConfig, hidden: int) -> tuple[str, int]:
-    """Name and rows of an FFN's first product: SwiGLU stacks the gate's rows on the others."""
+    """Return name and rows of an FFN's first product: SwiGLU stacks the gate's rows on the others."""
     return ("gate_up", 2 * hidden) if model.activation == "swiglu" else ("up", hidden)
 
 
 def head_shapes(model: ModelConfig) -> Shapes:
-    """From vectors to logits; a tied head's weight is the embedding's, counted there."""
+    """Yield the parameters from vectors to logits; a tied head's weight is the embedding's, counted there."""
     d = model.d_model
     if model.head == "classifier":
         yield from linear_shapes("head", model.n_classes, d, bias=True)

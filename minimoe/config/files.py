@@ -20,20 +20,20 @@ from minimoe.reference.extensions import UnknownName
 
 
 def preset_names() -> list[str]:
-    """The presets that minimoe ships."""
+    """Return the names of the presets that minimoe ships."""
     names = (entry.name for entry in resources.files("minimoe.config.presets").iterdir())
     return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
 
 
 def preset_text(name: str) -> str:
-    """A preset as commented TOML."""
+    """Return a preset as commented TOML."""
     if name not in preset_names():
         raise ConfigError(f"no preset {name!r}{nearest(name, preset_names())}")
     return (resources.files("minimoe.config.presets") / f"{name}.toml").read_text(encoding="utf-8")
 
 
 def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
-    """The configuration of a preset's name or a TOML file's path, with `key=value` overrides applied.
+    """Load a preset by name or a TOML file by path, and apply `key=value` overrides.
 
     Raises `ConfigError` if the source does not exist or is not TOML, or if a key is unknown or a value impossible.
     """
@@ -57,9 +57,9 @@ def saved_names(path: Path) -> Iterator[None]:
 
 
 def read_tables(source: str, seen: tuple[str, ...]) -> dict[str, Any]:
-    """The raw tables of a preset or file, laid over those that it extends."""
+    """Return the raw tables of a preset or file, merged into those that it extends."""
     if source in seen:
-        raise ConfigError(f"extends goes round in a circle: {' -> '.join((*seen, source))}")
+        raise ConfigError(f"extends forms a circle: {' -> '.join((*seen, source))}")
     is_file = source.endswith(".toml") or "/" in source or Path(source).is_file()
     if is_file:
         text = read_text_file(Path(source))
@@ -91,7 +91,7 @@ def read_text_file(path: Path) -> str:
 
 
 def merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` laid on `base`, table by table; `moe = "none"` takes the table away."""
+    """Return `base` with `over` merged into it, table by table; a value such as `moe = "none"` replaces a table."""
     merged = dict(base)
     for key, value in over.items():
         if isinstance(value, dict) and isinstance(merged.get(key), dict):
@@ -102,7 +102,7 @@ def merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def apply_override(tables: dict[str, Any], override: str) -> None:
-    """`moe.top_k=1`, in place. The value is TOML; what is not TOML is a bare string."""
+    """Apply an override such as `moe.top_k=1`, in place. The value is TOML; anything that is not TOML is taken as a string."""
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
         raise ConfigError(f"--set {override}: expected KEY=VALUE, as in --set train.lr=3e-4")
@@ -124,7 +124,7 @@ TABLES: dict[str, type[Struct]] = {"model": ModelConfig, "moe": MoEConfig, "trai
 
 
 def config_from_tables(tables: Mapping[str, Any], name: str) -> Config:
-    """The typed configuration of raw tables; errors name the key's path."""
+    """Return the typed configuration of raw tables; errors name the key's path."""
     tables = {key: value for key, value in tables.items() if not (key == "moe" and value == "none")}
     name = tables.pop("name", name)
     if not isinstance(name, str):
@@ -190,7 +190,7 @@ def without_none(table: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_toml(config: Config) -> str:
-    """The configuration as TOML."""
+    """Return the configuration as TOML."""
     import tomli_w
 
     return tomli_w.dumps(to_tables(config))

@@ -17,21 +17,21 @@ Dtype = Literal["float32", "float64", "bfloat16"]
 
 
 def check_choice(key: str, value: object, field: FieldInfo) -> None:
-    """Refuse a word that is not among the field's words, naming the nearest that is."""
+    """Refuse a value that is not among the field's choices, naming the nearest one."""
     choices = [choice for choice in get_args(field.type) if isinstance(choice, str)]
     if choices and isinstance(value, str) and value not in choices:
         raise ConfigError(f"{key} = {value!r} is not one of its values{nearest(value, choices)}")
 
 
 def unknown_word(key: str, error: UnknownName) -> ConfigError:
-    """An UnknownName that names the key which gave the unknown name."""
+    """Return the same error with a message that names the key."""
     found = UnknownName(error.kind, error.name, error.known)
     found.args = (f"{key} = {error.name!r} is not one of its values{nearest(error.name, error.known)}",)
     return found
 
 
 def check_type(key: str, value: object, field: FieldInfo) -> object:
-    """The value as its field's type. Values given in Python follow the same rules as those of a TOML file."""
+    """Return the value as its field's type. Values given in Python follow the same rules as those of a TOML file."""
     check_choice(key, value, field)
     try:
         return convert(value, field.type)
@@ -47,7 +47,7 @@ def check_table(table: Struct, path: str, zero_ok: set[str]) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         key = f"{path}.{field.name}"
-        if not abs(value) <= sys.float_info.max:  # NaN, infinity, and an integer that no float holds
+        if not abs(value) <= sys.float_info.max:  # NaN, infinity, and an integer too large for a float
             raise ConfigError(f"{key} ({str(value)[:40]}) must be a finite number")
         if value < 0:
             raise ConfigError(f"{key} ({value}) must not be negative")
@@ -64,7 +64,7 @@ class MoEConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     d_hidden: int | None = None  # hidden width of one expert; default: the model's d_hidden
     every: int = 1  # every n-th layer routes (the n-th, the 2n-th, ...)
     layers: tuple[int, ...] | None = None  # or: exactly these layers, counted from 0
-    router: str = "softmax_topk"  # a name in minimoe/reference/routers.py, or one that an installed package brings
+    router: str = "softmax_topk"  # a name in minimoe/reference/routers.py, or one from an installed package
     norm_topk_prob: bool = True
     n_shared_experts: int = 0
     capacity_factor: float = 0.0  # 0: dropless
@@ -80,7 +80,7 @@ class MoEConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     top_groups: int = 1
     route_scale: float = 1.0
     router_bias: bool = False  # a learned constant on the logits of each expert
-    router_bias_std: float = 0.0  # its spread at the start: an unbalanced router, see docs/losses-and-collapse.md
+    router_bias_std: float = 0.0  # its initial standard deviation: above 0 the router starts unbalanced, see docs/losses-and-collapse.md
     options: dict[str, Value] = {}  # settings of a router from another package: the table [moe.options]
 
     def __post_init__(self) -> None:
@@ -133,7 +133,7 @@ class MoEConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
         return Rule(self.router, self.k, self.norm_topk_prob, self.n_groups, self.top_groups, self.route_scale, options)
 
     def check_trainable(self) -> None:
-        """Raise ConfigError if the task's loss cannot move the router because its one combine weight is always 1. Inference is possible."""
+        """Raise ConfigError if the task's loss cannot train the router, as its only combine weight is always 1. Inference is possible."""
         problem = self.router_facts.constant_weight(self)
         if problem is not None:
             raise ConfigError(problem)
@@ -178,7 +178,7 @@ class RopeConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
 class AttentionConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """Properties of attention that only some families have."""
 
-    sinks: bool = False  # a learned score per head that takes weight and gives no value (gpt-oss)
+    sinks: bool = False  # a learned score per head that takes weight but has no value (gpt-oss)
     interleaved: bool = False  # rotary pairs are (2i, 2i + 1), not (i, i + C/2)
 
     def __post_init__(self) -> None:
@@ -220,9 +220,9 @@ class ModelConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
     position: Literal["rope", "learned", "none"] = "rope"
     rope_theta: float = 10000.0
     sliding_window: int = 0
-    layer_types: tuple[Literal["full", "sliding"], ...] | None = None  # default: every layer slides where sliding_window > 0
+    layer_types: tuple[Literal["full", "sliding"], ...] | None = None  # default: every layer slides if sliding_window > 0
     activation: Activation = "swiglu"
-    activation_limit: float = 0.0  # > 0: swiglu in its clipped form, of experts alone (gpt-oss)
+    activation_limit: float = 0.0  # > 0: experts use swiglu in its clipped form (gpt-oss)
     bias: bool = False  # in dense layers, experts and layer norms
     attention_bias: bool = False  # in the attention's projections
     tie_embeddings: bool = False
@@ -239,7 +239,7 @@ class ModelConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
     rope: RopeConfig | None = None  # default: frequencies as rope_theta says
     attention: AttentionConfig | None = None
     mla: LatentConfig | None = None  # latent attention in place of grouped heads
-    moe: MoEConfig | None = None  # in TOML the table [moe], beside [model]
+    moe: MoEConfig | None = None  # in TOML the table [moe], next to [model]
 
     def __post_init__(self) -> None:
         zero_ok = {"sliding_window", "type_vocab_size", "image_size", "n_classes", "pad_token_id"}
@@ -269,11 +269,11 @@ class ModelConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
         if self.position == "rope" and self.rope_theta <= 1.0:
             raise ConfigError(f"model.rope_theta ({self.rope_theta}) must exceed 1: each pair turns more slowly than the one before")
         if self.position != "rope" and (self.rope is not None or self.mla is not None):
-            raise ConfigError(f"model.rope and model.mla turn by position: model.position must be 'rope', not {self.position!r}")
+            raise ConfigError(f"model.rope and model.mla rotate by position: model.position must be 'rope', not {self.position!r}")
         if self.mla is not None and (self.sinks or self.qk_norm != "none" or self.kv_heads != self.n_heads):
-            raise ConfigError("model.mla has no sinks, no qk_norm and no groups of heads: take these keys out")
+            raise ConfigError("model.mla has no sinks, no qk_norm and no groups of heads: remove these keys")
         if self.interleaved and self.mla is None:
-            raise ConfigError("model.attention.interleaved goes with model.mla: other attention turns pairs (i, i + C/2)")
+            raise ConfigError("model.attention.interleaved goes with model.mla: other attention rotates pairs (i, i + C/2)")
         if self.activation_limit:
             dense = len(self.moe_layers()) < self.n_layers or (self.moe is not None and self.moe.n_shared_experts)
             if self.activation != "swiglu" or dense:
@@ -345,7 +345,7 @@ class TrainConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
     batch_size: int = 16
     seq_len: int = 128
     accumulate: int = 1
-    optimizer: str = "adamw"  # a name in minimoe/reference/optimizers.py, or one that an installed package brings
+    optimizer: str = "adamw"  # a name in minimoe/reference/optimizers.py, or one from an installed package
     lr: float = 1e-3
     min_lr: float = 1e-4
     warmup_steps: int = 50

@@ -23,7 +23,7 @@ Batches: TypeAlias = Iterable[tuple[npt.NDArray[Any], ...]]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one pass over held-out data showed."""
+    """The result of one pass over held-out data."""
 
     loss: float  # nats per target
     tokens: int  # targets: tokens, masked tokens or images
@@ -73,7 +73,7 @@ def evaluate(model: Transformer, batches: Batches, domains: Iterable[Tokens] | N
 def _scored(
     model: Transformer, inputs: npt.NDArray[Any], targets: npt.NDArray[Any], mask: npt.NDArray[Any] | None
 ) -> tuple[Array, Array, list[MoEStats]]:
-    """The sum of a batch's cross-entropies, how many targets have the highest logit (0 for a language model), and the stats."""
+    """Return the sum of a batch's cross-entropies, how many targets have the highest logit (0 for a language model), and the stats."""
     if model.config.head == "lm":  # its loss is computed without whole rows of logits
         parts = model.loss(inputs, targets, attention_mask=mask)
         return parts.cross_entropy.data * float((targets >= 0).sum()), 0, parts.stats
@@ -91,7 +91,7 @@ def _added(sums: list[Any], counts: list[Any]) -> list[Any]:
 
 
 def _count_where(xp: Any, ids: Any, here: Any, e: int) -> Any:
-    """How many slots of the tokens marked in `here` [N] went to each expert.   ids [N,W] -> [E]"""
+    """Count how many slots of the tokens marked in `here` [N] went to each expert.   ids [N,W] -> [E]"""
     hit = ids[:, :, None] == xp.arange(e, dtype=ids.dtype)
     return xp.sum(xp.astype(hit, xp.int32) * here[:, None, None], axis=(0, 1))
 

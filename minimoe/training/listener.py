@@ -1,4 +1,4 @@
-"""Who watches a training run."""
+"""The interface of objects that watch a training run, such as a progress display."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ class Training(Protocol):
 
 
 class Listener:
-    """Is called as training goes on. Every method may be left as it is."""
+    """Its methods are called during training, and do nothing unless a subclass overrides them."""
 
     def started(self, trainer: Training) -> None:
-        """Before the first step."""
+        """Called before the first step."""
 
     def stepped(self, step: int) -> None:
-        """After step number `step`, counted from 1; its metrics have not left the device yet."""
+        """Called after step number `step`, counted from 1; its metrics have not left the device yet."""
 
     def logged(self, rows: list[dict[str, Any]]) -> None:
-        """The metrics of the last steps have left the device."""
+        """Called when the metrics of the last steps have left the device."""
 
     def said(self, text: str) -> None:
-        """Something that a user should see."""
+        """Called with a message that a user should see."""
 
     def waiting(self, text: str) -> None:
-        """Why the backend keeps a user waiting, such as kernels being compiled; a later text replaces an earlier one."""
+        """Called with the reason for a wait, such as kernels being compiled; a later text replaces an earlier one."""
         self.said(text)
 
     def ended(self, trainer: Training) -> None:
-        """After the last step, or after the one at which the run stopped for whatever reason."""
+        """Called after the last step, or after the one at which the run stopped for whatever reason."""

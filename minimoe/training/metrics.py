@@ -26,7 +26,7 @@ LOSS = FIGURES.index("loss")
 
 
 def measures(parts: LossParts, backend: Backend) -> Array:
-    """The figures of one micro-batch, from `loss` to `router_entropy`.   -> [6]"""
+    """Return the figures of one micro-batch, from `loss` to `router_entropy`.   -> [6]"""
     xp = backend.xp
     zero = xp.zeros_like(parts.total.data)
     values = [parts.cross_entropy.data, *(zero if t is None else t.data for t in (parts.aux_loss, parts.z_loss, parts.router_loss))]
@@ -39,7 +39,7 @@ def measures(parts: LossParts, backend: Backend) -> Array:
 
 
 def layer_figures(parts: LossParts, counts: list[Array], dtype: Any, backend: Backend) -> list[Array]:
-    """The balance loss of each routed layer, and the load before capacity.   counts [E] of each -> [1+E] of each"""
+    """Return the balance loss of each routed layer, and its load before capacity.   counts [E] of each -> [1+E] of each"""
     xp, rows = backend.xp, []
     for stats, count in zip(parts.stats, counts, strict=True):
         tokens = xp.astype(count, dtype)  # [E]
@@ -52,7 +52,7 @@ def layer_figures(parts: LossParts, counts: list[Array], dtype: Any, backend: Ba
 
 
 def unpack(packed: Sequence[float], n_layers: int, n_experts: int) -> dict[str, Any]:
-    """A packed array by name, with `expert_load` [L][E] and `aux_loss_layers` [L]."""
+    """Return the figures of a packed array by name, with `expert_load` [L][E] and `aux_loss_layers` [L]."""
     size, first = n_experts + 1, len(FIGURES)
     layers = [packed[first + i * size : first + (i + 1) * size] for i in range(n_layers)]
     figures = dict(zip(FIGURES, packed[:first], strict=True))
@@ -60,7 +60,7 @@ def unpack(packed: Sequence[float], n_layers: int, n_experts: int) -> dict[str, 
 
 
 class Backlog:
-    """Metrics that have not left the device: a packed array for each step, and what the host knows of it."""
+    """Metrics that have not left the device: a packed array for each step, and what the host knows about it."""
 
     def __init__(self, backend: Backend, n_layers: int, n_experts: int) -> None:
         self.backend, self.n_layers, self.n_experts = backend, n_layers, n_experts
@@ -73,7 +73,7 @@ class Backlog:
         self.known.append(known)
 
     def take(self) -> list[tuple[dict[str, Any], int]]:
-        """Read all of them in one piece, and forget them.   -> for each step its row, and the bad steps in a row up to it"""
+        """Read all of them in one transfer, and forget them.   -> for each step its row, and the bad steps in a row up to it"""
         packed, known = self.packed, self.known
         self.packed, self.known = [], []
         if not packed:
@@ -87,7 +87,7 @@ class Backlog:
 
 
 def metrics_row(found: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
-    """A line of metrics.jsonl, its keys in the order of the file."""
+    """Return a line of metrics.jsonl, with its keys in the order of the file."""
     return {
         "step": known["step"], "loss": found["loss"], "aux_loss": found["aux_loss"], "z_loss": found["z_loss"],
         "router_loss": found["router_loss"], "lr": known["lr"], "grad_norm": found["grad_norm"], "step_ms": known["step_ms"],

@@ -67,7 +67,7 @@ def role_of(p: Tensor) -> Role:
 class Optimizer:
     """Parameters in groups, each updated as the table of optimizers says; the gradient's norm; the state.
 
-    `facts` is an entry of the table, `settings` what it is given by name. The classes below have a signature for each of minimoe's own.
+    `facts` is an entry of the table, `settings` its keyword arguments. The classes below spell these out for minimoe's own optimizers.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Optimizer:
         self.groups = [Group(members, self.backend, decay, used) for members, decay, used in self._sort(everything, decay_embeddings)]
 
     def _sort(self, parameters: list[Tensor], decay_embeddings: bool) -> list[tuple[list[Tensor], float, optimizers.Optimizer]]:
-        """Parameters by optimizer, dtype and decay: matrices decay, norms and biases never, embeddings if asked."""
+        """Sort parameters by optimizer, dtype and decay: matrices decay, norms and biases never, embeddings if asked."""
         sorted_: dict[tuple[str, str, bool], list[Tensor]] = {}
         for p in parameters:
             role = role_of(p)
@@ -93,7 +93,7 @@ class Optimizer:
         return [(members, self.weight_decay if decays else 0.0, of[name]) for (name, _, decays), members in sorted_.items()]
 
     def update(self, group: Group, step: Step) -> None:
-        """One step of one group."""
+        """Update one group."""
         facts, b = group.facts, self.backend
         given = {key: self.settings[key] for key in (*facts.reads, *facts.options)}
         if facts.flat:
@@ -106,10 +106,10 @@ class Optimizer:
     # ---- a step ------------------------------------------------------------------------------------------------------------------
 
     def step(self, lr: Array | float | None = None, scale: Array | None = None, ok: Array | None = None) -> None:
-        """Update every parameter from its gradient, times `scale`; where `ok` (0-d bool) is false nothing changes."""
+        """Update every parameter from its gradient, times `scale`; if `ok` (0-d bool) is false nothing changes."""
         xp = self.backend.xp
         ok = xp.asarray(True) if ok is None else ok
-        self.steps += xp.astype(ok, xp.int32)  # in place, as all that a recorded step keeps
+        self.steps += xp.astype(ok, xp.int32)  # in place, like everything that a recorded step keeps
         for group in self.groups:
             group.attach()
             dtype = group.param.dtype
@@ -123,7 +123,7 @@ class Optimizer:
             group.zero()
 
     def grad_norm(self) -> Array:
-        """The root of the sum of squares of all gradients.   0-d"""
+        """Return the root of the sum of squares of all gradients.   0-d"""
         xp = self.backend.xp
         for group in self.groups:
             group.attach()
@@ -133,7 +133,7 @@ class Optimizer:
         return xp.sqrt(total)
 
     def clip_scale(self, norm: Array, limit: float) -> Array:
-        """min(1, limit / norm), or 1 for limit 0.   0-d"""
+        """Return min(1, limit / norm), or 1 for limit 0.   0-d"""
         xp = self.backend.xp
         if not limit:
             return xp.ones_like(norm)
@@ -142,12 +142,12 @@ class Optimizer:
     # ---- state -------------------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Array]:
-        """The moments of each group and the number of updates."""
+        """Return the moments of each group and the number of updates."""
         state = {f"group{i}.{name}": array for i, group in enumerate(self.groups) for name, array in group.states.items()}
         return {"steps": self.steps, **state}
 
     def load_state_dict(self, arrays: Mapping[str, Any]) -> None:
-        """Copy in what `state_dict` gave. Raises CheckpointError if it does not fit."""
+        """Copy in what `state_dict` returned. Raises CheckpointError if it does not fit."""
         state = self.state_dict()
         if set(state) != set(arrays) or any(tuple(arrays[name].shape) != tuple(state[name].shape) for name in state):
             raise CheckpointError("the optimizer's state does not fit: it was saved with another model or optimizer")
@@ -181,7 +181,7 @@ class SGD(Optimizer):
 
 
 class Lion(Optimizer):
-    """The sign of a momentum (Chen et al. 2023). Its learning rate should be three to ten times below AdamW's."""
+    """Updates by the sign of a momentum (Chen et al. 2023). Its learning rate should be three to ten times below AdamW's."""
 
     def __init__(
         self, parameters: Iterable[Tensor], lr: float = 1e-4, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.1,
@@ -208,7 +208,7 @@ CLASSES: dict[str, type[Any]] = {"adamw": AdamW, "sgd": SGD, "lion": Lion, "muon
 
 
 def make_optimizer(parameters: Iterable[Tensor], train: TrainConfig) -> Optimizer:
-    """The optimizer that a [train] table names, from the table of optimizers."""
+    """Return the optimizer that a [train] table names, from the table of optimizers."""
     facts = train.optimizer_facts
     settings = facts.settings(train)
     settings |= {"weight_decay": train.weight_decay, "decay_embeddings": train.decay_embeddings}
@@ -221,7 +221,7 @@ def make_optimizer(parameters: Iterable[Tensor], train: TrainConfig) -> Optimize
 
 
 def learning_rate(step: int, train: TrainConfig) -> float:
-    """The rate of a step that counts from 0: linear warm-up to lr, then cosine or linear down to min_lr (never up to it), or constant."""
+    """Return the rate of a step that counts from 0: linear warm-up to lr, then cosine or linear to min_lr (never up to it), or constant."""
     low = min(train.lr, train.min_lr)
     if step < train.warmup_steps:
         return train.lr * (step + 1) / train.warmup_steps

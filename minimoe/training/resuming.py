@@ -1,4 +1,4 @@
-"""Which checkpoint a run resumes from, and whether its configuration and its data still fit."""
+"""Finds the checkpoint that a run resumes from, and checks that its configuration and its data still fit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from minimoe.training.tasks import Task
 def checkpoint_to_resume(run: Run, config: Config, task: Task, say: Callable[[str], None]) -> Checkpoint | None:
     """Load the run's newest whole checkpoint, or the one that was named; None if the run has none yet.
 
-    `say` hears of newer checkpoints that are damaged. Raises `CheckpointError` if the checkpoint does not fit the run's configuration
+    `say` is called for newer checkpoints that are damaged. Raises `CheckpointError` if the checkpoint does not fit the run's configuration
     or data, or if all steps are done.
     """
     if run.newest_checkpoint() is None:
@@ -35,7 +35,7 @@ def checkpoint_to_resume(run: Run, config: Config, task: Task, say: Callable[[st
 
 
 def check_same_configuration(saved: Checkpoint, run: Run, config: Config, task: Task) -> None:
-    """Refuse a config.toml that was changed where the weights, their dtype or the tokens depend on it; steps and rates may change."""
+    """Refuse a config.toml with changes on which the weights, their dtype or the tokens depend; steps and rates may change."""
     before = config_from_tables(saved.config, run.name)
     pairs = {
         "model": (before.model, config.model),
@@ -45,11 +45,9 @@ def check_same_configuration(saved: Checkpoint, run: Run, config: Config, task: 
     }
     for name, (old, new) in pairs.items():
         if old != new:
-            raise CheckpointError(
-                f"{saved.folder}: a checkpoint of another configuration: its {name} is not that of {run.path}/config.toml"
-            )
+            raise CheckpointError(f"{saved.folder}: belongs to another configuration: its {name} differs from {run.path}/config.toml")
 
 
 def tokenizer_json(task: Task) -> str | None:
-    """The tokenizer.json that a checkpoint keeps; None if the task reads no text."""
+    """Return the tokenizer.json that a checkpoint keeps; None if the task reads no text."""
     return None if task.tokenizer is None else task.tokenizer.to_json()

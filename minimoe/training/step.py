@@ -1,10 +1,10 @@
-"""One training step, to be read from top to bottom. The trainer, `bench step`, the benchmarks and the examples all take this one.
+"""One training step, to be read from top to bottom. The trainer, `bench step`, the benchmarks and the examples all use this one.
 
     step = Step(model, optimizer, seed=0, grad_clip=1.0)
     packed = step(*step.arrays(number, lr, inputs, targets))   # metrics.py says what is in it
 
-A step is a function of arrays: nothing in it is read on the host, and all that it keeps (weights, moments, the count of bad steps) it
-keeps in place. So a backend may record it once and repeat it: `Recorded(step, backend, say)`.
+A step is a function of arrays: nothing in it is read on the host, and everything that it keeps (weights, moments, the count of bad steps)
+is updated in place. So a backend may record it once and repeat it: `Recorded(step, backend, say)`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from minimoe.model.transformer import Transformer
 from minimoe.training.metrics import layer_figures, measures
 from minimoe.training.optim import Optimizer
 
-MAX_BAD_STEPS = 10  # after so many non-finite steps in a row nothing is updated any more, and the trainer ends the run
+MAX_BAD_STEPS = 10  # after this many non-finite steps in a row nothing is updated any more, and the trainer ends the run
 
 
 class Step:
-    """Forward and backward over every micro-batch, clipping, the update, and the figures of all that.
+    """Forward and backward over every micro-batch, clipping, the update, and the step's figures.
 
     `seed` draws dropout and the router's noise; `grad_clip` 0 does not clip; `recompute` keeps no activations inside the blocks.
     """
@@ -46,7 +46,7 @@ class Step:
         share = 1.0 / inputs.shape[0]  # of one micro-batch in the step's mean
 
         # gradients: each backward pass adds to them
-        optimizer.zero_grad()  # here and not at the end, so that a step that failed half way can be done again
+        optimizer.zero_grad()  # here and not at the end, so that a step that failed halfway can be repeated
         measured, counted = [], []
         for micro in range(inputs.shape[0]):
             rng = Rng(self.seed, number, micro)
@@ -72,6 +72,6 @@ class Step:
         return xp.concat([verdict, xp.astype(mean, norm.dtype), *layers])  # [9 + L (1+E)]
 
     def arrays(self, number: int, lr: float, inputs: Any, targets: Any) -> tuple[Array, Array, Array, Array]:
-        """What a step takes, from the host to the device."""
+        """Copy the arguments of a step from the host to the device."""
         put, rate = self.backend.from_host, np.asarray(lr, dtype=self.rate_dtype)
         return put(np.asarray(number, dtype=np.int32)), put(rate), put(inputs), put(targets)

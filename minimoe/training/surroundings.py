@@ -15,14 +15,14 @@ from minimoe.errors import UserError
 
 @contextmanager
 def training_backend(backend: Backend, threads: int) -> Iterator[None]:
-    """Compute on this backend with so many threads (0: as it is); overflows are not warned of, since every step is checked."""
+    """Compute on this backend with this many threads (0: unchanged), without warnings of overflow, since every step is checked."""
     with use_backend(backend), limited_threads(threads, backend), np.errstate(all="ignore"):
         yield
 
 
 @contextmanager
 def limited_threads(threads: int, backend: Backend) -> Iterator[None]:
-    """Limit BLAS and the backend's own kernels to so many threads; 0 leaves them as they are."""
+    """Limit BLAS and the backend's own kernels to this many threads; 0 leaves them unchanged."""
     if not threads:
         yield
         return
@@ -54,7 +54,7 @@ def memory_errors_in_words(backend: Backend) -> Iterator[None]:
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Give a list that SIGINT and SIGTERM append their number to, so that a step can finish and be saved; a second SIGINT ends at once."""
+    """Yield a list to which SIGINT and SIGTERM append their number, so a step can finish and be saved; a second SIGINT ends at once."""
     received: list[int] = []
 
     def note(number: int, _: Any) -> None:

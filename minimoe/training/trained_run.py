@@ -1,4 +1,4 @@
-"""What training gives back."""
+"""The result of training."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class TrainedRun:
     @property
     def val_loss(self) -> float:
         """Mean cross-entropy over the whole validation split at the end, in nats per token (per masked token, per image)."""
-        last = self.metrics[-1]["val_loss"]  # null in the file where it was not finite
+        last = self.metrics[-1]["val_loss"]  # null in the file if it was not finite
         return float("nan") if last is None else float(last)
 
     @property

@@ -1,6 +1,6 @@
 """The training loop: steps, and after them metrics, evaluations and checkpoints.
 
-What is learned, and from what data, is the business of a task (`tasks/`), and what one step does is in `step.py`. Data, noise and dropout
+A task (`tasks/`) defines what is learned and from which data; `step.py` defines what one step does. Data, noise and dropout
 are functions of (seed, step), so a checkpoint needs no generator's state: a run that was stopped and resumed ends with the same bytes as
 one that never stopped.
 """
@@ -71,7 +71,7 @@ def with_options(
     config: Config, *, data: str | None = None, steps: int | None = None, backend: str | None = None, seed: int | None = None,
     threads: int | None = None,
 ) -> Config:  # fmt: skip
-    """The configuration with the command line's options in it; its paths become absolute, so that a run resumes from any folder."""
+    """Return the configuration with the command line's options in it; its paths become absolute, so that a run resumes from any folder."""
     given = {"steps": steps, "backend": backend, "seed": seed, "threads": threads}
     settings = replace(config.train, **{key: value for key, value in given.items() if value is not None})
     text = config.data if data is None else replace(config.data, source=data)
@@ -105,19 +105,19 @@ class Trainer:
         self.layers = len(config.model.moe_layers())
         self.backlog = Backlog(self.backend, self.layers, config.model.moe.n_experts if config.model.moe else 0)
         self.step = 0  # steps done
-        self.elapsed = 0.0  # seconds of training, over all sittings
+        self.elapsed = 0.0  # seconds of training, over all sessions
         self.best: float | None = None  # the lowest validation loss so far
         self.best_step: int | None = None
         self.resumed = False
 
     @property
     def uniform_aux_loss(self) -> float:
-        """The raw balance loss of an even load."""
+        """The balance loss of an even load, without its coefficient."""
         moe = self.config.model.moe
         return uniform_aux_loss(moe, self.layers) if moe is not None and self.layers else 0.0
 
     def environment(self) -> dict[str, Any]:
-        """What env.json says beyond the machine."""
+        """Return what env.json records besides the machine."""
         return {"backend": self.backend.name, "data": {"source": self.task.source, "sha256": self.task.sha256}}
 
     def begin(self, out: Path | None) -> Run:
@@ -169,7 +169,7 @@ class Trainer:
             self.listener.said(f"warning: {text}")
 
     def _loop(self) -> None:
-        """Steps up to the last or to a signal, each with what follows it."""
+        """Run steps up to the last or to a signal, each with what follows it."""
         settings = self.config.train
         with training_backend(self.backend, settings.threads), memory_errors_in_words(self.backend), stop_signals() as signals:
             if self.folder.newest_checkpoint() is None:
@@ -194,7 +194,7 @@ class Trainer:
         self.step += 1
         took = time.perf_counter() - began
         self.elapsed += took
-        speed = self.task.tokens_a_step / took
+        speed = self.task.tokens_per_step / took
         self.backlog.add(packed, step=self.step, lr=rate, step_ms=took * 1e3, tokens_per_s=speed, elapsed_s=self.elapsed)
 
     # ---- after a step: metrics, evaluation, checkpoint ---------------------------------------------------------------------------

@@ -254,7 +254,7 @@ def test_extends_that_goes_round_is_told_and_not_followed(tmp_path: Path) -> Non
     one, two = tmp_path / "one.toml", tmp_path / "two.toml"
     write(tmp_path, "one.toml", f'extends = "{two}"\n')
     write(tmp_path, "two.toml", f'extends = "{one}"\n')
-    assert complaint(source=one) == f"extends goes round in a circle: {one} -> {two} -> {one}"
+    assert complaint(source=one) == f"extends forms a circle: {one} -> {two} -> {one}"
 
 
 @pytest.mark.parametrize("extends, message", [

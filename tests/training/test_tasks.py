@@ -404,7 +404,7 @@ def test_every_command_takes_such_a_run(
     assert ("1,437 + 360 images; 4 steps of 8 images (136 tokens)" if vit else "4 steps of 512 tokens") in err
     assert " val " in err.splitlines()[-1] and "  accuracy " in err.splitlines()[-1] and ("expert load" in err) == moe
     code, out, err = call(capsys, "resume", f"{preset}-001", "--steps", "6")
-    assert code == 0 and "going on at step 4" in err
+    assert code == 0 and "continuing at step 4" in err
     result = json.loads(call(capsys, "eval", f"{preset}-001", "--json")[1])
     rows = [json.loads(line) for line in (here / "runs" / f"{preset}-001" / "metrics.jsonl").read_text().splitlines()]
     assert result["loss"] == pytest.approx(rows[-1]["val_loss"], rel=1e-5) and result["accuracy"] == pytest.approx(rows[-1]["val_accuracy"])

@@ -58,14 +58,14 @@ class ImageClassification(Task):
         return f"{len(self.data.train):,} + {len(self.val):,} images"
 
     def passes(self) -> float:
-        return self.config.train.steps * self.images_a_step / len(self.data.train)
+        return self.config.train.steps * self.images_per_step / len(self.data.train)
 
     @property
-    def images_a_step(self) -> int:
+    def images_per_step(self) -> int:
         return self.config.train.accumulate * self.config.train.batch_size
 
     def step_size(self) -> str:
-        return f"{self.images_a_step:,} images ({self.tokens_a_step:,} tokens)"
+        return f"{self.images_per_step:,} images ({self.tokens_per_step:,} tokens)"
 
     # ---- measuring -----------------------------------------------------------------------------------------------------------------
 
@@ -90,8 +90,8 @@ class ImageClassification(Task):
         yield f"Held-out digits, {len(wrong)} of {len(self.val)} taken for another:"
         for first in range(0, len(shown), ACROSS):
             row = shown[first : first + ACROSS]
-            yield "\n\n" + beside([drawn(self.val[i, 0]) for i in row])
-            yield "\n" + beside([[caption(int(self.val_classes[i]), int(predicted[i]))] for i in row])
+            yield "\n\n" + side_by_side([drawn(self.val[i, 0]) for i in row])
+            yield "\n" + side_by_side([[caption(int(self.val_classes[i]), int(predicted[i]))] for i in row])
 
     def _predict(self, model: Transformer) -> npt.NDArray[np.int64]:
         """Predict the class of each held-out image."""
@@ -122,6 +122,6 @@ def caption(true: int, predicted: int) -> str:
     return f"{true}" if true == predicted else f"{true}, taken for {predicted}"
 
 
-def beside(pictures: list[list[str]]) -> str:
+def side_by_side(pictures: list[list[str]]) -> str:
     """Set pictures of equal height in one row."""
     return "\n".join("  " + "  ".join(line.ljust(2 * SIDE) for line in lines).rstrip() for lines in zip(*pictures, strict=True))

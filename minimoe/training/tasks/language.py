@@ -41,7 +41,7 @@ class LanguageModelling(Task):
         return f"{len(self.corpus.train):,} + {len(self.corpus.val):,} tokens"
 
     def passes(self) -> float:
-        return self.config.train.steps * self.tokens_a_step / len(self.corpus.train)
+        return self.config.train.steps * self.tokens_per_step / len(self.corpus.train)
 
     def held_out(self, whole: bool = True) -> Batches:
         """tokens, targets [B,T]"""
@@ -52,7 +52,7 @@ class LanguageModelling(Task):
         t, sides = self.config.train, self.corpus.val_domains
         if not (whole and by_domain) or sides is None:
             return evaluate(model, self.held_out(whole))
-        domains = (first for first, _ in windows(sides.astype(np.int32), t.seq_len, t.batch_size))  # of each input token
+        domains = (first for first, _ in windows(sides.astype(np.int32), t.seq_len, t.batch_size))  # that of each input token
         return evaluate(model, self.held_out(), domains, len(self.corpus.domains))
 
     def show(self, model: Transformer) -> Iterator[str]:

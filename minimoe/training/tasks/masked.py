@@ -107,7 +107,7 @@ class MaskedLanguageModelling(LanguageModelling):
         return np.asarray(starts[best][:, None] + np.arange(n))
 
     def _lines(self, tokens: Tokens, filled: Array, blank: Array) -> str:
-        """A line with blanks, a line with them filled in, and a line with marks below what is wrong, if anything is."""
+        """Return a line with blanks, one with them filled in and, if anything is wrong, one with marks below it."""
         lines = ["", "", ""]
         for token, guess, hidden in zip(tokens.tolist(), filled.tolist(), blank.tolist(), strict=True):
             true, given = self._piece(token), self._piece(guess if hidden else token)
@@ -117,7 +117,7 @@ class MaskedLanguageModelling(LanguageModelling):
         return "\n".join(f"  {line}".rstrip() for line in lines if line.strip())
 
     def _piece(self, token: int) -> str:
-        """A token as text within one line: the end of a line as an arrow, what cannot be printed as a dot."""
+        """Return a token as text within one line: the end of a line as an arrow, what cannot be printed as a dot."""
         text = "" if token == self.mask_id else self.tokenizer.decode([token]).replace("\n", LINE_END)
         return "".join(char if char.isprintable() and char != REPLACEMENT else DOT for char in text) or DOT
 
@@ -126,17 +126,17 @@ class MaskedLanguageModelling(LanguageModelling):
 
 
 def mask_id(tokenizer: Tokenizer) -> int:
-    """The id of the mask token: the tokenizer's own, else the one after its last."""
+    """Return the id of the mask token: the tokenizer's own, else the one after its last."""
     return tokenizer.vocab_size if tokenizer.mask_id is None else tokenizer.mask_id
 
 
 def masked_vocabulary(tokenizer: Tokenizer) -> int:
-    """How many ids a masked language model needs: its tokenizer's and the mask's."""
+    """Return how many ids a masked language model needs: its tokenizer's and the mask's."""
     return max(tokenizer.vocab_size, mask_id(tokenizer) + 1)
 
 
 def hide(tokens: Tokens, words: Words, n_tokens: int, mask: int) -> tuple[Tokens, Tokens]:
-    """Hide tokens, and give what the model sees and its targets.   tokens [..], words [..,2] of 32 random bits -> [..], [..]
+    """Hide tokens, and return what the model sees and its targets.   tokens [..], words [..,2] of 32 random bits -> [..], [..]
 
     A token's first word decides whether and how it is hidden, the second which of `n_tokens` is the random token.
     """

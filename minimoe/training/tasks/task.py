@@ -23,7 +23,7 @@ class Task(ABC):
     """A model's task and its data. It does not change during training: every batch is a pure function of (seed, step, micro)."""
 
     unit = "token"  # what the loss is a mean over
-    config: Config  # with what depends on the data: the vocabulary, the sequence length of an image
+    config: Config  # includes what depends on the data: the vocabulary, the sequence length of an image
     source: str
     sha256: str  # digest of the data
     tokenizer: Tokenizer | None = None
@@ -38,18 +38,18 @@ class Task(ABC):
 
     @abstractmethod
     def size(self) -> str:
-        """The size of the training and the held-out data: "419,645 + 46,628 tokens"."""
+        """Return the size of the training and the held-out data: "419,645 + 46,628 tokens"."""
 
     @abstractmethod
     def passes(self) -> float:
-        """How many times the run goes through the training data."""
+        """Return how many times the run goes through the training data."""
 
     def step_size(self) -> str:
-        """The size of a step: "2,048 tokens"."""
-        return f"{self.tokens_a_step:,} tokens"
+        """Return the size of a step: "2,048 tokens"."""
+        return f"{self.tokens_per_step:,} tokens"
 
     @property
-    def tokens_a_step(self) -> int:
+    def tokens_per_step(self) -> int:
         """Positions that the blocks compute in one step; an image has one for each patch and one for its class token."""
         t = self.config.train
         return t.accumulate * t.batch_size * t.seq_len
@@ -58,14 +58,14 @@ class Task(ABC):
 
     @abstractmethod
     def held_out(self, whole: bool = True) -> Batches:
-        """All held-out data, or `eval_batches` fixed batches of them; the same at every call and for every seed."""
+        """Return all held-out data, or `eval_batches` fixed batches of them; the same at every call and for every seed."""
 
     def measure(self, model: Transformer, whole: bool = True, by_domain: bool = False) -> Evaluation:
         """Measure the loss, and the accuracy if the task has one, on held-out data; with `by_domain` also the load of each domain."""
         return evaluate(model, self.held_out(whole))
 
     def accuracy(self, value: float | None) -> str:
-        """An accuracy in words, beside that of the best constant guess; empty if the task measures none."""
+        """Return an accuracy in words, next to that of the best constant guess; empty if the task measures none."""
         return ""
 
     # ---- what a user sees ----------------------------------------------------------------------------------------------------------
@@ -76,7 +76,7 @@ class Task(ABC):
 
     @abstractmethod
     def next_command(self, run: str) -> str:
-        """The command to use this run with."""
+        """Return the command to try next with this run."""
 
 
 def with_vocabulary(config: Config, needed: int, of: str = "the tokenizer's vocabulary") -> Config:
