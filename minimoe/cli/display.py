@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 def listener(quiet: bool) -> Listener:
-    """The listener that suits where the output goes."""
+    """Return the listener that suits where the output goes."""
     if quiet:
         return Listener()
     return LiveProgress() if sys.stderr.isatty() else PlainProgress()
 
 
 def describe(trainer: Training) -> str:
-    """One line about what will be trained."""
+    """Return one line about what will be trained."""
     from minimoe.config.cost import cost
 
     config, counted = trainer.config, cost(trainer.config.model, trainer.config.train.seq_len)
@@ -38,7 +38,7 @@ def describe(trainer: Training) -> str:
 
 
 class Pace:
-    """The time left, from the steps of this sitting except its first, which may have compiled kernels."""
+    """The time left, from the steps of this session except its first, which may have compiled kernels."""
 
     def __init__(self, steps: int) -> None:
         self.steps, self.first = steps, 0
@@ -49,7 +49,7 @@ class Pace:
             self.first, self.began = step, now()
 
     def left(self, step: int) -> float | None:
-        """Seconds; None while nothing is known yet."""
+        """Return the seconds left; None while nothing is known yet."""
         done = step - self.first
         return None if self.began is None or not done else (now() - self.began) / done * (self.steps - step)
 
@@ -61,7 +61,7 @@ class PlainProgress(Listener):
         self.pace = Pace(trainer.config.train.steps)
         self.said(describe(trainer))
         if trainer.step:
-            self.said(f"going on at step {trainer.step}")
+            self.said(f"continuing at step {trainer.step}")
 
     def stepped(self, step: int) -> None:
         self.pace.stepped(step)
@@ -149,7 +149,7 @@ class LiveProgress(Listener):
     # ---- drawing -----------------------------------------------------------------------------------------------------------------
 
     def draw(self) -> RenderableType:
-        """The display as it is now."""
+        """Return the display as it is now."""
         from rich.console import Group
 
         parts: list[RenderableType] = [self._progress()]
@@ -162,7 +162,7 @@ class LiveProgress(Listener):
         return Group(*parts)
 
     def _progress(self) -> Table:
-        """Steps, a bar, and the time left or, while that is unknown and after the last step, the time since the start."""
+        """Return steps, a bar, and the time left or, while that is unknown and after the last step, the time since the start."""
         from rich.progress_bar import ProgressBar
         from rich.table import Table
 
@@ -197,7 +197,7 @@ class LiveProgress(Listener):
 
 
 def loss_curve(losses: list[float]) -> Text:
-    """The loss so far as a line of bars: the mean of each stretch, between the lowest and the highest."""
+    """Return the loss so far as a line of bars: the mean of each stretch, between the lowest and the highest."""
     from rich.text import Text
 
     width = min(60, len(losses))

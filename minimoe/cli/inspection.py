@@ -33,7 +33,7 @@ def inspect(what: str, overrides: tuple[str, ...], as_json: bool) -> None:
 @click.argument("source", metavar="RUN|FOLDER")
 @click.argument("target", metavar="DST", type=click.Path(path_type=Path))
 @option("--dtype", metavar="TYPE", help="dtype of the file: float32, bfloat16, float16, float64 (default: that of the weights)")
-@option("--upcycle", type=click.IntRange(2), metavar="N", help="make a routed run of a dense model, with N copies of each dense layer")
+@option("--upcycle", type=click.IntRange(2), metavar="N", help="make a routed run from a dense model, with N copies of each dense layer")
 @set_option
 def convert(source: str, target: Path, dtype: str | None, upcycle: int | None, overrides: tuple[str, ...]) -> None:
     """Write a model as a folder that transformers opens.
@@ -75,7 +75,7 @@ def runs(as_json: bool) -> None:
 def config(preset: str | None) -> None:
     """Print a preset as commented TOML.
 
-    Use it as the start of your own configuration. Without a name: the list of presets.
+    Use it as the start of your own configuration. Without a name, list the presets.
     """
     from minimoe.config import preset_names, preset_text
 

@@ -53,7 +53,7 @@ class Size(click.ParamType):  # type: ignore[type-arg]
 
 
 def listener_for(quiet: bool) -> Listener:
-    """The listener that shows progress in the way that suits where the output goes."""
+    """Return the listener that shows progress in the way that suits where the output goes."""
     from minimoe.cli.display import listener
 
     return listener(quiet)
@@ -77,7 +77,7 @@ def print_json(value: Any) -> None:
 
 
 def write(text: str) -> None:
-    """Write text at once, in whatever encoding the output has; a terminal gets no control characters, which a young model also writes."""
+    """Write text at once, in the encoding of the output; a terminal gets no control characters, which a barely trained model may write."""
     if sys.stdout.isatty():
         text = text.translate(CONTROL_CHARACTERS)
     encoding = sys.stdout.encoding or "utf-8"

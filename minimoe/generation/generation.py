@@ -1,6 +1,6 @@
 """Generates one text or a batch, token by token, each drawn from the model's prediction after all tokens before it.
 
-Tokens become text as they come. Text that may begin a stop string waits until that is decided.
+Tokens become text as they are drawn. Text that may begin a stop string waits until that is decided.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,7 +33,7 @@ def generate_batch(
 ) -> Iterator[list[int | None]]:
     """Yield up to `tokens` lists of one id per prompt [T]; an id is None once an end token has come. Prompts may differ in length.
 
-    Each row draws from a random stream of its own: the first row draws as it would alone. Rows that have ended are computed until all have.
+    Each row draws from its own random stream: the first row draws as it would alone. Rows that have ended are computed until all have.
     """
     how = how or Sampling()
     if model.config.head != "lm" or not model.config.causal:
@@ -113,7 +113,7 @@ def generate_texts(
 
 
 class Writer:
-    """Turns one row's tokens into text as they come, up to the first stop string."""
+    """Turns one row's tokens into text as they are drawn, up to the first stop string."""
 
     def __init__(self, tokenizer: Tokenizer, how: Sampling | None = None) -> None:
         self.stream, self.stop = tokenizer.stream(), how.stop if how else ()

@@ -45,7 +45,7 @@ class Checkpoint:
     tokenizer_path: Path | None
 
     def tokenizer_json(self) -> str | None:
-        """The text of its tokenizer.json; None if it has none."""
+        """Return the text of its tokenizer.json; None if it has none."""
         return None if self.tokenizer_path is None else self.tokenizer_path.read_bytes().decode("utf-8")
 
 
@@ -53,7 +53,7 @@ class Checkpoint:
 
 
 def step_name(step: int) -> str:
-    """The folder's name: 300 -> step-000300."""
+    """Return the folder's name: 300 -> step-000300."""
     return f"step-{step:06d}"
 
 
@@ -83,7 +83,7 @@ def save_checkpoint(
 
 
 def _pack(arrays: Arrays) -> bytes:
-    """safetensors bytes, names sorted. Contiguous first: safetensors writes the buffer as it is in memory, wrong for `.T` or `[::2]`."""
+    """Return safetensors bytes, names sorted. Arrays are made contiguous: safetensors writes memory as it is, wrong for `.T` or `[::2]`."""
     import numpy as np
     from safetensors.numpy import save
 
@@ -159,7 +159,7 @@ def write_best(folder: Path, step: int) -> None:
 
 
 def read_best(folder: Path) -> int | None:
-    """The step of the best checkpoint; None if none is named or it no longer exists."""
+    """Return the step of the best checkpoint; None if none is named or it no longer exists."""
     try:
         name = (folder / "best").read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
@@ -172,7 +172,7 @@ def read_best(folder: Path) -> int | None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, by step, oldest first. One that was moved aside counts if it was not replaced."""
+    """Return the checkpoints of a folder, by step, oldest first. One that was moved aside counts if it was not replaced."""
     found: dict[int, Path] = {}
     for entry in sorted(folder.iterdir(), reverse=True) if folder.is_dir() else []:  # "step-..." sorts above ".step-..."
         step = step_of(entry)
@@ -183,14 +183,14 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def step_of(folder: Path) -> int | None:
-    """The step in the name of a checkpoint's folder; None for any other name."""
+    """Return the step in the name of a checkpoint's folder; None for any other name."""
     hidden = HIDDEN.fullmatch(folder.name)
     match = STEP.fullmatch(hidden["target"] if hidden else folder.name)
     return int(match[1]) if match else None
 
 
 def newest_whole(folder: Path, optimizer: bool = True) -> tuple[Checkpoint, list[str]]:
-    """The newest checkpoint that agrees with its manifest, and a line about each newer one that does not.
+    """Return the newest checkpoint that agrees with its manifest, and a line about each newer one that does not.
 
     Raises `CheckpointError` if there is none, with a line about each.
     """
@@ -255,7 +255,7 @@ def _json(folder: Path, name: str, digests: Mapping[str, str]) -> dict[str, Any]
 
 
 def _read(folder: Path, name: str, digests: Mapping[str, str]) -> bytes:
-    """A file's bytes, compared with the digest if one is given."""
+    """Return a file's bytes, compared with the digest if one is given."""
     try:
         data = (folder / name).read_bytes()
     except FileNotFoundError:
@@ -268,7 +268,7 @@ def _read(folder: Path, name: str, digests: Mapping[str, str]) -> bytes:
 
 
 def _read_manifest(folder: Path) -> dict[str, str]:
-    """The digests by file name. A manifest that differs in any byte from what minimoe would write is damaged."""
+    """Return the digests by file name. A manifest that differs in any byte from what minimoe would write is damaged."""
     text = _read(folder, MANIFEST, {}).decode("utf-8", errors="replace")
     digests = {name: digest for digest, _, name in (line.partition("  ") for line in text.split("\n")[:-1])}
     known = REQUIRED | {TOKENIZER}

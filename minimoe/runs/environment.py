@@ -1,4 +1,4 @@
-"""The machine of a run: its libraries, for the record, its memory, and whether a process still lives."""
+"""The machine of a run: its libraries, its memory, and whether a process is still alive."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ from minimoe.errors import ConfigError
 
 
 def environment() -> dict[str, Any]:
-    """The machine and the libraries that a run's numbers depend on, for env.json."""
+    """Return the machine and the libraries that a run's numbers depend on, for env.json."""
     from importlib.metadata import PackageNotFoundError, version
 
     from threadpoolctl import threadpool_info
@@ -37,7 +37,7 @@ def environment() -> dict[str, Any]:
 
 
 def machine_memory() -> int | None:
-    """Bytes of memory of this machine, or of the container on Linux; None if the system does not say."""
+    """Return the bytes of memory of this machine, or of the container on Linux; None if the system does not say."""
     try:
         bytes_here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # Windows has no sysconf
@@ -49,7 +49,7 @@ def machine_memory() -> int | None:
 
 
 def process_identity(pid: int) -> str | None:
-    """Boot and start time of a process, which distinguish it from a later one of the same number.
+    """Return boot and start time of a process, which distinguish it from a later one of the same number.
 
     "" if the system does not say; None if the process is gone.
     """
@@ -71,7 +71,7 @@ def process_identity(pid: int) -> str | None:
 
 
 def _windows_process(pid: int) -> str | None:
-    """The same on Windows, where signal 0 would be Ctrl-C, so the system is asked whether the process is still active."""
+    """Return the same on Windows, where signal 0 would be Ctrl-C, so the system is asked whether the process is still active."""
     import ctypes
 
     kernel = ctypes.windll.kernel32  # type: ignore[attr-defined, unused-ignore]
@@ -86,7 +86,7 @@ def _windows_process(pid: int) -> str | None:
 
 
 def is_alive(pid: object, identity: object) -> bool:
-    """True if a process of this number lives and has this `process_identity`."""
+    """Return True if a process of this number is alive and has this `process_identity`."""
     return isinstance(pid, int) and pid > 0 and process_identity(pid) == identity is not None
 
 
@@ -97,5 +97,5 @@ def check_memory(model: ModelConfig, train: TrainConfig) -> None:
     if has is not None and needs > has:
         raise ConfigError(
             f"training this model needs {needs / 2**30:,.1f} GiB for weights, gradients and optimizer, "
-            f"this machine has {has / 2**30:,.1f} GiB: take a smaller model (minimoe inspect counts its parts)"
+            f"this machine has {has / 2**30:,.1f} GiB: use a smaller model (minimoe inspect counts its parts)"
         )

@@ -2,7 +2,7 @@
 
 config.toml     the resolved configuration        metrics.jsonl   a line for every step
 env.json        machine, libraries, data          status.json     running, finished, interrupted or diverged; step
-checkpoints/    see minimoe/runs/checkpoint.py    ../last         a text file beside the runs that names the newest
+checkpoints/    see minimoe/runs/checkpoint.py    ../last         a text file next to the runs that names the newest
 """
 
 import json
@@ -104,7 +104,7 @@ class Run:
 
     @property
     def checkpoint_folder(self) -> Path:
-        """The folder that holds the run's checkpoints."""
+        """Return the folder that holds the run's checkpoints."""
         return self.path / "checkpoints"
 
     def save(
@@ -138,7 +138,7 @@ class Run:
             self._write(lambda: checkpoint.write_best(self.checkpoint_folder, step), "best")
 
     def newest_checkpoint(self) -> Path | None:
-        """The folder of the newest checkpoint, damaged or not; None before the first."""
+        """Return the folder of the newest checkpoint, damaged or not; None before the first."""
         found = checkpoint.checkpoints(self.checkpoint_folder)
         return found[-1] if found else None
 
@@ -170,7 +170,7 @@ class Run:
         return self.path / "metrics.jsonl"
 
     def metrics(self) -> list[dict[str, Any]]:
-        """A dict for every step. An incomplete last line is left out; raises `CheckpointError` for any other damaged line."""
+        """Return a dict for every step. An incomplete last line is left out; raises `CheckpointError` for any other damaged line."""
         rows: list[dict[str, Any]] = []
         for number, line in enumerate(_whole_lines(self.metrics_path), start=1):
             row = _parse(line)
@@ -212,7 +212,7 @@ class Run:
         self._write(lambda: files.write_atomically(self.path / "status.json", _valid_json(status) + "\n"), "status.json")
 
     def status(self) -> dict[str, Any]:
-        """The state and its fields: `killed` if the file says running but the process is gone, `unknown` if the file cannot be read."""
+        """Return the state and its fields: `killed` if the file says running but the process is gone, `unknown` if it cannot be read."""
         status = {"state": "unknown", "pid": None, **_parse_file(self.path / "status.json")}
         if status["state"] == "running" and not is_alive(status["pid"], status.get("process")):
             status["state"] = "killed"
@@ -238,9 +238,9 @@ class _Row(msgspec.Struct):
 
 
 def list_runs(root: Path = RUNS) -> list[dict[str, Any]]:
-    """The runs under a folder, oldest first: name, state, step, steps, loss, val_loss, best_val_loss, val_accuracy, parameters.
+    """Return the runs under a folder, oldest first: name, state, step, steps, loss, val_loss, best_val_loss, val_accuracy, parameters.
 
-    Fields that a damaged folder does not have are None; its state is `damaged` if config.toml or metrics.jsonl cannot be read.
+    Fields that a damaged folder lacks are None; its state is `damaged` if config.toml or metrics.jsonl cannot be read.
     """
     found = [_summary(Run(root / name)) for name in _run_names(root)]
     return sorted(found, key=lambda row: (row["created"], row["name"]))
@@ -319,7 +319,7 @@ def _empty_folder(out: Path) -> Path:
 
 
 def _follow(path: Path) -> Path:
-    """The path itself or, if it is a text file that names a folder beside it (`last`, `best`), that folder."""
+    """Return the path itself or, if it is a text file that names a folder next to it (`last`, `best`), that folder."""
     if path.name not in ("last", "best") or not path.is_file():
         return path
     try:
@@ -332,7 +332,7 @@ def _follow(path: Path) -> Path:
 
 
 def _valid_json(row: Mapping[str, Any]) -> str:
-    """One line; Python's NaN and Infinity, which JSON does not have, become null."""
+    """Return one line; Python's NaN and Infinity, which JSON does not have, become null."""
     text = json.dumps(row, default=lambda other: other.tolist())
     if "NaN" in text or "Infinity" in text:
         text = json.dumps(json.loads(text, parse_constant=lambda _: None))
@@ -340,7 +340,7 @@ def _valid_json(row: Mapping[str, Any]) -> str:
 
 
 def _whole_lines(path: Path) -> list[bytes]:
-    """The lines that end with a newline; none if there is no file."""
+    """Return the lines that end with a newline; none if there is no file."""
     try:
         return path.read_bytes().split(b"\n")[:-1]
     except FileNotFoundError:

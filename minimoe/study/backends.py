@@ -7,7 +7,7 @@ from typing import Any
 
 
 def backends_report() -> dict[str, dict[str, Any]]:
-    """Every known backend: whether it runs here and why not, its dtypes, and the kind of each kernel."""
+    """Return for every known backend whether it runs here and why not, its dtypes, and the kind of each kernel."""
     from minimoe.backend import available, describe
 
     report = {}
@@ -47,11 +47,11 @@ def show_backends() -> None:
             show(_why_not(name, about))
         for label, kernels in _own_kernels(about).items():
             show(textwrap.fill(f"{name}, {label}: {', '.join(kernels)}", 120, subsequent_indent="  "))
-    show(f"auto takes {load('auto').name}; `minimoe backends check NAME` runs the conformance suite; --json names every kernel")
+    show(f"auto selects {load('auto').name}; `minimoe backends check NAME` runs the conformance suite; --json names every kernel")
 
 
 def _why_not(name: str, about: dict[str, Any]) -> str:
-    """Why a backend does not run here, and how many hand-written kernels it has."""
+    """Return why a backend does not run here, and how many hand-written kernels it has."""
     why = about["why_not"].removeprefix("backend ")
     own = [kernel for kernel, kind in about["kernels"].items() if kind == "hand-written"]
     kernels = f"it has {len(own)} hand-written kernels, {sum(kernel not in about['proven'] for kernel in own)} of them unproven"
@@ -61,7 +61,7 @@ def _why_not(name: str, about: dict[str, Any]) -> str:
 
 
 def _own_kernels(about: dict[str, Any]) -> dict[str, list[str]]:
-    """The kernels that are not references, by their kind and by where they were proven."""
+    """Return the kernels that are not references, by their kind and by where they were proven."""
     found: dict[str, list[str]] = {}
     for kernel, kind in about["kernels"].items():
         if kind != "reference":

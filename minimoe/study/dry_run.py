@@ -1,4 +1,4 @@
-"""What `minimoe train --dry-run` shows: the plan of a run, without training."""
+"""Shows the plan of a run, without training: `minimoe train --dry-run`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def show_plan(config: Config, out: Path | None, **options: Any) -> None:
     config = task.config
     check_memory(config.model, config.train)
     counted = training_cost(config, config.train.seq_len)
-    tokens = config.train.steps * task.tokens_a_step
+    tokens = config.train.steps * task.tokens_per_step
     show(to_toml(config))
     show_cost(Report(config.name, config, counted))
     flops = counted.training_flops_per_token * tokens

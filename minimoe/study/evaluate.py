@@ -19,7 +19,7 @@ def evaluate_run(loaded: Loaded, data: str | None) -> dict[str, Any]:
     """
     config = loaded.config
     if data is None and is_model_folder(loaded.folder):
-        raise UserError(f"{loaded.folder}: a model folder has no data of its own: give some with --data")
+        raise UserError(f"{loaded.folder}: a model folder has no data: give some with --data")
     if not config.model.image_size and config.train.seq_len > config.model.max_seq_len:  # a model that was trained elsewhere
         config = replace(config, train=replace(config.train, seq_len=config.model.max_seq_len))
     task = load_task(config, None if config.model.image_size else loaded.text, all_of=data)

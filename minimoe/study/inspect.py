@@ -1,4 +1,4 @@
-"""What `minimoe inspect` shows: what a model costs, how a run's experts are loaded, which experts of a folder were used."""
+"""Computes what `minimoe inspect` shows: the cost of a model, the expert load of a run, and which experts of a folder were used."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Report:
     folder: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as `inspect --json` prints it."""
+        """Return the report as `inspect --json` prints it."""
         facts = {"run": self.run, "folder": self.folder}
         return {"name": self.name, **self.cost.to_dict(), **{key: value for key, value in facts.items() if value}}
 
@@ -56,7 +56,7 @@ def inspect(what: str, overrides: tuple[str, ...] = ()) -> Report:
     """Report on a preset, a TOML file, a run, or a model folder; nothing is allocated. Raises `ConfigError` for anything else."""
     if is_model_folder(what):
         if overrides:
-            raise ConfigError(f"{what}: is a model: --set is for a preset or a TOML file")
+            raise ConfigError(f"{what}: is a model folder: --set is for a preset or a TOML file")
         return _inspect_folder(Path(what))
     is_config = what in preset_names() or (what.endswith(".toml") and Path(what).is_file())
     if is_config:
@@ -135,7 +135,7 @@ def _with_vocabulary(config: Config) -> Config:
 
 
 def _run_facts(run: Run) -> dict[str, Any]:
-    """State, losses and expert load of a run, from its metrics."""
+    """Return state, losses and expert load of a run, from its metrics."""
     rows = run.metrics()
     last = rows[-1] if rows else {}
     validated = [row for row in rows if "val_loss" in row]
@@ -164,7 +164,7 @@ def show_cost(report: Report) -> None:
 
 
 def cost_table(counted: Cost) -> Table:
-    """A row for each part of the model, such as attention or experts."""
+    """Return a table with a row for each part of the model, such as attention or experts."""
     from rich.table import Table
 
     table = Table()

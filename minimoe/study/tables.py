@@ -16,7 +16,7 @@ BARS = " ▁▂▃▄▅▆▇█"
 
 
 def console() -> Console:
-    """The terminal; if output goes to a file, a console that is wide enough for every table."""
+    """Return the terminal or, if output goes to a file, a console that is wide enough for every table."""
     from rich.console import Console
 
     return Console() if sys.stdout.isatty() else Console(width=120)
@@ -31,7 +31,7 @@ def show(what: RenderableType) -> None:
 
 
 def timings_table(title: str, caption: str, columns: Sequence[str]) -> Table:
-    """An empty table of timings: kernels to the left, numbers to the right."""
+    """Return an empty table of timings: kernels to the left, numbers to the right."""
     from rich import box
     from rich.table import Table
 
@@ -58,7 +58,7 @@ def percent(value: float | None) -> str:
 
 
 def load_table(loads: list[list[float]], uniform: float, row: dict[str, Any] | None = None) -> RenderableType:
-    """A row for each routed layer with a bar and a share for each expert (an even load is half a bar), above the balance of a metrics row.
+    """Return a row for each routed layer with a bar and share per expert (an even load is half a bar), above the balance of a metrics row.
 
     loads [layer][expert]; `uniform` is the balance loss of an even load.
     """
@@ -91,7 +91,7 @@ def load_table(loads: list[list[float]], uniform: float, row: dict[str, Any] | N
 
 
 def _bar(relative: float) -> Text:
-    """The load of one expert over the even load, as a bar."""
+    """Return the load of one expert over the even load, as a bar."""
     from rich.text import Text
 
     colour = "red" if relative < 0.05 else "yellow" if relative < 0.5 or relative > 2.0 else "green"
@@ -99,7 +99,7 @@ def _bar(relative: float) -> Text:
 
 
 def domains_table(loads: dict[str, list[list[float]]]) -> Table:
-    """Each expert's share of the tokens of each domain. Experts whose shares differ between domains have specialised."""
+    """Return each expert's share of the tokens of each domain. Experts whose shares differ between domains have specialised."""
     from rich.table import Table
 
     table = Table(title="expert load by domain", box=None, padding=(0, 1))
@@ -117,7 +117,7 @@ def domains_table(loads: dict[str, list[list[float]]]) -> Table:
 
 
 def runs_table(rows: list[dict[str, Any]]) -> Table:
-    """A row for each run, as `minimoe runs` prints them."""
+    """Return a row for each run, as `minimoe runs` prints them."""
     from rich.table import Table
 
     table = Table()

@@ -91,7 +91,7 @@ def test_runs_count_up_and_resume_goes_on_with_the_newest(tmp_path: Path) -> Non
     for number in (1, 2):
         assert minimoe(tmp_path, *TRAIN, "--quiet").stdout == f"runs/tiny-moe-00{number}\n"
     done = minimoe(tmp_path, "resume", "--steps", "8")
-    assert done.returncode == 0 and "going on at step 6" in done.stderr and "run: runs/tiny-moe-002" in done.stdout
+    assert done.returncode == 0 and "continuing at step 6" in done.stderr and "run: runs/tiny-moe-002" in done.stdout
     assert len((tmp_path / "runs/tiny-moe-002/metrics.jsonl").read_text().splitlines()) == 8
     assert len((tmp_path / "runs/tiny-moe-001/metrics.jsonl").read_text().splitlines()) == 6
 
@@ -286,7 +286,7 @@ def test_backends_names_every_kernel(capsys: pytest.CaptureFixture[str]) -> None
     assert report["numpy"]["available"] and report["numpy"]["dtypes"] == ["float32", "float64"]
     assert set(report["numpy"]["kernels"].values()) <= {"hand-written", "library", "reference"} and "gate" in report["numpy"]["kernels"]
     code, out, _ = call(capsys, "backends")
-    assert code == 0 and "numpy" in out and "contract 1" in out and "auto takes" in out
+    assert code == 0 and "numpy" in out and "contract 1" in out and "auto selects" in out
 
 
 def test_backends_tells_of_one_without_its_device(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -345,7 +345,7 @@ def test_a_check_shows_the_lowest_level_that_fails_and_names_the_others(wrong: N
     rest = out.split("Failed too, and may pass when this does: ")[1].split("\n\n")[0].split("; ")
     assert [level.split(": ")[0] for level in rest] == ["kernels", "gradients", "curve", "repeatability"]
     assert "swiglu, " in rest[0] and "sum_of_squares" in rest[0] and rest[2] == "curve: training"
-    assert "Mend scatter_add first, and look again: minimoe backends check wrong --kernel scatter_add\n" in out
+    assert "Fix scatter_add first, then check again: minimoe backends check wrong --kernel scatter_add\n" in out
     code, out, _ = call(capsys, "backends", "check", "wrong", "--kernel", "scatter_add")
     assert code == 1 and "FAILED scatter_add" in out
     failed = json.loads(call(capsys, "backends", "check", "wrong", "--kernel", "swiglu", "--json")[1])["failed"]
@@ -362,7 +362,7 @@ def test_a_check_shows_the_backends_own_kernels_and_names_those_that_call_them(
     _, out, err = call(capsys, "backends", "check", "wrong")
     failed = [line.split()[1] for line in out.splitlines() if line.startswith("FAILED")]
     assert failed == ["swiglu", "swiglu", "sum_of_squares", "sum_of_squares"]
-    assert "may pass when these do: kernels: ffn, ffn_backward, expert_ffn," in out and "Mend swiglu first" in out
+    assert "may pass when these do: kernels: ffn, ffn_backward, expert_ffn," in out and "Fix swiglu first" in out
     assert "it raised RuntimeError: not written yet" in " ".join(out.split())
     assert "in swiglu\n" in err and "RuntimeError: not\nwritten yet" in err
 

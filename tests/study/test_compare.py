@@ -16,7 +16,7 @@ from minimoe.config.cost import cost
 from minimoe.errors import UserError
 from minimoe.runs.run import Run
 from minimoe.study.compare import Comparison, Row, Spread, compare
-from minimoe.study.compare.measure import least_entropy, run_cost, tokens_a_step
+from minimoe.study.compare.measure import least_entropy, run_cost, tokens_per_step
 from minimoe.study.compare.race import chance_note
 from minimoe.training.listener import Listener
 
@@ -74,7 +74,7 @@ def test_equal_flops_are_those_that_cost_counts(place: Path, moe: str, tmp_path:
     first, second = compare([moe, other], budget="flops", root=tmp_path).rows
     config = Run.open(second.runs[0]).config
     each = cost(config.model, 16, recompute=True).training_flops_per_token * 16
-    assert each == run_cost(config).training_flops_per_token * tokens_a_step(config)
+    assert each == run_cost(config).training_flops_per_token * tokens_per_step(config)
     assert second.steps == round(first.training_flops / each)
     assert second.training_flops == second.steps * each
 

@@ -147,7 +147,7 @@ def test_a_folder_is_measured_on_data_that_are_given(dense, tmp_path, capsys):
     convert(dense, tmp_path / "folder")
     text = write_text(tmp_path)
     assert "(all of it)" in run(capsys, "eval", str(tmp_path / "folder"), "--data", str(text))
-    assert "has no data of its own" in failure(capsys, "eval", str(tmp_path / "folder"))
+    assert "a model folder has no data" in failure(capsys, "eval", str(tmp_path / "folder"))
 
 
 @pytest.mark.parametrize(

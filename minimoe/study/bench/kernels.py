@@ -43,7 +43,7 @@ class KernelTiming:
         return None if self.reference_ms is None else self.reference_ms / self.ms
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures by name, as `--json` prints them."""
+        """Return the figures by name, as `--json` prints them."""
         return {**asdict(self), "speedup": self.speedup}
 
 
@@ -58,11 +58,11 @@ class KernelCall:
     forward: KernelCall | None = None  # for a composite's backward: the forward call that gave its `saved`
 
     def on(self, backend: Backend) -> Callable[[], Any]:
-        """The call as a function without arguments, on this backend."""
+        """Return the call as a function without arguments, on this backend."""
         return lambda: getattr(backend, self.kernel)(*self.args, **self.options)
 
     def for_reference(self, reference: Backend) -> KernelCall:
-        """The same call for the reference: its backward gets the `saved` of the reference's own forward."""
+        """Return the same call for the reference: its backward gets the `saved` of the reference's own forward."""
         if self.forward is None:
             return self
         bound = bind(self.kernel, self.args, self.options)
@@ -76,7 +76,7 @@ class CallRecorder:
     def __init__(self, backend: Backend) -> None:
         self.backend, self.thread = backend, get_ident()
         self.calls: dict[tuple[Any, ...], KernelCall] = {}
-        self.saved: dict[int, tuple[Any, KernelCall]] = {}  # by id(); the object is kept, so that its id stays its own
+        self.saved: dict[int, tuple[Any, KernelCall]] = {}  # by id(); the object is kept, so that its id is not reused
 
     def __call__(self, name: str, kernel: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         if get_ident() != self.thread:
@@ -97,7 +97,7 @@ class CallRecorder:
 
 
 def _signature(value: Any) -> Any:
-    """What two calls have in common if they cost the same: shapes, dtypes and options."""
+    """Return what two calls have in common if they cost the same: shapes, dtypes and options."""
     if is_array(value):
         return tuple(value.shape), str(value.dtype)
     if isinstance(value, tuple | list):
@@ -106,7 +106,7 @@ def _signature(value: Any) -> Any:
 
 
 def references_of(backend: Backend) -> Backend:
-    """A copy of the backend with the same arrays and only reference kernels."""
+    """Return a copy of the backend with the same arrays and only reference kernels."""
     twin = copy.copy(backend)
     twin.__class__ = type("References", (type(backend),), {name: getattr(Backend, name) for name in kernel_names()})
     return twin
@@ -147,7 +147,7 @@ def _timing(backend: Backend, kernel: str, calls: list[KernelCall], whole: float
 
 
 def _medians(backend: Backend, sides: Sequence[Callable[[], Any]], seconds: float = 0.1) -> list[float]:
-    """The median time of each call. They take turns, so that all meet the machine in the same state, for 3 to 30 rounds."""
+    """Return the median time of each call. The calls alternate for 3 to 30 rounds, so that all find the machine in the same state."""
 
     def once(call: Callable[[], Any]) -> float:
         backend.synchronize()
@@ -159,7 +159,7 @@ def _medians(backend: Backend, sides: Sequence[Callable[[], Any]], seconds: floa
 
 
 def kernels_table(timings: Sequence[KernelTiming]) -> Table:
-    """A row for each kernel, costliest first."""
+    """Return a table with a row for each kernel, costliest first."""
     names = sorted({timing.backend for timing in timings})
     table = timings_table(
         f"Kernels of a training step on {', '.join(names)}",

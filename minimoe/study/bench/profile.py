@@ -104,14 +104,14 @@ class StepProfile:
         return self.flops / self.step_ms / 1e6
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures by name, as `--json` prints them."""
+        """Return the figures by name, as `--json` prints them."""
         rest = {"ms": self.outside_ms, "share": self.outside_ms / self.watched_ms}
         kernels = [{"kernel": use.kernel, **asdict(use), "path": list(use.path)} for use in self.kernels]
         whole = {"tokens_per_s": self.tokens_per_s, "gflops": self.gflops}
         return {**asdict(self), **whole, "kernels": kernels, "outside_kernels": rest}
 
     def table(self) -> Table:
-        """A row for each kernel, and one for the time outside kernels."""
+        """Return a table with a row for each kernel, and one for the time outside kernels."""
         c = self.ceilings
         table = timings_table(
             f"{self.name} on {self.backend}: {self.tokens_per_s:,.0f} tokens/s, {self.gflops:.1f} GFLOP/s\n"
@@ -194,15 +194,16 @@ def profile_step(config: Config, backend: str | Backend = "auto", steps: int = 5
         under_watch = profiler.middle_step(step, steps)
         ceilings = measure_ceilings(chosen)
     t = step.config.train
-    flops = cost(step.config.model, t.seq_len, recompute=t.recompute).training_flops_per_token * step.tokens_a_step
+    flops = cost(step.config.model, t.seq_len, recompute=t.recompute).training_flops_per_token * step.tokens_per_step
     return StepProfile(
-        config.name, chosen.name, step.tokens_a_step, statistics.median(whole) * 1e3, min(whole) * 1e3, max(whole) * 1e3, under_watch * 1e3,
+        config.name, chosen.name, step.tokens_per_step,
+        statistics.median(whole) * 1e3, min(whole) * 1e3, max(whole) * 1e3, under_watch * 1e3,
         (under_watch - profiler.outermost()) * 1e3, flops, ceilings, list(_uses(profiler, under_watch, ceilings)),
     )  # fmt: skip
 
 
 def _uses(profiler: Profiler, whole: float, ceilings: Ceilings, outer: KernelPath = ()) -> Iterator[KernelUse]:
-    """The kernels called from `outer`, longest first, each followed by those that it calls."""
+    """Yield the kernels called from `outer`, longest first, each followed by those that it calls."""
     inside = [path for path in profiler.calls if path[:-1] == outer and profiler.seconds[path] > 0.0]
     kinds = kernel_kinds(profiler.backend)
     for path in sorted(inside, key=lambda path: -profiler.seconds[path]):

@@ -30,7 +30,7 @@ BYTES_VOCABULARY = 256  # for a configuration whose vocabulary comes from a toke
 
 
 class TrainingStep:
-    """The trainer's own step on the same random inputs each time; recorded where the backend records, and waited for."""
+    """The trainer's own step on the same random inputs each time; recorded if the backend can record, and waited for."""
 
     def __init__(self, config: Config, backend: Backend) -> None:
         config.check_trainable()
@@ -39,7 +39,7 @@ class TrainingStep:
         check_memory(config.model, config.train)
         self.config, self.backend, self.done = config, backend, 0
         t = config.train
-        self.tokens_a_step = t.accumulate * t.batch_size * (config.model.n_patches + 1 if config.model.image_size else t.seq_len)
+        self.tokens_per_step = t.accumulate * t.batch_size * (config.model.n_patches + 1 if config.model.image_size else t.seq_len)
         self.model = Transformer(config.model, seed=t.seed, dtype=t.dtype, backend=backend)
         optimizer = make_optimizer(self.model.parameters(), t)
         self.batch = random_images(config) if config.model.image_size else random_tokens(config, self.model.vocab_size)
@@ -58,7 +58,7 @@ Drawn = npt.NDArray[Any]
 
 
 def random_tokens(config: Config, vocab_size: int) -> tuple[Drawn, Drawn]:
-    """Random tokens, and those that follow them, as targets.   -> [A,B,T], [A,B,T]"""
+    """Return random tokens, and those that follow them, as targets.   -> [A,B,T], [A,B,T]"""
     t = config.train
     bits = host_bits(t.accumulate * t.batch_size * (t.seq_len + 1), t.seed, "bench.tokens") % vocab_size
     rows = bits.astype(np.int32).reshape(t.accumulate, t.batch_size, t.seq_len + 1)
@@ -66,7 +66,7 @@ def random_tokens(config: Config, vocab_size: int) -> tuple[Drawn, Drawn]:
 
 
 def random_images(config: Config) -> tuple[Drawn, Drawn]:
-    """Random images and classes.   -> [A,B,channels,side,side], [A,B]"""
+    """Return random images and classes.   -> [A,B,channels,side,side], [A,B]"""
     t, m = config.train, config.model
     shape = (t.accumulate, t.batch_size, m.n_channels, m.image_size, m.image_size)
     pixels = host_bits(math.prod(shape), t.seed, "bench.images").astype(np.float32).reshape(shape) * np.float32(2.0**-32)
@@ -81,7 +81,7 @@ def seconds_of(call: Callable[[], Any]) -> float:
 
 
 def step_seconds(config: Config, backend: str | Backend, steps: int = 3, warmup: int = 1) -> list[float]:
-    """The wall time of each of `steps` training steps, after `warmup` untimed ones and those that record the step.
+    """Return the wall time of each of `steps` training steps, after `warmup` untimed ones and those that record the step.
 
     Raises `ConfigError` for what cannot be trained.
     """
@@ -93,7 +93,7 @@ def step_seconds(config: Config, backend: str | Backend, steps: int = 3, warmup:
 
 
 def watched(backend: Backend, watch: Watch) -> Backend:
-    """A copy of the backend whose kernels, including those that kernels call, go through `watch`. It does not record steps."""
+    """Return a copy of the backend whose kernels, including those that kernels call, go through `watch`. It does not record steps."""
     twin = copy.copy(backend)
     twin.record = Backend.record.__get__(twin)  # type: ignore[method-assign]
     for name in kernel_names():

@@ -24,20 +24,20 @@ class Work(NamedTuple):
 
 
 def work(kernel: str, arguments: dict[str, Any], result: Any, top_k: int = 1) -> Work:
-    """The work of a call. `arguments` by name, as `bind` gives them; `top_k`: experts per token of the model."""
+    """Return the work of a call. `arguments` are by name, as `bind` returns them; `top_k`: experts per token of the model."""
     rule = FLOPS.get(kernel)
     return Work(rule(arguments, result, top_k) if rule else 0, moved_bytes(kernel, arguments, result))
 
 
 @cache
 def signature(kernel: str) -> inspect.Signature:
-    """The contract's signature of a kernel, without self."""
+    """Return the contract's signature of a kernel, without self."""
     whole = inspect.signature(getattr(Backend, kernel))
     return whole.replace(parameters=list(whole.parameters.values())[1:])
 
 
 def bind(kernel: str, args: tuple[Any, ...], options: dict[str, Any]) -> inspect.BoundArguments:
-    """The arguments of a call, defaults included."""
+    """Return the arguments of a call, defaults included."""
     bound = signature(kernel).bind(*args, **options)
     bound.apply_defaults()
     return bound
@@ -47,12 +47,12 @@ def bind(kernel: str, args: tuple[Any, ...], options: dict[str, Any]) -> inspect
 
 
 def is_array(value: Any) -> bool:
-    """True for an array of any library: it has a shape and a dtype."""
+    """Return True for an array of any library: it has a shape and a dtype."""
     return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
 def arrays_of(value: Any) -> Iterator[Array]:
-    """The arrays in a value, also those in tuples and lists."""
+    """Yield the arrays in a value, also those in tuples and lists."""
     if is_array(value):
         yield value
     elif isinstance(value, tuple | list):
@@ -85,18 +85,18 @@ def moved_bytes(kernel: str, arguments: dict[str, Any], result: Any) -> int:
 
 
 def of_experts(rows: int, weights: Any) -> int:
-    """Forward FLOPs of `rows` rows, each through the two products of one expert."""
+    """Return the forward FLOPs of `rows` rows, each through the two products of one expert."""
     return 2 * rows * (size(weights.up) + size(weights.down)) // int(weights.up.shape[0])
 
 
 def of_attention(a: dict[str, Any], with_k: int, with_v: int) -> int:
-    """FLOPs of `with_k` products of query rows over the width of keys, and `with_v` over that of values."""
+    """Return the FLOPs of `with_k` products of query rows over the width of keys, and `with_v` over that of values."""
     b, tq, heads, c = a["q"].shape
     return int(2 * b * heads * tq * a["k"].shape[1] * (with_k * c + with_v * a["v"].shape[3]))
 
 
 def of_muon(a: dict[str, Any]) -> int:
-    """Five Newton-Schulz steps of three products each."""
+    """Return the FLOPs of five Newton-Schulz steps of three products each."""
     *stack, rows, columns = a["inout_param"].shape
     m, n = min(rows, columns), max(rows, columns)
     return int(math.prod(stack) * 5 * (4 * m * m * n + 2 * m * m * m))

@@ -1,4 +1,4 @@
-"""Comparing models at equal cost: configurations are trained, finished runs are read, and both stand side by side."""
+"""Comparing models at equal cost: configurations are trained, finished runs are read, and both are shown side by side."""
 
 from minimoe.study.compare.comparison import Comparison as Comparison
 from minimoe.study.compare.comparison import Row as Row

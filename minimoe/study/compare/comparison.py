@@ -29,7 +29,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """NaN if one of the values is."""
+        """Return the spread of some values; it is NaN if one of them is."""
         if any(math.isnan(value) for value in values):
             return cls(math.nan, math.nan, math.nan)
         return cls(sum(values) / len(values), min(values), max(values))
@@ -87,7 +87,7 @@ class Comparison:
     # ---- what is shown ---------------------------------------------------------------------------------------------------------------
 
     def cells(self) -> dict[str, Cells]:
-        """Each quantity by name: its value for each model, as text."""
+        """Return each quantity by name: its value for each model, as text."""
         rows = self.rows
         found = {
             "parameters": tuple(count(row.parameters) for row in rows),
@@ -114,7 +114,7 @@ class Comparison:
         return found
 
     def table(self) -> Table:
-        """The comparison as a table for the terminal; the lowest validation loss is marked."""
+        """Return the comparison as a table for the terminal; the lowest validation loss is marked."""
         from rich import box
         from rich.markup import escape
         from rich.table import Table
@@ -132,7 +132,7 @@ class Comparison:
         return table
 
     def markdown(self) -> str:
-        """The comparison as a Markdown document."""
+        """Return the comparison as a Markdown document."""
         lines = [f"# {self.title}", "", f"| | {' | '.join(row.name for row in self.rows)} |", f"| --- |{' ---: |' * len(self.rows)}"]
         for name, cells in self.cells().items():
             shown = self._mark(cells, "**", "**") if name == "validation loss" else cells
@@ -149,7 +149,7 @@ class Comparison:
     # ---- what is kept ----------------------------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures by name, for JSON: a number that is not finite is None."""
+        """Return the figures by name, for JSON: a number that is not finite is None."""
         best = self.best
         return {"budget": self.budget, "seeds": self.seeds, "best": best.name if best else None, "notes": self.notes,
                 "rows": [plain(asdict(row)) for row in self.rows]}  # fmt: skip

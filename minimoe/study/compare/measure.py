@@ -1,4 +1,4 @@
-"""The row of a finished run in a comparison, from its configuration and its metrics."""
+"""Computes the row of a finished run in a comparison, from its configuration and its metrics."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Line(msgspec.Struct):
 
 
 def row_of(name: str, source: str, runs: list[Run], trained: bool = False) -> Row:
-    """The row of runs that differ only in their seed. Raises `CheckpointError` for a run that is damaged or not finished."""
+    """Return the row of runs that differ only in their seed. Raises `CheckpointError` for a run that is damaged or not finished."""
     config, lines = runs[0].config, [finished_lines(run) for run in runs]
-    counted, tokens = run_cost(config), config.train.steps * tokens_a_step(config)
+    counted, tokens = run_cost(config), config.train.steps * tokens_per_step(config)
     ends = [each[-LAST:] for each in lines]
     routed_ends = [end for end in ends if end[0].expert_load]
     loads = [np.array([line.expert_load for line in end], dtype=float).mean(axis=0) for end in routed_ends]  # [L,E] per seed
@@ -66,16 +66,16 @@ def row_of(name: str, source: str, runs: list[Run], trained: bool = False) -> Ro
 
 
 def run_cost(config: Config) -> Cost:
-    """The cost at the sequence length of training."""
+    """Return the cost at the sequence length of training."""
     return training_cost(config, config.train.seq_len)
 
 
-def tokens_a_step(config: Config) -> int:
+def tokens_per_step(config: Config) -> int:
     return config.train.accumulate * config.train.batch_size * config.train.seq_len
 
 
 def least_entropy(load: Any) -> float:
-    """The lowest entropy of a layer's load, over ln E: 1 if even, and for a single expert.   load [L,E]"""
+    """Return the lowest entropy of a layer's load, over ln E: 1 if even, and for a single expert.   load [L,E]"""
     e = load.shape[1]
     if e == 1:
         return 1.0
@@ -88,7 +88,7 @@ def number(value: float | None) -> float:
 
 
 def finished_lines(run: Run) -> list[Line]:
-    """The metrics of every step of a finished run. Raises `CheckpointError` for any other run."""
+    """Return the metrics of every step of a finished run. Raises `CheckpointError` for any other run."""
     check_finished(run)
     try:
         lines = msgspec.convert(run.metrics(), list[Line])
@@ -116,7 +116,7 @@ def check_finished(run: Run) -> None:
 
 
 def text_of(run: Run) -> tuple[str, str, str]:
-    """What losses are measured on: SHA-256 of the data (empty if env.json has none), tokenizer, and head (the task)."""
+    """Return what losses are measured on: SHA-256 of the data (empty if env.json has none), tokenizer, and head (the task)."""
     try:
         env = json.loads((run.path / "env.json").read_text(encoding="utf-8"))
         digest = str(env["data"]["sha256"])

@@ -1,4 +1,4 @@
-"""What is compared, how many steps each is trained for, and the training.
+"""Decides what is compared and for how many steps each is trained, and trains.
 
 The budget is the amount that all have in common with the first: steps; tokens (steps x tokens per step); flops (training FLOPs, as
 config/cost.py counts them); or seconds (the first's training time; a step of the others is timed in a short trial). Steps are rounded to
@@ -21,7 +21,7 @@ from minimoe.config import Config, load_config, preset_names
 from minimoe.errors import CheckpointError, UserError, nearest
 from minimoe.runs.run import RUNS, Run
 from minimoe.study.compare.comparison import Comparison, Row
-from minimoe.study.compare.measure import check_finished, row_of, run_cost, text_of, tokens_a_step
+from minimoe.study.compare.measure import check_finished, row_of, run_cost, text_of, tokens_per_step
 
 if TYPE_CHECKING:
     from minimoe.training.listener import Listener
@@ -47,7 +47,7 @@ def compare(
 ) -> Comparison:  # fmt: skip
     """Train each preset or TOML file with `seeds` seeds, each a run under `root`; read each finished run; set them side by side.
 
-    overrides, data, backend: for all that are trained. steps: for the first. listener_for: gives the listener of the run with that label.
+    overrides, data, backend: for all that are trained. steps: for the first. listener_for: returns the listener of the run with that label.
     Everything is checked before the first step. Raises `UserError` for fewer than two sources, an unknown name, a configuration that cannot
     be trained, a run that is not finished or damaged; `Diverged` and `Interrupted` as training does.
     """
@@ -142,14 +142,14 @@ def with_steps(config: Config, steps: int) -> Config:
 
 
 def steps_for(budget: str, config: Config, first: Config, seconds: float) -> int:
-    """The steps for which a configuration costs what the first did, at least one. `seconds`: those of the first."""
+    """Return the steps for which a configuration costs what the first did, at least one. `seconds`: those of the first."""
     from minimoe.study.bench import step_seconds
 
     if budget == "steps":
         return first.train.steps
     if budget == "seconds":
         return max(1, round(seconds / statistics.median(step_seconds(config, config.train.backend, TRIAL_STEPS))))
-    wanted, each = first.train.steps * tokens_a_step(first), tokens_a_step(config)
+    wanted, each = first.train.steps * tokens_per_step(first), tokens_per_step(config)
     if budget == "flops":
         wanted, each = wanted * run_cost(first).training_flops_per_token, each * run_cost(config).training_flops_per_token
     return max(1, round(wanted / each))
@@ -177,7 +177,7 @@ def texts_note(runs: list[list[Run]]) -> list[str]:
 
 
 def budget_notes(contenders: list[Contender], rows: list[Row], budget: str) -> list[str]:
-    """A note for each finished run that is far from the budget: it is read whatever the budget is."""
+    """Return a note for each finished run that is far from the budget: it is read whatever the budget is."""
     amounts = {"steps": "steps", "tokens": "tokens", "flops": "training_flops", "seconds": "seconds"}
     wanted = float(getattr(rows[0], amounts[budget]))
     found = []
@@ -190,7 +190,7 @@ def budget_notes(contenders: list[Contender], rows: list[Row], budget: str) -> l
 
 
 def chance_note(rows: list[Row]) -> list[str]:
-    """A note on whether the difference between the two best is larger than that between seeds."""
+    """Return a note on whether the difference between the two best is larger than that between seeds."""
     finite = [row for row in rows if math.isfinite(row.val_loss.mean)]
     if len(finite) < 2:
         return ["Losses that are not finite (nan) do not compare."]
