@@ -23,7 +23,7 @@ XP_FUNCTIONS = (
 """All functions of `xp` that minimoe uses, as the Array API standard 2024.12 defines them."""
 
 XP_CONSTANTS = ("bool", "float32", "int32", "int64", "inf")
-FIX = "Mend the array layer before any kernel"
+FIX = "Fix the array layer before any kernel"
 
 
 def array_layer_cases(backend: Backend) -> Iterator[Case]:
@@ -45,9 +45,9 @@ def equal(backend: Backend, got: Any, expected: Any, part: str, where: str, tole
 def check_names(backend: Backend) -> None:
     missing = [name for name in (*XP_FUNCTIONS, *XP_CONSTANTS) if not hasattr(backend.xp, name)]
     require(not missing, "xp", "names", f"it lacks {', '.join(missing)}", "They are defined by the Array API standard")
-    require("float32" in backend.dtypes, "dtypes", str(backend.dtypes), "float32 is missing", "It is the least that a backend has")
+    require("float32" in backend.dtypes, "dtypes", str(backend.dtypes), "float32 is missing", "Every backend must have it")
     for name in backend.dtypes:
-        require(backend.xp.isdtype(backend.dtype(name), "real floating") or "16" in name, "dtype", name, "it is no floating dtype", FIX)
+        require(backend.xp.isdtype(backend.dtype(name), "real floating") or "16" in name, "dtype", name, "it is not a float dtype", FIX)
 
 
 def check_transfer(backend: Backend) -> None:

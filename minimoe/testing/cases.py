@@ -15,7 +15,7 @@ from minimoe.testing.training import curve_cases, repeatability_cases
 
 
 def compared_cases(backend: Backend) -> Iterator[Case]:
-    """Every kernel, with every router that is known; then what other packages bring beside."""
+    """Yield the cases of every kernel, with every known router; then those of other packages' routers and optimizers."""
     yield from kernel_cases(backend)
     yield from router_cases(backend)
     yield from optimizer_cases(backend)

@@ -39,7 +39,7 @@ def floats(seed: int, *shape: int) -> Floats:
 
 
 def reference() -> Backend:
-    """The references on NumPy."""
+    """Return a backend of the references on NumPy."""
     return load("numpy")
 
 
@@ -177,7 +177,7 @@ def heads_inputs() -> Iterator[tuple[str, tuple[int, ...], Any, Any]]:
     for b, t, heads, groups, c in [(1, 1, 1, 1, 2), (2, 31, 4, 2, 8), (2, 33, 3, 1, 6)]:
         positions = np.stack([np.arange(t) + 3 * i for i in range(b)]).astype(np.int32)
         for inv_freq in (None, Wide(10.0 ** -np.linspace(0.0, 2.0, c // 2))):
-            label = f"qkv [{b},{t},({heads}+2*{groups})*{c}], {'no turn' if inv_freq is None else 'turned'}"
+            label = f"qkv [{b},{t},({heads}+2*{groups})*{c}], {'not rotated' if inv_freq is None else 'rotated'}"
             yield label, (b, t, heads, groups, c), positions, inv_freq
 
 

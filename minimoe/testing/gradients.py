@@ -27,10 +27,10 @@ def check_grads(function: Callable[..., Any], *inputs: Any, tolerance: float = C
 
     `function` takes tensors and returns one or a tuple of them. Inputs are NumPy arrays or tensors; float64 ones are differentiated,
     others pass through. A tensor that requires a gradient is changed in place and restored, so a layer's parameters can be given
-    beside its input: `check_grads(lambda x, *_: layer(x), x, *layer.parameters())`. `eps` is the step for each element: kinks,
+    next to its input: `check_grads(lambda x, *_: layer(x), x, *layer.parameters())`. `eps` is the step for each element: kinks,
     and the gaps of a top-k, should be some ten times farther away.
 
-    Raises `AssertionError` with the input and both slopes where they differ by more than `tolerance`.
+    Raises `AssertionError` with the input and both slopes if they differ by more than `tolerance`.
     """
     backend = next((value.backend for value in inputs if isinstance(value, Tensor)), None) or current_backend()
     tensors = [_leaf(value, backend) for value in inputs]

@@ -34,11 +34,11 @@ def check_kernel(backend: Backend, kernel: str, dtype: str) -> None:
 
 
 def advice(backend: Backend, kernel: str) -> str:
-    """Return what to do about a kernel that differs."""
+    """Return advice for the author of a kernel that differs."""
     topic = next((topic for topic, (_, kernels) in TOPICS.items() if kernel.removesuffix("_backward") in kernels), "arrays")
     place = f"minimoe/reference/{topic}.py"
     if overridden(backend, kernel):
-        return f"What is right stands in {place}; without the override that would run"
+        return f"The reference is in {place}; it would run without the override"
     return f"This kernel is the reference of {place}: look at the array layer, and at kernels of your own that it calls"
 
 

@@ -158,13 +158,13 @@ def sequences() -> Iterator[OpExample]:
                 return ops.rope(x, b.from_host(positions), frequencies(inv_freq, x), 1.2, interleaved)
 
             yield OpExample("rope", f"[2,5,3,{c}], {pairs} pairs, interleaved {interleaved}", rope, (floats(1, 2, 5, 3, c),))
-    for turned in (False, True):
+    for rotated in (False, True):
 
-        def split_heads(b: Backend, qkv: Tensor, turned: bool = turned) -> tuple[Tensor, ...]:
+        def split_heads(b: Backend, qkv: Tensor, rotated: bool = rotated) -> tuple[Tensor, ...]:
             positions, inv_freq = np.arange(5, dtype=np.int32)[None] * 2, np.array([1.0, 0.1])
-            return ops.split_heads(qkv, b.from_host(positions), frequencies(inv_freq, qkv) if turned else None, 4, 2)
+            return ops.split_heads(qkv, b.from_host(positions), frequencies(inv_freq, qkv) if rotated else None, 4, 2)
 
-        yield OpExample("split_heads", f"[2,5,(4+2*2)*4], {'turned' if turned else 'no turn'}", split_heads, (floats(1, 2, 5, 32),))
+        yield OpExample("split_heads", f"[2,5,(4+2*2)*4], {'rotated' if rotated else 'not rotated'}", split_heads, (floats(1, 2, 5, 32),))
     for label, arrays, options in attention_inputs():
         if arrays[0].shape[1] > 31:
             continue

@@ -1,4 +1,4 @@
-"""Routers and optimizers that other packages bring.
+"""Cases for routers and optimizers from other packages.
 
 A router is among those that the cases of `gate` and `gate_backward` compare with NumPy's float64; here its gradient is compared with
 differences. An optimizer is compared with itself on NumPy in float64.
@@ -32,14 +32,14 @@ TAKEN = [("taken", 1.0, True), ("clipped", 0.3, True), ("skipped, with a NaN in 
 
 
 def router_cases(backend: Backend) -> Iterator[Case]:
-    """A case for each router from outside."""
+    """Yield a case for each router from another package."""
     for name in routers.names():
         if name not in routers.ROUTERS:
             yield Case(f"router {name}, gradient", "kernels", name, partial(check_router, name))
 
 
 def check_router(name: str) -> None:
-    """The gradients of weights and probability sums, and of what it learns, agree with central differences, on NumPy in float64."""
+    """Compare the gradients of weights, probability sums and what it learns with central differences, on NumPy in float64."""
     adjust = routers.find(name).adjust
     for label, make in routers.find(name).conformance_rules():
         for n, e, k in [(7, 8, 2), (5, 4, 3)]:
@@ -61,7 +61,7 @@ def gate_outputs(z: Tensor, bias: Floats | None, rule: Rule) -> tuple[Tensor, Te
 
 
 def optimizer_cases(backend: Backend) -> Iterator[Case]:
-    """A case for each optimizer from outside and each dtype of parameters."""
+    """Yield a case for each optimizer from another package and each dtype of parameters."""
     for name in optimizers.names():
         for dtype in ("float32", "float64"):
             if name not in optimizers.OPTIMIZERS and dtype in backend.dtypes:
@@ -69,24 +69,24 @@ def optimizer_cases(backend: Backend) -> Iterator[Case]:
 
 
 def check_optimizer(backend: Backend, name: str, dtype: str) -> None:
-    """Four steps at odd sizes, after each of which parameters and states are compared; a skipped one changes no byte."""
+    """Compare parameters and states after each of four steps, at odd sizes; a skipped step must not change a byte."""
     facts = optimizers.find(name)
     for shape in FLAT if facts.flat else MATRICES:
-        ours, theirs = Steps(backend, facts, dtype, shape), Steps(reference(), facts, "float64", shape, rounded_to=(backend, dtype))
+        tested, expected = Steps(backend, facts, dtype, shape), Steps(reference(), facts, "float64", shape, rounded_to=(backend, dtype))
         for count, (what, scale, ok) in enumerate(TAKEN, start=1):
             where = f"param {list(shape)}, step {count}, {what} [{dtype}]"
-            before = ours.host()
-            for side in (ours, theirs):
+            before = tested.host()
+            for side in (tested, expected):
                 side.take(count, scale, ok)
             if not ok:
-                compare(ours.host(), before, 0.0, name, where, "Where `ok` is false nothing may change")
+                compare(tested.host(), before, 0.0, name, where, "If `ok` is false nothing may change")
             todo = "Use the backend's array layer alone, in the parameters' dtype"
-            require(all(a.dtype == ours.param.dtype for a in ours.states.values()), name, where, "a state changed its dtype", todo)
-            compare(ours.host(), theirs.host(), KERNELS[dtype], name, where, todo)
+            require(all(a.dtype == tested.param.dtype for a in tested.states.values()), name, where, "a state changed its dtype", todo)
+            compare(tested.host(), expected.host(), KERNELS[dtype], name, where, todo)
 
 
 class Steps:
-    """One parameter, and what an optimizer keeps of it."""
+    """One parameter, and what an optimizer keeps for it."""
 
     def __init__(
         self, backend: Backend, facts: Optimizer, dtype: str, shape: tuple[int, ...], rounded_to: tuple[Backend, str] | None = None
@@ -98,14 +98,14 @@ class Steps:
         self.states = {name: backend.xp.zeros_like(self.param) for name in facts.states}
 
     def device(self, array: Floats) -> Any:
-        """The array on the backend, with the numbers that the side under test has."""
+        """Return the array on the backend, with the numbers that the side under test has."""
         if self.rounded_to is not None:
             backend, dtype = self.rounded_to
             array = rounded(backend, array, dtype)
         return to_device(self.backend, array, self.dtype)
 
     def take(self, count: int, scale: float, ok: bool) -> None:
-        """One step."""
+        """Take one step."""
         grad = floats(8 + count, *self.param.shape)
         if not ok:
             grad.reshape(-1)[:1] = np.nan
@@ -116,5 +116,5 @@ class Steps:
             self.facts.update(self.backend, self.param, self.states, self.device(grad), step, weight_decay=0.1, **self.settings)
 
     def host(self) -> Any:
-        """Parameter and states on the host."""
+        """Return parameter and states on the host."""
         return to_host(self.backend, (self.param, *self.states.values()))

@@ -64,7 +64,7 @@ def _show(name: str, backend: backends.Backend, failed: Failures) -> None:
         levels = "; ".join(f"{level}: {', '.join(kernels)}" for level, kernels in rest.items())
         print(f"Failed too, and may pass when {'this does' if len(shown) == 1 else 'these do'}: {levels}\n")
     first = shown[0][0].kernel
-    print(f"Mend {first} first, and look again: minimoe backends check {name} --kernel {shlex.quote(first)}")
+    print(f"Fix {first} first, then check again: minimoe backends check {name} --kernel {shlex.quote(first)}")
 
 
 def _its_own(backend: backends.Backend, kernel: str) -> bool:

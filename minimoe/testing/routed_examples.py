@@ -29,17 +29,17 @@ Rules = dict[str, Callable[[int, int], Rule | None]]
 
 
 def rules() -> Rules:
-    """The rules of every router that is known, installed packages' too: label, and (K, E) -> Rule, or None where that cannot be."""
+    """Return the rules of every known router, of installed packages too: label, and (K, E) -> Rule, or None if there is none."""
     return {label: make for name in routers.names() for label, make in routers.find(name).conformance_rules()}
 
 
 def bias_of(rule: Rule, e: int, spread: float) -> Floats | None:
-    """A bias for a router that takes one.   -> [E] or None"""
+    """Return a bias for a router that takes one.   -> [E] or None"""
     return None if routers.find(rule.router).state_for("bias") is None else np.linspace(-spread, spread, e)
 
 
 def spaced(seed: int, n: int, e: int) -> Floats:
-    """Logits with gaps that rounding does not close: they differ within a row, and down a column where that is possible."""
+    """Return logits with gaps that rounding does not close: they differ within a row, and down a column where that is possible."""
     rng = np.random.default_rng([seed, n, e])
     rows = np.argsort(rng.random((n, e)), axis=1)
     return (rows - e / 2) * 0.25 + 0.003 * rng.permutation(n)[:, None] * np.linspace(0.2, 1.0, e)
@@ -152,7 +152,7 @@ def plans() -> Iterator[tuple[str, int, int, int, Plan]]:
 
 
 def poisoned(rows: Floats, plan: Plan) -> Floats:
-    """The rows with NaN where nothing may read."""
+    """Return the rows with NaN where nothing may read."""
     rows = rows.copy()
     rows[plan.offsets[-1] :] = np.nan
     return rows
@@ -271,7 +271,7 @@ SWITCH_GAP = 0.03  # more than bfloat16 rounds off inputs of order one, their su
 
 
 def at_a_switch(before: Floats, activation: str, limit: float) -> npt.NDArray[np.bool_]:
-    """True where a number is so near to a jump of the activation's slope that rounding may carry it over.   [N,W,O] -> [N]"""
+    """Return True where a number is so near to a jump of the activation's slope that rounding may carry it over.   [N,W,O] -> [N]"""
     if activation == "relu":
         near = np.abs(before) < SWITCH_GAP
     elif activation == "swiglu" and limit:

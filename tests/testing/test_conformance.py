@@ -209,7 +209,7 @@ def test_a_failure_says_shape_error_tolerance_and_what_to_do():
     says = r"gelu_backward at x \[1,1\], tanh False \[float32\], result: worst error .*, tolerance 1e-05"
     with pytest.raises(ConformanceError, match=says):
         cases(WrongFactor(), level="kernels", kernel="gelu_backward")[0].run()
-    with pytest.raises(ConformanceError, match=r"What is right stands in minimoe/reference/activation\.py"):
+    with pytest.raises(ConformanceError, match=r"The reference is in minimoe/reference/activation\.py"):
         cases(WrongFactor(), level="kernels", kernel="gelu_backward")[0].run()
 
 
