@@ -227,7 +227,7 @@ def _first_that_runs() -> Backend:
     raise UserError("no backend runs here")
 
 
-class Described(NamedTuple):
+class BackendSummary(NamedTuple):
     """What `minimoe backends` shows of a backend."""
 
     available: bool
@@ -237,14 +237,14 @@ class Described(NamedTuple):
     dtypes: tuple[str, ...]
 
 
-def describe(name: str) -> Described:
+def describe(name: str) -> BackendSummary:
     """Return what a backend offers, or why it does not run here and what it would offer."""
     try:
         backend = load(name)
     except UserError as error:
         kind = _class_without_device(name)
-        return Described(False, str(error), kernel_kinds(kind) if kind else {}, dict(kind.proven) if kind else {}, ())
-    return Described(True, "", kernel_kinds(backend), dict(backend.proven), backend.dtypes)
+        return BackendSummary(False, str(error), kernel_kinds(kind) if kind else {}, dict(kind.proven) if kind else {}, ())
+    return BackendSummary(True, "", kernel_kinds(backend), dict(backend.proven), backend.dtypes)
 
 
 def _class_without_device(name: str) -> type[Backend] | None:

@@ -23,7 +23,7 @@ def check_choice(key: str, value: object, field: FieldInfo) -> None:
         raise ConfigError(f"{key} = {value!r} is not one of its values{nearest(value, choices)}")
 
 
-def unknown_word(key: str, error: UnknownName) -> ConfigError:
+def unknown_choice(key: str, error: UnknownName) -> ConfigError:
     """Return the same error with a message that names the key."""
     found = UnknownName(error.kind, error.name, error.known)
     found.args = (f"{key} = {error.name!r} is not one of its values{nearest(error.name, error.known)}",)
@@ -124,7 +124,7 @@ class MoEConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
         try:
             return routers.find(self.router)
         except UnknownName as error:
-            raise unknown_word("moe.router", error) from None
+            raise unknown_choice("moe.router", error) from None
 
     @property
     def rule(self) -> Rule:
@@ -392,7 +392,7 @@ class TrainConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
         try:
             return optimizers.find(self.optimizer)
         except UnknownName as error:
-            raise unknown_word("train.optimizer", error) from None
+            raise unknown_choice("train.optimizer", error) from None
 
 
 class DataConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):

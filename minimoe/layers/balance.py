@@ -28,7 +28,7 @@ class MoEStats:
     own_loss: Tensor | None  # 0-d: noisy_topk's balance loss
 
     @property
-    def coefs(self) -> tuple[float, float]:
+    def coefficients(self) -> tuple[float, float]:
         """The coefficients of the two losses."""
         return self.moe.aux_loss_coef or 0.0, self.moe.z_loss_coef
 
@@ -46,7 +46,7 @@ class MoEStats:
     @property
     def loss(self) -> Tensor:
         """aux_loss_coef * aux_loss + z_loss_coef * z_loss, to be added to the task's loss.   0-d"""
-        aux, z = self.coefs
+        aux, z = self.coefficients
         return self.aux_loss * aux + self.z_loss * z if z else self.aux_loss * aux
 
     @property

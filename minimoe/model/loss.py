@@ -30,7 +30,7 @@ def loss_parts(cross_entropy: Tensor, stats: list[MoEStats], moe: MoEConfig | No
     """Add the routers' losses, weighted, to the cross-entropy:  total = cross_entropy + aux_coef * aux + z_coef * z."""
     if not stats or moe is None:
         return LossParts(cross_entropy, cross_entropy, None, None, stats)
-    aux, (aux_coef, z_coef) = joined_aux_loss(stats, moe), stats[0].coefs
+    aux, (aux_coef, z_coef) = joined_aux_loss(stats, moe), stats[0].coefficients
     router_loss = aux * aux_coef
     if z_coef:
         router_loss = router_loss + joined_z_loss(stats) * z_coef

@@ -37,7 +37,7 @@ def limited_threads(threads: int, backend: Backend) -> Iterator[None]:
 
 
 @contextmanager
-def memory_errors_in_words(backend: Backend) -> Iterator[None]:
+def explain_memory_errors(backend: Backend) -> Iterator[None]:
     """Turn the backend's out-of-memory error into a `UserError` with the bytes asked for and free, and the settings that need less."""
     try:
         yield

@@ -30,7 +30,7 @@ from minimoe.training.metrics import Backlog
 from minimoe.training.optim import learning_rate, make_optimizer
 from minimoe.training.resuming import checkpoint_to_resume, tokenizer_json
 from minimoe.training.step import MAX_BAD_STEPS, Step
-from minimoe.training.surroundings import memory_errors_in_words, stop_signals, training_backend
+from minimoe.training.surroundings import explain_memory_errors, stop_signals, training_backend
 from minimoe.training.tasks import load_task
 from minimoe.training.trained_run import TrainedRun
 
@@ -95,7 +95,7 @@ class Trainer:
         check_memory(config.model, config.train)
         self.config = config = replace(config, train=replace(config.train, backend=self.backend.name))
         settings = config.train
-        with memory_errors_in_words(self.backend):
+        with explain_memory_errors(self.backend):
             self.model = PretrainedTransformer(config.model, settings.seed, settings.dtype, self.backend, self.task.tokenizer)
             self.optimizer = make_optimizer(self.model.parameters(), settings)
         self.one_step = Step(
@@ -171,7 +171,7 @@ class Trainer:
     def _loop(self) -> None:
         """Run steps up to the last or to a signal, each with what follows it."""
         settings = self.config.train
-        with training_backend(self.backend, settings.threads), memory_errors_in_words(self.backend), stop_signals() as signals:
+        with training_backend(self.backend, settings.threads), explain_memory_errors(self.backend), stop_signals() as signals:
             if self.folder.newest_checkpoint() is None:
                 self._save()
             while self.step < settings.steps:

@@ -10,7 +10,7 @@ from benchmarks.gpu.lab import COMPUTES
 from minimoe.engine.recording import Recorded
 from minimoe.errors import UserError
 from minimoe.training.listener import Listener
-from minimoe.training.surroundings import memory_errors_in_words
+from minimoe.training.surroundings import explain_memory_errors
 
 ROUTERS = ("softmax_topk", "topk_softmax", "switch", "noisy_topk", "sigmoid_bias", "expert_choice")
 READS = ("get", "item", "tolist", "__int__", "__float__", "__bool__", "__complex__", "__index__")
@@ -141,5 +141,5 @@ def test_training_twice_gives_equal_bytes(backend):
 
 def test_memory_that_does_not_suffice_is_one_line_with_what_was_asked_for_and_what_needs_less(backend):
     words = rf"^backend {backend.name}: out of memory: 17,592,186 MB asked for, [\d,]+ MB free; .*train\.batch_size"
-    with pytest.raises(UserError, match=words), memory_errors_in_words(backend):
+    with pytest.raises(UserError, match=words), explain_memory_errors(backend):
         backend.xp.empty(2**44, dtype=backend.xp.int8)
