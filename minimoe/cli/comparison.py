@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("sources", nargs=-1, required=True, metavar="A B ...")
-@option("--budget", type=click.Choice(["steps", "tokens", "flops", "seconds"]), default="steps", show_default=True, help="what is equal")
+@option("--budget", type=click.Choice(["steps", "tokens", "flops", "seconds"]), default="steps", show_default=True, help="equal cost in")
 @option("--seeds", type=click.IntRange(1), default=1, metavar="N", show_default=True, help="train each with seeds 0 to N-1")
-@option("--steps", type=click.IntRange(1), metavar="N", help="steps of the first")
+@option("--steps", type=click.IntRange(1), metavar="N", help="steps of the first model")
 @data_option
 @backend_option
 @set_option

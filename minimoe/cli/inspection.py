@@ -17,8 +17,8 @@ from minimoe.errors import UserError
 def inspect(what: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Count parameters, FLOPs and memory.
 
-    Parameters (total and active) and FLOPs part by part, memory in total; nothing is allocated. For a run, also the load of its experts;
-    for a model folder, which experts were used.
+    Shows parameters (total and active) and FLOPs part by part, and memory in total; allocates nothing. For a run it also shows the load
+    of its experts; for a model folder, which experts were used.
     """
     from minimoe.study.inspect import inspect as inspect_model
 
@@ -38,7 +38,7 @@ def inspect(what: str, overrides: tuple[str, ...], as_json: bool) -> None:
 def convert(source: str, target: Path, dtype: str | None, upcycle: int | None, overrides: tuple[str, ...]) -> None:
     """Write a model as a folder that transformers opens.
 
-    With --upcycle: write a dense model as a routed run, which resume trains; --set then changes its configuration.
+    With --upcycle, write a dense model as a routed run, which resume trains; --set then changes its configuration.
     """
     from minimoe.study import convert as conversion
 

@@ -51,7 +51,7 @@ def train(
 ) -> None:  # fmt: skip
     """Train a preset or a TOML file.
 
-    Without an argument: tiny-moe, a routed decoder, on Python's own documentation. The model's head decides what is learned: the next
+    The default is tiny-moe, a routed decoder, on Python's own documentation. The model's head decides what is learned: the next
     token (lm), hidden tokens (mlm: bert-tiny) or the class of an image (classifier: vit-tiny).
     """
     from minimoe.config import load_config
@@ -75,7 +75,7 @@ def train(
 def resume(run: str | None, steps: int | None, quiet: bool) -> None:
     """Continue a run that was stopped.
 
-    Default: the newest. It ends with the same bytes as a run that never stopped.
+    The newest run is the default. A resumed run ends with the same bytes as one that never stopped.
     """
     from minimoe.training.trainer import resume as resume_run
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @option("--stop", multiple=True, metavar="TEXT", help="end before this text; may be repeated")
 @option("--seed", type=click.IntRange(0), default=0, metavar="N", show_default=True, help="seed of the sampling")
 @option(
-    "--max-memory", type=Size(), metavar="SIZE", help="most that a folder's weights may take, as 8GB: experts are evicted and read again"
+    "--max-memory", type=Size(), metavar="SIZE", help="memory limit for a folder's weights, such as 8GB: experts are evicted and read again"
 )
 def generate(
     run: str | None, prompts: tuple[str, ...], tokens: int, temperature: float, top_k: int, top_p: float, repetition_penalty: float,
@@ -32,7 +32,7 @@ def generate(
 ) -> None:  # fmt: skip
     """Generate text with a trained model or a model folder.
 
-    Default: the newest run. The text is shown as it is drawn; with several prompts, each text when it is complete.
+    The newest run is the default. Text is shown as it is drawn or, with several prompts, when it is complete.
     """
     from minimoe.generation.generation import Sampling, default_prompt, generate_texts
     from minimoe.generation.generation import generate as generate_text

@@ -112,7 +112,7 @@ class Cache:
         self.given_slots: Sequence[Array | None] = [None] * len(self.rings)  # of a recorded step
 
     def add_columns(self, positions: Array, valid: Array | None, b: int, t: int) -> None:
-        """Add columns with positions [B or 1,T]; `valid` as in `Ring.add_columns`, None where all count."""
+        """Add columns with positions [B or 1,T]; `valid` as in `Ring.add_columns`, None if all count."""
         stop = self.length + t
         if b != self.batch or (self.capacity is not None and stop > self.capacity):
             raise ValueError(f"cache: {b} sequences of {stop} positions do not fit into {self.batch} of {self.capacity or 'any number'}")

@@ -183,7 +183,7 @@ class MoE(Module):
         return b.route(gate.ids, gate.weights, valid, n_experts=e, rows=rows, capacity=capacity, priority=moe.drop_priority)
 
     def _jitter(self, x: Tensor, rng: Rng) -> Tensor:
-        """Draw from U(1 - e, 1 + e) for each number.   [N,D]"""
+        """Draw from U(1 - jitter, 1 + jitter) for each number.   [N,D]"""
         b = x.backend
         u = b.xp.reshape(b.uniform(math.prod(x.shape), rng.draw(self.router.path, "jitter")), x.shape)
         return Tensor(b.xp.astype(1.0 + self.moe.jitter * (2.0 * u - 1.0), x.dtype, copy=False), b)
@@ -204,7 +204,7 @@ class MoE(Module):
         return (chosen - xp.astype(offsets[-1], dtype)) / xp.clip(chosen, min=1.0)
 
     def update_balance(self, counts: Array, ok: Array | None = None) -> None:
-        """After an optimizer step: b += bias_rate * sign(mean(count) - count), with the whole step's counts [E], unless `ok` is false.
+        """Update the bias after a step, unless `ok` is false: b += bias_rate * sign(mean(count) - count), with the step's counts [E].
 
         (DeepSeek-V3; a router without a bias has nothing to update.)
         """

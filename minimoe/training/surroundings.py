@@ -48,7 +48,7 @@ def explain_memory_errors(backend: Backend) -> Iterator[None]:
         asked, free = (f"{size / 1e6:,.0f} MB" for size in found)
         raise UserError(
             f"backend {backend.name}: out of memory: {asked} asked for, {free} free; less is needed with a smaller train.batch_size "
-            '(and train.accumulate), with train.recompute = true, or with train.dtype = "bfloat16" where the backend has it'
+            '(and train.accumulate), with train.recompute = true, or with train.dtype = "bfloat16" if the backend has it'
         ) from error
 
 
