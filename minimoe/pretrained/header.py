@@ -85,7 +85,7 @@ def read_header(file: BinaryIO, size: int) -> tuple[dict[str, TensorInfo], dict[
     if length > MOST_HEADER:
         raise CheckpointError(f"is not a safetensors file: it claims a header of {length} bytes (at most {MOST_HEADER})")
     if not 2 <= length <= size - 8:
-        raise CheckpointError(f"claims a header of {length} bytes but has {size - 8} after its length: truncated or not a safetensors file")
+        raise CheckpointError(f"claims a header of {length} bytes and has {size - 8} after its length: truncated, or not safetensors")
     if start[8:] != b"{":
         raise CheckpointError("is not a safetensors file: its header does not begin with {")
     try:
