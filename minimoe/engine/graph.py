@@ -27,6 +27,8 @@ def show_graph(tensor: Tensor, svg: bool = False, limit: int = LIMIT) -> str:
     Show at most `limit` operations, those nearest to the tensor, and say how many are left out. An operation that backward has freed is
     marked: its inputs are no longer known.
     """
+    if limit < 1:
+        raise ValueError(f"show_graph: limit ({limit}) must be 1 or more")
     graph = _Graph(tensor, limit)
     if svg:
         return _picture(graph)

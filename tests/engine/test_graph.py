@@ -92,3 +92,9 @@ def test_lines_of_a_models_graph_fit_a_terminal_of_80_columns():
     tokens = np.ones((2, 7), np.int32)
     text = mm.show_graph(model.loss(tokens[:, :-1], tokens[:, 1:]).total)
     assert max(map(len, text.splitlines())) <= 80 and "moe_ffn" in text
+
+
+def test_a_limit_below_one_is_refused():
+    for limit in (0, -1):
+        with pytest.raises(ValueError, match=rf"show_graph: limit \({limit}\) must be 1 or more"):
+            mm.show_graph(split_loss(), limit=limit)
