@@ -6,6 +6,7 @@ the object, or a function without arguments that returns it. Nothing is imported
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -46,7 +47,9 @@ def resolve_options(options: Mapping[str, Option], given: Mapping[str, Value], p
     values = {}
     for name, option in options.items():
         value, kind = given.get(name, option.default), type(option.default)
-        if kind is float and type(value) is int:
+        if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+            if not abs(value) <= sys.float_info.max:  # NaN, infinity, and an integer that no float holds
+                raise ConfigError(f"{path}.{name} ({str(value)[:40]}) must be a finite number")
             value = float(value)
         if type(value) is not kind:
             raise ConfigError(f"{path}.{name}: expected {kind.__name__}, got {type(value).__name__}")
@@ -67,7 +70,7 @@ def outside_names(group: str) -> list[str]:
 def load_outside(kind: type[Any], group: str, name: str, built_in: Iterable[str]) -> Any:
     """Return the object of that name from an installed package.
 
-    Raises UnknownName if no package has the name, ConfigError if its object does not load or is not of that kind.
+    Raises UnknownName if no package has the name, ConfigError if several have it, or if its object does not load or is not of that kind.
     """
     from importlib.metadata import entry_points
 
@@ -75,11 +78,15 @@ def load_outside(kind: type[Any], group: str, name: str, built_in: Iterable[str]
     entries = list(entry_points(group=group, name=name))
     if not entries:
         raise UnknownName(what, name, [*built_in, *outside_names(group)])
+    if len({entry.value for entry in entries}) > 1:
+        packages = ", ".join(sorted(entry.dist.name for entry in entries if entry.dist is not None))
+        raise ConfigError(f"{what} {name!r} comes from several packages ({packages}): uninstall all but one")
     try:
         found = entries[0].load()
         found = found if isinstance(found, kind) else found()
-    except Exception as error:  # another package may raise anything
+    except (Exception, SystemExit) as error:  # another package may raise anything
         raise ConfigError(f"{what} {name!r} ({entries[0].value}) does not load: {type(error).__name__}: {error}") from error
     if not isinstance(found, kind) or found.name != name:
-        raise ConfigError(f"{what} {name!r} ({entries[0].value}) is {found!r}: expected minimoe's {kind.__name__} of that name")
+        given = f"the {kind.__name__} {found.name!r}" if isinstance(found, kind) else repr(found)
+        raise ConfigError(f"{what} {name!r} ({entries[0].value}) is {given}: expected minimoe's {kind.__name__} of that name")
     return found

@@ -180,6 +180,8 @@ def test_its_options_are_checked_resolved_and_written(installed, tmp_path):
         ({"temprature": 1.0}, "moe.options.temprature: unknown key (did you mean 'temperature'?)"),
         ({"temperature": "hot"}, "moe.options.temperature: expected float, got str"),
         ({"temperature": 0.0}, "moe.options.temperature (0.0) must be above 0"),
+        ({"temperature": float("inf")}, "moe.options.temperature (inf) must be a finite number"),
+        ({"temperature": 10**400}, "moe.options.temperature (1000000000000000000000000000000000000000) must be a finite number"),
     ):
         with pytest.raises(ConfigError, match=re.escape(message)):
             mm.MoEConfig(router="tempered", options=given)
@@ -214,14 +216,30 @@ def test_errors_help_and_cost_know_them(installed):
 
 
 def test_a_package_that_does_not_bring_what_it_should_is_named(installed):
-    entries = "[minimoe.routers]\nbroken = no_such_module:router\nwrong = tempered:forward\nother = tempered:router\n"
+    entries = "[minimoe.routers]\nbroken = no_such_module:router\nwrong = tempered:forward\nother = tempered:router\nends = ends:router\n"
+    (installed / "ends.py").write_text("raise SystemExit('no licence')\n")
     (installed / "minimoe_plugins-1.0.dist-info" / "entry_points.txt").write_text(entries)
     with pytest.raises(ConfigError, match=r"router 'broken' \(no_such_module:router\) does not load: ModuleNotFoundError"):
         mm.MoEConfig(router="broken")
     with pytest.raises(ConfigError, match=r"router 'wrong' \(tempered:forward\) does not load: TypeError"):
         mm.MoEConfig(router="wrong")
-    with pytest.raises(ConfigError, match=r"router 'other' \(tempered:router\) is .*expected minimoe's Router of that name"):
+    with pytest.raises(ConfigError, match=r"router 'other' \(tempered:router\) is the Router 'tempered': expected minimoe's Router"):
         mm.MoEConfig(router="other")
+    with pytest.raises(ConfigError, match=r"router 'ends' \(ends:router\) does not load: SystemExit: no licence"):
+        mm.MoEConfig(router="ends")
+
+
+def test_a_name_that_two_packages_bring_is_refused_and_a_name_of_minimoes_is_minimoes(installed):
+    about = installed / "other_plugins-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: other-plugins\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[minimoe.routers]\ntempered = another:router\nswitch = another:router\n")
+    importlib.invalidate_caches()
+    message = "router 'tempered' comes from several packages (minimoe-plugins, other-plugins): uninstall all but one"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        mm.MoEConfig(router="tempered")
+    assert mm.MoEConfig(router="switch").router_facts is routers.ROUTERS["switch"]
+    assert routers.names().count("tempered") == 1
 
 
 def test_a_constant_weight_of_theirs_is_refused_as_minimoes_is(installed):
