@@ -53,7 +53,7 @@ def saved_names(path: Path) -> Iterator[None]:
         raise ConfigError(
             f"{path}: {error.kind} {error.name!r} comes from a package that is not installed here: install it first"
             f"{nearest(error.name, error.known)}"
-        ) from None
+        ) from error
 
 
 def read_tables(source: str, seen: tuple[str, ...]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from minimoe import files
 from minimoe.config import Config, load_config, to_tables, to_toml
 from minimoe.config.files import saved_names
 from minimoe.errors import CheckpointError, ConfigError, UserError, nearest
+from minimoe.reference.extensions import UnknownName
 from minimoe.runs import checkpoint
 from minimoe.runs.environment import environment, is_alive, process_identity
 
@@ -253,8 +254,9 @@ def _summary(run: Run) -> dict[str, Any]:
     try:
         rows.extend(_quick_rows(run.metrics_path))
         steps = run.config.train.steps
-    except UserError:
-        status["state"] = "damaged"
+    except UserError as error:
+        if not isinstance(error.__cause__, UnknownName):  # of a router or an optimizer whose package is not installed here
+            status["state"] = "damaged"
     losses = [row.val_loss for row in rows if row.val_loss is not None]
     return {
         "name": run.name,

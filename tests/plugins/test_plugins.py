@@ -19,6 +19,7 @@ from minimoe.config.cost import cost, parameter_shapes
 from minimoe.errors import ConfigError, UserError
 from minimoe.reference import optimizers, routers
 from minimoe.reference.gating import Rule
+from minimoe.runs.run import list_runs
 from minimoe.study.convert import convert
 from minimoe.testing import cases
 from minimoe_numba import NumbaBackend
@@ -258,6 +259,13 @@ def test_a_run_resumes_with_the_package_and_says_what_is_missing_without_it(inst
     (run.path / "config.toml").write_text(re.sub(r"\[moe.options\]\n.*\n", "", text))
     with pytest.raises(UserError, match="optimizer 'rmsprop' comes from a package that is not installed here: install it first"):
         mm.resume(run.path, steps=8)
+
+
+def test_the_list_of_runs_does_not_call_a_run_damaged_whose_package_is_missing(installed, uninstalled, tmp_path):
+    mm.train(config(tmp_path, steps=2), root=tmp_path / "runs")
+    before = list_runs(tmp_path / "runs")
+    uninstalled()
+    assert list_runs(tmp_path / "runs") == before and before[0]["state"] == "finished"
 
 
 def test_export_refuses_it_and_writes_nothing(installed, tmp_path):
