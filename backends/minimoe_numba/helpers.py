@@ -35,10 +35,10 @@ class Helpers:
         name = None
         try:
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+            command = [sys.executable, "-P", "-m", "minimoe_numba.helper"]  # -P: the current folder only where `environment` has it
             process = subprocess.Popen(
-                [sys.executable, "-m", "minimoe_numba.helper"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                env=environment, text=True,
-            )  # fmt: skip
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, text=True
+            )
             self.processes.append(process)
             assert process.stdin is not None and process.stdout is not None
             with process.stdin, process.stdout:

@@ -115,3 +115,14 @@ def test_a_helper_ends_with_its_input():
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/backends"}
     done = subprocess.run([sys.executable, "-m", "minimoe_numba.helper"], input="", env=environment, timeout=120, check=False)
     assert done.returncode == 0
+
+
+def test_a_helper_imports_nothing_from_the_current_folder_that_this_process_would_not(tmp_path, monkeypatch):
+    (tmp_path / "signal.py").write_text("open('imported', 'w').close()\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))
+    helpers = Helpers(["arrays.clear"], 1)
+    helpers.wait_for("arrays.clear")
+    helpers.close()
+    assert not (tmp_path / "imported").exists() and list((tmp_path / "cache").rglob("*.nbi"))
