@@ -97,6 +97,7 @@ class LiveProgress(Listener):
     def __init__(self, screen: Console | None = None) -> None:
         self.screen = screen
         self.wait_text, self.wait_began = "", 0.0
+        self.ends = False
 
     def started(self, trainer: Training) -> None:
         from rich.console import Console
@@ -142,7 +143,11 @@ class LiveProgress(Listener):
             self.wait_began = now()
         self.wait_text = text
 
+    def stopping(self) -> None:
+        self.ends = True
+
     def ended(self, trainer: Training) -> None:
+        self.ends = False
         self.step, self.wait_text = trainer.step, ""
         self.live.stop()
 
@@ -151,6 +156,7 @@ class LiveProgress(Listener):
     def draw(self) -> RenderableType:
         """Return the display as it is now."""
         from rich.console import Group
+        from rich.text import Text
 
         parts: list[RenderableType] = [self._progress()]
         if self.row:
@@ -159,6 +165,8 @@ class LiveProgress(Listener):
                 parts.append(load_table(self.row["expert_load"], self.trainer.uniform_aux_loss, self.row))
         if self.wait_text:
             parts.append(self._wait())
+        if self.ends:
+            parts.append(Text("stopping after this step; Ctrl-C again stops at once, without saving it", style="yellow"))
         return Group(*parts)
 
     def _progress(self) -> Table:

@@ -41,5 +41,11 @@ class Listener:
         """Called with the reason for a wait, such as kernels being compiled; a later text replaces an earlier one."""
         self.said(text)
 
+    def stopping(self) -> None:
+        """A signal asks for an end: the step under way is finished and saved first.
+
+        It is called by the signal's handler, so it must not print.
+        """
+
     def ended(self, trainer: Training) -> None:
         """Called after the last step, or after the one at which the run stopped for whatever reason."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -53,14 +53,18 @@ def explain_memory_errors(backend: Backend) -> Iterator[None]:
 
 
 @contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Yield a list to which SIGINT and SIGTERM append their number, so a step can finish and be saved; a second SIGINT ends at once."""
+def stop_signals(noted: Callable[[], None]) -> Iterator[list[int]]:
+    """Yield a list to which SIGINT and SIGTERM append their number, so a step can finish and be saved; a second SIGINT ends at once.
+
+    `noted` is called in the handler of each signal that is noted.
+    """
     received: list[int] = []
 
     def note(number: int, _: Any) -> None:
         if received and number == signal.SIGINT:
             raise KeyboardInterrupt
         received.append(number)
+        noted()
 
     try:
         before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -171,7 +171,11 @@ class Trainer:
     def _loop(self) -> None:
         """Run steps up to the last or to a signal, each with what follows it."""
         settings = self.config.train
-        with training_backend(self.backend, settings.threads), explain_memory_errors(self.backend), stop_signals() as signals:
+        with (
+            training_backend(self.backend, settings.threads),
+            explain_memory_errors(self.backend),
+            stop_signals(self.listener.stopping) as signals,
+        ):
             if self.folder.newest_checkpoint() is None:
                 self._save()
             while self.step < settings.steps:

@@ -1,6 +1,8 @@
 """The display of a training run, above all before the first step, when kernels are compiled and the time left is unknown."""
 
 import io
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from tiny_runs import tiny, write_text
 
 from minimoe.cli import display
 from minimoe.cli.display import LiveProgress, Pace, PlainProgress
+from minimoe.training.surroundings import stop_signals
 from minimoe.training.trainer import Trainer
 
 COMPILING = "compiling kernels for this processor: once, for less than a minute"
@@ -90,8 +93,19 @@ def test_the_last_evaluation_is_waited_for_without_a_time_left(live: LiveProgres
     assert "0:10" in shown(live) and "left" not in shown(live)
 
 
+def test_the_first_ctrl_c_is_answered_while_kernels_are_compiled(live: LiveProgress, clock: list[float]) -> None:
+    live.waiting(COMPILING)
+    with stop_signals(live.stopping) as signals:
+        assert "stopping" not in shown(live)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals == [signal.SIGINT] and "stopping after this step; Ctrl-C again stops at once" in shown(live)
+        live.waiting("compiling kernels: 1 of 9")
+        assert "stopping after this step" in shown(live)
+
+
 def test_no_line_is_wider_than_80_columns(live: LiveProgress, clock: list[float]) -> None:
     live.waiting("compiling " + "many kernels, " * 12)
+    live.stopping()
     assert max(map(len, shown(live).splitlines())) <= 80 and "0:00" in shown(live)
 
 
