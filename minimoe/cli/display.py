@@ -49,9 +49,9 @@ class Pace:
             self.first, self.began = step, now()
 
     def left(self, step: int) -> float | None:
-        """Return the seconds left; None while nothing is known yet."""
+        """Seconds, at least 1; None while nothing is known yet."""
         done = step - self.first
-        return None if self.began is None or not done else (now() - self.began) / done * (self.steps - step)
+        return None if self.began is None or not done else max(1.0, (now() - self.began) / done * (self.steps - step))
 
 
 class PlainProgress(Listener):
@@ -75,8 +75,10 @@ class PlainProgress(Listener):
             text += f"  val {number(row['val_loss'])}"
         if "val_accuracy" in row:
             text += f"  accuracy {percent(row['val_accuracy'])}"
-        left = self.pace.left(row["step"])
-        text += f"  {row['tokens_per_s']:,.0f} tokens/s  left {'unknown' if left is None else duration(left)}"
+        text += f"  {row['tokens_per_s']:,.0f} tokens/s"
+        if row["step"] < self.pace.steps:
+            left = self.pace.left(row["step"])
+            text += f"  left {'unknown' if left is None else duration(left)}"
         loads = [share for layer in row["expert_load"] for share in layer]
         if loads:
             text += f"  expert load {min(loads):.1%} to {max(loads):.1%}"

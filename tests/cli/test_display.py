@@ -75,6 +75,23 @@ def test_after_the_second_step_the_time_left_is_shown(live: LiveProgress, clock:
     assert "0:16 left" in shown(live) and "expert load" in shown(live)
 
 
+def test_the_time_left_is_never_zero_while_steps_remain(live: LiveProgress, clock: list[float]) -> None:
+    for step in range(1, 10):
+        live.stepped(step)
+        clock[0] += 0.1
+    assert "step 9/10" in shown(live) and "0:01 left" in shown(live)
+
+
+def test_the_line_of_the_last_step_has_no_time_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = PlainProgress()
+    plain.started(Trainer(tiny(write_text(tmp_path), steps=2)))
+    for step in (1, 2):
+        plain.stepped(step)
+        plain.logged([row(step)])
+    _, first, last = capsys.readouterr().err.splitlines()
+    assert "left" in first and "left" not in last
+
+
 def test_what_is_compiled_later_is_shown_below_the_measures(live: LiveProgress, clock: list[float]) -> None:
     for step in (1, 2, 3):
         live.stepped(step)
