@@ -49,7 +49,7 @@ class Pace:
             self.first, self.began = step, now()
 
     def left(self, step: int) -> float | None:
-        """Seconds, at least 1; None while nothing is known yet."""
+        """Return the seconds left, at least 1; None while nothing is known yet."""
         done = step - self.first
         return None if self.began is None or not done else max(1.0, (now() - self.began) / done * (self.steps - step))
 

@@ -28,7 +28,7 @@ def test_a_kernel_conforms_in_every_thread_order(index, order):
     next(case for case in cases(BACKENDS[order], level="kernels", kernel=wanted.kernel) if case.name == wanted.name).run()
 
 
-# That equal inputs give equal bits is in the three orders; what is no kernel of its own is the references', on NumPy.
+# The three orders show that equal inputs give equal bits. What has no kernel here is computed by the reference, on NumPy.
 UPPER = ("array layer", "gradients", "curve")
 OTHERS = [case for level in UPPER for case in cases(FORWARD, level=level) if "float64" not in case.name]
 

@@ -104,7 +104,7 @@ def test_a_step_copies_nothing_to_the_host_and_waits_for_nothing(backend, router
 
     for dtype in COMPUTES[backend.name]:
         work, inputs = step_of(backend, routed_model(backend, router, dtype))
-        work(*inputs)  # what a kernel's compiling or a library's first call does is no part of a step
+        work(*inputs)  # compiling a kernel, or a library's first call, does not belong to a step
         with monkeypatch.context() as patch:
             for name in READS:
                 if hasattr(cupy.ndarray, name):

@@ -17,7 +17,7 @@ def untreated() -> list[dict[str, float]]:
 def test_without_a_remedy_every_seed_collapses_in_load_before_capacity(untreated: list[dict[str, float]]) -> None:
     for seed in untreated:
         assert seed["entropy"] < 0.5 or seed["dead"] >= 1
-        assert seed["fullest"] > 0.3  # of two choices a token the fullest expert could have 0.5 at most; its even share is 0.125
+        assert seed["fullest"] > 0.3  # of two choices per token the fullest expert could have 0.5 at most; its even share is 0.125
 
 
 @pytest.mark.parametrize(

@@ -23,11 +23,11 @@ GROUPS = {
 CASES = {
     "softmax_topk": {},
     "softmax_topk, unnormalised": {"norm_topk_prob": False},
-    "softmax_topk, one expert a token": {"top_k": 1, "norm_topk_prob": False},
+    "softmax_topk, one expert per token": {"top_k": 1, "norm_topk_prob": False},
     "topk_softmax": {"router": "topk_softmax", "top_k": 3},
     "switch": {"router": "switch"},
     "noisy_topk": {"router": "noisy_topk"},
-    "noisy_topk, one expert a token": {"router": "noisy_topk", "top_k": 1},
+    "noisy_topk, one expert per token": {"router": "noisy_topk", "top_k": 1},
     "sigmoid_bias": {"router": "sigmoid_bias"},
     "sigmoid_bias, unnormalised and scaled": {"router": "sigmoid_bias", "norm_topk_prob": False, "route_scale": 2.5},
     "sigmoid_bias, groups": {**GROUPS, "route_scale": 1.5},
@@ -141,7 +141,7 @@ def test_a_call_twice_gives_equal_bytes(backend):
 # ---- gradients ----------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case != "noisy_topk, one expert a token"])
+@pytest.mark.parametrize("case", [case for case in CASES if case != "noisy_topk, one expert per token"])
 def test_every_gradient_agrees_with_differences(case):
     layer = make_layer(**CASES[case])
     valid = padding(9)
