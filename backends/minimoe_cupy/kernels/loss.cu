@@ -119,7 +119,7 @@ __device__ inline void fill_row(T* row, Middle middle, int width, float value) {
     }
 }
 
-// cross_entropy, first half: losses = logsumexp(z) - z[target], 0 for a target of `ignore`, NaN for one that is no column.
+// cross_entropy, first half: losses = logsumexp(z) - z[target], 0 for a target of `ignore`, NaN for one that is not a column.
 // Bytes: N V sizeof(T) read, 8 N written.
 template <int V, class T>
 __global__ void __launch_bounds__(MOST) cross_entropy(
