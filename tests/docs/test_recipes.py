@@ -82,7 +82,8 @@ def run(copy: Path, command: str) -> "subprocess.CompletedProcess[str]":
     """A command of a recipe, in the copy."""
     words = command.replace("minimoe ", f"{sys.executable} -m minimoe ", 1) if command.startswith("minimoe ") else command
     words = words.replace("python ", f"{sys.executable} ", 1) if words.startswith("python ") else words
-    env = {**os.environ, "PYTHONPATH": f"{copy}{os.pathsep}{copy / 'backends'}"}
+    env = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}  # the copy knows no options of these tests
+    env["PYTHONPATH"] = f"{copy}{os.pathsep}{copy / 'backends'}"
     return subprocess.run(words, shell=True, cwd=copy, env=env, capture_output=True, text=True, timeout=300)
 
 
