@@ -1,7 +1,7 @@
 """How the command line ends: every error that a user can cause is one line on standard error, and an exit code.
 
 0 success, 1 a backend that fails its check or a reader of a pipe that went away, 2 a mistake that the user can fix, 3 a run that
-diverged, 130 or 143 a run or command that a signal stopped. MINIMOE_DEBUG=1 shows the traceback.
+diverged, 70 a fault of minimoe itself, 130 or 143 a run or command that a signal stopped. MINIMOE_DEBUG=1 shows the traceback.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import click
 
 from minimoe.cli.commands import cli
 from minimoe.errors import Interrupted, UserError
+
+FAULT = 70  # EX_SOFTWARE of sysexits.h
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -37,6 +39,14 @@ def main(arguments: list[str] | None = None) -> None:
         fail(f"out of memory: {error}: use a smaller train.batch_size, train.seq_len or model", 2)
     except OSError as error:
         fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 2)
+    except SystemExit:
+        raise
+    except BaseException as error:  # a library written in Rust may raise what is no Exception
+        fail(
+            f"a fault in minimoe, not in what you gave it: {type(error).__name__}: {error}: please report it with your command and what "
+            "the same command prints after `export MINIMOE_DEBUG=1` (CONTRIBUTING.md says how)",
+            FAULT,
+        )
 
 
 def fail(message: str, code: int) -> NoReturn:

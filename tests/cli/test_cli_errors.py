@@ -396,3 +396,27 @@ def test_a_run_that_diverges_ends_with_3_and_keeps_the_last_good_state(folder: P
     assert json.loads(minimoe(tmp_path, "inspect", "runs/last", "--json").stdout)["run"]["state"] == "diverged"
     assert minimoe(tmp_path, "generate", "--tokens", "3").returncode == 0
     assert "not finished (diverged" in one_line(minimoe(tmp_path, "compare", "runs/last", "tiny-dense").stderr)
+
+
+# ---- faults of minimoe itself ----------------------------------------------------------------------------------------------------------
+
+
+class Panic(BaseException):
+    """What a library written in Rust raises when it panics."""
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("division by zero"), Panic("index out of range"), KeyError("x")])
+def test_a_fault_of_minimoe_is_one_line_that_says_how_to_report_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException
+) -> None:
+    def broken() -> list[dict[str, object]]:
+        raise error
+
+    monkeypatch.setattr("minimoe.runs.run.list_runs", broken)
+    code, out, err = call(capsys, "runs")
+    assert (code, out) == (70, "")
+    line = one_line(err)
+    assert type(error).__name__ in line and "fault in minimoe" in line and "MINIMOE_DEBUG=1" in line and "report" in line
+    monkeypatch.setenv("MINIMOE_DEBUG", "1")
+    code, _, err = call(capsys, "runs")
+    assert code == 70 and "Traceback" in err
