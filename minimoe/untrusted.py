@@ -27,6 +27,10 @@ class Malformed(UserError, ValueError):
     """A file that others wrote is not what it should be; the message does not name it."""
 
 
+class NotToml(Malformed):
+    """A text breaks TOML's grammar."""
+
+
 def read_bounded(path: Path, most: int) -> bytes:
     """Return the bytes of a file of at most `most`, however large its name or its system claims it to be. Raises `OSError`, `Malformed`."""
     with open(path, "rb") as file:
@@ -72,7 +76,7 @@ def parse_json_object(data: bytes) -> dict[str, Any]:
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """Return the tables of a TOML text. Raises `Malformed`."""
+    """Return the tables of a TOML text. Raises `Malformed`, of which `NotToml` is one."""
     if len(text) > MOST_TOML:
         raise Malformed(f"has more than {MOST_TOML:,} characters: too large to be a configuration")
     if LONG_KEY.search(text):
@@ -82,7 +86,7 @@ def parse_toml(text: str) -> dict[str, Any]:
     except RecursionError:
         raise Malformed(f"nested more than {MOST_DEPTH} deep") from None
     except tomllib.TOMLDecodeError as error:
-        raise Malformed(f"not valid TOML: {error}") from None
+        raise NotToml(f"not valid TOML: {error}") from None
     except ValueError:  # a number of more than 4,300 digits, a date that no calendar has
         raise Malformed("not valid TOML: it has a number or a date that cannot be read") from None
     check_depth(tables)

@@ -3,7 +3,8 @@
 An unknown key is refused with the nearest known one, a wrong type or an impossible value with the full path of its key.
 """
 
-import tomllib
+import os.path
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources
@@ -17,6 +18,9 @@ from msgspec.structs import fields
 from minimoe.config.tables import Config, DataConfig, ModelConfig, MoEConfig, TrainConfig, check_choice
 from minimoe.errors import ConfigError, nearest
 from minimoe.reference.extensions import UnknownName
+from minimoe.untrusted import MOST_KEY_PARTS, MOST_TOML, Malformed, NotToml, decode_text, parse_toml, read_bounded
+
+MOST_FILES = 20  # that extend each other
 
 
 def preset_names() -> list[str]:
@@ -60,32 +64,38 @@ def read_tables(source: str, seen: tuple[str, ...]) -> dict[str, Any]:
     """Return the raw tables of a preset or file, merged into those that it extends."""
     if source in seen:
         raise ConfigError(f"extends forms a circle: {' -> '.join((*seen, source))}")
-    is_file = source.endswith(".toml") or "/" in source or Path(source).is_file()
+    if len(seen) == MOST_FILES:
+        raise ConfigError(f"more than {MOST_FILES} files extend each other: {' -> '.join((*seen[:3], '...', source))}")
+    is_file = source.endswith(".toml") or "/" in source or os.path.isfile(source)
     if is_file:
+        if seen and os.path.exists(source) and not os.path.isfile(source):
+            raise ConfigError(f"{seen[-1]}: extends {source!r}, which is not a file")  # a device or a pipe may never end
         text = read_text_file(Path(source))
     elif source in preset_names():
         text = preset_text(source)
     else:
         raise ConfigError(f"no preset and no file {source!r}{nearest(source, preset_names())}")
     try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{source}: not valid TOML: {error}") from None
+        tables = parse_toml(text)
+    except Malformed as error:
+        raise ConfigError(f"{source}: {error}") from None
     parent = tables.pop("extends", None)
     if parent is None:
         return tables
     if not isinstance(parent, str):
-        raise ConfigError(f"extends: expected a preset or file, got {parent!r}")
+        raise ConfigError(f"extends: expected a preset or file, got {reprlib.repr(parent)}")
     return merge(read_tables(parent, (*seen, source)), tables)
 
 
 def read_text_file(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return decode_text(read_bounded(path, MOST_TOML))
     except FileNotFoundError:
         raise ConfigError(f"no configuration file {path}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not a text file (TOML is UTF-8)") from None
+    except Malformed as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except ValueError:  # of open(): a path with a NUL
+        raise ConfigError(f"no configuration file {str(path)!r}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
 
@@ -106,11 +116,15 @@ def apply_override(tables: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
         raise ConfigError(f"--set {override}: expected KEY=VALUE, as in --set train.lr=3e-4")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
     *path, last = key.strip().split(".")
+    if len(path) >= MOST_KEY_PARTS:
+        raise ConfigError(f"--set {key[:40]}...: has a dotted key of more than {MOST_KEY_PARTS} parts")
+    try:
+        value = parse_toml(f"value = {text}")["value"]
+    except NotToml:
+        value = text.strip()
+    except Malformed as error:
+        raise ConfigError(f"--set {key.strip()}: {error}") from None
     table = tables
     for part in path:
         below = table.setdefault(part, {})
@@ -128,12 +142,12 @@ def config_from_tables(tables: Mapping[str, Any], name: str) -> Config:
     tables = {key: value for key, value in tables.items() if not (key == "moe" and value == "none")}
     name = tables.pop("name", name)
     if not isinstance(name, str):
-        raise ConfigError(f"name: expected str, got {name!r}")
+        raise ConfigError(f"name: expected str, got {reprlib.repr(name)}")
     for key, value in tables.items():
         if key not in TABLES:
             raise ConfigError(f"{key}: unknown table or key{nearest(key, TABLES)}")
         if not isinstance(value, dict):
-            raise ConfigError(f"{key}: expected a table, got {value!r}")
+            raise ConfigError(f"{key}: expected a table, got {reprlib.repr(value)}")
         check_keys(value, TABLES[key], key)
     moe = convert(tables["moe"], MoEConfig, "moe") if "moe" in tables else None
     if moe is not None and "layers" in tables["moe"] and "every" in tables["moe"]:

@@ -109,7 +109,7 @@ def test_an_impossible_key_is_one_line(
 SOURCES = {
     "nowhere.toml": "no configuration file nowhere.toml",
     "broken.toml": "broken.toml: not valid TOML: Expected ']'",
-    "binary.toml": "binary.toml: not a text file",
+    "binary.toml": "binary.toml: not UTF-8 text (byte 0x80 at 128)",
     "circle.toml": "extends forms a circle",
     "orphan.toml": "(did you mean 'tiny-moe'?)",
     "heads.toml": "model.d_model (16) must be a multiple of model.n_heads (3), or set model.head_dim",

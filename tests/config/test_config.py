@@ -1,5 +1,6 @@
 """Configurations as a user meets them: every mistake is one line that names its key, and what is written reads back."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -238,7 +239,7 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     assert complaint(source=tmp_path / "none.toml") == f"no configuration file {tmp_path / 'none.toml'}"
     binary = tmp_path / "binary.toml"
     binary.write_bytes(b"\xff\xfe\x00")
-    assert complaint(source=binary) == f"{binary}: not a text file (TOML is UTF-8)"
+    assert complaint(source=binary) == f"{binary}: not UTF-16 text (byte 0x00 at 2)"
     assert complaint(source=f"{tmp_path}/").startswith(f"{tmp_path}: cannot be read: ")
 
 
@@ -263,6 +264,51 @@ def test_extends_that_goes_round_is_told_and_not_followed(tmp_path: Path) -> Non
 ])  # fmt: skip
 def test_extends_names_a_preset_or_a_file(tmp_path: Path, extends: str, message: str) -> None:
     assert complaint(source=write(tmp_path, "odd.toml", f"extends = {extends}\n")) == message
+
+
+def test_at_most_20_files_extend_each_other(tmp_path: Path) -> None:
+    names = [str(tmp_path / f"{number}.toml") for number in range(1200)]
+    for number, below in enumerate(names[1:]):
+        write(tmp_path, f"{number}.toml", f'extends = "{below}"\n')
+    write(tmp_path, "1199.toml", "")
+    assert complaint(source=names[0]) == f"more than 20 files extend each other: {' -> '.join(names[:3])} -> ... -> {names[20]}"
+    assert load_config(names[1180]).name == "1180"
+
+
+def test_what_a_file_extends_must_be_a_file(tmp_path: Path) -> None:
+    path = write(tmp_path, "endless.toml", 'extends = "/dev/zero"\n')
+    began = time.process_time()
+    assert complaint(source=path) == f"{path}: extends '/dev/zero', which is not a file"
+    assert complaint(source="/dev/zero") == "/dev/zero: has more than 1,000,000 bytes: too large to be what it should be"
+    assert complaint(source="\0/x") == "no configuration file '\\x00/x'"
+    assert complaint(source="a" * 300) == f"no preset and no file {'a' * 300!r} (known: {', '.join(PRESETS[:12])}, and 1 more)"
+    assert time.process_time() - began < 1
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize("text, message", [
+    (f"a = {DEEP}", "nested more than 100 deep"), (f"a = {'9' * 5000}", "not valid TOML: it has a number or a date that cannot be read"),
+    (".".join(["a"] * 20_000) + " = 1", "has a dotted key of more than 16 parts"),
+    ("".join(f"k{i} = 1\n" for i in range(1_000_000)), "has more than 1,000,000 bytes: too large to be what it should be"),
+])  # fmt: skip
+def test_a_file_that_costs_more_than_it_says_is_refused_within_a_second(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path, "costly.toml", text)
+    began = time.process_time()
+    assert complaint(source=path) == f"{path}: {message}"
+    assert time.process_time() - began < 1
+
+
+@pytest.mark.parametrize("override, message", [
+    (f"data.source={DEEP}", "--set data.source: nested more than 100 deep"),
+    (f"train.steps={'9' * 5000}", "--set train.steps: not valid TOML: it has a number or a date that cannot be read"),
+    (f"{'a.' * 20_000}a=1", f"--set {'a.' * 20}...: has a dotted key of more than 16 parts"),
+])  # fmt: skip
+def test_set_that_costs_more_than_it_says_is_refused_within_a_second(override: str, message: str) -> None:
+    began = time.process_time()
+    assert complaint(override) == message
+    assert time.process_time() - began < 1
 
 
 def test_set_takes_toml_values_and_bare_strings() -> None:
