@@ -7,7 +7,6 @@ checkpoints/    see minimoe/runs/checkpoint.py    ../last         a text file ne
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +21,8 @@ from minimoe.errors import CheckpointError, ConfigError, UserError, nearest
 from minimoe.reference.extensions import UnknownName
 from minimoe.runs import checkpoint
 from minimoe.runs.environment import environment, is_alive, process_identity
+from minimoe.runs.folders import check_free, clear, has_begun, next_folder
+from minimoe.runs.records import read_environment, read_status, valid_json
 
 if TYPE_CHECKING:
     from minimoe.runs.checkpoint import Arrays, Checkpoint
@@ -39,21 +40,51 @@ class Run:
     # ---- making and finding ------------------------------------------------------------------------------------------------
 
     @classmethod
-    def create(cls, config: Config, out: Path | None = None, root: Path = RUNS, extra: Mapping[str, Any] | None = None) -> "Run":
+    def create(
+        cls, config: Config, out: Path | None = None, root: Path = RUNS, extra: Mapping[str, Any] | None = None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> "Run":  # fmt: skip
         """Create a run in `out`, which must be empty or absent; by default in `root/NAME-001`, counting up.
 
-        extra: more fields for env.json (backend, SHA-256 of the data).
-        Raises `ConfigError` if the folder is not empty or cannot be written.
+        extra: more fields for env.json (backend, SHA-256 of the data). say: called if `out` held what a start that was killed left there.
+        Raises `ConfigError` if the folder holds anything else or cannot be written.
         """
+        run = cls.prepare(config, out, root, extra, say)
+        run.publish(root)
+        return run
+
+    @classmethod
+    def prepare(
+        cls, config: Config, out: Path | None, root: Path = RUNS, extra: Mapping[str, Any] | None = None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> "Run":  # fmt: skip
+        """Make the folder of a run that is none until it is published: what it needs can be written before. See `create`."""
         try:
-            path = _next_folder(config.name, root) if out is None else _empty_folder(out)
-            files.write_synced(path / "env.json", files.to_json({**environment(), **(extra or {})}).encode(), "xb")
-            files.write_atomically(path / "config.toml", to_toml(config))  # last and whole: this file makes the folder a run
-            if path.resolve().is_relative_to(root.resolve()):
-                files.write_atomically(root / "last", f"{path.resolve().relative_to(root.resolve()).as_posix()}\n")
+            if out is None:
+                path = next_folder(config.name, root)
+            else:
+                check_free(out)
+                path = out
+                path.mkdir(parents=True, exist_ok=True)
+                if clear(path):
+                    say(f"{path}: held only what a start that was killed left there: it is replaced")
+            files.write_atomically(path / "env.json", files.to_json({**environment(), "weights": "seed", **(extra or {})}))
         except OSError as error:
             raise ConfigError(f"{out or root}: cannot be written: {files.reason(error)}") from error
-        return cls(path)
+        run = cls(path)
+        run.__dict__["config"] = config
+        return run
+
+    def publish(self, root: Path = RUNS) -> None:
+        """Write config.toml, which makes the folder a run, and name it as the newest if it lies under `root`."""
+        path, root = self.path.resolve(), root.resolve()
+        self._write(lambda: files.write_atomically(self.path / "config.toml", to_toml(self.config)), "config.toml")
+        del self.__dict__["config"]  # from now on it is what a reader of the file gets
+        if path.is_relative_to(root):
+            try:
+                files.write_atomically(root / "last", f"{path.relative_to(root).as_posix()}\n")
+            except OSError as error:
+                raise ConfigError(f"{root / 'last'}: cannot be written: {files.reason(error)}") from error
 
     @classmethod
     def open(cls, path: str | Path | None = None, root: Path = RUNS) -> "Run":
@@ -128,10 +159,16 @@ class Run:
             config=to_tables(self.config),
             tokenizer_json=tokenizer_json,
         )
+        if not read_status(self.path).get("begun"):
+            self._note_begun()
         if best:
             self.note_best(step)
         checkpoint.prune(self.checkpoint_folder, self.config.train.keep, checkpoint.read_best(self.checkpoint_folder))
         return folder
+
+    def has_begun(self) -> bool:
+        """Return True if the run has had a checkpoint: without one, its weights are lost."""
+        return has_begun(self.path)
 
     def note_best(self, step: int) -> None:
         """Name a checkpoint as the best, if it still exists."""
@@ -182,7 +219,7 @@ class Run:
 
     def append_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append a line for every row and wait until they are on the disk. NaN and infinity become null."""
-        text = "".join(_valid_json(row) + "\n" for row in rows)
+        text = "".join(valid_json(row) + "\n" for row in rows)
         self._write(lambda: files.write_synced(self.metrics_path, text.encode(), "ab"), "metrics.jsonl")
 
     def cut_metrics(self, step: int) -> None:
@@ -204,17 +241,23 @@ class Run:
         if status["state"] == "running" and status["pid"] != os.getpid():
             raise CheckpointError(f"{self.path}: process {status['pid']} is still training this run: wait for it or stop it, then resume")
         self._write(lambda: checkpoint.tidy(self.path), ".")
-        self.write_status("running", **fields)
+        self.write_status("running", begun=self.newest_checkpoint() is not None, **fields)
 
     def write_status(self, state: str, **fields: Any) -> None:
         """Set the state (running, finished, interrupted, diverged); fields that are not given keep their values."""
-        before = _parse_file(self.path / "status.json")
-        status = {**before, **fields, "state": state, "pid": os.getpid(), "process": process_identity(os.getpid())}
-        self._write(lambda: files.write_atomically(self.path / "status.json", _valid_json(status) + "\n"), "status.json")
+        owner = {"pid": os.getpid(), "process": process_identity(os.getpid())}
+        self._write_fields({**read_status(self.path), **fields, "state": state, **owner})
+
+    def _note_begun(self) -> None:
+        """Note that from now on the weights are in checkpoints alone."""
+        self._write_fields({"state": "unknown", **read_status(self.path), "begun": True})
+
+    def _write_fields(self, status: dict[str, Any]) -> None:
+        self._write(lambda: files.write_atomically(self.path / "status.json", valid_json(status) + "\n"), "status.json")
 
     def status(self) -> dict[str, Any]:
         """Return the state and its fields: `killed` if the file says running but the process is gone, `unknown` if it cannot be read."""
-        status = {"state": "unknown", "pid": None, **_parse_file(self.path / "status.json")}
+        status = {"state": "unknown", "pid": None, **read_status(self.path)}
         if status["state"] == "running" and not is_alive(status["pid"], status.get("process")):
             status["state"] = "killed"
         return status
@@ -268,7 +311,7 @@ def _summary(run: Run) -> dict[str, Any]:
         "best_val_loss": min(losses, default=None),
         "val_accuracy": next((row.val_accuracy for row in reversed(rows) if row.val_loss is not None), None),
         "parameters": status.get("parameters"),
-        "created": str(_parse_file(run.path / "env.json").get("created", "")),
+        "created": str(read_environment(run.path).get("created", "")),
     }
 
 
@@ -287,39 +330,6 @@ def _run_names(root: Path) -> list[str]:
     return sorted(entry.name for entry in folders if any((entry / mark).exists() for mark in marks))
 
 
-def _next_folder(name: str, root: Path) -> Path:
-    """Make `root/NAME-001`, one above the highest that exists. mkdir decides between processes that start at the same time."""
-    name = re.sub(r"[^\w.-]+", "-", name).strip(".-") or "model"
-    root.mkdir(parents=True, exist_ok=True)
-    taken = [re.fullmatch(re.escape(name) + r"-(\d{3,})", entry.name) for entry in root.iterdir()]
-    number = max((int(match[1]) for match in taken if match), default=0)
-    while True:
-        number += 1
-        path = root / f"{name}-{number:03d}"
-        try:
-            path.mkdir()
-        except FileExistsError:
-            continue
-        return path
-
-
-def check_empty(out: Path) -> None:
-    """Refuse a folder that is not new or empty, or that cannot be created. Raises `ConfigError`."""
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out}: is a file: --out needs a new or empty folder")
-    if out.is_dir() and any(out.iterdir()):
-        raise ConfigError(f"{out}: is not empty: --out needs a new or empty folder (minimoe resume continues a run)")
-    above = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise ConfigError(f"{out}: cannot be written: {above} is not a writable folder")
-
-
-def _empty_folder(out: Path) -> Path:
-    check_empty(out)
-    out.mkdir(parents=True, exist_ok=True)
-    return out
-
-
 def _follow(path: Path) -> Path:
     """Return the path itself or, if it is a text file that names a folder next to it (`last`, `best`), that folder."""
     if path.name not in ("last", "best") or not path.is_file():
@@ -331,14 +341,6 @@ def _follow(path: Path) -> Path:
 
 
 # ---- lines of JSON -----------------------------------------------------------------------------------------------------------
-
-
-def _valid_json(row: Mapping[str, Any]) -> str:
-    """Return one line; Python's NaN and Infinity, which JSON does not have, become null."""
-    text = json.dumps(row, default=lambda other: other.tolist())
-    if "NaN" in text or "Infinity" in text:
-        text = json.dumps(json.loads(text, parse_constant=lambda _: None))
-    return text
 
 
 def _whole_lines(path: Path) -> list[bytes]:
@@ -357,10 +359,3 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return row if isinstance(row, dict) else None
-
-
-def _parse_file(path: Path) -> dict[str, Any]:
-    try:
-        return _parse(path.read_bytes()) or {}
-    except OSError:
-        return {}

@@ -9,7 +9,7 @@ from minimoe.config import Config, to_toml
 from minimoe.config.cost import training_cost
 from minimoe.errors import ConfigError
 from minimoe.runs.environment import check_memory
-from minimoe.runs.run import check_empty
+from minimoe.runs.folders import check_free
 from minimoe.study.inspect import Report, show_cost
 
 
@@ -26,7 +26,7 @@ def show_plan(config: Config, out: Path | None, **options: Any) -> None:
     if config.train.dtype not in backend.dtypes:
         raise ConfigError(f"backend {backend.name} has no {config.train.dtype}: it has {', '.join(backend.dtypes)}")
     if out is not None:
-        check_empty(out)
+        check_free(out)
     task = load_task(config)
     config = task.config
     check_memory(config.model, config.train)

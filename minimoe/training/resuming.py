@@ -12,12 +12,18 @@ from minimoe.training.tasks import Task
 
 
 def checkpoint_to_resume(run: Run, config: Config, task: Task, say: Callable[[str], None]) -> Checkpoint | None:
-    """Load the run's newest whole checkpoint, or the one that was named; None if the run has none yet.
+    """Load the run's newest whole checkpoint, or the one that was named; None if the run has not begun.
 
     `say` is called for newer checkpoints that are damaged. Raises `CheckpointError` if the checkpoint does not fit the run's configuration
     or data, or if all steps are done.
     """
     if run.newest_checkpoint() is None:
+        if run.has_begun():
+            raise CheckpointError(
+                f"{run.checkpoint_folder}: holds no checkpoint, and the weights that the run had are lost with them: bring them back "
+                f"from a copy, or start anew in another folder: minimoe train {run.path / 'config.toml'} (for an upcycled model: minimoe "
+                "convert MODEL DST --upcycle N)"
+            )
         return None
     saved, problems = run.load()
     for problem in problems:

@@ -49,7 +49,8 @@ def train(
     config = source if isinstance(source, Config) else load_config(source, overrides)
     config = with_options(config, data=data, steps=steps, backend=backend, seed=seed, threads=threads)
     trainer = Trainer(config, listener=listener)
-    run = Run.create(trainer.config, None if out is None else Path(out), Path(root), extra=trainer.environment())
+    folder = None if out is None else Path(out)
+    run = Run.create(trainer.config, folder, Path(root), extra=trainer.environment(), say=trainer.listener.said)
     return trainer.run(run)
 
 
@@ -120,12 +121,15 @@ class Trainer:
         """Return what env.json records besides the machine."""
         return {"backend": self.backend.name, "data": {"source": self.task.source, "sha256": self.task.sha256}}
 
-    def begin(self, out: Path | None) -> Run:
-        """Make a run's folder with checkpoint step-000000 and no step done: `resume` starts there."""
-        run = self.folder = Run.create(self.config, out, extra=self.environment())
-        self._start(run)
+    def begin(self, out: Path, weights: str) -> Run:
+        """Make a run's folder with checkpoint step-000000 and no step done: `resume` starts there. `weights`: where they come from.
+
+        The folder becomes a run when its weights are on the disk: they could not be drawn again.
+        """
+        run = self.folder = Run.prepare(self.config, out, extra={**self.environment(), "weights": weights}, say=self.listener.said)
         self._save()
-        run.write_status("interrupted", step=0)
+        run.write_status("interrupted", **self._sizes())
+        run.publish()
         return run
 
     def restore(self, run: Run) -> None:
@@ -161,7 +165,10 @@ class Trainer:
         return TrainedRun(run, self.model, self.task, run.metrics())
 
     def _start(self, run: Run) -> None:
-        run.start(parameters=sum(p.size for p in self.model.parameters()), steps=self.config.train.steps, step=self.step)
+        run.start(**self._sizes())
+
+    def _sizes(self) -> dict[str, int]:
+        return {"parameters": sum(p.size for p in self.model.parameters()), "steps": self.config.train.steps, "step": self.step}
 
     def _warn(self) -> None:
         moe = self.config.model.moe

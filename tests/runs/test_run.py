@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import contents
 
 from minimoe.config import Config, DataConfig, ModelConfig, MoEConfig, TrainConfig
 from minimoe.errors import CheckpointError, ConfigError
@@ -84,10 +85,61 @@ def test_a_folder_of_ones_own_may_be_new_or_empty_but_not_full(tmp_path: Path, r
     assert run.path == tmp_path / "mine" / "deep" and not (root / "last").exists(), "last names runs under the root alone"
     (tmp_path / "empty").mkdir()
     assert Run.create(TINY, out=tmp_path / "empty", root=root).name == "empty"
+    save(run, 0)
     with pytest.raises(ConfigError, match=r"deep: is not empty: --out needs a new or empty folder"):
         Run.create(TINY, out=tmp_path / "mine" / "deep", root=root)
     Run.create(TINY, out=root / "named", root=root)
     assert (root / "last").read_text() == "named\n"
+
+
+ENV = {"env.json": json.dumps({"created": "2026-01-01T00:00:00Z", "weights": "seed"})}
+RUNNING = {"status.json": json.dumps({"state": "running", "pid": 2**22 + 1, "process": "gone", "step": 0, "begun": False})}
+A_START = {**ENV, **RUNNING, "config.toml": "name = 'a'\n"}
+TORN = {".config.toml.tmp-0123abcd": "name ="}
+LEFT_BY_A_START = {
+    "nothing whole": TORN,
+    "env.json": ENV,
+    "a torn config.toml": {**ENV, **TORN},
+    "a run without a checkpoint": A_START,
+    "a torn first checkpoint": {**A_START, "checkpoints/.step-000000.tmp-0123abcd/state.json": "{"},
+    "an upcycled model that is no run yet": {**ENV, **RUNNING, "checkpoints/step-000000/state.json": "{}"},
+}
+KEPT = {
+    "a configuration of the user's": {"config.toml": "name = 'a'\n"},
+    "something else": {**A_START, "notes.txt": ""},
+    "an env.json of something else": {"env.json": "{}"},
+    "a run with its first checkpoint": {**A_START, "checkpoints/step-000000/state.json": "{}"},
+    "a run with a checkpoint moved aside": {**A_START, "checkpoints/.step-000000.old-0123abcd/state.json": "{}"},
+    "a run whose checkpoints are gone": {**A_START, "status.json": json.dumps({"state": "running", "begun": True})},
+    "a run of an earlier version that was stopped": {**A_START, "status.json": json.dumps({"state": "interrupted", "step": 0})},
+    "a run with steps": {**A_START, "metrics.jsonl": '{"step": 1}\n'},
+    "a run that lost config.toml": {**ENV, "checkpoints/step-000010/state.json": "{}"},
+    "a file instead of checkpoints": {**A_START, "checkpoints": ""},
+}
+
+
+def lay_out(folder: Path, parts: dict[str, str]) -> Path:
+    for name, text in parts.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize("left", LEFT_BY_A_START.values(), ids=LEFT_BY_A_START)
+def test_what_a_killed_start_left_is_replaced_and_said(tmp_path: Path, root: Path, left: dict[str, str]) -> None:
+    out, heard = lay_out(tmp_path / "mine", left), []
+    run = Run.create(TINY, out=out, root=root, say=heard.append)
+    assert {path.name for path in out.iterdir()} == {"env.json", "config.toml"} and run.config.name == "tiny"
+    assert heard == [f"{out}: held only what a start that was killed left there: it is replaced"]
+
+
+@pytest.mark.parametrize("kept", KEPT.values(), ids=KEPT)
+def test_a_folder_with_anything_else_is_refused_and_untouched(tmp_path: Path, root: Path, kept: dict[str, str]) -> None:
+    out = lay_out(tmp_path / "mine", kept)
+    before = contents(out)
+    with pytest.raises(ConfigError, match="mine: is not empty: --out needs a new or empty folder"):
+        Run.create(TINY, out=out, root=root)
+    assert contents(out) == before
 
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:

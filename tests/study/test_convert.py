@@ -1,6 +1,8 @@
 """Runs written as folders, folders in other dtypes, and dense models made into routed runs, as a user types it."""
 
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from tiny_runs import tiny, train, write_text
 import minimoe as mm
 from minimoe.config import ModelConfig
 from minimoe.errors import CheckpointError, ConfigError
+from minimoe.runs.run import Run
 from minimoe.study.convert import convert, upcycle
 
 TOKENS = np.random.default_rng(0).integers(0, 256, (2, 11))
@@ -110,6 +113,67 @@ def test_a_folder_is_upcycled_with_its_own_tokenizer(dense, tmp_path):
     upcycle(tmp_path / "folder", tmp_path / "routed", 2, ["train.steps=2", "train.batch_size=2", "train.backend=numpy"])
     np.testing.assert_allclose(logits(tmp_path / "routed"), logits(dense), atol=1e-6)
     assert mm.load(tmp_path / "routed").tokenizer.name == "byte"
+
+
+def test_an_upcycled_run_is_whole_or_no_run_at_every_call_that_changes_the_disk(dense, tmp_path, monkeypatch):
+    """A kill at any such call leaves a folder that resume refuses and upcycling takes over, or the whole run."""
+    wanted = logits(dense)
+    target = tmp_path / "routed"
+    for moment in range(200):
+        finished = kill_at(monkeypatch, moment, lambda: upcycle(dense, target, 4))
+        if (target / "config.toml").exists():
+            np.testing.assert_allclose(logits(target), wanted, atol=1e-6)
+            assert Run(target).has_begun()
+            shutil.rmtree(target)
+        else:
+            with pytest.raises(CheckpointError, match=r"routed: (no such run|is not a run's folder)"):
+                mm.resume(target, root=tmp_path)
+            upcycle(dense, target, 4)
+            np.testing.assert_allclose(logits(target), wanted, atol=1e-6)
+            shutil.rmtree(target)
+        assert not list(tmp_path.glob(".*")), "nothing is left beside"
+        if finished:
+            break
+    assert moment > 10
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+def kill_at(monkeypatch, moment, action):
+    """Do `action`, and end it at its `moment`-th call that changes the disk.   -> whether it came to its end"""
+    calls = []
+    with monkeypatch.context() as patch:
+        for name in ("replace", "fsync", "mkdir", "unlink", "rmdir", "rename", "link"):
+            patch.setattr(os, name, dying(getattr(os, name), calls, moment))
+        try:
+            action()
+        except Killed:
+            return False
+    return True
+
+
+def dying(real, calls, moment):
+    """`real`, which ends the process at the `moment`-th of all calls."""
+
+    def call(*args, **kwargs):
+        calls.append(real)
+        if len(calls) > moment:
+            raise Killed
+        return real(*args, **kwargs)
+
+    return call
+
+
+def test_an_upcycled_run_without_its_weights_is_refused(dense, tmp_path):
+    upcycle(dense, tmp_path / "routed", 4)
+    shutil.rmtree(tmp_path / "routed" / "checkpoints")
+    for name in ("nothing more", "status.json"):
+        (tmp_path / "routed" / name).unlink(missing_ok=True)
+        with pytest.raises(CheckpointError, match=r"weights.*are lost.*convert .* --upcycle"):
+            mm.resume(tmp_path / "routed", root=tmp_path)
+    assert not (tmp_path / "routed" / "metrics.jsonl").exists()
 
 
 def test_a_routed_model_is_not_upcycled(dense, tmp_path):

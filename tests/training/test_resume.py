@@ -1,5 +1,6 @@
 """Stopping and going on: the same bytes as a run that was never stopped, whatever stopped it, and a clear refusal where that cannot be."""
 
+import json
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import contents
 from msgspec.structs import replace
 from tiny_runs import sha256_of, tiny, train, untimed, with_train, write_text
 
@@ -76,6 +78,16 @@ def stopped(config: Config, root: Path, step: int = 7, action: Callable[[], None
     """A run that ended after a step."""
     with pytest.raises((Killed, Interrupted)):
         train(config, root, listener=At(step, action))
+    return Run.open(root=root)
+
+
+def killed_before_its_first_checkpoint(config: Config, root: Path) -> Run:
+    class AtTheStart(Listener):
+        def started(self, trainer: Any) -> None:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(config, root, listener=AtTheStart())
     return Run.open(root=root)
 
 
@@ -149,9 +161,42 @@ def test_resuming_after_a_kill_ends_with_the_same_bytes(config: Config, unbroken
 
 
 def test_resuming_after_a_kill_before_the_first_checkpoint_starts_anew(config: Config, unbroken: TrainedRun, tmp_path: Path) -> None:
-    run = stopped(config, tmp_path, 2)
-    shutil.rmtree(run.checkpoint_folder)
+    """The weights are drawn from the seed, so none are lost."""
+    run = killed_before_its_first_checkpoint(config, tmp_path)
+    assert run.newest_checkpoint() is None and not run.has_begun()
     assert_same(mm.resume(root=tmp_path), unbroken)
+
+
+@pytest.mark.parametrize("step", [0, 2, 5, 10])
+def test_a_run_whose_checkpoints_are_gone_is_refused_and_keeps_its_files(config: Config, tmp_path: Path, step: int) -> None:
+    """Only a run that has not begun has no weights to lose."""
+    run = train(config, tmp_path).run if step == STEPS else stopped(config, tmp_path, max(step, 1), kill)
+    shutil.rmtree(run.checkpoint_folder)
+    if step == 0:  # killed right after the first checkpoint, before any step left a line
+        run.metrics_path.unlink(missing_ok=True)
+    before = contents(run.path)
+    with pytest.raises(
+        CheckpointError, match=r"checkpoints: holds no checkpoint.*weights.*are lost.*minimoe train .*config\.toml"
+    ) as caught:
+        mm.resume(run.path, steps=20)
+    assert "\n" not in str(caught.value) and contents(run.path) == before
+
+
+def test_a_run_of_an_earlier_version_without_its_checkpoints_is_refused_if_it_had_any(config: Config, tmp_path: Path) -> None:
+    """minimoe 0.1 did not note that a run had begun: its state, or a line of metrics, tells it."""
+    run = killed_before_its_first_checkpoint(config, tmp_path)
+    status = run.path / "status.json"
+    fields = {key: value for key, value in json.loads(status.read_text()).items() if key != "begun"}
+    status.write_text(json.dumps({**fields, "state": "interrupted"}))
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        mm.resume(run.path)
+    status.write_text(json.dumps({**fields, "pid": 2**22 + 1}))
+    run.append_metrics([{"step": 1, "loss": 1.0}])
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        mm.resume(run.path)
+    run.metrics_path.unlink()
+    with pytest.raises(Killed):
+        mm.resume(run.path, listener=At(1, kill))
 
 
 def test_a_best_checkpoint_that_a_kill_left_unmarked_is_marked(config: Config, unbroken: TrainedRun, tmp_path: Path) -> None:

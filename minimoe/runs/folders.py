@@ -1,0 +1,90 @@
+"""The folder that a new run gets: numbered, new, empty, or left by a start that ended before there was anything to lose.
+
+`env.json` is written first, whole. `config.toml` makes the folder a run: training writes it before the first checkpoint, since its weights
+can be drawn from the seed again, upcycling after it. So a start that ended early is a run without a checkpoint, or no run with step-000000.
+"""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from minimoe.errors import ConfigError
+from minimoe.files import HIDDEN
+from minimoe.runs import checkpoint
+from minimoe.runs.records import read_environment, read_status
+
+OF_A_START = frozenset({"env.json", "status.json", "config.toml", "checkpoints"})
+
+
+def next_folder(name: str, root: Path) -> Path:
+    """Make `root/NAME-001`, one above the highest that exists. mkdir decides between processes that start at the same time."""
+    name = re.sub(r"[^\w.-]+", "-", name).strip(".-") or "model"
+    root.mkdir(parents=True, exist_ok=True)
+    taken = [re.fullmatch(re.escape(name) + r"-(\d{3,})", entry.name) for entry in root.iterdir()]
+    number = max((int(match[1]) for match in taken if match), default=0)
+    while True:
+        number += 1
+        path = root / f"{name}-{number:03d}"
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        return path
+
+
+def check_free(out: Path) -> None:
+    """Refuse a folder that is neither new nor empty nor left by a start that ended early, or cannot be made. Raises `ConfigError`."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out}: is a file: --out needs a new or empty folder")
+    if out.is_dir() and any(out.iterdir()) and not is_left_by_a_start(out):
+        raise ConfigError(f"{out}: is not empty: --out needs a new or empty folder (minimoe resume continues a run)")
+    above = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ConfigError(f"{out}: cannot be written: {above} is not a writable folder")
+
+
+def is_left_by_a_start(out: Path) -> bool:
+    """Return True for a folder that holds nothing but what a start of training or upcycling wrote before it ended early."""
+    names = _names(out)
+    if not names <= OF_A_START or (names and "created" not in read_environment(out)):
+        return False
+    saved = _names(out / "checkpoints") if "checkpoints" in names else set()
+    saved |= {checkpoint.step_name(checkpoint.step_of(folder) or 0) for folder in checkpoint.checkpoints(out / "checkpoints")}
+    if "config.toml" in names:
+        return not saved and not has_begun(out)
+    return saved <= {checkpoint.step_name(0)}
+
+
+def clear(out: Path) -> bool:
+    """Empty a folder that `is_left_by_a_start`.   -> whether there was anything"""
+    entries = sorted(out.iterdir(), key=lambda entry: entry.name == "env.json")  # last: it tells a later start that these are leftovers
+    for entry in entries:
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+    return bool(entries)
+
+
+def has_begun(run: Path) -> bool:
+    """Return True if a run has had a checkpoint, so that its weights can no longer be drawn from its seed.
+
+    status.json says so since the first checkpoint. minimoe 0.1 did not note it; its state or a line of metrics does. Weights of an upcycled
+    run come from another model.
+    """
+    status = read_status(run)
+    begun = status.get("begun")
+    if begun is None:
+        begun = status.get("state", "unknown") not in ("unknown", "running")
+    from_elsewhere = read_environment(run).get("weights", "seed") != "seed"
+    return begun or from_elsewhere or bool(status.get("step")) or _has_a_line(run / "metrics.jsonl")
+
+
+def _has_a_line(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
+
+
+def _names(folder: Path) -> set[str]:
+    """Return the names in a folder, but for the hidden ones of writers that were killed."""
+    return {entry.name for entry in folder.iterdir() if not HIDDEN.fullmatch(entry.name)} if folder.is_dir() else {folder.name}
