@@ -6,6 +6,7 @@ its bytes.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +25,17 @@ from minimoe.pretrained.families.table import family_for
 from minimoe.pretrained.file import pack
 from minimoe.pretrained.folder import ModelFolder, write_model_folder
 from minimoe.pretrained.on_demand import DenseSource, ExpertSource
+from minimoe.pretrained.rounding import lost
 
 WORDS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # config.json's words, and those of safetensors
 BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "vocab.json", "vocab.txt", "merges.txt")
+Say = Callable[[str], None]
 KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id")  # of a config.json whose model was changed
+
+
+def warn(text: str) -> None:
+    """Say something that Python's user should know and that stops nothing."""
+    warnings.warn(text, stacklevel=3)
 
 
 @dataclass(frozen=True)
@@ -42,19 +50,21 @@ class Provenance:
 
 def save_pretrained(
     model: Transformer, path: Path | str, dtype: str | None = None, tokenizer: Tokenizer | None = None,
-    provenance: Provenance | None = None,
+    provenance: Provenance | None = None, say: Say = warn,
 ) -> Family:  # fmt: skip
     """Write a model as a folder that transformers opens.   -> the family that it is written as
 
-    `dtype` of the file: float32, bfloat16, float16 or float64. By default a tensor that was loaded and not changed keeps its own; others
-    are float32. Files and unused tensors of `provenance`, the folder that the model came from, are written too.
+    `dtype` of the file: float32, bfloat16, float16 or float64; a tensor that transformers computes in float32 stays so in the narrower
+    ones. By default a tensor that was loaded and not changed keeps its own dtype; others are float32. `say` is called with a line for each
+    tensor whose numbers a narrower dtype cannot hold. Files and unused tensors of `provenance`, the folder that the model came from, are
+    written too.
     Raises ConfigError if no family can express the model, CheckpointError if the folder is taken or cannot be written.
     """
     if dtype is not None and dtype not in WORDS:
         raise ConfigError(f"dtype {dtype!r}: a folder holds {', '.join(WORDS)}")
     same = provenance is not None and essence(provenance.config) == essence(model.config)
     found = provenance.family if provenance is not None and same else family_for(model.config)
-    tensors = FamilyTensors(model, found, dtype)
+    tensors = FamilyTensors(model, found, dtype, say)
     config = dict(provenance.folder.config) if provenance is not None and same else found.config_json(model.config)
     if not same:
         kept = {key: provenance.folder.config[key] for key in KEPT if key in provenance.folder.config} if provenance is not None else {}
@@ -62,7 +72,7 @@ def save_pretrained(
         config = {**unset, **kept, **config}
     config.pop("quantization_config", None)
     config.pop("torch_dtype", None)
-    config["dtype"] = tensors.main_dtype
+    config["dtype"] = dtype or tensors.main_dtype
     if provenance is not None and same:
         tensors.keep(provenance)
     texts = _beside(provenance)
@@ -85,22 +95,23 @@ def _beside(provenance: Provenance | None) -> dict[str, str]:
 class FamilyTensors:
     """The tensors of a model under a family's names: `specs` {name: (dtype, shape)}, and `produce(name)`."""
 
-    def __init__(self, model: Transformer, found: Family, dtype: str | None) -> None:
-        self.model = model
+    def __init__(self, model: Transformer, found: Family, dtype: str | None, say: Say = warn) -> None:
+        self.model, self.say = model, say
         self.parameters = dict(model.named_state())
         self.specs: dict[str, tuple[str, tuple[int, ...]]] = {}
         self.makers: dict[str, Callable[[], Array]] = {}
         self.last: tuple[str, int | None, Array] | None = None  # the slice that was read last: several tensors may share it
         for name, layouts in found.names(model.config):
-            self._add(name, self.parameters[name], layouts[0], WORDS[dtype] if dtype else None)
+            self._add(name, self.parameters[name], layouts[0], WORDS[dtype] if dtype else None, found)
 
-    def _add(self, name: str, parameter: Parameter, layout: Layout, dtype: str | None) -> None:
-        dtype = dtype or _own_dtype(parameter)
+    def _add(self, name: str, parameter: Parameter, layout: Layout, dtype: str | None, found: Family) -> None:
+        own = "" if dtype else _own_dtype(parameter)
         shape = parameter.shape[1:] if layout.kind != "whole" else parameter.shape
         for e in range(parameter.shape[0]) if layout.kind == "each" else (None,):
             for tensor in layout.tensors:
                 key, size = tensor.key.replace("{e}", str(e)), tensor.shape(shape)
-                self.specs[key] = (dtype, (parameter.shape[0], *size) if layout.kind == "stacked" else size)
+                stored = found.stored_dtype(key, dtype) if dtype else own
+                self.specs[key] = (stored, (parameter.shape[0], *size) if layout.kind == "stacked" else size)
 
                 def make(tensor: StoredTensor = tensor, e: int | None = e) -> Array:
                     if layout.kind != "stacked":
@@ -129,10 +140,15 @@ class FamilyTensors:
             self.makers[name] = lambda key=key: provenance.folder.raw(key)  # type: ignore[misc]
 
     def produce(self, key: str) -> Array:
-        """Return a tensor in the dtype of its spec."""
+        """Return a tensor in the dtype of its spec, and say what that loses."""
         dtype, shape = self.specs[key]
         array = self.makers[key]()
-        return array if array.dtype.kind not in "f" else pack(array.reshape(shape), dtype)
+        if array.dtype.kind not in "f":
+            return array
+        packed = pack(array.reshape(shape), dtype)
+        for loss in lost(key, array.reshape(shape), packed, dtype):
+            self.say(loss)
+        return packed
 
     @property
     def main_dtype(self) -> str:

@@ -3,13 +3,15 @@
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from parity.peers import NUMPY, close
-from parity.pretrained_models import CASES, FIRST, build, inputs_of, make, opened, saved, their_logits, their_tensors
+from parity.pretrained_models import CASES, FIRST, LENGTH, VOCAB, build, inputs_of, make, opened, saved, their_logits, their_tensors
 from safetensors.torch import save_file
 
+from minimoe.engine.grad_mode import no_grad
 from minimoe.pretrained.opening import open_folder
 
 pytestmark = pytest.mark.parity
@@ -78,6 +80,7 @@ def test_weights_in_half_precision_give_the_logits_that_they_give_in_float32(nam
 PAIRS = [(a, b) for a in DTYPES for b in DTYPES if a != "float64" or b in ("float64", "float32")]  # to less, PyTorch rounds float64 twice
 
 
+@pytest.mark.filterwarnings("ignore:.*numbers are:UserWarning")  # some of these become inf
 @pytest.mark.parametrize("source, target", PAIRS)
 def test_another_dtype_is_rounded_to_as_pytorch_rounds(source, target, tmp_path):
     before, after = getattr(torch, source), getattr(torch, target)
@@ -91,6 +94,40 @@ def test_another_dtype_is_rounded_to_as_pytorch_rounds(source, target, tmp_path)
     open_folder(tmp_path / "from", backend=NUMPY).save_pretrained(tmp_path / "to", dtype=target)
     assert_same_bytes(their_tensors(tmp_path / "to"), {name: tensor.to(after) for name, tensor in tensors.items()})
     assert json.loads((tmp_path / "to" / "config.json").read_text())["dtype"] == target
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", FIRST_NAMES)
+def test_each_tensor_of_a_folder_in_another_dtype_is_the_one_that_transformers_writes(name, dtype, tmp_path):
+    open_folder(saved(name), backend=NUMPY).save_pretrained(tmp_path / "ours", dtype)
+    loaded(name, saved(name), dtype=getattr(torch, dtype)).save_pretrained(tmp_path / "theirs")
+    assert_same_bytes(their_tensors(tmp_path / "ours"), prefixed(name, their_tensors(tmp_path / "theirs")))
+    assert json.loads((tmp_path / "ours" / "config.json").read_text())["dtype"] == dtype
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_tokens_keep_their_experts_when_a_balance_bias_in_a_narrow_band_is_converted(dtype, tmp_path):
+    tensors = their_tensors(saved("deepseek_v3"))
+    for name in tensors:
+        if name.endswith("e_score_correction_bias"):  # trained biases lie so: bfloat16 rounds to steps of 1/32 here
+            tensors[name] = 6.9 + 0.05 * torch.rand(tensors[name].shape, generator=torch.Generator().manual_seed(0))
+    (tmp_path / "from").mkdir()
+    (tmp_path / "from" / "config.json").write_bytes((saved("deepseek_v3") / "config.json").read_bytes())
+    save_file(tensors, tmp_path / "from" / "model.safetensors", {"format": "pt"})
+    open_folder(tmp_path / "from", backend=NUMPY).save_pretrained(tmp_path / "to", dtype)
+    tokens = np.random.default_rng(0).integers(0, VOCAB, (100, LENGTH))
+    theirs = loaded("deepseek_v3", tmp_path / "to", dtype=torch.float32)
+    chosen = []
+    for layer in theirs.model.layers[1:]:
+        layer.mlp.gate.register_forward_hook(lambda module, given, result: chosen.append(result[2].sort(-1).values.numpy()))
+    with torch.no_grad():
+        theirs(torch.tensor(tokens))
+    with no_grad():
+        _, stats = open_folder(tmp_path / "to", backend=NUMPY).hidden(tokens)
+    for ours, experts in zip(stats, chosen, strict=True):
+        assert (np.sort(ours.ids, axis=-1) == experts).all(axis=-1).mean() > 0.999
+    gates = {name: tensor for name, tensor in their_tensors(tmp_path / "to").items() if ".gate." in name}
+    assert_same_bytes(gates, {name: tensors[name] for name in gates})
 
 
 # ---- other forms of the same weights ---------------------------------------------------------------------------------------------------

@@ -86,4 +86,5 @@ FAMILY = Family(
     unused=(r"^model\.layers\.(?P<beyond>\d+)\.",),  # layers past the last predict further tokens in training
     further=Key("num_nextn_predict_layers", 1, ("num_mtp_layers",)),
     dropped=DROPPED,
+    float32=(r"\.e_score_correction_bias$", r"\.gate\.weight$"),  # DeepseekV3PreTrainedModel._keep_in_fp32_modules_strict
 )

@@ -71,6 +71,8 @@ class Family:
     unused: tuple[str, ...] = ()  # patterns of tensors that are not computed with, and are saved again with the model
     further: Key | None = None  # number of layers after the last that may be there; (?P<beyond>...) in `unused` matches their index
     dropped: tuple[str, ...] = ()  # patterns of tensors that hold constants
+    float32: tuple[str, ...] = ()  # patterns of tensors that a folder in bfloat16 or float16 has in float32
+    float32_in_float16: tuple[str, ...] = ()  # patterns of tensors that only a folder in float16 has in float32
 
     # ---- config.json -> ModelConfig -------------------------------------------------------------------------------------------------
 
@@ -124,6 +126,15 @@ class Family:
         for path, key in self.keys.items():
             message = re.sub(rf"{re.escape(path)}\b", f"{key.name} ({path})", message)
         return message
+
+    def stored_dtype(self, name: str, dtype: str) -> str:
+        """Return the dtype, in safetensors' words, of a tensor in a folder whose other tensors have `dtype`.
+
+        transformers computes these tensors in float32 whatever the dtype of the model (`_keep_in_fp32_modules_strict` of its classes), or
+        unless that is bfloat16 (`_keep_in_fp32_modules`), and so it writes them.
+        """
+        kept = {"BF16": self.float32, "F16": self.float32 + self.float32_in_float16}.get(dtype, ())
+        return "F32" if any(re.search(pattern, name) for pattern in kept) else dtype
 
     # ---- ModelConfig -> config.json -------------------------------------------------------------------------------------------------
 

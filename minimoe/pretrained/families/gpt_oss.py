@@ -93,4 +93,5 @@ FAMILY = Family(
     read=read,
     write=write,
     copies=COPIES,
+    float32_in_float16=(r"norm\.weight$",),  # GptOssPreTrainedModel._keep_in_fp32_modules
 )
