@@ -12,9 +12,10 @@ from pathlib import Path
 from minimoe.errors import ConfigError
 from minimoe.files import HIDDEN
 from minimoe.runs import checkpoint
+from minimoe.runs.lock import LOCK, read_owner
 from minimoe.runs.records import read_environment, read_status
 
-OF_A_START = frozenset({"env.json", "status.json", "config.toml", "checkpoints"})
+OF_A_START = frozenset({"env.json", "status.json", "config.toml", "checkpoints"})  # and the lock
 
 
 def next_folder(name: str, root: Path) -> Path:
@@ -47,6 +48,8 @@ def check_free(out: Path) -> None:
 def is_left_by_a_start(out: Path) -> bool:
     """Return True for a folder that holds nothing but what a start of training or upcycling wrote before it ended early."""
     names = _names(out)
+    if LOCK in names and read_owner(out / LOCK) is not None:
+        names.remove(LOCK)
     if not names <= OF_A_START or (names and "created" not in read_environment(out)):
         return False
     saved = _names(out / "checkpoints") if "checkpoints" in names else set()
@@ -57,8 +60,9 @@ def is_left_by_a_start(out: Path) -> bool:
 
 
 def clear(out: Path) -> bool:
-    """Empty a folder that `is_left_by_a_start`.   -> whether there was anything"""
-    entries = sorted(out.iterdir(), key=lambda entry: entry.name == "env.json")  # last: it tells a later start that these are leftovers
+    """Empty a folder that `is_left_by_a_start`, but for the lock that this process holds.   -> whether there was anything"""
+    entries = [entry for entry in out.iterdir() if entry.name != LOCK]
+    entries.sort(key=lambda entry: entry.name == "env.json")  # last: it tells a later start that these are leftovers
     for entry in entries:
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)

@@ -31,6 +31,7 @@ class Status(Struct):
     steps: Count | None = None
     parameters: Count | None = None
     begun: bool | None = None
+    error: str | None = None
 
 
 class Data(Struct):

@@ -8,6 +8,7 @@ checkpoints/    see minimoe/runs/checkpoint.py    ../last         a text file ne
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from minimoe.reference.extensions import UnknownName
 from minimoe.runs import checkpoint
 from minimoe.runs.environment import environment, is_alive, process_identity
 from minimoe.runs.folders import check_free, clear, has_begun, next_folder
+from minimoe.runs.lock import LOCK, Lock, is_taken
 from minimoe.runs.records import read_environment, read_status, valid_json
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ class Run:
     def __init__(self, path: Path, chosen: Path | None = None) -> None:
         self.path = path
         self.checkpoint = chosen
+        self.lock = Lock(path)
 
     # ---- making and finding ------------------------------------------------------------------------------------------------
 
@@ -47,7 +50,8 @@ class Run:
         """Create a run in `out`, which must be empty or absent; by default in `root/NAME-001`, counting up.
 
         extra: more fields for env.json (backend, SHA-256 of the data). say: called if `out` held what a start that was killed left there.
-        Raises `ConfigError` if the folder holds anything else or cannot be written.
+        This process holds the run's lock from now on. Raises `ConfigError` if the folder holds anything else or cannot be written,
+        `CheckpointError` if another process is training there.
         """
         run = cls.prepare(config, out, root, extra, say)
         run.publish(root)
@@ -59,21 +63,32 @@ class Run:
         say: Callable[[str], None] = lambda _: None,
     ) -> "Run":  # fmt: skip
         """Make the folder of a run that is none until it is published: what it needs can be written before. See `create`."""
+        fields = {**environment(), "weights": "seed", **(extra or {})}
         try:
             if out is None:
                 path = next_folder(config.name, root)
             else:
                 check_free(out)
+                out.mkdir(parents=True, exist_ok=True)
                 path = out
-                path.mkdir(parents=True, exist_ok=True)
-                if clear(path):
-                    say(f"{path}: held only what a start that was killed left there: it is replaced")
-            files.write_atomically(path / "env.json", files.to_json({**environment(), "weights": "seed", **(extra or {})}))
+            run = cls(path)
+            run.claim()
+            try:
+                run._clear(say)
+                files.write_atomically(path / "env.json", files.to_json(fields))
+            except BaseException:
+                run.release()
+                raise
         except OSError as error:
             raise ConfigError(f"{out or root}: cannot be written: {files.reason(error)}") from error
-        run = cls(path)
         run.__dict__["config"] = config
         return run
+
+    def _clear(self, say: Callable[[str], None]) -> None:
+        """Empty the folder, now that no other process writes to it."""
+        check_free(self.path)  # again: another process may have trained here before the lock was taken
+        if clear(self.path):
+            say(f"{self.path}: held only what a start that was killed left there: it is replaced")
 
     def publish(self, root: Path = RUNS) -> None:
         """Write config.toml, which makes the folder a run, and name it as the newest if it lies under `root`."""
@@ -235,11 +250,30 @@ class Run:
 
     # ---- status ------------------------------------------------------------------------------------------------------------
 
+    def claim(self) -> None:
+        """Take the lock of the folder: nothing is read to go on from it, and nothing written, without. Raises `CheckpointError`."""
+        self._write(self.lock.take, LOCK)
+        status = read_status(self.path)
+        if is_trained_by_an_earlier_version(status) and status["pid"] != os.getpid():
+            self.release()
+            raise CheckpointError(f"{self.path}: process {status['pid']} is still training this run: wait for it or stop it, then resume")
+
+    def release(self) -> None:
+        """Let other processes train here."""
+        self.lock.release()
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the lock; no other process trains here meanwhile. Raises `CheckpointError` if one does."""
+        self.claim()
+        try:
+            yield
+        finally:
+            self.release()
+
     def start(self, **fields: Any) -> None:
         """Set the state to running, before anything else is written. Raises `CheckpointError` if another process trains this run."""
-        status = self.status()
-        if status["state"] == "running" and status["pid"] != os.getpid():
-            raise CheckpointError(f"{self.path}: process {status['pid']} is still training this run: wait for it or stop it, then resume")
+        self.claim()
         self._write(lambda: checkpoint.tidy(self.path), ".")
         self.write_status("running", begun=self.newest_checkpoint() is not None, **fields)
 
@@ -256,10 +290,12 @@ class Run:
         self._write(lambda: files.write_atomically(self.path / "status.json", valid_json(status) + "\n"), "status.json")
 
     def status(self) -> dict[str, Any]:
-        """Return the state and its fields: `killed` if the file says running but the process is gone, `unknown` if it cannot be read."""
+        """Return the state and its fields: `killed` if the file says running but no process trains, `unknown` if it cannot be read."""
         status = {"state": "unknown", "pid": None, **read_status(self.path)}
-        if status["state"] == "running" and not is_alive(status["pid"], status.get("process")):
-            status["state"] = "killed"
+        if status["state"] == "running":
+            taken = is_taken(self.path) if "begun" in status else None  # minimoe 0.1 took no lock
+            if not (is_alive(status["pid"], status.get("process")) if taken is None else taken):
+                status["state"] = "killed"
         return status
 
     def _write(self, write: Callable[[], None], name: str) -> None:
@@ -267,6 +303,11 @@ class Run:
             write()
         except OSError as error:
             raise CheckpointError(f"{self.path / name}: cannot be written: {files.reason(error)}") from error
+
+
+def is_trained_by_an_earlier_version(status: Mapping[str, Any]) -> bool:
+    """Return True if the process of minimoe 0.1, which took no lock, that wrote a status.json is alive."""
+    return status.get("state") == "running" and "begun" not in status and is_alive(status.get("pid"), status.get("process"))
 
 
 # ---- the runs of a folder ----------------------------------------------------------------------------------------------------

@@ -62,10 +62,11 @@ def resume(
     Raises `CheckpointError` if the run, its configuration or its data do not fit, or if it is finished.
     """
     run = Run.open(path, Path(root))
-    config = run.config if steps is None else replace(run.config, train=replace(run.config.train, steps=steps))
-    trainer = Trainer(config, listener=listener)
-    trainer.restore(run)
-    return trainer.run(run)
+    with run.claimed():
+        config = run.config if steps is None else replace(run.config, train=replace(run.config.train, steps=steps))
+        trainer = Trainer(config, listener=listener)
+        trainer.restore(run)
+        return trainer.run(run)
 
 
 def with_options(
@@ -127,9 +128,10 @@ class Trainer:
         The folder becomes a run when its weights are on the disk: they could not be drawn again.
         """
         run = self.folder = Run.prepare(self.config, out, extra={**self.environment(), "weights": weights}, say=self.listener.said)
-        self._save()
-        run.write_status("interrupted", **self._sizes())
-        run.publish()
+        with run.claimed():
+            self._save()
+            run.write_status("interrupted", **self._sizes())
+            run.publish()
         return run
 
     def restore(self, run: Run) -> None:
@@ -149,19 +151,20 @@ class Trainer:
     def run(self, run: Run) -> TrainedRun:
         """Train from the current step to the last, in this run's folder."""
         self.folder = run
-        self._start(run)
-        if self.resumed:
-            if run.config != self.config:
-                run.replace_config(self.config)
-            run.go_back(self.step, self.best_step)
-        self._warn()
-        self.listener.started(self)
-        self.backend.tell(self.listener.waiting)
-        try:
-            self._loop()
-        finally:
-            self.backend.tell(None)
-            self.listener.ended(self)
+        with run.claimed():
+            self._start(run)
+            if self.resumed:
+                if run.config != self.config:
+                    run.replace_config(self.config)
+                run.go_back(self.step, self.best_step)
+            self._warn()
+            self.listener.started(self)
+            self.backend.tell(self.listener.waiting)
+            try:
+                self._loop()
+            finally:
+                self.backend.tell(None)
+                self.listener.ended(self)
         return TrainedRun(run, self.model, self.task, run.metrics())
 
     def _start(self, run: Run) -> None:

@@ -129,6 +129,7 @@ def lay_out(folder: Path, parts: dict[str, str]) -> Path:
 def test_what_a_killed_start_left_is_replaced_and_said(tmp_path: Path, root: Path, left: dict[str, str]) -> None:
     out, heard = lay_out(tmp_path / "mine", left), []
     run = Run.create(TINY, out=out, root=root, say=heard.append)
+    run.release()
     assert {path.name for path in out.iterdir()} == {"env.json", "config.toml"} and run.config.name == "tiny"
     assert heard == [f"{out}: held only what a start that was killed left there: it is replaced"]
 
@@ -273,9 +274,10 @@ def test_status_keeps_its_fields_and_reads_unknown_where_there_is_none(root: Pat
 
 def test_a_run_that_is_still_running_is_refused_and_a_killed_one_is_not(root: Path) -> None:
     run = Run.create(TINY, root=root)
+    run.release()
     script = (
         "import sys, time; from pathlib import Path; from minimoe.runs.run import Run\n"
-        "Run(Path(sys.argv[1])).start(); print('ready', flush=True); time.sleep(60)"
+        "run = Run(Path(sys.argv[1])); run.start(); print('ready', flush=True); time.sleep(60)"
     )
     path = os.pathsep.join(entry for entry in sys.path if entry)
     child = subprocess.Popen(
@@ -295,12 +297,21 @@ def test_a_run_that_is_still_running_is_refused_and_a_killed_one_is_not(root: Pa
     run.start()
 
 
-def test_a_later_process_with_the_same_number_is_not_taken_for_the_run(root: Path) -> None:
+def test_a_run_of_an_earlier_version_that_still_trains_is_known_by_its_process(root: Path) -> None:
+    """minimoe 0.1 took no lock; its status.json has a process, and no `begun`."""
     run = Run.create(TINY, root=root)
+    run.release()
+    status = run.path / "status.json"
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        status.write_text(json.dumps({"state": "running", "pid": other.pid, "process": process_identity(other.pid)}))
+        assert run.status()["state"] == "running"
+        with pytest.raises(CheckpointError, match=rf"process {other.pid} is still training this run: wait for it or stop it, then resume"):
+            run.start()
+        assert not run.lock.held and not run.lock.path.exists()
+        status.write_text(json.dumps({"state": "running", "pid": other.pid, "process": "another boot:1"}))
+        assert run.status()["state"] == "killed", "a later process of the same number is not the run's"
+        other.communicate(b"\n")
     run.start()
-    path = run.path / "status.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "process": "another boot:1"}))
-    assert run.status()["state"] == "killed"
     assert process_identity(os.getpid()) is not None and process_identity(2**22 + 1) is None
 
 

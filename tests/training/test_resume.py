@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_line import contents
+from command_line import contents, environment
 from msgspec.structs import replace
 from tiny_runs import sha256_of, tiny, train, untimed, with_train, write_text
 
@@ -365,19 +365,33 @@ def test_a_rate_may_be_changed(config: Config, tmp_path: Path) -> None:
 
 def test_a_run_that_another_process_trains_is_left_as_it_is(config: Config, tmp_path: Path) -> None:
     run = stopped(config, tmp_path, 4)
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
-        from minimoe.runs.environment import process_identity
+    script = (
+        "import sys; from pathlib import Path; from minimoe.runs.run import Run\n"
+        "run = Run(Path(sys.argv[1])); run.claim(); print('ready', flush=True); input()"
+    )
+    command = [sys.executable, "-c", script, str(run.path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()) as other:
+        assert other.stdout is not None and other.stdout.readline() == "ready\n"
+        before = contents(run.path)
+        for again in (lambda: mm.resume(run.path, steps=20), lambda: train(config, tmp_path, out=run.path)):
+            with pytest.raises(UserError, match=rf"process {other.pid} is still training|is not empty"):
+                again()
+        assert run.status()["state"] == "running" and contents(run.path) == before
+        other.kill()
+    assert run.status()["state"] == "killed"
+    assert mm.resume(run.path).run.status()["state"] == "finished" and not run.lock.path.exists()
 
-        run.write_status("running")
-        status = (run.path / "status.json").read_text()
-        mine, theirs = process_identity(os.getpid()), process_identity(other.pid)
-        status = status.replace(f'"pid": {os.getpid()}', f'"pid": {other.pid}').replace(str(mine), str(theirs))
-        (run.path / "status.json").write_text(status)
-        toml = (run.path / "config.toml").read_text()
-        with pytest.raises(CheckpointError, match="still training"):
-            mm.resume(run.path, steps=20)
-        assert (run.path / "config.toml").read_text() == toml
-        other.communicate(b"\n")
+
+def test_two_threads_of_a_process_do_not_train_in_one_folder(config: Config, tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    def resume_too() -> None:
+        with pytest.raises(CheckpointError, match="still training this run") as caught:
+            mm.resume(root=tmp_path)
+        refused.append(str(caught.value))
+
+    train(config, tmp_path, listener=At(5, resume_too))
+    assert len(refused) == 1 and f"this process ({os.getpid()}) is still training" in refused[0]
 
 
 def test_nothing_to_resume_is_one_clear_line(tmp_path: Path) -> None:
