@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
+from minimoe.backend import Array
 from minimoe.config import MoEConfig
 from minimoe.engine.tensor import Tensor
 from minimoe.layers.balance import MoEStats, joined_aux_loss, joined_z_loss
@@ -24,6 +25,12 @@ class LossParts:
     def z_loss(self) -> Tensor | None:
         """Not weighted, the mean over layers; None without routed layers."""
         return joined_z_loss(self.stats) if self.stats else None
+
+    def weighted(self, weight: Array) -> LossParts:
+        """Return the same loss with another weight of the cross-entropy beside the routers' losses.   weight []"""
+        cross_entropy = self.cross_entropy * Tensor(weight, self.cross_entropy.backend)
+        total = cross_entropy if self.router_loss is None else cross_entropy + self.router_loss
+        return replace(self, total=total, cross_entropy=cross_entropy)
 
 
 def loss_parts(cross_entropy: Tensor, stats: list[MoEStats], moe: MoEConfig | None) -> LossParts:

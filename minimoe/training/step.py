@@ -18,6 +18,7 @@ import numpy as np
 from minimoe.backend import Array
 from minimoe.engine.random import Rng
 from minimoe.model.transformer import Transformer
+from minimoe.reference.loss import IGNORE
 from minimoe.training.metrics import layer_figures, measures
 from minimoe.training.optim import Optimizer
 
@@ -40,7 +41,8 @@ class Step:
     def __call__(self, number: Array, lr: Array, inputs: Array, targets: Array) -> Array:
         """Do step `number`, which counts from 0.   inputs, targets [A,B,T] (images [A,B,channels,side,side] and classes [A,B]) -> packed
 
-        The gradient is the mean over the A micro-batches. `packed` [9 + L (1+E)] is described in metrics.py.
+        The cross-entropy is the mean over all targets of the step, and the routers' losses are means over its A micro-batches.
+        `packed` [9 + L (1+E)] is described in metrics.py.
         """
         model, optimizer, xp = self.model, self.optimizer, self.backend.xp
         share = 1.0 / inputs.shape[0]  # of one micro-batch in the step's mean
@@ -48,9 +50,12 @@ class Step:
         # gradients: each backward pass adds to them
         optimizer.zero_grad()  # here and not at the end, so that a step that failed halfway can be repeated
         measured, counted = [], []
+        weights = self.weights(targets) if inputs.shape[0] > 1 else None
         for micro in range(inputs.shape[0]):
             rng = Rng(self.seed, number, micro)
             parts = model.loss(inputs[micro, ...], targets[micro, ...], rng=rng, recompute_blocks=self.recompute)
+            if weights is not None:
+                parts = parts.weighted(weights[micro, ...])
             parts.total.backward(xp.full((), share, dtype=parts.total.dtype))
             measured.append(measures(parts, self.backend))  # [6]
             counted.append([stats.counts for stats in parts.stats])  # of each routed layer [E]
@@ -70,6 +75,17 @@ class Step:
         layers = layer_figures(parts, counts, norm.dtype, self.backend)  # of each routed layer [1+E]
         verdict = xp.stack([norm, xp.astype(ok, norm.dtype), xp.astype(self.bad_steps, norm.dtype)])  # [3]
         return xp.concat([verdict, xp.astype(mean, norm.dtype), *layers])  # [9 + L (1+E)]
+
+    def weights(self, targets: Array) -> Array:
+        """Return what the mean cross-entropy of each micro-batch counts for: its targets, over the mean of all.   [A,B,T] -> [A]
+
+        Micro-batches with equally many have the weight 1 exactly, since both sides of the division are the same integer.
+        """
+        xp, a = self.backend.xp, targets.shape[0]
+        valid = xp.astype(xp.reshape(targets, (a, -1)) != IGNORE, xp.int32)  # [A,B*T]
+        counts = xp.sum(valid, axis=1, dtype=xp.int32)  # [A]
+        dtype = getattr(xp, np.dtype(self.rate_dtype).name)
+        return xp.astype(counts * a, dtype) / xp.astype(xp.clip(xp.sum(counts, dtype=xp.int32), min=1), dtype)
 
     def arrays(self, number: int, lr: float, inputs: Any, targets: Any) -> tuple[Array, Array, Array, Array]:
         """Copy the arguments of a step from the host to the device."""

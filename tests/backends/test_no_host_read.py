@@ -14,6 +14,7 @@ from minimoe.config import ModelConfig, MoEConfig
 from minimoe.engine.random import Rng
 from minimoe.model.transformer import Transformer
 from minimoe.testing.training import batch, tiny_model
+from minimoe.training.step import Step
 from minimoe_numba.creation import Namespace
 from minimoe_numba.tape import written
 from minimoe_numba.traced import plain, recorder, traced
@@ -86,6 +87,20 @@ def test_no_router_and_no_remedy_reads_the_host(router, monkeypatch):
     optimizer = optim.AdamW(model.parameters(), lr=1e-2)
     step = backend.from_host(np.array(3, dtype=np.int64))
     assert np.isfinite(train_step(backend, model, optimizer, monkeypatch, rng=Rng(seed=0, step=step)))
+
+
+def test_micro_batches_with_unequal_numbers_of_targets_are_weighed_without_a_read(monkeypatch):
+    backend = Watched()
+    model = tiny_model(backend, "float64")
+    step = Step(model, optim.AdamW(model.parameters(), lr=1e-2))
+    tokens = np.stack([batch(0), batch(1)])
+    inputs, targets = tokens[..., :-1], tokens[..., 1:].copy()  # [A,B,T]
+    targets[0, :3] = -100
+    arrays = step.arrays(0, 1e-2, np.ascontiguousarray(inputs), targets)
+    with no_host_reads(backend, monkeypatch):
+        weights = step.weights(arrays[3])
+        packed = step(*arrays)
+    assert backend.to_host(weights).tolist() == [24 / 60, 96 / 60] and np.isfinite(backend.to_host(packed)).all()
 
 
 def test_the_watch_finds_a_read(monkeypatch):
