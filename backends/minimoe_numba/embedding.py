@@ -8,6 +8,7 @@ import numpy as np
 
 from minimoe.backend import Array
 from minimoe_numba.arrays import as_rows, by_width, result, singles
+from minimoe_numba.compiling import inlined
 from minimoe_numba.kernel import F2, I1, kernel
 from minimoe_numba.traced import recorder
 from minimoe_numpy import NumpyBackend
@@ -15,10 +16,17 @@ from minimoe_numpy import NumpyBackend
 COLUMNS = 64  # per piece: a few cache lines of each row
 
 
+@inlined
+def row_of(index, rows):  # type: ignore[no-untyped-def]
+    """Return the row that an index names: a negative one counts from the end."""
+    row = np.int64(index)
+    return row + rows if row < 0 else row
+
+
 @kernel
 def take_rows(start: int, stop: int, ids: I1, weight: F2, y: F2) -> None:
     for n in range(start, stop):
-        row = np.int64(ids[n])
+        row = row_of(ids[n], len(weight))
         if 0 <= row < len(weight):
             for d in range(weight.shape[1]):
                 y[n, d] = weight[row, d]
@@ -30,7 +38,7 @@ def take_rows(start: int, stop: int, ids: I1, weight: F2, y: F2) -> None:
 def add_columns(start: int, stop: int, dy: F2, ids: I1, padding: int, dweight: F2) -> None:
     """Add to columns start .. stop of dweight [V,D] all rows of dy [N,D] but those of `padding`."""
     for n in range(len(ids)):
-        row = np.int64(ids[n])
+        row = row_of(ids[n], len(dweight))
         if row != padding and 0 <= row < len(dweight):
             for d in range(start, stop):
                 dweight[row, d] += dy[n, d]
@@ -39,7 +47,8 @@ def add_columns(start: int, stop: int, dy: F2, ids: I1, padding: int, dweight: F
 def in_range(ids: Array, vocab: int) -> bool:
     """True if all ids are in 0 .. vocab-1. A negative id is large when read as unsigned.
 
-    While a step is recorded ids cannot be read, so this returns True. The kernels then return NaN for any other id, and add nothing.
+    While a step is recorded ids cannot be read, so this returns True. The kernels then count negative ids from the end, as indices do,
+    and for an id that names no row they return NaN, and add nothing.
     """
     return recorder.tape is not None or not ids.size or int(ids.view(np.uint32).max()) < vocab
 

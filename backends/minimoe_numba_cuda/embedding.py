@@ -79,8 +79,9 @@ class CudaEmbedding(CudaKernels):
             return
         n, v = ids.shape[0], inout_target.shape[0]
         ids = self._read("scatter_add", "ids", ids, (n,), I32)
+        ids = self.xp.where(ids < 0, ids + v, ids)  # a negative id counts from the end
         order = self.xp.argsort(ids, stable=True)  # can be recorded: CuPy 14.2 sorts without waiting
         turn = self._read("scatter_add", "argsort(ids)", order, (n,), I64)
         target, rows = self.xp.reshape(inout_target, (v, width)), self.xp.reshape(values, (n, width))
         grid = v, blocks_of(width)
-        self._launch(add_rows, grid, (THREADS,), rows, ids, turn, -1 if padding is None else padding, target)
+        self._launch(add_rows, grid, (THREADS,), rows, ids, turn, -1 if padding is None else padding % v, target)

@@ -35,7 +35,10 @@ class ArrayLayer(ABC):
 
     @abstractmethod
     def scatter_add(self, inout_target: Array, index: Array, values: Array) -> None:
-        """inout_target[index[i]] += values[i], equal indices in the order of i.   target [V,...], index [N] int32, values [N,...]"""
+        """inout_target[index[i]] += values[i], equal rows in the order of i; a negative index counts from the end.
+
+        target [V,...], index [N] int32, values [N,...]
+        """
 
     @abstractmethod
     def top_k(self, x: Array, k: int) -> tuple[Array, Array]:

@@ -125,6 +125,12 @@ def test_the_gpus_way_to_add_rows_adds_them_all():
     assert np.abs(target.numpy() - expected).max() < 1e-12
 
 
+def test_a_row_named_from_either_end_gets_both_addends():
+    target = TORCH.from_host(np.zeros((3, 1)))
+    TORCH.scatter_add(target, TORCH.from_host(np.array([-1, 2], np.int32)), TORCH.from_host(np.ones((2, 1))))
+    assert target.tolist() == [[0.0], [0.0], [2.0]]
+
+
 def test_a_tensor_of_torchs_own_autograd_comes_in_as_numbers():
     weight = torch.ones(3, requires_grad=True)
     ours = mm.tensor(weight, backend=TORCH, requires_grad=True)

@@ -97,6 +97,7 @@ class TorchBackend(Backend):
 
     def scatter_add(self, inout_target: Array, index: Array, values: Array) -> None:
         if self.device.type == "cpu":
+            index = torch.where(index < 0, index + len(inout_target), index)  # which index_add_ refuses
             inout_target.index_add_(0, index, values)  # adds in the order of the index; on a GPU it uses atomics, in any order
         else:
             inout_target.index_put_((index.long(),), values, accumulate=True)  # CUDA sorts the index first; a CPU adds in any order
