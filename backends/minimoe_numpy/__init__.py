@@ -36,7 +36,7 @@ class NumpyBackend(Backend):
     def scatter_add(self, inout_target: Array, index: Array, values: Array) -> None:
         if not len(index):
             return
-        index = np.arange(len(inout_target), dtype=index.dtype)[index]  # -1 and V - 1 name one row, which must be one in `present`
+        index = self.xp.arange(len(inout_target), dtype=index.dtype)[index]  # -1 and V - 1 name one row, which must be one in `present`
         order = np.argsort(index, kind="stable")  # sum sorted rows, since np.add.at is slower
         present, starts = np.unique(index[order], return_index=True)
         inout_target[present] += np.add.reduceat(values[order], starts, axis=0)

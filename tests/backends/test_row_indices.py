@@ -1,4 +1,4 @@
-"""`scatter_add` and the gradient of an embedding: a negative index counts from the end, and equal rows add up whatever name they are given."""
+"""`scatter_add` and the gradient of an embedding: a negative index counts from the end, and equal rows add up by either name."""
 
 import numpy as np
 import pytest
