@@ -29,8 +29,10 @@ def backend() -> Backend:
     check_device("numba-cuda")
     if find_spec("numba_cuda") is None:
         raise BackendUnavailable(f"backend numba-cuda: Numba-CUDA is not installed: {INSTALL}")
-    from numba import cuda
-
+    try:
+        from numba import cuda
+    except ImportError as error:
+        raise BackendUnavailable(f"backend numba-cuda: Numba-CUDA cannot be imported ({error}): {INSTALL}") from error
     if not cuda.is_available():
         raise BackendUnavailable(f"backend numba-cuda: Numba-CUDA does not find the driver or its compiler libNVVM: {INSTALL}")
     from minimoe_numba_cuda.device import NumbaCudaBackend

@@ -3,10 +3,10 @@
 import math
 
 import numpy as np
-from numba import cuda
 
 from minimoe.backend import Array
 from minimoe.reference.activation import CLIPPED_ALPHA, TANH_CUBE, TANH_SCALE
+from minimoe_numba_cuda.compiler import cuda
 from minimoe_numba_cuda.launch import THREADS, CudaKernels, blocks_of, singles
 from minimoe_numba_cuda.warp import HALF, INFINITY, ONE, THREE, ZERO, sigmoid
 

@@ -12,9 +12,6 @@ needs no atomics. Formulas: minimoe/reference/attention.py.
 
 import math
 
-from numba import cuda
-from numba.cuda import float32, int64
-
 from minimoe_numba_cuda.attention_forward import (
     BLOCK_ROWS,
     COLUMNS,
@@ -28,6 +25,7 @@ from minimoe_numba_cuda.attention_forward import (
     row_index,
     store_rows,
 )  # fmt: skip
+from minimoe_numba_cuda.compiler import cuda, float32, int64
 from minimoe_numba_cuda.warp import INFINITY, LANES, WARPS, ZERO, sum_over_block, warp_sum
 
 

@@ -10,9 +10,7 @@ by exp(top - score). A head's sink is a score that precedes the first key.
 
 import math
 
-from numba import cuda
-from numba.cuda import float32, int64
-
+from minimoe_numba_cuda.compiler import cuda, float32, int64
 from minimoe_numba_cuda.warp import INFINITY, LANES, ONE, WARPS, ZERO, warp_max, warp_sum
 
 TILE = LANES  # rows in shared memory at a time, one per lane

@@ -6,9 +6,8 @@ nothing is added atomically and equal inputs give equal bits.
 
 import math
 
-from numba import cuda
-
 from minimoe.backend import Array
+from minimoe_numba_cuda.compiler import cuda
 from minimoe_numba_cuda.launch import F32, F64, I32, I64, THREADS, CudaKernels, blocks_of, expect, singles
 
 

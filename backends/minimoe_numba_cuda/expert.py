@@ -3,11 +3,9 @@
 The experts' feed-forward is the reference's composition of these kernels and those of the activations.
 """
 
-from numba import cuda
-from numba.cuda import int64
-
 from minimoe.backend import Array
 from minimoe_numba_cuda.activation import CudaActivation
+from minimoe_numba_cuda.compiler import cuda, int64
 from minimoe_numba_cuda.launch import I32, THREADS, blocks_of, singles
 from minimoe_numba_cuda.products import BLOCK, TILE, grouped_registers, grouped_weight_gradient
 from minimoe_numba_cuda.routing import CudaRouting, by_row

@@ -8,11 +8,9 @@ gate_softmax      one warp per token: lanes read side by side, maxima and sums g
 
 import math
 
-from numba import cuda
-from numba.cuda import float32, int32
-
 from minimoe.backend import Array
 from minimoe.reference.gating import TINY, Gate, Rule
+from minimoe_numba_cuda.compiler import cuda, float32, int32
 from minimoe_numba_cuda.launch import BOOL, I32, SHARED_LIMIT, blocks_of, singles
 from minimoe_numba_cuda.sums import Sums
 from minimoe_numba_cuda.warp import (

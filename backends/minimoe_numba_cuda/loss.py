@@ -2,10 +2,9 @@
 
 import math
 
-from numba import cuda
-
 from minimoe.backend import Array
 from minimoe.reference.loss import IGNORE
+from minimoe_numba_cuda.compiler import cuda
 from minimoe_numba_cuda.launch import I32, THREADS, CudaKernels, blocks_of, singles
 from minimoe_numba_cuda.warp import INFINITY, LANES, NAN, ONE, WARPS, ZERO, max_over_block, sum_over_block
 

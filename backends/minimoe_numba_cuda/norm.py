@@ -7,11 +7,9 @@ parts in order (sums.py).
 import math
 from typing import Any
 
-from numba import cuda
-from numba.cuda import float32
-
 from minimoe.backend import Array
 from minimoe.reference.norm import NormSaved
+from minimoe_numba_cuda.compiler import cuda, float32
 from minimoe_numba_cuda.launch import blocks_of, singles
 from minimoe_numba_cuda.sums import COLUMN_BLOCK, Sums, parts_of
 from minimoe_numba_cuda.warp import LANES, ONE, ROW_LANES, WARPS, ZERO, sum_over_block_rows, warp_sum

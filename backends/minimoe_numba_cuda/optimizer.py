@@ -5,10 +5,8 @@ What changes from step to step (lr, step, scale, ok) is read on the device, so a
 
 import math
 
-from numba import cuda
-from numba.cuda import float32
-
 from minimoe.backend import Array
+from minimoe_numba_cuda.compiler import cuda, float32
 from minimoe_numba_cuda.launch import BOOL, F32, I32, THREADS, CudaKernels, blocks_of, expect, singles
 from minimoe_numba_cuda.warp import LANES, ONE, WARPS, ZERO, sum_over_block
 

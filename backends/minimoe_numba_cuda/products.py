@@ -9,9 +9,7 @@ The host does not know how many rows an expert has. So a grid has as many row ti
 blockIdx.x: the other two axes end at 65,535.
 """
 
-from numba import cuda
-from numba.cuda import float32, int64
-
+from minimoe_numba_cuda.compiler import cuda, float32, int64
 from minimoe_numba_cuda.warp import ZERO
 
 SIDE = 16  # of the tiles of grouped_shared, and of every block of threads here

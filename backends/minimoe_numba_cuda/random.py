@@ -4,11 +4,10 @@
 """
 
 import numpy as np
-from numba import cuda
-from numba.cuda import float32, int64, uint32, uint64
 
 from minimoe.backend import Array
 from minimoe.reference.random import MASK, MULTIPLIERS, ROUNDS, WEYL, Draw
+from minimoe_numba_cuda.compiler import cuda, float32, int64, uint32, uint64
 from minimoe_numba_cuda.launch import I64, THREADS, CudaKernels, blocks_of, singles
 from minimoe_numba_cuda.warp import ZERO
 

@@ -6,9 +6,8 @@ cos of a large angle uses local memory. One block per token; its threads are the
 
 from typing import Any
 
-from numba import cuda
-
 from minimoe.backend import Array
+from minimoe_numba_cuda.compiler import cuda
 from minimoe_numba_cuda.launch import F32, I32, THREADS, CudaKernels, singles
 from minimoe_numba_cuda.warp import ONE
 

@@ -6,10 +6,9 @@ combine_by_thread    one thread per token, which walks along D: neighbours read 
 gather_sum           one thread per element: neighbours read neighbouring numbers; row ids and weights come from L1.          unmeasured
 """
 
-from numba import cuda
-
 from minimoe.backend import Array
 from minimoe.reference.routing import Plan
+from minimoe_numba_cuda.compiler import cuda
 from minimoe_numba_cuda.launch import BOOL, I32, I64, SHARED_LIMIT, THREADS, CudaKernels, Shape, blocks_of, singles
 from minimoe_numba_cuda.sorting import PAIR_WARPS, PAIRS, SCAN_THREADS, count_pairs, place_pairs, scan_counts
 from minimoe_numba_cuda.warp import LANES, ONE, WARPS, ZERO, warp_sum

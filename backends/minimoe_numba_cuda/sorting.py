@@ -9,9 +9,7 @@ lanes have the same expert, and those below it are counted; the warps' counts ar
 Only integers are summed, so the plan does not depend on the order of blocks.
 """
 
-from numba import cuda
-from numba.cuda import int32, int64
-
+from minimoe_numba_cuda.compiler import cuda, int32, int64
 from minimoe_numba_cuda.warp import ALL, LANES
 
 PAIRS = 256  # a block's pairs and threads

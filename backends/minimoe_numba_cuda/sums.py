@@ -3,9 +3,8 @@
 The rows are divided into parts. One block sums 32 columns of a part, eight rows at a time; the second launch adds the parts in order.
 """
 
-from numba import cuda
-
 from minimoe.backend import Array
+from minimoe_numba_cuda.compiler import cuda
 from minimoe_numba_cuda.launch import CudaKernels, blocks_of
 from minimoe_numba_cuda.warp import LANES, ROW_LANES, ZERO, sum_over_block_rows
 

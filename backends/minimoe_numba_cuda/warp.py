@@ -6,8 +6,8 @@ A Python number in a kernel is float64, and so is any operation with it: hence t
 import math
 
 import numpy as np
-from numba import cuda
-from numba.cuda import float32, int64, libdevice
+
+from minimoe_numba_cuda.compiler import cuda, float32, int64, libdevice
 
 LANES = 32  # threads of a warp
 WARPS = 4  # warps per block, if each has its own row

@@ -1,7 +1,9 @@
 """The backend `numba-cuda`, executed on the processor: kernels in three thread orders, all rungs, a model's training, what is refused."""
 
 import importlib
+import json
 import pkgutil
+import sys
 from functools import cache
 from types import SimpleNamespace
 
@@ -11,11 +13,12 @@ from cuda_on_cpu.arrays import HostArrays, Namespace
 from cuda_on_cpu.cpu_cuda import ORDERS
 from cuda_on_cpu.numba_cuda_on_cpu import NumbaCudaOnCpu
 from cuda_on_cpu.nvvm import ARCHITECTURES, compile_for
+from fresh_process import first_words
 from numba.cuda.dispatcher import CUDADispatcher
 from numba.cuda.typing.typeof import typeof
 
 import minimoe_numba_cuda
-from minimoe.backend import check_overrides, describe, kernel_names, overridden
+from minimoe.backend import BackendUnavailable, check_overrides, describe, kernel_kinds, kernel_names, overridden
 from minimoe.reference.gating import Rule
 from minimoe.reference.routing import Plan
 from minimoe.testing import cases
@@ -333,3 +336,29 @@ def test_a_kernel_compiles_without_spills_local_memory_or_float64(name, architec
         made = compile_for(kernel, kinds, architecture)
         assert (made.stack, made.spilled) == (0, 0), f"{made.stack} bytes of local memory, {made.spilled} spilled"
         assert ".f64" not in made.ptx, "it computes in float64"
+
+
+# ---- without the package -----------------------------------------------------------------------------------------------------------------
+
+PLAIN_INSTALL = {
+    "Numba has an older numba.cuda": "sys.meta_path[:] = [finder for finder in sys.meta_path if 'NumbaCuda' not in type(finder).__name__]",
+    "Numba has none": "sys.modules['numba.cuda'] = None",
+}
+
+
+@pytest.mark.parametrize("hide", PLAIN_INSTALL.values(), ids=PLAIN_INSTALL)
+def test_a_plain_install_lists_the_same_kernels(hide):
+    absent = "sys.modules['cupy'] = sys.modules['numba_cuda'] = None"
+    words = first_words(code=f"import sys\n{absent}\n{hide}\nfrom minimoe.cli import main\nmain(['backends', '--json'])")
+    found = json.loads(words)["numba-cuda"]
+    assert found["kernels"] == kernel_kinds(NumbaCudaKernels) and "hand-written" in found["kernels"].values()
+    assert not found["available"] and "is not installed" in found["why_not"] and found["proven"] == {}
+
+
+def test_numba_cuda_that_fails_to_be_imported_is_a_reason(monkeypatch):
+    monkeypatch.setattr("minimoe_cupy.device.check_device", lambda name: None)
+    monkeypatch.setattr("minimoe_numba_cuda.find_spec", lambda name: True)
+    monkeypatch.setitem(sys.modules, "numba.cuda", None)
+    monkeypatch.delattr("numba.cuda")
+    with pytest.raises(BackendUnavailable, match=r"Numba-CUDA cannot be imported \(.*\): pip install 'numba-cuda"):
+        minimoe_numba_cuda.backend()
