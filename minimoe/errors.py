@@ -1,5 +1,6 @@
-"""Errors that a user can cause: the command line prints each as one line, without a traceback, and exits with its code."""
+"""Errors that a user can cause, and notices: the command line prints each as one line, without a traceback; an error has an exit code."""
 
+import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -30,6 +31,15 @@ class Interrupted(Exception):
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by signal {number}; the state was saved: minimoe resume continues")
         self.exit_code = 128 + number
+
+
+class Notice(UserWarning):
+    """What a user should know, and what stops nothing; the command line prints it as one line on standard error."""
+
+
+def notice(text: str) -> None:
+    """Warn with a `Notice`, as from the caller's caller."""
+    warnings.warn(text, Notice, stacklevel=3)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import NoReturn
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 import click
 
 from minimoe.cli.commands import cli
-from minimoe.errors import Interrupted, UserError
+from minimoe.errors import Interrupted, Notice, UserError
 
 FAULT = 70  # EX_SOFTWARE of sysexits.h
 
@@ -22,7 +25,8 @@ FAULT = 70  # EX_SOFTWARE of sysexits.h
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; ends the process with its exit code."""
     try:
-        sys.exit(cli.main(args=arguments, prog_name="minimoe", standalone_mode=False) or 0)
+        with notices_as_lines():
+            sys.exit(cli.main(args=arguments, prog_name="minimoe", standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else "")
         sys.exit(2)
@@ -47,6 +51,23 @@ def main(arguments: list[str] | None = None) -> None:
             "the same command prints after `export MINIMOE_DEBUG=1` (CONTRIBUTING.md says how)",
             FAULT,
         )
+
+
+@contextmanager
+def notices_as_lines() -> Iterator[None]:
+    """Print each `Notice` within as one line on standard error; other warnings as usual."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", Notice)
+        usual = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, Notice):
+                click.echo(f"minimoe: {' '.join(str(message).split())}", err=True)
+            else:
+                usual(message, category, *where, **more)
+
+        warnings.showwarning = show
+        yield
 
 
 def fail(message: str, code: int) -> NoReturn:

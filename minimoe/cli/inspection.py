@@ -45,7 +45,7 @@ def convert(source: str, target: Path, dtype: str | None, upcycle: int | None, o
     if upcycle is None:
         if overrides:
             raise UserError("--set needs --upcycle: a model that is only converted keeps its configuration")
-        click.echo(conversion.convert(source, target, dtype, say=lambda text: click.echo(f"minimoe: {text}", err=True)))
+        click.echo(conversion.convert(source, target, dtype))
         return
     if dtype is not None:
         raise UserError("--dtype is for a model folder: a run keeps float32 weights (--set train.dtype)")

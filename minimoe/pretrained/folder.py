@@ -5,6 +5,7 @@ are read then; tensors are views of memory maps (`file.py`). minimoe's own check
 `is_model_folder` tells them apart.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -133,10 +134,22 @@ def _inside(folder: Path, name: str) -> Path:
     if name in ("", ".", "..") or any(mark in name for mark in "/\\:") or not name.isprintable():
         raise CheckpointError(f"{shown(folder)}: the file name {shown(name)} leaves the folder: expected a plain name")
     real, home = Path(os.path.realpath(folder / name)), Path(os.path.realpath(folder))
-    blobs = home.parent.parent / "blobs"
-    if real.parent != home and not (home.parent.name == "snapshots" and real.parent == blobs):
+    if real.parent != home and real.parent != _blobs(home):
         raise CheckpointError(f"{shown(folder / name)}: is a link that leaves the folder")
     return folder / name
+
+
+def _blobs(home: Path) -> Path | None:
+    """Return the folder of the files that a snapshot of the hub's cache links to; None for any other folder."""
+    return home.parent.parent / "blobs" if home.parent.name == "snapshots" else None
+
+
+def real_file(folder: Path, name: str) -> Path | None:
+    """Return the path at which an entry of a folder is no link: its own, or that of a blob of the hub's cache; None for other links."""
+    if not (folder / name).is_symlink():
+        return folder / name
+    real = Path(os.path.realpath(folder / name))
+    return real if real.parent == _blobs(Path(os.path.realpath(folder))) and real.is_file() else None
 
 
 def _read(folder: Path, name: str, most: int) -> bytes:
@@ -211,12 +224,13 @@ def write_model_folder(
     shard_bytes: int = 5_000_000_000,
     tokenizer_json: str | None = None,
     texts: Mapping[str, str] | None = None,
+    files: Mapping[str, Path] | None = None,
 ) -> None:
     """Write a model folder that transformers reads, one tensor in memory at a time; after a kill it is complete or absent.
 
     specs, produce: as for `write_tensor_file`. shard_bytes: the size limit of a weight file (a larger tensor gets its own file); tensors
-    are assigned to files in the order of `specs`. texts: further files by name. Raises `CheckpointError` if the path is taken (an empty
-    folder is not) or cannot be written.
+    are assigned to files in the order of `specs`. texts: further files by name; files: others, copied from these paths unless `texts` has
+    the name. Raises `CheckpointError` if the path is taken (an empty folder is not), cannot be written, or a file cannot be read.
     """
     path = Path(os.path.abspath(path))
     temporary = temporary_sibling(path)
@@ -232,6 +246,8 @@ def write_model_folder(
             write_synced(temporary / TOKENIZER, tokenizer_json.encode())
         for name, text in (texts or {}).items():
             write_synced(temporary / name, text.encode())
+        for name in (files or {}).keys() - (texts or {}).keys():
+            _copy(files[name], temporary / name)  # type: ignore[index]
         sync_folder(temporary)
         if path.exists():
             path.rmdir()
@@ -241,6 +257,19 @@ def write_model_folder(
         raise CheckpointError(f"{shown(path)}: cannot be written: {reason(error)}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file of any size; returns when it is on the disk. Raises `CheckpointError` if it cannot be read, `OSError` if written."""
+    with contextlib.ExitStack() as files:
+        try:
+            given = files.enter_context(open(source, "rb"))
+        except OSError as error:
+            raise CheckpointError(f"{shown(source)}: cannot be read: {reason(error)}") from error
+        file = files.enter_context(open(target, "xb"))
+        shutil.copyfileobj(given, file, 1 << 20)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _clear_leftovers(path: Path) -> None:

@@ -6,7 +6,8 @@ its bytes.
 
 from __future__ import annotations
 
-import warnings
+import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,10 @@ import numpy as np
 
 from minimoe.config import ModelConfig
 from minimoe.data.tokenizer import Tokenizer
-from minimoe.errors import ConfigError
+from minimoe.errors import ConfigError, notice
 from minimoe.layers.module import Parameter
 from minimoe.model.transformer import Transformer
+from minimoe.pretrained.beside import Beside, files_beside
 from minimoe.pretrained.families.family import Family, essence
 from minimoe.pretrained.families.layout import Array, Layout, StoredTensor
 from minimoe.pretrained.families.table import family_for
@@ -26,16 +28,11 @@ from minimoe.pretrained.file import pack
 from minimoe.pretrained.folder import ModelFolder, write_model_folder
 from minimoe.pretrained.on_demand import DenseSource, ExpertSource
 from minimoe.pretrained.rounding import lost
+from minimoe.runs.checkpoint import TOKENIZER
 
 WORDS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # config.json's words, and those of safetensors
-BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "vocab.json", "vocab.txt", "merges.txt")
-Say = Callable[[str], None]
+OF_A_TOKENIZER = re.compile(r"(tokenizer|special_tokens|added_tokens|vocab|merges|spiece|sentencepiece|chat_template)|.*\.tiktoken$")
 KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id")  # of a config.json whose model was changed
-
-
-def warn(text: str) -> None:
-    """Say something that Python's user should know and that stops nothing."""
-    warnings.warn(text, stacklevel=3)
 
 
 @dataclass(frozen=True)
@@ -47,24 +44,27 @@ class Provenance:
     config: ModelConfig
     kept: dict[str, str]  # tensors that are not computed with, by the family's names: the folder's keys
 
+    def beside(self) -> Beside:
+        """Return the folder's other files: those that are saved with the model, and those that are not."""
+        return files_beside(self.folder.path, self.folder.files)
+
 
 def save_pretrained(
     model: Transformer, path: Path | str, dtype: str | None = None, tokenizer: Tokenizer | None = None,
-    provenance: Provenance | None = None, say: Say = warn,
+    provenance: Provenance | None = None,
 ) -> Family:  # fmt: skip
     """Write a model as a folder that transformers opens.   -> the family that it is written as
 
     `dtype` of the file: float32, bfloat16, float16 or float64; a tensor that transformers computes in float32 stays so in the narrower
-    ones. By default a tensor that was loaded and not changed keeps its own dtype; others are float32. `say` is called with a line for each
-    tensor whose numbers a narrower dtype cannot hold. Files and unused tensors of `provenance`, the folder that the model came from, are
-    written too.
+    ones. By default a tensor that was loaded and not changed keeps its own dtype; others are float32. Numbers that a dtype cannot hold give
+    a `Notice`. Files (`beside.py`) and unused tensors of `provenance`, the folder that the model came from, are written too.
     Raises ConfigError if no family can express the model, CheckpointError if the folder is taken or cannot be written.
     """
     if dtype is not None and dtype not in WORDS:
         raise ConfigError(f"dtype {dtype!r}: a folder holds {', '.join(WORDS)}")
     same = provenance is not None and essence(provenance.config) == essence(model.config)
     found = provenance.family if provenance is not None and same else family_for(model.config)
-    tensors = FamilyTensors(model, found, dtype, say)
+    tensors = FamilyTensors(model, found, dtype)
     config = dict(provenance.folder.config) if provenance is not None and same else found.config_json(model.config)
     if not same:
         kept = {key: provenance.folder.config[key] for key in KEPT if key in provenance.folder.config} if provenance is not None else {}
@@ -75,28 +75,33 @@ def save_pretrained(
     config["dtype"] = dtype or tensors.main_dtype
     if provenance is not None and same:
         tensors.keep(provenance)
-    texts = _beside(provenance)
-    if tokenizer is not None:
-        texts["tokenizer.json"] = tokenizer.to_json()
-    write_model_folder(path, config, tensors.specs, tensors.produce, texts=texts)
+    files = provenance.beside().carried if provenance is not None else {}
+    texts = {}
+    if tokenizer is not None and not _holds(files.get(TOKENIZER), tokenizer):
+        texts[TOKENIZER] = tokenizer.to_json()
+        if TOKENIZER in files:
+            files = {name: file for name, file in files.items() if not OF_A_TOKENIZER.match(name)}
+    write_model_folder(path, config, tensors.specs, tensors.produce, texts=texts, files=files)
     return found
 
 
-def _beside(provenance: Provenance | None) -> dict[str, str]:
-    """Return the files of the model's folder that belong to its tokenizer or its way of generating."""
-    texts = {}
-    for name in (*BESIDE, "tokenizer.json") if provenance is not None else ():
-        file = provenance.folder.path / name  # type: ignore[union-attr]
-        if file.is_file() and file.stat().st_size < 100_000_000:
-            texts[name] = file.read_text(encoding="utf-8", errors="strict")
-    return texts
+def _holds(file: Path | None, tokenizer: Tokenizer) -> bool:
+    """Return True if a tokenizer.json is that of this tokenizer, however it is spaced."""
+    if file is None:
+        return False
+    text = tokenizer.to_json()
+    try:
+        given = file.read_text(encoding="utf-8")
+        return given == text or bool(json.loads(given) == json.loads(text))
+    except (OSError, ValueError, RecursionError):
+        return False
 
 
 class FamilyTensors:
     """The tensors of a model under a family's names: `specs` {name: (dtype, shape)}, and `produce(name)`."""
 
-    def __init__(self, model: Transformer, found: Family, dtype: str | None, say: Say = warn) -> None:
-        self.model, self.say = model, say
+    def __init__(self, model: Transformer, found: Family, dtype: str | None) -> None:
+        self.model = model
         self.parameters = dict(model.named_state())
         self.specs: dict[str, tuple[str, tuple[int, ...]]] = {}
         self.makers: dict[str, Callable[[], Array]] = {}
@@ -147,7 +152,7 @@ class FamilyTensors:
             return array
         packed = pack(array.reshape(shape), dtype)
         for loss in lost(key, array.reshape(shape), packed, dtype):
-            self.say(loss)
+            notice(loss)
         return packed
 
     @property

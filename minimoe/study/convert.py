@@ -18,22 +18,24 @@ from minimoe.errors import ConfigError
 from minimoe.model.transformer import Transformer
 from minimoe.pretrained.folder import is_model_folder
 from minimoe.pretrained.loading import Loaded, open_model
-from minimoe.pretrained.saving import Say, save_pretrained, warn
+from minimoe.pretrained.saving import save_pretrained
 
 Arrays = dict[str, npt.NDArray[Any]]
 STACKED = {"weight": "proj", "bias": "bias"}  # ffn.up_proj.weight -> experts.up_proj, ffn.up_proj.bias -> experts.up_bias
 
 
-def convert(source: str | Path, target: Path, dtype: str | None = None, say: Say = warn) -> str:
-    """Write a run, a checkpoint or a model folder as a model folder.   -> one line that says what was written
+def convert(source: str | Path, target: Path, dtype: str | None = None) -> str:
+    """Write a run, a checkpoint or a model folder as a model folder.   -> a line that says what was written, and one of what was left
 
-    `say` is called with what `dtype` cannot hold. Raises UserError if no family can express the model, or if the target exists.
+    What `dtype` cannot hold gives a `Notice`. Raises UserError if no family can express the model, or if the target exists.
     """
     loaded = open_model(source)
     tokenizer = None if is_model_folder(source) else loaded.tokenizer  # a folder's tokenizer.json is copied
-    found = save_pretrained(loaded.model, target, dtype, tokenizer, loaded.model.provenance, say)
+    found = save_pretrained(loaded.model, target, dtype, tokenizer, loaded.model.provenance)
     size = sum(file.stat().st_size for file in target.iterdir())
-    return f"{target}: {found.model_type}, {size / 1e6:,.1f} MB, for transformers' {_class(target)}"
+    line = f"{target}: {found.model_type}, {size / 1e6:,.1f} MB, for transformers' {_class(target)}"
+    left = loaded.model.provenance.beside().what_is_left() if loaded.model.provenance is not None else ""
+    return f"{line}\nnot carried from {source}: {left}" if left else line
 
 
 def _class(folder: Path) -> str:

@@ -8,6 +8,7 @@ import pytest
 from command_line import call
 from model_folders import Arrays, small, tensors, write
 
+from minimoe.errors import Notice
 from minimoe.pretrained.folder import ModelFolder
 from minimoe.pretrained.opening import open_folder
 from minimoe.study.convert import convert
@@ -54,11 +55,20 @@ def test_the_norms_of_gpt_oss_stay_in_float32_in_float16_alone(tmp_path: Path, d
     assert set(found.values()) == {others}
 
 
-def test_config_json_names_the_dtype_that_was_asked_for_although_most_numbers_are_the_routers(tmp_path: Path) -> None:
-    config = small("deepseek_v3", n_routed_experts=2048, n_group=1, topk_group=1, moe_intermediate_size=1, hidden_size=64, vocab_size=2)
-    write(tmp_path / "m", config)
+def test_config_json_names_the_dtype_that_was_asked_for_although_most_numbers_are_kept_as_they_are(tmp_path: Path) -> None:
+    config = small("deepseek_v3", num_nextn_predict_layers=1)
+    write(tmp_path / "m", config, tensors(config) | {"model.layers.3.eh_proj.weight": np.ones((500, 500), np.float32)})
     convert(tmp_path / "m", tmp_path / "out", "bfloat16")
     assert ModelFolder(tmp_path / "out").config["dtype"] == "bfloat16"
+
+
+def notices(source: Path, target: Path, dtype: str | None = None) -> list[str]:
+    """Convert, and return what is said of it."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        convert(source, target, dtype)
+    assert all(issubclass(one.category, Notice) for one in caught)
+    return [str(one.message) for one in caught]
 
 
 # ---- what a narrower dtype cannot hold -----------------------------------------------------------------------------------------
@@ -85,16 +95,14 @@ def changed(values: dict[int, float], scale: float = 1.0) -> Arrays:
 )
 def test_numbers_beyond_a_dtypes_range_are_said_with_their_tensor(tmp_path: Path, values: dict[int, float], dtype: str, says: str) -> None:
     write(tmp_path / "m", small("llama"), changed(values))
-    said: list[str] = []
-    convert(tmp_path / "m", tmp_path / "out", dtype, said.append)
+    said = notices(tmp_path / "m", tmp_path / "out", dtype)
     assert (len(said) == 1 and said[0].startswith(f"'model.norm.weight': {says}")) if says else not said
 
 
 @pytest.mark.parametrize("scale, dtype, says", [(1e-9, "float16", True), (1e-9, "bfloat16", False), (1e-60, "float32", True)])
 def test_a_tensor_that_becomes_zero_is_said(tmp_path: Path, scale: float, dtype: str, says: bool) -> None:
     write(tmp_path / "m", small("llama"), changed({}, scale))
-    said: list[str] = []
-    convert(tmp_path / "m", tmp_path / "out", dtype, said.append)
+    said = notices(tmp_path / "m", tmp_path / "out", dtype)
     assert said == ([f"'model.norm.weight': 24 of 24 numbers are too small for {dtype} and become 0"] if says else [])
 
 
@@ -110,7 +118,7 @@ def test_the_command_says_it_on_standard_error(tmp_path: Path, capsys: pytest.Ca
 
 def test_saving_in_python_warns_of_it(tmp_path: Path) -> None:
     model = open_folder(write(tmp_path / "m", small("llama"), changed({0: 1e6})))
-    with pytest.warns(UserWarning, match=r"model\.norm\.weight.* become inf") as caught:
+    with pytest.warns(Notice, match=r"model\.norm\.weight.* become inf") as caught:
         model.save_pretrained(tmp_path / "out", "float16")
     assert len(caught) == 1
     with warnings.catch_warnings():

@@ -1,0 +1,38 @@
+"""Says what a file is that is not what its name says: a git-lfs pointer, a web page, an archive, a download that did not end."""
+
+import re
+
+START = 512  # bytes that `what_it_is` looks at
+LFS = b"version https://git-lfs.github.com/spec/"
+FETCH = "fetch it again: hf download ORG/NAME --local-dir FOLDER"
+
+# What a file's first bytes match, and the end of a sentence that begins with its name. The first match counts.
+SIGNS: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
+    (re.compile(pattern, re.IGNORECASE | re.DOTALL), meaning)
+    for pattern, meaning in (
+        (rb"\Z", f"is empty: its download did not begin; {FETCH}"),
+        (rb"\x00{%d}\Z" % START, f"begins with zeros alone: its download did not end; {FETCH}"),
+        (
+            re.escape(LFS),
+            "is a git-lfs pointer, which stands for the file until that is fetched: run `git lfs install && git lfs pull` in its folder",
+        ),
+        (
+            rb"(?:\xef\xbb\xbf)?\s*(?:<!doctype html|<html|<head|<\?xml)",
+            f"is a web page: the download was answered by a page, perhaps one to log in, in place of the file; {FETCH}",
+        ),
+        (
+            rb"\s*(?:Entry not found|Repository not found|Invalid (?:username|credentials)|Access to (?:this )?model|Unauthorized|Not Found"
+            rb"|AccessDenied|\{\"error\")",
+            f"is a server's refusal in place of the file: log in (hf auth login), accept the model's terms, and {FETCH}",
+        ),
+        (rb"GGUF", "is GGUF, the format of llama.cpp: minimoe reads the folder that such a file is made of, with *.safetensors"),
+        (rb"\x89HDF\r\n", "is HDF5, a format of TensorFlow and Keras: minimoe reads safetensors"),
+        (rb"\x1f\x8b|BZh|\xfd7zXZ\x00|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!|.{257}ustar", "is an archive: unpack it, and name the folder in it"),
+    )
+)
+
+
+def what_it_is(start: bytes) -> str:
+    """Return what a file is by its first `START` bytes, and what to do, as the end of a sentence; "" if nothing odd is known of it."""
+    start = start[:START]
+    return next((meaning for sign, meaning in SIGNS if sign.match(start)), "")
