@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -122,7 +123,8 @@ def tidy(parent: Path) -> None:
         if match["kind"] == "old" and not target.exists():
             os.replace(entry, target)
         elif entry.is_file():
-            entry.unlink()
+            with suppress(OSError):
+                entry.unlink()
         else:
             shutil.rmtree(entry, ignore_errors=True)
 

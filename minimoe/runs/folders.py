@@ -7,15 +7,18 @@ can be drawn from the seed again, upcycling after it. So a start that ended earl
 import os
 import re
 import shutil
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from minimoe.errors import ConfigError
 from minimoe.files import HIDDEN
 from minimoe.runs import checkpoint
-from minimoe.runs.lock import LOCK, read_owner
+from minimoe.runs.lock import LOCK, is_lock
 from minimoe.runs.records import read_environment, read_status
 
 OF_A_START = frozenset({"env.json", "status.json", "config.toml", "checkpoints"})  # and the lock
+HOUR = 3600  # seconds
 
 
 def next_folder(name: str, root: Path) -> Path:
@@ -48,7 +51,7 @@ def check_free(out: Path) -> None:
 def is_left_by_a_start(out: Path) -> bool:
     """Return True for a folder that holds nothing but what a start of training or upcycling wrote before it ended early."""
     names = _names(out)
-    if LOCK in names and read_owner(out / LOCK) is not None:
+    if LOCK in names and is_lock(out / LOCK):
         names.remove(LOCK)
     if not names <= OF_A_START or (names and "created" not in read_environment(out)):
         return False
@@ -83,6 +86,14 @@ def has_begun(run: Path) -> bool:
         begun = status.get("state", "unknown") not in ("unknown", "running")
     from_elsewhere = read_environment(run).get("weights", "seed") != "seed"
     return begun or from_elsewhere or bool(status.get("step")) or _has_a_line(run / "metrics.jsonl")
+
+
+def tidy_beside(run: Path) -> None:
+    """Remove what killed writers of `last` left beside a run. Other processes may be starting there: what they write is not an hour old."""
+    for entry in run.parent.glob(".last.tmp-*"):
+        with suppress(OSError):
+            if HIDDEN.fullmatch(entry.name) and entry.is_file() and entry.stat().st_mtime < time.time() - HOUR:
+                entry.unlink()
 
 
 def _has_a_line(path: Path) -> bool:

@@ -216,7 +216,7 @@ def _has_locks(folder: Path) -> bool:
             return False
         finally:
             if sys.platform != "win32":
-                probe.unlink()
+                probe.unlink(missing_ok=True)  # a process that has the lock may have tidied up
     probe.unlink(missing_ok=True)
     return True
 
@@ -279,6 +279,14 @@ def read_owner(path: Path) -> Owner | None:
         return msgspec.json.decode(_read(path) or b"", type=Owner)
     except (OSError, Malformed, msgspec.MsgspecError, RecursionError):
         return None
+
+
+def is_lock(path: Path) -> bool:
+    """Return True for a file that a process of minimoe made: it names its owner, or the process ended before it had written the text."""
+    try:
+        return read_owner(path) is not None or not (_read(path) or b"").strip(b"\0")
+    except (OSError, Malformed):
+        return False
 
 
 def _read(path: Path) -> bytes | None:

@@ -1,14 +1,14 @@
 """A run's folder: configuration, environment, metrics, status and checkpoints. docs/runs.md describes every file and field.
 
 config.toml     the resolved configuration        metrics.jsonl   a line for every step
-env.json        machine, libraries, data          status.json     running, finished, interrupted or diverged; step
+env.json        machine, libraries, data          status.json     running, finished, failed ...; step
 checkpoints/    see minimoe/runs/checkpoint.py    ../last         a text file next to the runs that names the newest
 """
 
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from minimoe.errors import CheckpointError, ConfigError, UserError, nearest
 from minimoe.reference.extensions import UnknownName
 from minimoe.runs import checkpoint
 from minimoe.runs.environment import environment, is_alive, process_identity
-from minimoe.runs.folders import check_free, clear, has_begun, next_folder
+from minimoe.runs.folders import check_free, clear, has_begun, next_folder, tidy_beside
 from minimoe.runs.lock import LOCK, Lock, is_taken
 from minimoe.runs.records import read_environment, read_status, valid_json
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from minimoe.runs.checkpoint import Arrays, Checkpoint
 
 RUNS = Path("runs")
+MOST_REASON = 1000  # characters of an error that status.json keeps
 
 
 class Run:
@@ -274,13 +275,40 @@ class Run:
     def start(self, **fields: Any) -> None:
         """Set the state to running, before anything else is written. Raises `CheckpointError` if another process trains this run."""
         self.claim()
-        self._write(lambda: checkpoint.tidy(self.path), ".")
+        self._write(self._tidy, ".")
         self.write_status("running", begun=self.newest_checkpoint() is not None, **fields)
 
+    @contextmanager
+    def training(self, step: Callable[[], int]) -> Iterator[None]:
+        """Hold the lock while this process trains. An error that ends it becomes the state `failed`, at the `step` that it has come to.
+
+        If not even that can be written, the state is `killed`, since the file says `running` and no process holds the lock.
+        """
+        with self.claimed():
+            try:
+                yield
+            except Exception as error:
+                with suppress(CheckpointError):
+                    if self.status()["state"] == "running":
+                        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+                        self.write_status("failed", step=step(), error=" ".join(reason.split())[:MOST_REASON])
+                raise
+            finally:
+                with suppress(OSError):
+                    self._tidy()
+
+    def _tidy(self) -> None:
+        """Remove what writers that were killed left in the folder, and beside it."""
+        for folder in (self.path, self.checkpoint_folder):
+            if folder.is_dir():
+                checkpoint.tidy(folder)
+        tidy_beside(self.path)
+
     def write_status(self, state: str, **fields: Any) -> None:
-        """Set the state (running, finished, interrupted, diverged); fields that are not given keep their values."""
+        """Set the state (running, finished, interrupted, diverged, failed); fields that are not given keep their values."""
+        before = {key: value for key, value in read_status(self.path).items() if key != "error"}
         owner = {"pid": os.getpid(), "process": process_identity(os.getpid())}
-        self._write_fields({**read_status(self.path), **fields, "state": state, **owner})
+        self._write_fields({**before, **fields, "state": state, **owner})
 
     def _note_begun(self) -> None:
         """Note that from now on the weights are in checkpoints alone."""

@@ -151,7 +151,7 @@ class Trainer:
     def run(self, run: Run) -> TrainedRun:
         """Train from the current step to the last, in this run's folder."""
         self.folder = run
-        with run.claimed():
+        with run.training(lambda: self.step):
             self._start(run)
             if self.resumed:
                 if run.config != self.config:

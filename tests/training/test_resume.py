@@ -1,5 +1,6 @@
 """Stopping and going on: the same bytes as a run that was never stopped, whatever stopped it, and a clear refusal where that cannot be."""
 
+import errno
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ from tiny_runs import sha256_of, tiny, train, untimed, with_train, write_text
 import minimoe as mm
 from minimoe.config import Config
 from minimoe.errors import CheckpointError, Interrupted, UserError
-from minimoe.runs.run import Run
+from minimoe.runs.run import Run, list_runs
 from minimoe.training.listener import Listener
 from minimoe.training.trained_run import TrainedRun
 
@@ -228,6 +229,85 @@ def test_random_kills_of_the_real_command_change_nothing() -> None:
     done = subprocess.run(arguments, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 of 3 equal" in done.stdout
+
+
+# ---- errors of the disk ----------------------------------------------------------------------------------------------------------
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, first: int, code: int, for_ever: bool) -> None:
+    """Let the system's `first`-th call from now that brings bytes to the disk fail, alone or with all later ones."""
+    real, calls = os.fsync, [0]
+
+    def fsync(descriptor: int) -> None:
+        calls[0] += 1
+        if calls[0] == first or (for_ever and calls[0] > first):
+            raise OSError(code, os.strerror(code))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+@pytest.mark.parametrize("for_ever", [False, True], ids=["once", "for ever"])
+@pytest.mark.parametrize("step", [1, 3, 4, 10])
+def test_a_run_that_an_error_of_the_disk_ended_says_so_and_is_resumed(
+    config: Config, unbroken: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, for_ever: bool
+) -> None:
+    """The state is `failed`, with the reason; where not even that can be written, no lock is held, and the state is `killed`."""
+    with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="Input/output error") as caught:
+        train(config, tmp_path, listener=At(step, lambda: failing(patch, 2, errno.EIO, for_ever)))
+    run = Run.open(root=tmp_path)
+    status = run.status()
+    assert status["state"] == ("killed" if for_ever else "failed") and not run.lock.path.exists()
+    if not for_ever:
+        assert status["error"] == str(caught.value) and status["step"] >= step
+        assert list_runs(tmp_path)[0]["state"] == "failed"
+    assert_same(mm.resume(run.path), unbroken)
+    assert "error" not in run.status() and not list(run.path.rglob(".*"))
+
+
+def test_a_fault_of_the_code_is_a_failure_too(config: Config, tmp_path: Path) -> None:
+    def fault() -> None:
+        raise ZeroDivisionError("a fault\nof two lines")
+
+    with pytest.raises(ZeroDivisionError):
+        train(config, tmp_path, listener=At(4, fault))
+    status = Run.open(root=tmp_path).status()
+    assert (status["state"], status["step"], status["error"]) == ("failed", 4, "ZeroDivisionError: a fault of two lines")
+
+
+def test_a_resume_that_is_refused_leaves_the_state_as_it_is(config: Config, tmp_path: Path) -> None:
+    run = stopped(config, tmp_path, 4, raise_signal(signal.SIGTERM))
+    toml = (run.path / "config.toml").read_text()
+    (run.path / "config.toml").write_text(toml.replace("d_hidden = 16", "d_hidden = 24"))
+    before = contents(run.path)
+    with pytest.raises(CheckpointError, match="belongs to another configuration"):
+        mm.resume(run.path)
+    assert contents(run.path) == before and run.status()["state"] == "interrupted"
+
+
+def leave_behind(run: Run) -> list[Path]:
+    """What writers that were killed leave in a run's folder and beside it."""
+    left = [run.path / ".status.json.tmp-0123abcd", run.path / ".training.lock.tmp-0123abcd", run.path.parent / ".last.tmp-0123abcd"]
+    for folder in (run.checkpoint_folder / ".step-000099.tmp-0123abcd", run.checkpoint_folder / ".step-000001.tmp-0123abcd"):
+        folder.mkdir(parents=True)
+        left.append(folder)
+    for file in left[:3]:
+        file.write_text("")
+    os.utime(left[2], (0, 0))
+    return left
+
+
+def test_what_killed_writers_left_is_gone_when_training_starts_and_when_it_ends(config: Config, tmp_path: Path) -> None:
+    run = stopped(config, tmp_path, 4)
+    left = leave_behind(run)
+    new, other = tmp_path / ".last.tmp-89abcdef", tmp_path / ".last.txt"
+    new.write_text("of a process that is starting now")
+    other.write_text("no file of minimoe")
+    with pytest.raises(Interrupted):
+        mm.resume(run.path, listener=At(5, raise_signal(signal.SIGTERM)))
+    assert not [path for path in left if path.exists()] and new.exists() and other.exists()
+    mm.resume(run.path, listener=At(STEPS, lambda: leave_behind(run) and None))
+    assert not [path for path in left if path.exists()] and new.exists() and other.exists()
 
 
 # ---- further, from elsewhere, from a checkpoint --------------------------------------------------------------------------------
