@@ -11,6 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from minimoe.caches import can_be_written, open_to_others, user_caches
+from minimoe.untrusted import MOST_JSON, Malformed, parse_json_object, read_bounded
+
 OPTIONS = ("-std=c++17",)
 
 
@@ -29,14 +32,37 @@ def kept_cubin(nvrtc: Any, path: Path, names: Sequence[str], architecture: str, 
     source = path.read_text(encoding="utf-8")
     headers = [header.read_text(encoding="utf-8") for header in sorted(path.parent.glob("*.cuh"))]
     inputs = (source, headers, list(names), architecture, OPTIONS, nvrtc.getVersion())
-    stem = folder() / f"{path.stem}-{architecture}-{hashlib.sha256(repr(inputs).encode()).hexdigest()[:20]}"
-    code, lowered = stem.with_suffix(".cubin"), stem.with_suffix(".json")
-    if not (code.exists() and lowered.exists()):
-        compiling()
-        machine_code, mapping = compiled(nvrtc, source, path, names, architecture)
-        write(code, machine_code)
-        write(lowered, json.dumps(mapping).encode())
-    return Cubin(code, json.loads(lowered.read_text(encoding="utf-8")))
+    name = f"{path.stem}-{architecture}-{hashlib.sha256(repr(inputs).encode()).hexdigest()[:20]}"
+    kept = whole(folder() / f"{name}.cubin")
+    if kept is not None:
+        return kept
+    compiling()
+    machine_code, lowered = compiled(nvrtc, source, path, names, architecture)
+    try:
+        return save(folder() / f"{name}.cubin", machine_code, lowered)
+    except OSError:  # such as a full disk; CuPy loads a file, so there must be one
+        return save(own_folder() / f"{name}.cubin", machine_code, lowered)
+
+
+def whole(code: Path) -> Cubin | None:
+    """Returns what was saved; None if it is absent, or if a byte of it has changed."""
+    try:
+        about = parse_json_object(read_bounded(code.with_suffix(".json"), MOST_JSON))
+        lowered = about["lowered"]
+        return Cubin(code, lowered) if about["sha256"] == digest(code.read_bytes(), lowered) else None
+    except (OSError, Malformed, KeyError):
+        return None
+
+
+def save(code: Path, machine_code: bytes, lowered: dict[str, str]) -> Cubin:
+    """Writes machine code and, beside it, its kernels' names and a checksum of both. Raises OSError."""
+    write(code, machine_code)
+    write(code.with_suffix(".json"), json.dumps({"lowered": lowered, "sha256": digest(machine_code, lowered)}).encode())
+    return Cubin(code, lowered)
+
+
+def digest(machine_code: bytes, lowered: Any) -> str:
+    return hashlib.sha256(machine_code + json.dumps(lowered, sort_keys=True).encode()).hexdigest()
 
 
 def compiled(nvrtc: Any, source: str, path: Path, names: Sequence[str], architecture: str) -> tuple[bytes, dict[str, str]]:
@@ -56,16 +82,16 @@ def compiled(nvrtc: Any, source: str, path: Path, names: Sequence[str], architec
 
 
 def folder() -> Path:
-    """Returns the cache folder: MINIMOE_CACHE_DIR, else the user's cache; a temporary one of this process if that is not writable."""
-    wanted = Path(os.environ.get("MINIMOE_CACHE_DIR") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minimoe")
-    try:
-        wanted.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=wanted):
-            return wanted
-    except OSError:
-        if not _own:
-            _own.append(tempfile.TemporaryDirectory(prefix="minimoe-"))
-        return Path(_own[0].name)
+    """Returns the user's cache; a temporary folder of this process if that cannot be written, or can be by others, whose code would run."""
+    place = next(user_caches(), None)
+    return place if place is not None and can_be_written(place) and not open_to_others(place) else own_folder()
+
+
+def own_folder() -> Path:
+    """Returns a temporary folder of this process."""
+    if not _own:
+        _own.append(tempfile.TemporaryDirectory(prefix="minimoe-"))
+    return Path(_own[0].name)
 
 
 _own: list["tempfile.TemporaryDirectory[str]"] = []

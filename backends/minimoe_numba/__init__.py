@@ -8,9 +8,10 @@ import gc
 from collections.abc import Callable
 from typing import Any
 
+import numba
 import numpy as np
 
-from minimoe.backend import Array, Backend, kernel_names, overridden
+from minimoe.backend import Array, Backend, BackendUnavailable, kernel_names, overridden
 from minimoe.config import Config
 from minimoe_numba.activation import FastActivation
 from minimoe_numba.ahead import prepare
@@ -32,7 +33,7 @@ from minimoe_numba.tape import written
 from minimoe_numba.traced import recorder, traced
 from minimoe_numpy.memory import keep_freed_memory
 
-__all__ = ["NumbaBackend", "backend"]
+__all__ = ["NumbaBackend", "backend", "backend_class"]
 
 PRODUCTS = frozenset({"linear", "linear_dx", "linear_dw", "grouped_matmul", "grouped_matmul_dw"})  # nothing but a library's product
 
@@ -51,7 +52,6 @@ class NumbaBackend(
         product = find_blas()
         if product is not None and not product.own:
             self.library = PRODUCTS
-        self.proven = {kernel: "on x86-64, by the tests of every commit" for kernel in kernel_names() if overridden(self, kernel)}
 
     def tell(self, listener: Callable[[str], None] | None) -> None:
         news.listener = listener or to_stderr
@@ -90,8 +90,18 @@ class NumbaBackend(
         return tape.again()
 
 
+NumbaBackend.proven = {kernel: "on x86-64, by the tests of every commit" for kernel in kernel_names() if overridden(NumbaBackend, kernel)}
+
+
+def backend_class() -> type[Backend]:
+    """Return the class, whose kernels are known also where they are not compiled."""
+    return NumbaBackend
+
+
 def backend() -> Backend:
-    """Return the Numba backend."""
+    """Return the Numba backend. Raises BackendUnavailable where Numba is told not to compile."""
+    if numba.config.DISABLE_JIT:
+        raise BackendUnavailable("backend numba: NUMBA_DISABLE_JIT is set, and its kernels run only when they are compiled: unset it")
     keep_freed_memory()
     gc.freeze()  # Numba's hundred thousand objects live to the end: no later collection needs to visit them
     return NumbaBackend()

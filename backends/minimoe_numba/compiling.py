@@ -4,18 +4,18 @@ import hashlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from numba import njit
-from numba.core.caching import FunctionCache
+from numba.core.caching import NullCache
+from numba.core.ccallback import CFunc
 from numba.core.event import Listener, register
-from numba.core.registry import cpu_target
+from numba.core.sigutils import normalize_signature
 
 from minimoe_numba.codegen import optimised_names
 from minimoe_numba.helpers import wait_for
+from minimoe_numba.keeping import cache_for
 from minimoe_numba.news import COMPILING, news
-
-T = TypeVar("T")
 
 FAST = {"reassoc", "contract", "nsz"}  # sums may be split over the lanes of a vector; NaN and infinity keep their meaning
 inlined = njit(error_model="numpy", fastmath=FAST, no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True)
@@ -45,24 +45,27 @@ class _CompileListener(Listener):  # type: ignore[misc]
 register("numba:compile", _CompileListener())
 
 
-def cached(compile_it: Callable[[bool], T]) -> T:
-    """compile_it(cache=True), or compile_it(False) where no cache folder is writable."""
-    try:
-        return compile_it(True)
-    except RuntimeError as error:
-        if "cannot cache" not in str(error):
-            raise
-    news.tell("no folder for compiled kernels can be written: each run compiles them anew (NUMBA_CACHE_DIR can name one)")
-    return compile_it(False)
+def function_of(function: Callable[..., Any], signature: Any, **options: Any) -> Any:
+    """Compile a function for one signature, or load it.   -> a callable"""
+    made = njit(**options)(function)
+    made._cache = cache_for(function)
+    made.compile(signature)
+    made.disable_compile()
+    return made
+
+
+def callback_of(function: Callable[..., Any], signature: Any, **options: Any) -> Any:
+    """Compile a function as one of C, or load it. Its address is the attribute `address`."""
+    made: Any = CFunc(function, normalize_signature(signature), locals={}, options=options)
+    made._cache = cache_for(function)
+    made.compile()
+    return made
 
 
 def is_cached(function: Callable[..., Any], signature: Any) -> bool:
-    """True if the cache has this function, or if there is no way to tell."""
-    try:
-        cache = FunctionCache(function)
-        return cache._index_key(signature, cpu_target.target_context.codegen()) in cache._cache_file._load_index()
-    except (RuntimeError, OSError, AttributeError):  # no folder can be written, or another version of Numba
-        return True
+    """True if the cache has this function, or if there is none."""
+    cache = cache_for(function)
+    return isinstance(cache, NullCache) or cache.holds(signature)
 
 
 class Functions:

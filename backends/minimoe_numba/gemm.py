@@ -15,11 +15,10 @@ Every element is the same sum in the same order wherever it is, so results do no
 from typing import Any
 
 import numpy as np
-from numba import cfunc
 from numba.core import types
 
 from minimoe_numba.codegen import for_kernels, optimised_names
-from minimoe_numba.compiling import Functions, cached, inlined, stamp
+from minimoe_numba.compiling import Functions, callback_of, inlined, stamp
 from minimoe_numba.native import PLAIN, floats_at
 from minimoe_numba.vector import COLUMNS, ROWS, WIDTH, copy_of, prefetch, tile_of, transpose_square, turning_tile_of
 
@@ -249,7 +248,7 @@ def sgemm(order, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc)
 def compile_sgemm() -> Any:
     """Compile `sgemm` as a C function. Its address is the attribute `address`."""
     with for_kernels():
-        return cached(lambda cache: cfunc(SIGNATURE, cache=cache, nopython=True, error_model="numpy")(sgemm))
+        return callback_of(sgemm, SIGNATURE, nopython=True, error_model="numpy")
 
 
 SIGNATURE = types.void(

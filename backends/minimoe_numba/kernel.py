@@ -13,7 +13,7 @@ and B2 bool; an int is an int64, a float a float32. Other arguments raise TypeEr
 first called.
 
 For each kernel a C function is generated that builds the arrays from addresses and shapes, which the pool's threads call without Python.
-The machine code is in Numba's cache: beside this file, or in the user's own folder if this one cannot be written.
+The machine code is kept on disk (`keeping.py`): beside this file, or in the user's own cache if that folder cannot be written.
 """
 
 import ctypes
@@ -26,12 +26,12 @@ from typing import Annotated, Any, TypeAlias, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
-from numba import carray, cfunc
+from numba import carray
 from numba.core import types
 
 from minimoe_numba import native
 from minimoe_numba.codegen import for_kernels, optimised_names
-from minimoe_numba.compiling import FAST, cached, compiled, is_cached, stamp
+from minimoe_numba.compiling import FAST, callback_of, compiled, is_cached, stamp
 from minimoe_numba.helpers import wait_for
 from minimoe_numba.machine import machine
 from minimoe_numba.tape import Tape
@@ -202,7 +202,7 @@ class Kernel:
         wait_for(f"{self.function.__module__.rpartition('.')[2]}.{self.name}")
         function, signature = self._generate()
         with for_kernels():
-            self.held = cached(lambda cache: cfunc(signature, cache=cache, nopython=True, error_model="numpy", fastmath=FAST)(function))
+            self.held = callback_of(function, signature, nopython=True, error_model="numpy", fastmath=FAST)
         self.job = self.held.address
 
     def is_cached(self) -> bool:

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import carray, njit, types
+from numba import carray, types
 
-from minimoe_numba.compiling import Functions, cached, inlined
+from minimoe_numba.compiling import Functions, function_of, inlined
 from minimoe_numba.native import call_job, fetch_add, load, pause, pointer, store, yield_core
 
 PIECES, SIZE, GRAIN, JOB, ARGUMENTS, DONE, QUIT = range(0, 7 * 64, 64)  # offsets in bytes: each word has a cache line of its own
@@ -98,10 +98,7 @@ PARTS: list[tuple[Callable[..., Any], Any]] = [
 
 def compile_parts() -> tuple[Callable[..., Any], ...]:
     """Compile `run_job`, `run_jobs` and `watch_for_work`, which run without the GIL."""
-    return tuple(
-        cached(lambda cache, function=function, signature=signature: njit(signature, nogil=True, cache=cache)(function))  # type: ignore[misc]
-        for function, signature in PARTS
-    )
+    return tuple(function_of(function, signature, nogil=True) for function, signature in PARTS)
 
 
 machine_code = Functions("pool", PARTS, compile_parts)

@@ -96,7 +96,7 @@ def read_source(source: str, base: Path | None = None) -> tuple[list[Piece], tup
         return python_mix(), ("docs", "code")
     if source in SOURCES:
         return [(SOURCES[source](), 0)], ()
-    path = (base or Path()) / Path(source).expanduser()
+    path = (base or Path()) / os.path.expanduser(source)
     if path.is_dir():
         return [(read_folder(path), 0)], ()
     if path.exists():

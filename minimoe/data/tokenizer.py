@@ -6,6 +6,7 @@ byte-pair encoding (Sennrich et al. 2016) without merges.
 
 import codecs
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
@@ -265,7 +266,7 @@ def make_tokenizer(name: str, text: str, base: Path | None = None) -> Tokenizer:
         return ByteTokenizer()
     if name == "char":
         return CharTokenizer.from_text(text)
-    path = (base or Path()) / Path(name).expanduser()
+    path = (base or Path()) / os.path.expanduser(name)
     if path.exists():
         return load_tokenizer(path)
     if path.suffix == ".json" or path.name != name:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from minimoe.caches import user_caches
 from minimoe.files import write_atomically
 
 Rows = list[npt.NDArray[np.int64]]
@@ -39,7 +40,7 @@ def recall(folder: Path) -> Rows | None:
 
 def _file(folder: Path) -> Path:
     """Return the file with the counts of a folder, named by its path and the sizes and times of its weights."""
-    home = os.environ.get("MINIMOE_CACHE_DIR") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minimoe"
+    home = next(user_caches(), Path(os.devnull))  # in which nothing can be written or read
     states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(folder.glob("*.safetensors"))]
     name = hashlib.sha256(repr((str(folder.resolve()), states)).encode()).hexdigest()[:24]
-    return Path(home) / "touched" / f"{name}.json"
+    return home / "touched" / f"{name}.json"

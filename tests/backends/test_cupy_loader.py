@@ -8,6 +8,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from cuda.bindings import nvrtc
 
+from minimoe_cupy import cubins
 from minimoe_cupy.cubins import folder, kept_cubin
 from minimoe_cupy.dispatch import COMBINE
 from minimoe_cupy.loader import KERNELS, CupyLoader
@@ -102,6 +103,38 @@ def test_where_nothing_can_be_written_a_folder_of_the_process_serves(compiler, t
     kept = kept_cubin(compiler, COMBINE.path, NAMES[:1], "sm_80", lambda: None)
     assert kept.path.exists() and kept_cubin(compiler, COMBINE.path, NAMES[:1], "sm_80", lambda: None) == kept
     assert compiler.compiled == 1
+
+
+DAMAGE = {"empty": lambda data: b"", "cut": lambda data: data[:-9], "a bit": lambda data: data[:99] + bytes([data[99] ^ 1]) + data[100:],
+          "other JSON": lambda data: b"[]", "too deep": lambda data: b"[" * 100_000}  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", [".cubin", ".json"])
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_file_is_compiled_again(compiler, suffix, damage):
+    first = kept_cubin(compiler, COMBINE.path, NAMES[:1], "sm_80", lambda: None)
+    machine_code, file = first.path.read_bytes(), first.path.with_suffix(suffix)
+    file.write_bytes(damage(file.read_bytes()))
+    assert kept_cubin(compiler, COMBINE.path, NAMES[:1], "sm_80", lambda: None) == first and compiler.compiled == 2
+    assert first.path.read_bytes() == machine_code
+    assert kept_cubin(compiler, COMBINE.path, NAMES[:1], "sm_80", lambda: None) == first and compiler.compiled == 2
+
+
+def test_a_folder_that_others_can_write_is_not_read(compiler):
+    first = kept_cubin(compiler, COMBINE.path, NAMES[:1], "sm_80", lambda: None)
+    first.path.parent.chmod(0o777)
+    assert kept_cubin(compiler, COMBINE.path, NAMES[:1], "sm_80", lambda: None).path.parent != first.path.parent
+
+
+def test_a_full_disk_leaves_a_folder_of_the_process(compiler, monkeypatch):
+    def full(path, data, write=cubins.write):
+        if path.parent == folder():
+            raise OSError(28, "No space left on device")
+        write(path, data)
+
+    monkeypatch.setattr(cubins, "write", full)
+    kept = kept_cubin(compiler, COMBINE.path, NAMES[:1], "sm_80", lambda: None)
+    assert kept.path.read_bytes()[:4] == b"\x7fELF" and kept.path.parent != folder()
 
 
 def test_the_loader_hands_the_file_to_cupy_and_says_once_that_it_compiles(compiler, monkeypatch):

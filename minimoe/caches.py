@@ -1,0 +1,82 @@
+"""Where what can be made again is kept for the user, and whether other users could put something there.
+
+Compiled kernels are code: whoever can write the folder that they are read from can run code as the user who reads them. So they are read
+from folders and files only that nobody else can write.
+"""
+
+import os
+import stat
+import tempfile
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+
+def user_caches() -> Iterator[Path]:
+    """Yield the folders that may be the user's cache, the best first; none of them needs to exist.
+
+    MINIMOE_CACHE_DIR, or `minimoe` in XDG_CACHE_HOME or ~/.cache; last, where there is no home or it cannot be written, a folder of the
+    user's own among the temporary files.
+    """
+    named, home = os.environ.get("MINIMOE_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if named:
+        yield Path(named)
+    elif not home.startswith("~"):  # as it does where the system knows no home
+        yield Path(home) / "minimoe"
+    try:
+        own = Path(tempfile.gettempdir()) / (f"minimoe-{os.getuid()}" if hasattr(os, "getuid") else "minimoe")
+    except FileNotFoundError:  # no folder for temporary files
+        return
+    if not own.is_symlink() and not (own.exists() and open_to_others(own)):
+        yield own
+
+
+def private_folder(name: str) -> Path | None:
+    """Return the folder of that name in the user's cache, made for this user alone if it is missing; None where there can be none."""
+    for parent in user_caches():
+        folder = parent / name
+        if can_be_written(folder, 0o700) and not open_to_others(folder):
+            return folder
+    return None
+
+
+def can_be_written(folder: Path, mode: int = 0o755) -> bool:
+    """Return True if a file can be written into the folder, which is made with this mode if it is missing."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True, mode=mode)
+        folder.mkdir(exist_ok=True, mode=mode)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def open_to_others(folder: Path, trusted: Collection[int] = ()) -> bool:
+    """Return True if another user could put a file into this folder, or another folder in its place. Raises `OSError`.
+
+    trusted: users, by number, who may, beside this one and root.
+    """
+    above = os.stat(folder.parent)
+    replaceable = written_by_others(above, trusted) and not (above.st_mode & stat.S_ISVTX and above.st_uid in (0, os.geteuid()))
+    return replaceable or written_by_others(os.stat(folder), trusted)
+
+
+def written_by_others(found: os.stat_result, trusted: Collection[int] = ()) -> bool:
+    """Return True if a file or folder is another user's, or others may write it. Always False on Windows, which has no such bits."""
+    if os.name == "nt":
+        return False
+    if found.st_uid not in {0, os.geteuid(), *trusted}:
+        return True
+    others = stat.S_IWOTH if _is_of_one(found.st_gid) else stat.S_IWOTH | stat.S_IWGRP
+    return bool(found.st_mode & others)
+
+
+def _is_of_one(group: int) -> bool:
+    """Return True for a group that has this user's name and no other member. Where each user has one, new files are writable by it."""
+    import grp
+    import pwd
+
+    try:
+        user, found = pwd.getpwuid(os.geteuid()), grp.getgrgid(group)
+    except KeyError:
+        return False
+    return user.pw_uid != 0 and user.pw_gid == group and found.gr_name == user.pw_name and set(found.gr_mem) <= {user.pw_name}
