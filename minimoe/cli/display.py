@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def listener(quiet: bool) -> Listener:
     """Return the listener that suits where the output goes."""
     if quiet:
-        return Listener()
+        return WarningsAlone()
     return LiveProgress() if sys.stderr.isatty() else PlainProgress()
 
 
@@ -52,6 +52,13 @@ class Pace:
         """Return the seconds left, at least 1; None while nothing is known yet."""
         done = step - self.first
         return None if self.began is None or not done else max(1.0, (now() - self.began) / done * (self.steps - step))
+
+
+class WarningsAlone(Listener):
+    """Shows no progress, and prints warnings to standard error: what --quiet asks for."""
+
+    def warned(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
 
 
 class PlainProgress(Listener):

@@ -26,7 +26,7 @@ threads_option = option("--threads", type=click.IntRange(0), metavar="N", help="
 set_option = option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="set a key, as in --set moe.top_k=1; may be repeated")
 data_option = option("--data", metavar="SRC", help="python-docs, python-code, python-mix, a text file or a folder of them; digits: images")
 json_option = option("--json", "as_json", is_flag=True, help="print JSON")
-quiet_option = option("--quiet", is_flag=True, help="show no progress; print only the run's folder")
+quiet_option = option("--quiet", is_flag=True, help="show no progress, only warnings; print the run's folder")
 
 
 class Size(click.ParamType):  # type: ignore[type-arg]

@@ -30,10 +30,28 @@ def environment() -> dict[str, Any]:
         "minimoe": version_of("minimoe") or getattr(sys.modules["minimoe"], "__version__", None),
         "python": platform.python_version(),
         "numpy": version_of("numpy"),
+        "numba": version_of("numba"),
         "blas": [{"name": library["internal_api"], "version": library["version"], "threads": library["num_threads"]} for library in blas],
         "platform": platform.platform(),
+        "libc": " ".join(platform.libc_ver()).strip() or None,
+        "processor": processor(),
         "cpu_count": os.cpu_count(),
     }
+
+
+def processor() -> str | None:
+    """Return the model of the processor in the system's words."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # Linux alone has it
+        lines = []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return model or platform.processor() or platform.machine() or None
+
+
+def usable_processors() -> int:
+    """Return the number of processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine_memory() -> int | None:

@@ -5,6 +5,7 @@ env.json        machine, libraries, data          status.json     running, finis
 checkpoints/    see minimoe/runs/checkpoint.py    ../last         a text file next to the runs that names the newest
 """
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,7 +21,7 @@ from minimoe.config import Config, load_config, to_tables, to_toml
 from minimoe.config.files import saved_names
 from minimoe.errors import CheckpointError, ConfigError, UserError, nearest
 from minimoe.reference.extensions import UnknownName
-from minimoe.runs import checkpoint
+from minimoe.runs import checkpoint, metrics_lines
 from minimoe.runs.environment import environment, is_alive, process_identity
 from minimoe.runs.folders import check_free, clear, has_begun, next_folder, tidy_beside
 from minimoe.runs.lock import LOCK, Lock, is_taken
@@ -40,6 +41,7 @@ class Run:
         self.path = path
         self.checkpoint = chosen
         self.lock = Lock(path)
+        self._metrics_digest: metrics_lines.Digest | None = None  # of all lines of metrics.jsonl
 
     # ---- making and finding ------------------------------------------------------------------------------------------------
 
@@ -202,9 +204,10 @@ class Run:
             return checkpoint.load_checkpoint(self.checkpoint, optimizer=optimizer), []
         return checkpoint.newest_whole(self.checkpoint_folder, optimizer=optimizer)
 
-    def go_back(self, step: int, best: int | None) -> None:
+    def go_back(self, step: int, best: int | None, metrics_sha256: str | None = None) -> list[str]:
         """Restore the folder to what it was right after the checkpoint of a step, when `best` was the best step so far.
 
+        metrics_sha256: of the metrics up to that step, as its checkpoint says.   -> a line about each damaged line of metrics
         Later checkpoints are removed before later metrics, so that a kill in between leaves no gap in the metrics. If a kill came after
         a checkpoint was written, but before it was named the best or older ones were removed, that is done now.
         """
@@ -215,7 +218,7 @@ class Run:
             if best is not None:
                 self.note_best(best)
             checkpoint.prune(folder, self.config.train.keep, checkpoint.read_best(folder))
-        self.cut_metrics(step)
+        return self.cut_metrics(step, metrics_sha256)
 
     # ---- metrics -----------------------------------------------------------------------------------------------------------
 
@@ -226,7 +229,7 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """Return a dict for every step. An incomplete last line is left out; raises `CheckpointError` for any other damaged line."""
         rows: list[dict[str, Any]] = []
-        for number, line in enumerate(_whole_lines(self.metrics_path), start=1):
+        for number, line in enumerate(whole_lines(self.metrics_path), start=1):
             row = _parse(line)
             if row is None:
                 raise CheckpointError(f"{self.metrics_path}: line {number} is not a JSON object (damaged)")
@@ -235,19 +238,43 @@ class Run:
 
     def append_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append a line for every row and wait until they are on the disk. NaN and infinity become null."""
-        text = "".join(valid_json(row) + "\n" for row in rows)
-        self._write(lambda: files.write_synced(self.metrics_path, text.encode(), "ab"), "metrics.jsonl")
+        lines = [valid_json(row).encode() for row in rows]
+        digest = self._digest()  # of the lines before these
+        self._write(lambda: files.write_synced(self.metrics_path, b"".join(line + b"\n" for line in lines), "ab"), "metrics.jsonl")
+        for line in lines:
+            digest.add(line)
 
-    def cut_metrics(self, step: int) -> None:
-        """Remove the lines after a step and incomplete ones; the other lines keep their bytes."""
+    def metrics_sha256(self) -> str:
+        """Return the digest of all lines so far, without the figures of the clock (`metrics_lines.py`)."""
+        return self._digest().hexdigest()
+
+    def _digest(self) -> metrics_lines.Digest:
+        if self._metrics_digest is None:
+            self._metrics_digest = metrics_lines.Digest(whole_lines(self.metrics_path))
+        return self._metrics_digest
+
+    def cut_metrics(self, step: int, sha256: str | None = None) -> list[str]:
+        """Remove the lines after a step and those that cannot be read; the other lines keep their bytes.
+
+        If lines are damaged or missing, return a line about each, and keep the file as it was beside the new one. An incomplete last line
+        is what a kill leaves, and no damage.
+        """
+        found = metrics_lines.examine(whole_lines(self.metrics_path), step, sha256)
+        self._metrics_digest = None
         if not self.metrics_path.exists():
-            return
-        kept = []
-        for line in _whole_lines(self.metrics_path):
-            row = _parse(line)
-            if row is not None and isinstance(row.get("step"), int) and row["step"] <= step:
-                kept.append(line + b"\n")
-        self._write(lambda: files.write_atomically(self.metrics_path, b"".join(kept).decode()), "metrics.jsonl")
+            return found.problems
+        problems = found.problems + ([self._keep_damaged_metrics()] if found.problems else [])
+        text = b"".join(line + b"\n" for line in found.kept).decode()
+        self._write(lambda: files.write_atomically(self.metrics_path, text), "metrics.jsonl")
+        return problems
+
+    def _keep_damaged_metrics(self) -> str:
+        """Copy metrics.jsonl under a name that is free.   -> a line that says which"""
+        endings = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+        copies = (self.path / f"metrics.damaged{ending}.jsonl" for ending in endings)
+        copy = next(copy for copy in copies if not copy.exists())
+        self._write(lambda: files.write_synced(copy, self.metrics_path.read_bytes(), "xb"), copy.name)
+        return f"the damaged file is kept as {copy}"
 
     # ---- status ------------------------------------------------------------------------------------------------------------
 
@@ -386,7 +413,7 @@ def _summary(run: Run) -> dict[str, Any]:
 
 def _quick_rows(path: Path) -> Iterator[_Row]:
     decoder = msgspec.json.Decoder(_Row)
-    for line in _whole_lines(path):
+    for line in whole_lines(path):
         try:
             yield decoder.decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError):
@@ -412,7 +439,7 @@ def _follow(path: Path) -> Path:
 # ---- lines of JSON -----------------------------------------------------------------------------------------------------------
 
 
-def _whole_lines(path: Path) -> list[bytes]:
+def whole_lines(path: Path) -> list[bytes]:
     """Return the lines that end with a newline; none if there is no file."""
     try:
         return path.read_bytes().split(b"\n")[:-1]

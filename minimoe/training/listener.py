@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Protocol
 
 from minimoe.backend import Backend
@@ -37,6 +38,10 @@ class Listener:
     def said(self, text: str) -> None:
         """Called with a message that a user should see."""
 
+    def warned(self, text: str) -> None:
+        """Called with a message about something lost or changed that a user must see, also one who asked for no progress."""
+        self.said(text)
+
     def waiting(self, text: str) -> None:
         """Called with the reason for a wait, such as kernels being compiled; a later text replaces an earlier one."""
         self.said(text)
@@ -49,3 +54,10 @@ class Listener:
 
     def ended(self, trainer: Training) -> None:
         """Called after the last step, or after the one at which the run stopped for whatever reason."""
+
+
+class PythonWarnings(Listener):
+    """Shows no progress; a warning is one of Python's. Training that is called without a listener has this one."""
+
+    def warned(self, text: str) -> None:
+        warnings.warn(text, stacklevel=2)

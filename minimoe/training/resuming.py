@@ -1,21 +1,32 @@
-"""Finds the checkpoint that a run resumes from, and checks that its configuration and its data still fit."""
+"""Finds the checkpoint that a run resumes from, checks that its configuration and its data still fit, and says what has changed since."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
 
 from minimoe.config import Config, config_from_tables
 from minimoe.errors import CheckpointError
+from minimoe.files import reason
 from minimoe.runs.checkpoint import Checkpoint
+from minimoe.runs.environment import environment
 from minimoe.runs.run import Run
+from minimoe.training.differences import RATE_KEYS, configuration_differences, machine_differences, rate_line
+from minimoe.training.listener import Listener
 from minimoe.training.tasks import Task
+from minimoe.untrusted import MOST_JSON, Malformed, parse_json_object, read_bounded
+
+UNKNOWN_MACHINE = "the machine of the run's start is not known"
+KEYS_OF = {
+    "model": ("model.", "moe."), "dtype": ("train.dtype",), "tokenizer": ("data.tokenizer",), "val_fraction": ("data.val_fraction",),
+}  # fmt: skip
 
 
-def checkpoint_to_resume(run: Run, config: Config, task: Task, say: Callable[[str], None]) -> Checkpoint | None:
+def checkpoint_to_resume(run: Run, config: Config, task: Task, machine: Mapping[str, Any], listener: Listener) -> Checkpoint | None:
     """Load the run's newest whole checkpoint, or the one that was named; None if the run has not begun.
 
-    `say` is called for newer checkpoints that are damaged. Raises `CheckpointError` if the checkpoint does not fit the run's configuration
-    or data, or if all steps are done.
+    machine: what env.json records besides versions. The listener is told of newer checkpoints that are damaged, and of what has changed
+    since. Raises `CheckpointError` if the checkpoint does not fit the run's configuration or data, or if all steps are done.
     """
     if run.newest_checkpoint() is None:
         if run.has_begun():
@@ -27,8 +38,9 @@ def checkpoint_to_resume(run: Run, config: Config, task: Task, say: Callable[[st
         return None
     saved, problems = run.load()
     for problem in problems:
-        say(f"damaged: {problem}: going back to step {saved.step}")
-    check_same_configuration(saved, run, config, task)
+        listener.warned(f"damaged: {problem}: going back to step {saved.step}")
+    before = config_from_tables(saved.config, run.name)
+    check_same_configuration(saved, before, run, config, task)
     if saved.state["data"]["sha256"] != task.sha256:
         raise CheckpointError(
             f"{run.path}: the data of {task.source} have changed since the run began (their SHA-256 differs): "
@@ -37,12 +49,40 @@ def checkpoint_to_resume(run: Run, config: Config, task: Task, say: Callable[[st
     steps = config.train.steps
     if saved.step > steps or (saved.step == steps and run.status()["state"] == "finished"):
         raise CheckpointError(f"{run.path}: {saved.step} steps are done: give --steps with a larger number to go further")
+    say_differences(run, saved.step, before, config, listener)
+    for line in changes_of_machine(run, machine):
+        listener.warned(line)
     return saved
 
 
-def check_same_configuration(saved: Checkpoint, run: Run, config: Config, task: Task) -> None:
+def say_differences(run: Run, step: int, before: Config, now: Config, listener: Listener) -> None:
+    """Say each key that differs from the checkpoint's configuration, and what that does to the learning rate.
+
+    An edit, or damage, of config.toml is a warning; steps that were asked for with the command are only said.
+    """
+    lines = configuration_differences(before, now)
+    asked = {"train.steps"} if run.config.train.steps == before.train.steps else set()
+    for key, line in lines.items():
+        (listener.said if key in asked else listener.warned)(line)
+    rate = rate_line(before.train, now.train, step)
+    if rate is not None:
+        moving = {f"train.{key}" for key in RATE_KEYS} & lines.keys()
+        (listener.said if moving <= asked else listener.warned)(rate)
+
+
+def changes_of_machine(run: Run, machine: Mapping[str, Any]) -> list[str]:
+    """Return a line for each difference between this machine and the one on which the run began."""
+    try:
+        recorded = parse_json_object(read_bounded(run.path / "env.json", MOST_JSON))
+    except OSError as error:
+        return [f"{run.path / 'env.json'}: cannot be read: {reason(error)}: {UNKNOWN_MACHINE}"]
+    except Malformed as error:
+        return [f"{run.path / 'env.json'}: damaged: {error}: {UNKNOWN_MACHINE}"]
+    return machine_differences(recorded, {**environment(), **machine})
+
+
+def check_same_configuration(saved: Checkpoint, before: Config, run: Run, config: Config, task: Task) -> None:
     """Refuse a config.toml with changes on which the weights, their dtype or the tokens depend; steps and rates may change."""
-    before = config_from_tables(saved.config, run.name)
     pairs = {
         "model": (before.model, config.model),
         "dtype": (before.train.dtype, config.train.dtype),
@@ -51,7 +91,11 @@ def check_same_configuration(saved: Checkpoint, run: Run, config: Config, task: 
     }
     for name, (old, new) in pairs.items():
         if old != new:
-            raise CheckpointError(f"{saved.folder}: belongs to another configuration: its {name} differs from {run.path}/config.toml")
+            lines = [line for key, line in configuration_differences(before, config).items() if key.startswith(KEYS_OF[name])]
+            keys = f" ({', '.join(lines[:3])})" if lines else ""
+            raise CheckpointError(
+                f"{saved.folder}: belongs to another configuration: its {name} differs from {run.path}/config.toml{keys}"
+            )
 
 
 def tokenizer_json(task: Task) -> str | None:

@@ -23,9 +23,9 @@ from minimoe.engine.recording import Recorded
 from minimoe.errors import ConfigError, Diverged, Interrupted
 from minimoe.layers.balance import uniform_aux_loss
 from minimoe.pretrained.transformer import PretrainedTransformer
-from minimoe.runs.environment import check_memory
+from minimoe.runs.environment import check_memory, usable_processors
 from minimoe.runs.run import Run
-from minimoe.training.listener import Listener
+from minimoe.training.listener import Listener, PythonWarnings
 from minimoe.training.metrics import Backlog
 from minimoe.training.optim import learning_rate, make_optimizer
 from minimoe.training.resuming import checkpoint_to_resume, tokenizer_json
@@ -91,7 +91,7 @@ class Trainer:
         config.check_trainable()
         self.backend: Backend = load(config.train.backend)
         self.backend.prepare(config)
-        self.listener = listener or Listener()
+        self.listener = listener or PythonWarnings()
         self.task = load_task(config)
         config = self.task.config
         check_memory(config.model, config.train)
@@ -111,6 +111,7 @@ class Trainer:
         self.best: float | None = None  # the lowest validation loss so far
         self.best_step: int | None = None
         self.resumed = False
+        self.metrics_sha256: str | None = None  # of the metrics up to the checkpoint that was resumed
 
     @property
     def uniform_aux_loss(self) -> float:
@@ -120,7 +121,9 @@ class Trainer:
 
     def environment(self) -> dict[str, Any]:
         """Return what env.json records besides the machine."""
-        return {"backend": self.backend.name, "data": {"source": self.task.source, "sha256": self.task.sha256}}
+        threads = self.config.train.threads or usable_processors()
+        data = {"source": self.task.source, "sha256": self.task.sha256}
+        return {"backend": self.backend.name, "threads": threads, "data": data}
 
     def begin(self, out: Path, weights: str) -> Run:
         """Make a run's folder with checkpoint step-000000 and no step done: `resume` starts there. `weights`: where they come from.
@@ -137,7 +140,7 @@ class Trainer:
     def restore(self, run: Run) -> None:
         """Take over a run's checkpoint; a run that has none yet starts anew. Raises `CheckpointError` if it does not fit."""
         self.resumed = True
-        saved = checkpoint_to_resume(run, self.config, self.task, self.listener.said)
+        saved = checkpoint_to_resume(run, self.config, self.task, self.environment(), self.listener)
         if saved is None:
             return
         self.model.load_state_dict(saved.model)
@@ -145,6 +148,7 @@ class Trainer:
         self.step, self.elapsed = saved.step, saved.state["elapsed_s"]
         self.best, self.best_step = saved.state["best"], saved.state["best_step"]
         self.one_step.bad_steps[...] = saved.state["bad"]
+        self.metrics_sha256 = saved.state.get("metrics_sha256")
 
     # ---- the loop ----------------------------------------------------------------------------------------------------------------
 
@@ -156,7 +160,8 @@ class Trainer:
             if self.resumed:
                 if run.config != self.config:
                     run.replace_config(self.config)
-                run.go_back(self.step, self.best_step)
+                for problem in run.go_back(self.step, self.best_step, self.metrics_sha256):
+                    self.listener.warned(problem)
             self._warn()
             self.listener.started(self)
             self.backend.tell(self.listener.waiting)
@@ -176,7 +181,7 @@ class Trainer:
     def _warn(self) -> None:
         moe = self.config.model.moe
         for text in [] if moe is None else moe.warnings(self.config.model.causal):
-            self.listener.said(f"warning: {text}")
+            self.listener.warned(f"warning: {text}")
 
     def _loop(self) -> None:
         """Run steps up to the last or to a signal, each with what follows it."""
@@ -270,6 +275,7 @@ class Trainer:
                 "best_step": self.best_step,
                 "bad": int(to_host(self.one_step.bad_steps)),
                 "data": self.environment()["data"],
+                "metrics_sha256": self.folder.metrics_sha256(),
             },
             tokenizer_json=tokenizer_json(self.task),
             best=best,

@@ -1,0 +1,93 @@
+"""The lines of metrics.jsonl: which can be read, which steps they leave out, and the digest by which a checkpoint knows them.
+
+The digest is the SHA-256 of the lines up to a step, without the figures of the clock (`TIMED`), so that equal runs have equal digests. It
+is kept up to date with each line that is appended, and computed from the file only when a run is resumed or verified.
+"""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from minimoe.untrusted import Malformed, parse_json_object
+
+NAME = "metrics.jsonl"
+TIMED = re.compile(rb'("(?:step_ms|tokens_per_s|elapsed_s)": )[^,}]*')
+MOST_SHOWN = 5  # problems of one kind that are said one by one
+
+
+class Digest:
+    """A running SHA-256 of lines without their newlines."""
+
+    def __init__(self, lines: Iterable[bytes] = ()) -> None:
+        self._hash = hashlib.sha256()
+        for line in lines:
+            self.add(line)
+
+    def add(self, line: bytes) -> None:
+        """Add the next line."""
+        self._hash.update(TIMED.sub(rb"\1", line) + b"\n")
+
+    def hexdigest(self) -> str:
+        """Return the digest of the lines so far."""
+        return self._hash.hexdigest()
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Lines up to a step that can be read, with the step of each, and what is wrong, a line of text each."""
+
+    kept: list[bytes]
+    steps: list[int]
+    problems: list[str]
+
+
+def examine(lines: Iterable[bytes], step: int, sha256: str | None = None) -> Lines:
+    """Find what is wrong with the lines up to a step. `sha256`: what a checkpoint of that step says; None in older ones."""
+    kept: list[bytes] = []
+    steps: list[int] = []
+    unreadable: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            at = step_of_line(line)
+        except Malformed as error:
+            unreadable.append(f"line {number} cannot be read (damaged): {error}")
+            continue
+        if at <= step:
+            kept.append(line)
+            steps.append(at)
+    problems = _first_of(unreadable, "lines cannot be read") + _first_of(_out_of_sequence(steps, step), "faults of this kind")
+    if not problems and sha256 is not None and Digest(kept).hexdigest() != sha256:
+        problems = [f"the lines of steps 1 to {step} are not those that were written (their SHA-256 is not the checkpoint's)"]
+    return Lines(kept, steps, [f"{NAME}: {problem}" for problem in problems])
+
+
+def step_of_line(line: bytes) -> int:
+    """Return the step of a line. Raises `Malformed` if it cannot be read."""
+    step = parse_json_object(line).get("step")
+    if not isinstance(step, int) or isinstance(step, bool):
+        raise Malformed("names no step")
+    return step
+
+
+def _out_of_sequence(steps: list[int], last: int) -> list[str]:
+    """Return what keeps the steps from being 1, 2, ... to the last: some have no line, or several, or come too early."""
+    found = []
+    before = 0
+    for step in (*sorted(set(steps)), last + 1):
+        if step == before + 2:
+            found.append(f"step {before + 1} has no line")
+        elif step > before + 2:
+            found.append(f"steps {before + 1} to {step - 1} have no line")
+        before = step
+    found += [f"step {step} has {count} lines" for step, count in Counter(steps).items() if count > 1]
+    if not found and steps != sorted(steps):
+        found.append("its lines are not in the order of their steps")
+    return found
+
+
+def _first_of(problems: list[str], what: str) -> list[str]:
+    """Return the first problems, and how many there are besides."""
+    rest = len(problems) - MOST_SHOWN
+    return problems[:MOST_SHOWN] + ([f"{rest} more {what}"] if rest > 0 else [])
