@@ -12,7 +12,7 @@ import click
 from minimoe import __version__
 from minimoe.cli.backends import backends
 from minimoe.cli.comparison import bench, compare
-from minimoe.cli.inspection import config, convert, inspect, runs
+from minimoe.cli.inspection import config, convert, inspect, runs, verify
 from minimoe.cli.training import resume, train
 from minimoe.cli.use import evaluate, generate
 from minimoe.errors import nearest
@@ -45,5 +45,5 @@ def cli() -> None:
     """
 
 
-for command in (train, resume, generate, evaluate, inspect, convert, compare, runs, config, backends, bench):
+for command in (train, resume, generate, evaluate, inspect, convert, compare, runs, verify, config, backends, bench):
     cli.add_command(command)

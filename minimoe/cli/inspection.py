@@ -1,7 +1,8 @@
-"""`minimoe inspect`, `convert`, `runs` and `config`: models, runs and presets, without training."""
+"""`minimoe inspect`, `convert`, `runs`, `config` and `verify`: models, runs and presets, without training."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -80,3 +81,16 @@ def config(preset: str | None) -> None:
     from minimoe.config import preset_names, preset_text
 
     click.echo("\n".join(preset_names()) if preset is None else preset_text(preset), nl=preset is None)
+
+
+@click.command()
+@click.argument("what", metavar="RUN|FOLDER")
+@json_option
+def verify(what: str, as_json: bool) -> None:
+    """Check that a run or a model folder is whole.
+
+    Reads everything in it and changes nothing. Says of each thing whether it is whole, and ends with exit code 0 if all is, else 1.
+    """
+    from minimoe.cli.verifying import show_verification
+
+    sys.exit(show_verification(what, as_json))

@@ -43,8 +43,8 @@ class Lines:
     problems: list[str]
 
 
-def examine(lines: Iterable[bytes], step: int, sha256: str | None = None) -> Lines:
-    """Find what is wrong with the lines up to a step. `sha256`: what a checkpoint of that step says; None in older ones."""
+def examine(lines: Iterable[bytes], step: int | None = None, sha256: str | None = None) -> Lines:
+    """Find what is wrong with the lines up to a step, or with all. `sha256`: what a checkpoint of that step says; None in older ones."""
     kept: list[bytes] = []
     steps: list[int] = []
     unreadable: list[str] = []
@@ -54,10 +54,11 @@ def examine(lines: Iterable[bytes], step: int, sha256: str | None = None) -> Lin
         except Malformed as error:
             unreadable.append(f"line {number} cannot be read (damaged): {error}")
             continue
-        if at <= step:
+        if step is None or at <= step:
             kept.append(line)
             steps.append(at)
-    problems = _first_of(unreadable, "lines cannot be read") + _first_of(_out_of_sequence(steps, step), "faults of this kind")
+    faults = _out_of_sequence(steps, max(steps, default=0) if step is None else step)
+    problems = _first_of(unreadable, "lines cannot be read") + _first_of(faults, "faults of this kind")
     if not problems and sha256 is not None and Digest(kept).hexdigest() != sha256:
         problems = [f"the lines of steps 1 to {step} are not those that were written (their SHA-256 is not the checkpoint's)"]
     return Lines(kept, steps, [f"{NAME}: {problem}" for problem in problems])

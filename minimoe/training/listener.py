@@ -60,4 +60,4 @@ class PythonWarnings(Listener):
     """Shows no progress; a warning is one of Python's. Training that is called without a listener has this one."""
 
     def warned(self, text: str) -> None:
-        warnings.warn(text, stacklevel=2)
+        warnings.warn(text.removeprefix("warning: "), stacklevel=2)

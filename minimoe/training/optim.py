@@ -64,6 +64,23 @@ def role_of(p: Tensor) -> Role:
     return role if role is not None else ("vector" if p.ndim < 2 else "matrix")
 
 
+def kind_of(p: Tensor, facts: optimizers.Optimizer, decay_embeddings: bool) -> tuple[str, bool]:
+    """Return the name of the optimizer that updates a parameter, and whether its weights decay."""
+    role = role_of(p)
+    return facts.for_role(role).name, role in ("matrix", "head") or (role == "embedding" and decay_embeddings)
+
+
+def state_shapes(parameters: Iterable[Tensor], train: TrainConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of `Optimizer.state_dict` for parameters of one dtype, which need not hold numbers yet."""
+    sizes: dict[tuple[str, bool], int] = {}
+    for p in parameters:
+        kind = kind_of(p, train.optimizer_facts, train.decay_embeddings)
+        sizes[kind] = sizes.get(kind, 0) + math.prod(p.shape)
+    states = {used.name: used.states for used in train.optimizer_facts.all_used()}
+    moments = {f"group{i}.{state}": (size,) for i, ((name, _), size) in enumerate(sizes.items()) for state in states[name]}
+    return {"steps": (), **moments}
+
+
 class Optimizer:
     """Parameters in groups, each updated as the table of optimizers says; the gradient's norm; the state.
 
@@ -86,9 +103,8 @@ class Optimizer:
         """Sort parameters by optimizer, dtype and decay: matrices decay, norms and biases never, embeddings if asked."""
         sorted_: dict[tuple[str, str, bool], list[Tensor]] = {}
         for p in parameters:
-            role = role_of(p)
-            decays = role in ("matrix", "head") or (role == "embedding" and decay_embeddings)
-            sorted_.setdefault((self.facts.for_role(role).name, str(p.dtype), decays), []).append(p)
+            name, decays = kind_of(p, self.facts, decay_embeddings)
+            sorted_.setdefault((name, str(p.dtype), decays), []).append(p)
         of = {used.name: used for used in self.facts.all_used()}
         return [(members, self.weight_decay if decays else 0.0, of[name]) for (name, _, decays), members in sorted_.items()]
 

@@ -389,7 +389,7 @@ def test_every_verb_has_its_help(capsys: pytest.CaptureFixture[str], verb: list[
 
 def test_help_names_every_verb_in_order_and_no_verb_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     out = call(capsys, "--help")[1]
-    verbs = ["train", "resume", "generate", "eval", "inspect", "convert", "compare", "runs", "config", "backends", "bench"]
+    verbs = ["train", "resume", "generate", "eval", "inspect", "convert", "compare", "runs", "verify", "config", "backends", "bench"]
     assert [line.split()[0] for line in out.partition("Commands:\n")[2].splitlines()] == verbs
     assert call(capsys)[1].strip() == out.strip()
 

@@ -1,0 +1,136 @@
+"""Verifies one checkpoint: the digests of its manifest, then what its files mean, as resuming would read them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import numpy as np
+from msgspec import Meta, Struct
+
+from minimoe.config import Config, config_from_tables
+from minimoe.config.files import saved_names
+from minimoe.data.tokenizer import Tokenizer, load_tokenizer
+from minimoe.errors import CheckpointError, UserError
+from minimoe.model.transformer import Transformer
+from minimoe.reference.extensions import UnknownName
+from minimoe.runs.checkpoint import Arrays, Checkpoint, load_checkpoint, step_of
+from minimoe.study.verify.checks import Check, bounds, named, not_finite, ok, problem, skipped
+from minimoe.training.optim import state_shapes
+
+Count = Annotated[int, Meta(ge=0)]
+
+
+class State(Struct):
+    """The fields of state.json that resuming needs."""
+
+    step: Count
+    elapsed_s: float
+    best: float | None
+    best_step: Count | None
+    bad: Count
+    data: dict[str, str]
+    metrics_sha256: str | None = None  # older checkpoints have none
+
+
+class Verified:
+    """A checkpoint of which `checks` says whether it is whole; `config` and `state` are None where they cannot be read."""
+
+    def __init__(self, folder: Path, what: str) -> None:
+        self.folder, self.what = folder, what
+        self.config: Config | None = None
+        self.state: State | None = None
+        self.whole = False
+
+    def checks(self) -> Iterator[Check]:
+        """Read the checkpoint."""
+        try:
+            saved = load_checkpoint(self.folder)
+        except CheckpointError as error:
+            yield problem(self.what, str(error).removeprefix(f"{self.folder.name}/"))
+            return
+        found = [*self._state(saved), *self._config(saved)]
+        if self.config is not None:
+            found += self._arrays(saved, self.config)
+        self.whole = not any(check.state == "problem" for check in found)
+        if not found:
+            count = sum(array.size for array in saved.model.values())
+            found = [ok(self.what, f"SHA-256 match; {count:,} weights, all finite")]
+        yield from found
+
+    def _state(self, saved: Checkpoint) -> Iterator[Check]:
+        try:
+            self.state = msgspec.convert(saved.state, State)
+        except msgspec.ValidationError as error:
+            yield problem(self.what, f"state.json: {str(error).replace('`', '')}")
+            return
+        named_step = step_of(self.folder)
+        if named_step is not None and saved.step != named_step:
+            yield problem(self.what, f"state.json: is of step {saved.step}")
+        if "sha256" not in self.state.data:
+            yield problem(self.what, "state.json: does not say what the data were")
+
+    def _config(self, saved: Checkpoint) -> Iterator[Check]:
+        try:
+            with saved_names(self.folder):
+                self.config = config_from_tables(saved.config, self.folder.name)
+        except UserError as error:
+            missing = isinstance(error.__cause__, UnknownName)
+            yield skipped(self.what, f"its weights: {error}") if missing else problem(self.what, f"config.json: {error}")
+
+    def _arrays(self, saved: Checkpoint, config: Config) -> Iterator[Check]:
+        for sentence in (*_wrong_arrays(saved, config), *_wrong_tokens(saved, config)):
+            yield problem(self.what, sentence)
+
+
+def _wrong_arrays(saved: Checkpoint, config: Config) -> Iterator[str]:
+    """Yield what does not fit in the weights and in the optimizer's state, and what is not finite there."""
+    if config.model.n_layers > len(saved.model):
+        yield f"config.json: says {config.model.n_layers} layers, and there are {len(saved.model)} tensors"
+        return
+    try:
+        model = Transformer(config.model, seed=None)
+        parameters = model.parameters()
+        weights = {name: tuple(p.shape) for name, p in model.named_state()}
+        moments = state_shapes(parameters, config.train)
+    except UserError as error:
+        yield f"config.json: {error}"
+        return
+    for file, arrays, shapes in (("model.safetensors", saved.model, weights), ("optimizer.safetensors", saved.optimizer, moments)):
+        yield from (f"{file}: {sentence}" for sentence in (*_misfits(arrays, shapes), *_not_finite(arrays)))
+
+
+def _misfits(arrays: Arrays, shapes: dict[str, tuple[int, ...]]) -> Iterator[str]:
+    """Yield how arrays differ in their names and shapes from what the configuration asks for."""
+    missing, unexpected = sorted(shapes.keys() - arrays.keys()), sorted(arrays.keys() - shapes.keys())
+    if missing:
+        yield f"lacks {named(missing)}"
+    if unexpected:
+        yield f"has {named(unexpected)}, which the configuration does not"
+    for name in sorted(shapes.keys() & arrays.keys()):
+        if tuple(arrays[name].shape) != shapes[name]:
+            yield f"{name} has shape {list(arrays[name].shape)}, the configuration says {list(shapes[name])}"
+
+
+def _not_finite(arrays: Arrays) -> Iterator[str]:
+    return bounds({name: not_finite(array) for name, array in arrays.items() if np.issubdtype(array.dtype, np.floating)})
+
+
+def _wrong_tokens(saved: Checkpoint, config: Config) -> Iterator[str]:
+    """Yield what is wrong with the tokenizer."""
+    if saved.tokenizer_path is None:
+        return
+    try:
+        tokenizer = load_tokenizer(saved.tokenizer_path)
+    except UserError as error:
+        yield f"tokenizer.json: {error}"
+        return
+    yield from beyond_embedding(tokenizer, config.model.vocab_size or 0)
+
+
+def beyond_embedding(tokenizer: Tokenizer, rows: int) -> Iterator[str]:
+    """Yield a sentence if the tokenizer has ids for which the embedding has no row."""
+    if tokenizer.vocab_size > rows:
+        yield f"tokenizer.json: has ids up to {tokenizer.vocab_size - 1}, and the embedding has {rows} rows"

@@ -1,0 +1,165 @@
+"""Verifies a run's folder: each of its files by itself, and what they say of each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from minimoe.errors import UserError
+from minimoe.files import HIDDEN, reason
+from minimoe.reference.extensions import UnknownName
+from minimoe.runs import metrics_lines
+from minimoe.runs.checkpoint import checkpoints, read_best, step_name, step_of
+from minimoe.runs.run import Run
+from minimoe.study.verify.checkpoint import State, Verified
+from minimoe.study.verify.checks import Check, Tell, named, ok, problem, skipped
+from minimoe.training.differences import configuration_differences
+from minimoe.untrusted import MOST_JSON, Malformed, parse_json_object, read_bounded
+
+
+def checks_of_run(run: Run, tell: Tell) -> Iterator[Check]:
+    """Check everything in a run's folder. Checkpoints are listed before the metrics are read, since a run that trains adds to both."""
+    state = run.status()["state"]
+    found = [Verified(folder, f"checkpoints/{folder.name}") for folder in checkpoints(run.checkpoint_folder)]
+    yield from _status(run)
+    yield from _environment(run)
+    for checkpoint in found:
+        tell(checkpoint.what)
+        made = list(checkpoint.checks())
+        yield from made if checkpoint.folder.is_dir() else []  # a run that trains removes old ones
+    newest = next((checkpoint for checkpoint in reversed(found) if checkpoint.config is not None), None)
+    yield from _configuration(run, newest)
+    yield from _metrics(run, found, state == "running")
+    yield from _best(run, newest)
+    if state != "running":
+        yield from _leftovers(run)
+
+
+# ---- files of JSON -------------------------------------------------------------------------------------------------------------
+
+
+def _object(path: Path) -> tuple[dict[str, Any], str]:
+    """Return the object in a file, and what is wrong with it."""
+    try:
+        return parse_json_object(read_bounded(path, MOST_JSON)), ""
+    except FileNotFoundError:
+        return {}, "is missing"
+    except OSError as error:
+        return {}, f"cannot be read: {reason(error)}"
+    except Malformed as error:
+        return {}, f"is damaged: {error}"
+
+
+def _status(run: Run) -> Iterator[Check]:
+    """Check what status.json says, also of the checkpoints."""
+    what, (_, wrong) = "status.json", _object(run.path / "status.json")
+    status = run.status()
+    state, step = status["state"], status.get("step")
+    if wrong or state not in ("running", "killed", "finished", "interrupted", "diverged"):
+        yield problem(what, wrong or "names no state")
+        return
+    steps = [step_of(folder) for folder in checkpoints(run.checkpoint_folder)]
+    if state in ("finished", "interrupted") and step not in steps:
+        newest = max((s for s in steps if s is not None), default=None)
+        yield problem(what, f"{state} at step {step}, and the newest checkpoint is {'none' if newest is None else step_name(newest)}")
+        return
+    if state == "running":
+        yield ok(what, f"process {status.get('pid')} trains it now")
+    elif state == "killed":
+        yield ok(what, "killed: resume continues from a checkpoint")
+    else:
+        yield ok(what, f"{state} at step {step}")
+
+
+def _environment(run: Run) -> Iterator[Check]:
+    fields, wrong = _object(run.path / "env.json")
+    if wrong:
+        yield problem("env.json", wrong)
+        return
+    versions = [f"{name} {fields[name]}" for name in ("minimoe", "numpy") if isinstance(fields.get(name), str)]
+    yield ok("env.json", ", ".join([str(fields.get("created", "time unknown"))[:10], *versions]))
+
+
+# ---- the configuration ---------------------------------------------------------------------------------------------------------
+
+
+def _configuration(run: Run, newest: Verified | None) -> Iterator[Check]:
+    """Compare config.toml, which has no checksum, with the configuration in the newest checkpoint, which has."""
+    what = "config.toml"
+    try:
+        config = run.config
+    except UserError as error:
+        missing_package = isinstance(error.__cause__, UnknownName)
+        yield skipped(what, error) if missing_package else problem(what, error)
+        return
+    if newest is None or newest.config is None:
+        yield ok(what, "can be read; there is no checkpoint to compare it with")
+        return
+    lines = list(configuration_differences(newest.config, config).values())
+    yield from (problem(what, f"since {newest.folder.name}: {line}") for line in lines)
+    if not lines:
+        yield ok(what, f"is the configuration of {newest.folder.name}")
+
+
+# ---- the metrics ---------------------------------------------------------------------------------------------------------------
+
+
+def _metrics(run: Run, found: list[Verified], running: bool) -> Iterator[Check]:
+    """Check every line, and the digest of those up to each checkpoint."""
+    what = metrics_lines.NAME
+    try:
+        data = run.metrics_path.read_bytes()
+    except FileNotFoundError:
+        data = b""
+    except OSError as error:
+        yield problem(what, f"cannot be read: {reason(error)}")
+        return
+    *lines, torn = data.split(b"\n")
+    examined = metrics_lines.examine(lines)
+    problems = [text.removeprefix(f"{what}: ") for text in examined.problems]
+    known = [(checkpoint.folder.name, checkpoint.state) for checkpoint in found if checkpoint.state is not None]
+    if not problems:
+        problems = [sentence for name, state in known for sentence in _unlike(examined, name, state)]
+    yield from (problem(what, text) for text in problems)
+    if not problems:
+        compared = sum(state.metrics_sha256 is not None for _, state in known)
+        ending = "; the last is incomplete after a kill: resume removes it" if torn and not running else ""
+        yield ok(what, f"{len(lines):,} lines; {compared} of {len(known)} checkpoints confirm them{ending}")
+
+
+def _unlike(examined: metrics_lines.Lines, name: str, state: State) -> Iterator[str]:
+    """Yield what is wrong with the lines up to a checkpoint's step."""
+    upto = [line for line, step in zip(examined.kept, examined.steps, strict=True) if step <= state.step]
+    if len(upto) < state.step:
+        yield f"ends at step {len(upto)}, before {name}"
+    elif state.metrics_sha256 not in (None, metrics_lines.Digest(upto).hexdigest()):
+        yield f"the lines of steps 1 to {state.step} are not those that {name} was written with (SHA-256)"
+
+
+# ---- names and leftovers -------------------------------------------------------------------------------------------------------
+
+
+def _best(run: Run, newest: Verified | None) -> Iterator[Check]:
+    """Check that the file `best` names a checkpoint, the one that the newest checkpoint calls the best."""
+    what, path = "checkpoints/best", run.checkpoint_folder / "best"
+    step = read_best(run.checkpoint_folder)
+    expected = newest.state.best_step if newest is not None and newest.state is not None else None
+    if not path.exists():
+        if expected is not None:
+            yield problem(what, f"is missing: the best is {step_name(expected)} (resume names it again)")
+        return
+    if step is None:
+        yield problem(what, "names no checkpoint that is here")
+    elif expected is not None and step != expected:
+        yield problem(what, f"names {step_name(step)}, and {newest.folder.name if newest else 'the newest'} says {step_name(expected)}")
+    else:
+        yield ok(what, f"names {step_name(step)}")
+
+
+def _leftovers(run: Run) -> Iterator[Check]:
+    """Name what killed writers left. It does no harm: the next that trains here removes it."""
+    folders = [folder for folder in (run.path, run.checkpoint_folder) if folder.is_dir()]
+    names = [entry.name for folder in folders for entry in sorted(folder.iterdir()) if HIDDEN.fullmatch(entry.name)]
+    if names:
+        yield ok("leftovers", f"{named(names)}: after a kill; resume removes them")
