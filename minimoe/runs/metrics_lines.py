@@ -57,9 +57,10 @@ def examine(lines: Iterable[bytes], step: int | None = None, sha256: str | None 
         if step is None or at <= step:
             kept.append(line)
             steps.append(at)
-    faults = _out_of_sequence(steps, max(steps, default=0) if step is None else step)
+    known = sha256 is not None and Digest(kept).hexdigest() == sha256  # what they lack was lost, and said, before that checkpoint
+    faults = [] if known else _out_of_sequence(steps, max(steps, default=0) if step is None else step)
     problems = _first_of(unreadable, "lines cannot be read") + _first_of(faults, "faults of this kind")
-    if not problems and sha256 is not None and Digest(kept).hexdigest() != sha256:
+    if not problems and sha256 is not None and not known:
         problems = [f"the lines of steps 1 to {step} are not those that were written (their SHA-256 is not the checkpoint's)"]
     return Lines(kept, steps, [f"{NAME}: {problem}" for problem in problems])
 

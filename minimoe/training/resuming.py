@@ -10,11 +10,12 @@ from minimoe.errors import CheckpointError
 from minimoe.files import reason
 from minimoe.runs.checkpoint import Checkpoint
 from minimoe.runs.environment import environment
+from minimoe.runs.records import read_regular
 from minimoe.runs.run import Run
 from minimoe.training.differences import RATE_KEYS, configuration_differences, machine_differences, rate_line
 from minimoe.training.listener import Listener
 from minimoe.training.tasks import Task
-from minimoe.untrusted import MOST_JSON, Malformed, parse_json_object, read_bounded
+from minimoe.untrusted import Malformed, parse_json_object
 
 UNKNOWN_MACHINE = "the machine of the run's start is not known"
 KEYS_OF = {
@@ -73,7 +74,7 @@ def say_differences(run: Run, step: int, before: Config, now: Config, listener: 
 def changes_of_machine(run: Run, machine: Mapping[str, Any]) -> list[str]:
     """Return a line for each difference between this machine and the one on which the run began."""
     try:
-        recorded = parse_json_object(read_bounded(run.path / "env.json", MOST_JSON))
+        recorded = parse_json_object(read_regular(run.path / "env.json"))
     except OSError as error:
         return [f"{run.path / 'env.json'}: cannot be read: {reason(error)}: {UNKNOWN_MACHINE}"]
     except Malformed as error:

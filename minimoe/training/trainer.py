@@ -50,7 +50,7 @@ def train(
     config = with_options(config, data=data, steps=steps, backend=backend, seed=seed, threads=threads)
     trainer = Trainer(config, listener=listener)
     folder = None if out is None else Path(out)
-    run = Run.create(trainer.config, folder, Path(root), extra=trainer.environment(), say=trainer.listener.said)
+    run = Run.create(trainer.config, folder, Path(root), extra=trainer.environment(), say=trainer.listener.warned)
     return trainer.run(run)
 
 
@@ -130,7 +130,7 @@ class Trainer:
 
         The folder becomes a run when its weights are on the disk: they could not be drawn again.
         """
-        run = self.folder = Run.prepare(self.config, out, extra={**self.environment(), "weights": weights}, say=self.listener.said)
+        run = self.folder = Run.prepare(self.config, out, extra={**self.environment(), "weights": weights}, say=self.listener.warned)
         with run.claimed():
             self._save()
             run.write_status("interrupted", **self._sizes())

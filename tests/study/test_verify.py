@@ -208,10 +208,11 @@ def test_what_a_kill_leaves_is_no_problem_and_is_told(run: Path) -> None:
 
 def test_a_run_that_trains_now_is_said(run: Path) -> None:
     found = Run(run)
-    found.start()
-    assert problems(run) == []
-    status = next(check for check in verify(run).checks if check.what == "status.json")
-    assert status.text.startswith(f"process {os.getpid()} trains it now")
+    with found.claimed():
+        found.start()
+        assert problems(run) == []
+        status = next(check for check in verify(run).checks if check.what == "status.json")
+        assert status.text == f"this process ({os.getpid()}) trains it now"
 
 
 def test_an_old_run_without_digests_is_whole() -> None:

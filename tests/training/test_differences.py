@@ -195,6 +195,14 @@ def test_a_damaged_line_is_said_and_the_file_kept_aside(done: TrainedRun) -> Non
     assert [row["step"] for row in Run.open(done.path).metrics()] == [1, 3, 4, 5, 6, 7, 8]
 
 
+def test_a_loss_is_said_once(done: TrainedRun) -> None:
+    path = done.path / "metrics.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[1:]))
+    assert len(resumed(done.path, steps=8).warnings) == 2
+    assert resumed(done.path, steps=9).warnings == []
+    assert [entry.name for entry in done.path.glob("metrics.damaged*")] == ["metrics.damaged.jsonl"]
+
+
 def test_damage_that_is_found_later_does_not_replace_what_was_kept(done: TrainedRun) -> None:
     path = done.path / "metrics.jsonl"
     for steps, name in ((8, "metrics.damaged.jsonl"), (9, "metrics.damaged-2.jsonl")):

@@ -6,23 +6,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from msgspec import Struct
+
 from minimoe.errors import UserError
 from minimoe.files import HIDDEN, reason
 from minimoe.reference.extensions import UnknownName
 from minimoe.runs import metrics_lines
 from minimoe.runs.checkpoint import checkpoints, read_best, step_name, step_of
+from minimoe.runs.lock import LOCK, is_taken, read_owner
+from minimoe.runs.records import Environment, Status, checked, read_regular
 from minimoe.runs.run import Run
 from minimoe.study.verify.checkpoint import State, Verified
 from minimoe.study.verify.checks import Check, Tell, named, ok, problem, skipped
 from minimoe.training.differences import configuration_differences
-from minimoe.untrusted import MOST_JSON, Malformed, parse_json_object, read_bounded
+from minimoe.untrusted import Malformed, parse_json_object
+
+STATES = ("running", "killed", "finished", "interrupted", "diverged")
 
 
 def checks_of_run(run: Run, tell: Tell) -> Iterator[Check]:
     """Check everything in a run's folder. Checkpoints are listed before the metrics are read, since a run that trains adds to both."""
-    state = run.status()["state"]
+    running = is_taken(run.path) or run.status()["state"] == "running"
     found = [Verified(folder, f"checkpoints/{folder.name}") for folder in checkpoints(run.checkpoint_folder)]
-    yield from _status(run)
+    yield from _status(run, running)
     yield from _environment(run)
     for checkpoint in found:
         tell(checkpoint.what)
@@ -30,19 +36,19 @@ def checks_of_run(run: Run, tell: Tell) -> Iterator[Check]:
         yield from made if checkpoint.folder.is_dir() else []  # a run that trains removes old ones
     newest = next((checkpoint for checkpoint in reversed(found) if checkpoint.config is not None), None)
     yield from _configuration(run, newest)
-    yield from _metrics(run, found, state == "running")
+    yield from _metrics(run, found, running)
     yield from _best(run, newest)
-    if state != "running":
+    if not running:
         yield from _leftovers(run)
 
 
 # ---- files of JSON -------------------------------------------------------------------------------------------------------------
 
 
-def _object(path: Path) -> tuple[dict[str, Any], str]:
+def _object(path: Path, kind: type[Struct]) -> tuple[dict[str, Any], str]:
     """Return the object in a file, and what is wrong with it."""
     try:
-        return parse_json_object(read_bounded(path, MOST_JSON)), ""
+        return checked(parse_json_object(read_regular(path)), kind), ""
     except FileNotFoundError:
         return {}, "is missing"
     except OSError as error:
@@ -51,29 +57,28 @@ def _object(path: Path) -> tuple[dict[str, Any], str]:
         return {}, f"is damaged: {error}"
 
 
-def _status(run: Run) -> Iterator[Check]:
+def _status(run: Run, running: bool) -> Iterator[Check]:
     """Check what status.json says, also of the checkpoints."""
-    what, (_, wrong) = "status.json", _object(run.path / "status.json")
+    what, (_, wrong) = "status.json", _object(run.path / "status.json", Status)
     status = run.status()
     state, step = status["state"], status.get("step")
-    if wrong or state not in ("running", "killed", "finished", "interrupted", "diverged"):
-        yield problem(what, wrong or "names no state")
+    if wrong or state not in STATES:
+        yield problem(what, wrong or f"names no state that is known: {state!r}")
+        return
+    if running:
+        owner = read_owner(run.path / LOCK)
+        yield ok(what, f"{owner.named() if owner else 'a process'} trains it now")
         return
     steps = [step_of(folder) for folder in checkpoints(run.checkpoint_folder)]
     if state in ("finished", "interrupted") and step not in steps:
         newest = max((s for s in steps if s is not None), default=None)
         yield problem(what, f"{state} at step {step}, and the newest checkpoint is {'none' if newest is None else step_name(newest)}")
         return
-    if state == "running":
-        yield ok(what, f"process {status.get('pid')} trains it now")
-    elif state == "killed":
-        yield ok(what, "killed: resume continues from a checkpoint")
-    else:
-        yield ok(what, f"{state} at step {step}")
+    yield ok(what, "killed: resume continues from a checkpoint" if state == "killed" else f"{state} at step {step}")
 
 
 def _environment(run: Run) -> Iterator[Check]:
-    fields, wrong = _object(run.path / "env.json")
+    fields, wrong = _object(run.path / "env.json", Environment)
     if wrong:
         yield problem("env.json", wrong)
         return
@@ -109,9 +114,7 @@ def _metrics(run: Run, found: list[Verified], running: bool) -> Iterator[Check]:
     """Check every line, and the digest of those up to each checkpoint."""
     what = metrics_lines.NAME
     try:
-        data = run.metrics_path.read_bytes()
-    except FileNotFoundError:
-        data = b""
+        data = run.metrics_path.read_bytes() if run.metrics_path.is_file() else b""
     except OSError as error:
         yield problem(what, f"cannot be read: {reason(error)}")
         return
@@ -157,9 +160,14 @@ def _best(run: Run, newest: Verified | None) -> Iterator[Check]:
         yield ok(what, f"names {step_name(step)}")
 
 
+def is_leftover(name: str) -> bool:
+    """Return True for a name that is used while something is written, or while a process trains."""
+    return HIDDEN.fullmatch(name) is not None or name.startswith(LOCK)
+
+
 def _leftovers(run: Run) -> Iterator[Check]:
     """Name what killed writers left. It does no harm: the next that trains here removes it."""
     folders = [folder for folder in (run.path, run.checkpoint_folder) if folder.is_dir()]
-    names = [entry.name for folder in folders for entry in sorted(folder.iterdir()) if HIDDEN.fullmatch(entry.name)]
+    names = [entry.name for folder in folders for entry in sorted(folder.iterdir()) if is_leftover(entry.name)]
     if names:
         yield ok("leftovers", f"{named(names)}: after a kill; resume removes them")
