@@ -4,11 +4,23 @@ import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+MOST_MESSAGE = 2000  # characters
+MOST_NAME = 100  # characters; an unknown name that is longer is near to none
+
 
 class UserError(Exception):
-    """A mistake that the user can fix; the message says what is wrong and what would be right."""
+    """A mistake that the user can fix; the message says what is wrong and what would be right.
+
+    Messages quote what others wrote, so what a terminal would obey is escaped, and the middle of a long one is left out.
+    """
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if not text.isprintable():
+            text = "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
+        return text if len(text) <= MOST_MESSAGE else f"{text[: MOST_MESSAGE - 500]} ... {text[-400:]}"
 
 
 class ConfigError(UserError, ValueError):
@@ -45,7 +57,7 @@ def notice(text: str) -> None:
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return a hint for an unknown name: ` (did you mean 'adamw'?)`, or the list of known names if none is near."""
     names = sorted(known)
-    close = get_close_matches(name, names, n=1, cutoff=0.5)
+    close = get_close_matches(name[:MOST_NAME], names, n=1, cutoff=0.5)
     if close:
         return f" (did you mean {close[0]!r}?)"
     shown = names[:12] + ([f"and {len(names) - 12} more"] if len(names) > 12 else [])

@@ -20,6 +20,7 @@ MOST_KEY_PARTS = 16  # of a dotted key: tomllib takes time that grows with their
 
 BYTE_ORDER_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 KEY_PART = r"""(?:"[^"\n]*+"|'[^'\n]*+'|[^\s.=\[\]{},#"']++)[ \t]*+"""
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # an escape of one half
 LONG_KEY = re.compile(rf"(?:^|[\[{{,])[ \t]*+(?:{KEY_PART}\.[ \t]*+){{{MOST_KEY_PARTS}}}", re.MULTILINE)
 
 
@@ -62,7 +63,7 @@ def parse_json(data: bytes) -> Any:
     except ValueError:  # of int(): Python reads at most 4,300 digits
         raise Malformed("has a number that is too long") from None
     check_depth(value)
-    if rb"\u" in data:
+    if SURROGATE.search(data):
         _check_surrogates(value)
     return value
 

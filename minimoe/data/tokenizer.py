@@ -8,7 +8,8 @@ import codecs
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from minimoe.errors import UserError, nearest
+from minimoe.untrusted import Malformed, decode_text, parse_json, read_bounded
 
 Ids = npt.NDArray[np.int32]
 REPLACEMENT = "\ufffd"  # Unicode's replacement for bytes that are not text; minimoe also uses it for unknown ids
 BUILT_IN = ("byte", "char")
+MOST_JSON = 200_000_000  # bytes of a tokenizer.json; those of vocabularies of 260,000 tokens take 35 MB
 
 
 class StreamDecoder(ABC):
@@ -195,13 +198,12 @@ class HuggingFaceTokenizer(Tokenizer):
         except ImportError:
             raise UserError(f"{path}: this tokenizer needs Hugging Face's tokenizers: pip install 'minimoe[hf]'") from None
         self._json = read_json_text(json_file(path))
-        try:
+        with library_errors(f"{path}: not a tokenizer.json"):
             self._tokenizer = tokenizers.Tokenizer.from_str(self._json)
-        except Exception as error:  # the library raises nothing narrower
-            raise UserError(f"{path}: not a tokenizer.json: {' '.join(str(error).split())}") from None
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self.name = json_file(path).name
+            self._tokenizer.no_truncation()
+            self._tokenizer.no_padding()
+        self.path = json_file(path)
+        self.name = self.path.name
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1  # ids may have holes
         self.mask_id = next((id for id in map(self._tokenizer.token_to_id, ("[MASK]", "<mask>")) if id is not None), None)
 
@@ -212,13 +214,12 @@ class HuggingFaceTokenizer(Tokenizer):
         return self._encode(text, "prompt", add_special_tokens=True)
 
     def _encode(self, text: str, what: str, add_special_tokens: bool) -> Ids:
-        try:
+        with library_errors(f"{what}: {self.path} cannot encode it"):
             return np.array(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids, np.int32)
-        except Exception as error:  # the library raises nothing narrower
-            raise UserError(f"{what}: {self.name} cannot encode it: {' '.join(str(error).split())}") from None
 
     def decode(self, ids: npt.ArrayLike) -> str:
-        text: str = self._tokenizer.decode(flat(ids).tolist(), skip_special_tokens=False)
+        with library_errors(f"{self.path} cannot decode tokens"):
+            text: str = self._tokenizer.decode(flat(ids).tolist(), skip_special_tokens=False)
         return text
 
     def stream(self) -> StreamDecoder:
@@ -226,6 +227,17 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def to_json(self) -> str:
         return self._json
+
+
+@contextmanager
+def library_errors(what: str) -> Iterator[None]:
+    """Raise `UserError` for an error of the library, which has no class of its own, and for a panic of its Rust code, no `Exception`."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"{what}: {' '.join(str(error).split())}") from None
 
 
 class WindowStream(StreamDecoder):
@@ -281,8 +293,8 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """
     path = json_file(path)
     try:
-        table = json.loads(read_json_text(path))
-    except json.JSONDecodeError as error:
+        table = parse_json(read_json_text(path).encode())
+    except Malformed as error:
         raise UserError(f"{path}: not a tokenizer.json: {error}") from None
     return built_in(table) or HuggingFaceTokenizer(path)
 
@@ -326,9 +338,9 @@ def json_file(path: Path) -> Path:
 
 def read_json_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a tokenizer.json: it is not UTF-8 text") from None
+        return decode_text(read_bounded(path, MOST_JSON))
+    except Malformed as error:
+        raise UserError(f"{path}: not a tokenizer.json: {error}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 

@@ -7,21 +7,25 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Annotated
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from minimoe.caches import user_caches
 from minimoe.files import write_atomically
+from minimoe.untrusted import MOST_JSON, Malformed, read_bounded
 
 Rows = list[npt.NDArray[np.int64]]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 
 
 def note(folder: Path, rows: Rows) -> None:
     """Add the rows that each routed layer gave its experts [E]. If the cache cannot be written, nothing is noted."""
     if not rows or not any(layer.any() for layer in rows):
         return
-    before = recall(folder) or [np.zeros_like(layer) for layer in rows]
+    before = recall(folder, (len(rows), len(rows[0]))) or [np.zeros_like(layer) for layer in rows]
     path = _file(folder)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,12 +34,14 @@ def note(folder: Path, rows: Rows) -> None:
         return
 
 
-def recall(folder: Path) -> Rows | None:
-    """Return the counts that were noted for a folder, or None."""
+def recall(folder: Path, shape: tuple[int, int]) -> Rows | None:
+    """Return the counts that were noted for a folder, or None if there are none that fit. shape: routed layers, experts."""
     try:
-        return [np.asarray(layer, dtype=np.int64) for layer in json.loads(_file(folder).read_text())]
-    except (OSError, ValueError, TypeError):
+        counts = msgspec.json.decode(read_bounded(_file(folder), MOST_JSON), type=list[list[Count]])
+    except (OSError, Malformed, msgspec.MsgspecError):
         return None
+    fit = len(counts) == shape[0] and all(len(layer) == shape[1] for layer in counts)
+    return [np.array(layer, dtype=np.int64) for layer in counts] if fit else None
 
 
 def _file(folder: Path) -> Path:

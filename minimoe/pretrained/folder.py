@@ -6,7 +6,6 @@ are read then; tensors are views of memory maps (`file.py`). minimoe's own check
 """
 
 import contextlib
-import json
 import math
 import os
 import shutil
@@ -22,11 +21,11 @@ from minimoe.files import HIDDEN, reason, sync_folder, to_json, write_synced
 from minimoe.pretrained.file import Array, Specs, TensorFile, TensorInfo, fill, stream, temporary_sibling
 from minimoe.pretrained.header import PICKLE, PICKLES, STORED, shown
 from minimoe.runs.checkpoint import MANIFEST, TOKENIZER
+from minimoe.untrusted import MOST_JSON, Malformed, parse_json_object
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-MOST_CONFIG = 10_000_000  # bytes
 MOST_INDEX = 100_000_000  # bytes
 
 
@@ -173,12 +172,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not os.path.lexists(folder / CONFIG):
         raise CheckpointError(f"{shown(folder)}: a model folder needs {CONFIG} and {WEIGHTS} (or shards with {INDEX}): no {CONFIG} there")
     try:
-        config = json.loads(_read(folder, CONFIG, MOST_CONFIG))
-    except (ValueError, RecursionError):
-        raise CheckpointError(f"{shown(folder / CONFIG)}: is not JSON") from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{shown(folder / CONFIG)}: expected a JSON object")
-    return config
+        return parse_json_object(_read(folder, CONFIG, MOST_JSON))
+    except Malformed as error:
+        raise CheckpointError(f"{shown(folder / CONFIG)}: {error}") from None
 
 
 def _read_index(folder: Path) -> dict[str, str]:

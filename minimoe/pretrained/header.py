@@ -30,6 +30,8 @@ STORED: dict[str, np.dtype[Any]] = {
 MOST_HEADER = 100_000_000  # bytes; the format's own limit
 MOST_ENTRY = 4096  # characters of one tensor's entry: 64 dimensions of 20 digits, and room
 MOST_METADATA = 10_000_000  # characters of `__metadata__`
+MOST_BARE = 10_000  # tensors that may be empty; in a file with more, each has LEAST_BYTES on average: reading an entry costs more than it
+LEAST_BYTES = 32
 MOST_DIMENSIONS = 64  # NumPy's limit
 MOST_NUMBER = 2**63 - 1
 
@@ -92,22 +94,25 @@ def read_header(file: BinaryIO, size: int) -> tuple[dict[str, TensorInfo], dict[
         text = (start[8:] + file.read(length - 1)).decode("utf-8")
     except UnicodeDecodeError:
         raise CheckpointError("its header is not UTF-8") from None
-    entries, metadata = _read_entries(text, 8 + length)
+    entries, metadata = _read_entries(text, 8 + length, size - 8 - length)
     _check_layout(entries, 8 + length, size)
     return entries, metadata
 
 
-def _read_entries(text: str, data: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """Parse the header's text; `data` is the offset at which the tensors' bytes begin."""
+def _read_entries(text: str, data: int, size: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """Parse the header's text; `data` is the offset at which the tensors' bytes begin, `size` their number."""
     entries: dict[str, TensorInfo] = {}
     metadata: dict[str, str] | None = None
+    most = max(MOST_BARE, size // LEAST_BYTES)
     for name, value in _members(text):
         if name in entries or (name == "__metadata__" and metadata is not None):
             raise CheckpointError(f"its header names {shown(name)} twice")
         if name == "__metadata__":
             metadata = _metadata(value)
-        else:
-            entries[name] = _entry(name, value, data)
+            continue
+        entries[name] = _entry(name, value, data)
+        if len(entries) > most:
+            raise CheckpointError(f"its header names more than {most} tensors, and the file has {size} bytes for all of them")
     return entries, metadata or {}
 
 
@@ -164,15 +169,21 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return members
 
 
+def _whole(text: str) -> int:
+    if text == "-0":
+        raise ValueError("-0 is not a whole number in this format")
+    return int(text)
+
+
 def _not_whole(text: str) -> NoReturn:
     raise ValueError(f"{text} is not a whole number")
 
 
-DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_float=_not_whole, parse_constant=_not_whole)
+DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_int=_whole, parse_float=_not_whole, parse_constant=_not_whole)
 
 
 def _metadata(value: Any) -> dict[str, str]:
-    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+    if not isinstance(value, dict) or not all(isinstance(text, str) and not SURROGATE.search(key + text) for key, text in value.items()):
         raise CheckpointError("its __metadata__ must map names to text")
     return value
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from minimoe.pretrained.locating import locate
 from minimoe.pretrained.on_demand import attach
 from minimoe.pretrained.saving import Provenance
 from minimoe.pretrained.transformer import PretrainedTransformer
+from minimoe.untrusted import MOST_JSON, Malformed, parse_json_object, read_bounded
 
 
 def open_folder(
@@ -60,7 +60,9 @@ def _translated(path: Path, given: Json) -> tuple[Family, ModelConfig]:
 def _end_tokens(folder: ModelFolder) -> tuple[int, ...]:
     """Return the ids that end a text."""
     given = folder.config.get("eos_token_id")
-    with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):
-        given = json.loads((folder.path / "generation_config.json").read_bytes()).get("eos_token_id", given)
+    path = folder.path / "generation_config.json"
+    with contextlib.suppress(OSError, Malformed):
+        if path.is_file():
+            given = parse_json_object(read_bounded(path, MOST_JSON)).get("eos_token_id", given)
     ids = given if isinstance(given, list) else [given]
-    return tuple(i for i in ids if isinstance(i, int) and not isinstance(i, bool))
+    return tuple(dict.fromkeys(i for i in ids if type(i) is int))

@@ -87,12 +87,13 @@ def _inspect_folder(path: Path) -> Report:
     provenance = model.provenance
     assert provenance is not None
     files = provenance.folder.files.values()
+    routed, moe = model.config.moe_layers(), model.config.moe
+    used = recall(path, (len(routed), moe.n_experts)) if moe is not None and routed else None
     facts: dict[str, Any] = {
         "path": str(path), "family": provenance.family.model_type, "files": len(files),
         "bytes": sum(entry.stop - entry.start for file in files for entry in file.entries.values()),
         "dtypes": sorted({entry.dtype for file in files for entry in file.entries.values()}),
-        "routed_layers": list(model.config.moe_layers()),
-        "expert_rows": [layer.tolist() for layer in recall(path) or []],
+        "routed_layers": list(routed), "expert_rows": [layer.tolist() for layer in used or []],
     }  # fmt: skip
     config = Config(model=model.config, name=path.resolve().name or "model")
     return Report(config.name, config, cost(model.config), folder=facts)

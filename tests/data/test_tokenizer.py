@@ -15,6 +15,7 @@ from minimoe.data.tokenizer import (
     HuggingFaceTokenizer,
     Tokenizer,
     byte_alphabet,
+    library_errors,
     load_tokenizer,
     make_tokenizer,
 )
@@ -204,8 +205,13 @@ def test_any_other_tokenizer_streams_whole_characters(text: str, tmp_path: Path)
 
 @pytest.mark.parametrize(
     "content, message",
-    [(b"{", "not a tokenizer.json"), (b"\xff", "not UTF-8"), (b"{}", "not a tokenizer.json"), (b'{"model": 3}', "not a tokenizer.json")],
-)
+    [
+        (b"{", "not a tokenizer.json"), (b"\xff", "not UTF-8"), (b"{}", "not a tokenizer.json"), (b'{"model": 3}', "not a tokenizer.json"),
+        (b"[" * 100_000, "not a tokenizer.json: nested more than 100 deep"),
+        (b'{"version": ' + b"9" * 5000 + b"}", "a number that is too long"),
+        (b'{"version": "\\ud800"}', "half of a Unicode surrogate pair"),
+    ],
+)  # fmt: skip
 def test_a_file_that_is_not_a_tokenizer_json_is_one_clear_error(content: bytes, message: str, tmp_path: Path) -> None:
     pytest.importorskip("tokenizers")
     (tmp_path / "bad.json").write_bytes(content)
@@ -213,6 +219,24 @@ def test_a_file_that_is_not_a_tokenizer_json_is_one_clear_error(content: bytes, 
         load_tokenizer(tmp_path / "bad.json")
     assert "bad.json" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_expression_that_makes_the_library_panic_is_one_clear_error(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    table = json.loads(CharTokenizer("ax").to_json())
+    table["pre_tokenizer"] = {"type": "Split", "pattern": {"Regex": "(x+x+)+y"}, "behavior": "Isolated", "invert": False}
+    (tmp_path / "slow.json").write_text(json.dumps(table))
+    tokenizer = load_tokenizer(tmp_path / "slow.json")
+    assert tokenizer.encode("a").tolist() == [0]
+    for encode in (tokenizer.encode, tokenizer.encode_prompt):
+        with pytest.raises(UserError, match=r"slow\.json cannot encode it: Onig: Regex search error: retry-limit-in-match over$"):
+            encode("x" * 40)
+
+
+def test_only_errors_of_the_library_become_errors_of_the_user() -> None:
+    for other in (KeyboardInterrupt, SystemExit):
+        with pytest.raises(other), library_errors("a.json: not a tokenizer.json"):
+            raise other
 
 
 def test_a_tokenizer_is_made_by_name_or_path(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import random
 import struct
 import sys
+import time
 import tracemalloc
 from collections.abc import Callable
 from fractions import Fraction
@@ -241,6 +242,31 @@ def test_offsets_that_do_not_fit_dtype_and_shape_are_refused(tmp_path: Path, dty
 def test_tensors_that_do_not_tile_the_file_are_refused(tmp_path: Path, places: list[tuple[int, int]], size: int, expected: str) -> None:
     header = {f"t{i}": {"dtype": "U8", "shape": [stop - start], "data_offsets": [start, stop]} for i, (start, stop) in enumerate(places)}
     assert expected in refusal(tmp_path, file_of(header, bytes(size)))
+
+
+def test_more_tensors_than_bytes_could_fill_are_refused_within_a_second(tmp_path: Path) -> None:
+    empty = b'"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+    many = file_of(b"{" + b",".join(b'"%d":{%b' % (i, empty) for i in range(1_700_000)) + b"}")
+    began = time.process_time()
+    assert "its header names more than 10000 tensors, and the file has 0 bytes for all of them" in refusal(tmp_path, many)
+    assert time.process_time() - began < 1
+
+
+def test_thousands_of_empty_tensors_and_any_number_with_bytes_are_opened(tmp_path: Path) -> None:
+    empty = {str(i): {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(10_000)}
+    assert len(opened(tmp_path, file_of(empty)).entries) == 10_000
+    filled = {str(i): {"dtype": "F32", "shape": [8], "data_offsets": [32 * i, 32 * i + 32]} for i in range(10_050)}
+    assert len(opened(tmp_path, file_of(filled, bytes(32 * 10_050))).entries) == 10_050
+
+
+@pytest.mark.parametrize("header", [
+    {"a": {"dtype": "U8", "shape": [0], "data_offsets": ["-0", 0]}}, {"__metadata__": {"a": "\ud800"}}, {"__metadata__": {"\udfff": "a"}},
+])  # fmt: skip
+def test_what_the_formats_own_library_cannot_read_is_refused(tmp_path: Path, header: dict[str, Any]) -> None:
+    content = file_of(json.dumps(header).replace('"-0"', "-0").encode())
+    with pytest.raises(safetensors.SafetensorError):
+        safetensors.deserialize(content)
+    assert refusal(tmp_path, content)
 
 
 @pytest.mark.parametrize("metadata", [None, [], "pt", {"a": 1}, {"a": None}, {"a": {"b": "c"}}, {"a": ["b"]}])

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+from model_folders import small, write
 
+import minimoe as mm
 from minimoe.errors import CheckpointError
 from minimoe.pretrained.file import write_tensor_file
 from minimoe.pretrained.folder import ModelFolder, is_model_folder, write_model_folder
@@ -122,14 +124,31 @@ def test_a_pickle_under_another_name_is_refused(tmp_path: Path) -> None:
     assert "is a pickle" in refusal(folder_of(tmp_path / "m", {"model.safetensors": b"PK\x03\x04" + bytes(60)}))
 
 
-@pytest.mark.parametrize("config", [b"", b"{", b"\xff\xfe\xff", b"[" * 200_000, b"1" * 10_000])
-def test_a_config_that_is_not_json_is_refused(tmp_path: Path, config: bytes) -> None:
-    assert refusal(folder_of(tmp_path / "m", {"model.safetensors": ARRAYS}, config)).endswith("config.json: is not JSON")
+@pytest.mark.parametrize("config, message", [
+    (b"", "not JSON: Expecting value: line 1 column 1 (char 0)"), (b"{", "not JSON: Expecting property name"),
+    (b"\xff\xfe\xff", "not UTF-16 text"),
+    (b"[" * 200_000, "nested more than 100 deep"), (b"1" * 10_000, "has a number that is too long"),
+    (b'{"model_type": "\\ud800"}', "has half of a Unicode surrogate pair in its text"),
+])  # fmt: skip
+def test_a_config_that_is_not_json_is_refused(tmp_path: Path, config: bytes, message: str) -> None:
+    assert f"config.json: {message}" in refusal(folder_of(tmp_path / "m", {"model.safetensors": ARRAYS}, config))
 
 
 @pytest.mark.parametrize("config", [b"[1]", b"1", b"null", b'"a"'])
 def test_a_config_that_is_not_an_object_is_refused(tmp_path: Path, config: bytes) -> None:
     assert "config.json: expected a JSON object" in refusal(folder_of(tmp_path / "m", {"model.safetensors": ARRAYS}, config))
+
+
+@pytest.mark.parametrize("text, ends", [
+    ('{"eos_token_id": [3, 2, 3, "x", true]}', (3, 2)), ('{"eos_token_id": 4}', (4,)), ("{}", (1,)), ("[" * 100_000, (1,)), ("\xff", (1,)),
+    ('{"eos_token_id": ' + "9" * 5000 + "}", (1,)), ("[1]", (1,)),
+])  # fmt: skip
+def test_the_end_tokens_are_those_of_generation_config_or_where_it_cannot_be_read_of_config(
+    tmp_path: Path, text: str, ends: tuple[int, ...]
+) -> None:
+    folder = write(tmp_path / "m", small("llama", eos_token_id=1))
+    (folder / "generation_config.json").write_bytes(text.encode("latin-1"))
+    assert mm.load(folder).end_tokens == ends
 
 
 def test_a_config_that_is_too_large_is_refused(tmp_path: Path) -> None:
