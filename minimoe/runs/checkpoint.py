@@ -7,18 +7,22 @@ checkpoints at a time; any number may read. NumPy is imported only to read or wr
 """
 
 import hashlib
-import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from msgspec import Struct
+
 from minimoe.errors import CheckpointError
 from minimoe.files import HIDDEN, hidden_sibling, reason, sync_folder, to_json, write_atomically, write_synced
+from minimoe.runs.records import MOST, ResumableState, State, checked
+from minimoe.untrusted import Malformed, parse_json_object, read_bounded
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -163,8 +167,8 @@ def write_best(folder: Path, step: int) -> None:
 def read_best(folder: Path) -> int | None:
     """Return the step of the best checkpoint; None if none is named or it no longer exists."""
     try:
-        name = (folder / "best").read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
+        name = read_bounded(folder / "best", MOST).decode().strip() if (folder / "best").is_file() else ""
+    except (OSError, Malformed, UnicodeDecodeError):
         return None
     match = STEP.fullmatch(name)
     return int(match[1]) if match and (folder / name).is_dir() else None
@@ -216,9 +220,9 @@ def load_checkpoint(folder: Path, verify: bool = True, optimizer: bool = True) -
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such checkpoint")
     digests = _read_manifest(folder) if verify else {}
-    state = _json(folder, "state.json", digests)
+    state = _json(folder, "state.json", digests, State)
     step = state.get("step", step_of(folder))
-    if not isinstance(step, int):
+    if step is None:
         raise CheckpointError(f"{folder.name}/state.json: names no step")
     tokenizer = folder / TOKENIZER if (folder / TOKENIZER).exists() or TOKENIZER in digests else None
     if tokenizer is not None:
@@ -246,24 +250,36 @@ def _arrays(folder: Path, name: str, digests: Mapping[str, str]) -> "dict[str, N
     return {key: array if array.flags.writeable else array.copy() for key, array in arrays.items()}
 
 
-def _json(folder: Path, name: str, digests: Mapping[str, str]) -> dict[str, Any]:
+def check_resumable(saved: Checkpoint) -> None:
+    """Raise `CheckpointError` if state.json lacks what training needs to go on."""
     try:
-        value = json.loads(_read(folder, name, digests))
-    except ValueError as error:
-        raise CheckpointError(f"{folder.name}/{name}: not JSON (damaged): {error}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{folder.name}/{name}: expected a JSON object, got {type(value).__name__}")
-    return value
+        checked(saved.state, ResumableState)
+    except Malformed as error:
+        raise CheckpointError(f"{saved.folder.name}/state.json: {error}") from None
 
 
-def _read(folder: Path, name: str, digests: Mapping[str, str]) -> bytes:
+def _json(folder: Path, name: str, digests: Mapping[str, str], kind: type[Struct] | None = None) -> dict[str, Any]:
+    data = _read(folder, name, digests, MOST)
+    try:
+        value = parse_json_object(data)
+        return value if kind is None else checked(value, kind)
+    except Malformed as error:
+        raise CheckpointError(f"{folder.name}/{name}: {error} (damaged)") from None
+
+
+def _read(folder: Path, name: str, digests: Mapping[str, str], most: int | None = None) -> bytes:
     """Return a file's bytes, compared with the digest if one is given."""
+    path = folder / name
     try:
-        data = (folder / name).read_bytes()
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise CheckpointError(f"{folder.name}/{name}: is not a file")
+        data = path.read_bytes() if most is None else read_bounded(path, most)
     except FileNotFoundError:
         raise CheckpointError(f"{folder.name}/{name}: is missing") from None
     except OSError as error:
         raise CheckpointError(f"{folder.name}/{name}: cannot be read: {reason(error)}") from error
+    except Malformed as error:
+        raise CheckpointError(f"{folder.name}/{name}: {error} (damaged)") from None
     if name in digests and _sha256(data) != digests[name]:
         raise CheckpointError(f"{folder.name}/{name}: its SHA-256 does not match the manifest (damaged)")
     return data
@@ -271,7 +287,7 @@ def _read(folder: Path, name: str, digests: Mapping[str, str]) -> bytes:
 
 def _read_manifest(folder: Path) -> dict[str, str]:
     """Return the digests by file name. A manifest that differs in any byte from what minimoe would write is damaged."""
-    text = _read(folder, MANIFEST, {}).decode("utf-8", errors="replace")
+    text = _read(folder, MANIFEST, {}, MOST).decode("utf-8", errors="replace")
     digests = {name: digest for digest, _, name in (line.partition("  ") for line in text.split("\n")[:-1])}
     known = REQUIRED | {TOKENIZER}
     unlisted = sorted(name for name in known - digests.keys() if name in REQUIRED or (folder / name).exists())

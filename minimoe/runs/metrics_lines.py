@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from minimoe.runs.records import MetricsRow, checked
 from minimoe.untrusted import Malformed, parse_json_object
 
 NAME = "metrics.jsonl"
@@ -66,11 +67,11 @@ def examine(lines: Iterable[bytes], step: int | None = None, sha256: str | None 
 
 
 def step_of_line(line: bytes) -> int:
-    """Return the step of a line. Raises `Malformed` if it cannot be read."""
-    step = parse_json_object(line).get("step")
-    if not isinstance(step, int) or isinstance(step, bool):
+    """Return the step of a line. Raises `Malformed` if it cannot be read, or if a field has a wrong type."""
+    row = parse_json_object(line)
+    if row.get("step") is None:
         raise Malformed("names no step")
-    return step
+    return int(checked(row, MetricsRow)["step"])
 
 
 def _out_of_sequence(steps: list[int], last: int) -> list[str]:

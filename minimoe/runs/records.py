@@ -13,18 +13,23 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
+from minimoe.errors import CheckpointError
+from minimoe.files import reason
 from minimoe.untrusted import Malformed, parse_json_object, read_bounded
 
-MOST = 1_000_000  # bytes of status.json, env.json, state.json, a manifest, or one line of metrics; minimoe writes a few kB
+MOST = 1_000_000  # bytes of a small file such as status.json or a manifest; minimoe writes a few kB
+MOST_LINE = 16_000_000  # bytes of one line of metrics, which has the load of every expert
 
 Count = Annotated[int, Meta(ge=0, le=2**53)]
+Word = Annotated[str, Meta(pattern=r"\A[a-z_-]{1,30}\Z")]  # it is shown on terminals
+Share = Annotated[float, Meta(ge=0, le=2)]  # a fraction, rounded
 ProcessNumber = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 
 
 class Status(Struct):
     """status.json."""
 
-    state: str
+    state: Word
     pid: ProcessNumber | None = None
     process: str | None = None
     step: Count | None = None
@@ -51,6 +56,56 @@ class Environment(Struct):
     data: Data | None = None
 
 
+class State(Struct):
+    """state.json of a checkpoint."""
+
+    step: Count | None = None  # by default that in the folder's name
+    elapsed_s: float | None = None
+    best: float | None = None
+    best_step: Count | None = None
+    bad: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    data: Data | None = None
+    metrics_sha256: str | None = None
+
+
+class DigestedData(Struct):
+    """The part of `Data` without which a run is not resumed."""
+
+    sha256: str
+
+
+class ResumableState(Struct):
+    """What state.json must have for training to go on; `State` has the types."""
+
+    elapsed_s: float
+    best: float | None
+    best_step: int | None
+    bad: int
+    data: DigestedData
+
+
+class MetricsRow(Struct):
+    """A line of metrics.jsonl; an earlier version wrote fewer fields, and what is not finite is null."""
+
+    step: Count
+    loss: float | None = None
+    aux_loss: float | None = None
+    z_loss: float | None = None
+    router_loss: float | None = None
+    lr: float | None = None
+    grad_norm: float | None = None
+    step_ms: float | None = None
+    tokens_per_s: float | None = None
+    elapsed_s: float | None = None
+    expert_load: list[list[Share | None]] = []
+    aux_loss_layers: list[float | None] = []
+    dropped: float | None = None
+    router_entropy: float | None = None
+    skipped: bool = False
+    val_loss: float | None = None
+    val_accuracy: float | None = None
+
+
 def read_status(run: Path) -> dict[str, Any]:
     """Return a run's status.json; empty if it is missing or is not what it should be."""
     return _read_object(run / "status.json", Status)
@@ -73,7 +128,7 @@ def checked(fields: dict[str, Any], kind: type[Struct]) -> dict[str, Any]:
     try:
         msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:
-        raise Malformed(f"{error}".replace("`", "")) from None
+        raise Malformed(str(error).replace("`", "").replace(" | null", "")) from None
     return fields
 
 
@@ -82,6 +137,39 @@ def read_regular(path: Path, most: int = MOST) -> bytes:
     if not stat.S_ISREG(path.stat().st_mode):
         raise Malformed("is not a file")
     return read_bounded(path, most)
+
+
+# ---- lines ---------------------------------------------------------------------------------------------------------------------
+
+
+def whole_lines(path: Path) -> list[bytes]:
+    """Return the lines that end with a newline; none if there is no file. Raises `CheckpointError`."""
+    lines: list[bytes] = []
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise CheckpointError(f"{path}: is not a file")
+        with open(path, "rb") as file:
+            while (line := file.readline(MOST_LINE)).endswith(b"\n"):
+                lines.append(line[:-1])
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {reason(error)}") from error
+    if len(line) == MOST_LINE:
+        raise CheckpointError(f"{path}: line {len(lines) + 1} is longer than {MOST_LINE:,} bytes (damaged)")
+    return lines
+
+
+def metrics_row(line: bytes) -> dict[str, Any]:
+    """Return the fields of a line of metrics.jsonl. Raises `Malformed`."""
+    try:
+        row = parse_json_object(line)
+    except Malformed as error:
+        raise Malformed(f"is not a JSON object (damaged): {error}") from None
+    try:
+        return checked(row, MetricsRow)
+    except Malformed as error:
+        raise Malformed(f"has a wrong value (damaged): {error}") from None
 
 
 def valid_json(row: Mapping[str, Any]) -> str:

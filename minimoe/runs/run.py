@@ -6,7 +6,6 @@ checkpoints/    see minimoe/runs/checkpoint.py    ../last         a text file ne
 """
 
 import itertools
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,12 +24,14 @@ from minimoe.runs import checkpoint, metrics_lines
 from minimoe.runs.environment import environment, is_alive, process_identity
 from minimoe.runs.folders import check_free, clear, has_begun, next_folder, tidy_beside
 from minimoe.runs.lock import LOCK, Lock, is_taken
-from minimoe.runs.records import read_environment, read_status, valid_json
+from minimoe.runs.records import Count, metrics_row, read_environment, read_regular, read_status, valid_json, whole_lines
+from minimoe.untrusted import Malformed
 
 if TYPE_CHECKING:
     from minimoe.runs.checkpoint import Arrays, Checkpoint
 
 RUNS = Path("runs")
+MOST_POINTER = 1000  # bytes of `last` and `best`
 MOST_REASON = 1000  # characters of an error that status.json keeps
 
 
@@ -230,10 +231,10 @@ class Run:
         """Return a dict for every step. An incomplete last line is left out; raises `CheckpointError` for any other damaged line."""
         rows: list[dict[str, Any]] = []
         for number, line in enumerate(whole_lines(self.metrics_path), start=1):
-            row = _parse(line)
-            if row is None:
-                raise CheckpointError(f"{self.metrics_path}: line {number} is not a JSON object (damaged)")
-            rows.append(row)
+            try:
+                rows.append(metrics_row(line))
+            except Malformed as error:
+                raise CheckpointError(f"{self.metrics_path}: line {number} {error}") from None
         return rows
 
     def append_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -371,7 +372,7 @@ def is_trained_by_an_earlier_version(status: Mapping[str, Any]) -> bool:
 class _Row(msgspec.Struct):
     """The fields of a line of metrics that the list of runs shows; reading only these is quick."""
 
-    step: int
+    step: Count
     loss: float | None = None
     val_loss: float | None = None
     val_accuracy: float | None = None
@@ -416,14 +417,14 @@ def _quick_rows(path: Path) -> Iterator[_Row]:
     for line in whole_lines(path):
         try:
             yield decoder.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             continue
 
 
 def _run_names(root: Path) -> list[str]:
     marks = ("config.toml", "metrics.jsonl", "status.json")
-    folders = [entry for entry in root.iterdir() if entry.is_dir()] if root.is_dir() else []
-    return sorted(entry.name for entry in folders if any((entry / mark).exists() for mark in marks))
+    names = os.listdir(root) if root.is_dir() else []
+    return sorted(name for name in names if any(os.path.lexists(root / name / mark) for mark in marks))  # a folder may be closed to us
 
 
 def _follow(path: Path) -> Path:
@@ -431,27 +432,7 @@ def _follow(path: Path) -> Path:
     if path.name not in ("last", "best") or not path.is_file():
         return path
     try:
-        return path.parent / path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
+        name = read_regular(path, MOST_POINTER).decode().strip()
+    except (OSError, Malformed, UnicodeDecodeError):
         return path
-
-
-# ---- lines of JSON -----------------------------------------------------------------------------------------------------------
-
-
-def whole_lines(path: Path) -> list[bytes]:
-    """Return the lines that end with a newline; none if there is no file."""
-    try:
-        return path.read_bytes().split(b"\n")[:-1]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {files.reason(error)}") from error
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None
+    return path.parent / name if name.isprintable() else path

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from minimoe.config import Config, load_config, preset_names
 from minimoe.config.cost import Cost, cost, training_cost
 from minimoe.errors import CheckpointError, ConfigError, UserError
 from minimoe.pretrained.folder import is_model_folder
+from minimoe.runs.records import MetricsRow
 from minimoe.runs.run import Run
 
 if TYPE_CHECKING:
@@ -49,7 +52,8 @@ class Report:
             show(f"{facts['state']} at step {facts['step']}   {losses}{accuracy}\n")
             moe = self.config.model.moe
             if facts["expert_load"] and moe is not None:
-                show(load_table(facts["expert_load"], uniform_aux_loss(moe, len(facts["expert_load"])), facts["last"]))
+                last = msgspec.to_builtins(msgspec.convert(facts["last"], MetricsRow))  # with all fields
+                show(load_table(facts["expert_load"], uniform_aux_loss(moe, len(facts["expert_load"])), last))
 
 
 def inspect(what: str, overrides: tuple[str, ...] = ()) -> Report:
@@ -141,7 +145,9 @@ def _run_facts(run: Run) -> dict[str, Any]:
     last = rows[-1] if rows else {}
     validated = [row for row in rows if "val_loss" in row]
     latest = validated[-1] if validated else {}
-    loads = last.get("expert_load") or []
+    loads = [[share or 0.0 for share in layer] for layer in last.get("expert_load") or []]  # null: not finite
+    if len({len(layer) for layer in loads}) != 1 or not loads[0]:
+        loads = []
     entropies = [-sum(share * math.log(share) for share in layer if share > 0) for layer in loads]
     return {
         "path": str(run.path), "state": run.status()["state"], "step": last.get("step", 0), "loss": last.get("loss"),

@@ -119,14 +119,16 @@ def domains_table(loads: dict[str, list[list[float]]]) -> Table:
 def runs_table(rows: list[dict[str, Any]]) -> Table:
     """Return a row for each run, as `minimoe runs` prints them."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table()
     for name in ("run", "state", "step", "loss", "validation", "best", "accuracy", "parameters"):
         table.add_column(name, justify="left" if name in ("run", "state") else "right")
     for row in rows:
-        count = row["parameters"]
+        count, name = row["parameters"], row["name"]
         table.add_row(
-            row["name"], row["state"], f"{row['step']}/{row['steps'] or '?'}", number(row["loss"]), number(row["val_loss"]),
-            number(row["best_val_loss"]), percent(row["val_accuracy"]), "-" if count is None else f"{count:,}",
+            Text(name if name.isprintable() else ascii(name)), row["state"], f"{row['step']}/{row['steps'] or '?'}",
+            number(row["loss"]), number(row["val_loss"]), number(row["best_val_loss"]), percent(row["val_accuracy"]),
+            "-" if count is None else f"{count:,}",
         )  # fmt: skip
     return table

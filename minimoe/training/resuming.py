@@ -8,7 +8,7 @@ from typing import Any
 from minimoe.config import Config, config_from_tables
 from minimoe.errors import CheckpointError
 from minimoe.files import reason
-from minimoe.runs.checkpoint import Checkpoint
+from minimoe.runs.checkpoint import Checkpoint, check_resumable
 from minimoe.runs.environment import environment
 from minimoe.runs.records import read_regular
 from minimoe.runs.run import Run
@@ -38,6 +38,7 @@ def checkpoint_to_resume(run: Run, config: Config, task: Task, machine: Mapping[
             )
         return None
     saved, problems = run.load()
+    check_resumable(saved)
     for problem in problems:
         listener.warned(f"damaged: {problem}: going back to step {saved.step}")
     before = config_from_tables(saved.config, run.name)

@@ -279,7 +279,7 @@ def break_config(run: Path) -> None:
         (interrupt, "not finished (interrupted at step 7 of 10): `minimoe resume"),
         (diverge, "lower train.lr"),
         (cut_metrics, "damaged: 9 lines, expected one for each of 10 steps"),
-        (garble_metrics, "metrics.jsonl: damaged"),
+        (garble_metrics, "metrics.jsonl: line 1 has a wrong value (damaged)"),
         (reshape_load, "expert_load"),
         (break_config, "not valid TOML"),
     ],

@@ -134,6 +134,19 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("state", ["running", "failed"])
+def test_a_run_that_ended_early_is_whole_while_its_weights_can_be_had(run: Path, state: str) -> None:
+    """Without a lock that is held, `running` is a run that was killed."""
+    shown = "killed" if state == "running" else state
+    Run(run).write_status(state)
+    assert next(check.text for check in verify(run).checks if check.what == "status.json") == f"{shown}: resume continues from a checkpoint"
+    shutil.rmtree(run / "checkpoints")
+    assert ("status.json", f"{shown}, and no checkpoint is left: the weights are lost") in problems(run)
+    (run / "metrics.jsonl").unlink()
+    Run(run).write_status(state, begun=False, step=0)
+    assert next(check.text for check in verify(run).checks if check.what == "status.json") == f"{shown}: resume starts anew"
+
+
 @pytest.mark.parametrize(("spoil", "what", "text"), DAMAGE.values(), ids=DAMAGE)
 def test_each_kind_of_damage_to_a_run_is_named(run: Path, spoil: Callable[[Path], Any], what: str, text: str) -> None:
     spoil(run)
@@ -182,7 +195,7 @@ def test_a_forged_state_is_named(run: Path) -> None:
     checkpoint = run / "checkpoints" / "step-000006"
     state = json.loads((checkpoint / "state.json").read_text())
     rewrite(checkpoint, "state.json", json.dumps({**state, "elapsed_s": "long"}).encode())
-    assert ("checkpoints/step-000006", "state.json: Expected float, got str - at $.elapsed_s") in problems(run)
+    assert ("checkpoints/step-000006", "state.json: Expected float, got str - at $.elapsed_s (damaged)") in problems(run)
 
 
 def test_a_checkpoint_of_another_machine_learning_model_has_too_few_tensors_for_its_claim(run: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from minimoe.config import Config
 from minimoe.config.cost import Cost, training_cost
 from minimoe.errors import CheckpointError
+from minimoe.runs.records import read_environment
 from minimoe.runs.run import Run
 from minimoe.study.compare.comparison import Row, Spread
 
@@ -117,9 +117,5 @@ def check_finished(run: Run) -> None:
 
 def text_of(run: Run) -> tuple[str, str, str]:
     """Return what losses are measured on: SHA-256 of the data (empty if env.json has none), tokenizer, and head (the task)."""
-    try:
-        env = json.loads((run.path / "env.json").read_text(encoding="utf-8"))
-        digest = str(env["data"]["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
-        digest = ""
-    return digest, run.config.data.tokenizer, run.config.model.head
+    data = read_environment(run.path).get("data") or {}
+    return data.get("sha256") or "", run.config.data.tokenizer, run.config.model.head
