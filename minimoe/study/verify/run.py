@@ -21,7 +21,7 @@ from minimoe.study.verify.checks import Check, Tell, named, ok, problem, skipped
 from minimoe.training.differences import configuration_differences
 from minimoe.untrusted import Malformed, parse_json_object
 
-STATES = ("running", "killed", "finished", "interrupted", "diverged")
+STATES = ("running", "killed", "failed", "finished", "interrupted", "diverged")
 
 
 def checks_of_run(run: Run, tell: Tell) -> Iterator[Check]:
@@ -74,7 +74,12 @@ def _status(run: Run, running: bool) -> Iterator[Check]:
         newest = max((s for s in steps if s is not None), default=None)
         yield problem(what, f"{state} at step {step}, and the newest checkpoint is {'none' if newest is None else step_name(newest)}")
         return
-    yield ok(what, "killed: resume continues from a checkpoint" if state == "killed" else f"{state} at step {step}")
+    if not steps and run.has_begun():
+        yield problem(what, f"{state}, and no checkpoint is left: the weights are lost")
+    elif state in ("killed", "failed"):
+        yield ok(what, f"{state}: resume {'continues from a checkpoint' if steps else 'starts anew'}")
+    else:
+        yield ok(what, f"{state} at step {step}")
 
 
 def _environment(run: Run) -> Iterator[Check]:
