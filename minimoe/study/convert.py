@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minimoe.config import Config, DataConfig, ModelConfig, apply_override, config_from_tables, to_tables
-from minimoe.errors import ConfigError
+from minimoe.errors import ConfigError, notice
 from minimoe.model.transformer import Transformer
 from minimoe.pretrained.folder import is_model_folder
 from minimoe.pretrained.loading import Loaded, open_model
@@ -29,13 +29,21 @@ def convert(source: str | Path, target: Path, dtype: str | None = None) -> str:
 
     What `dtype` cannot hold gives a `Notice`. Raises UserError if no family can express the model, or if the target exists.
     """
-    loaded = open_model(source)
+    loaded = _open(source)
     tokenizer = None if is_model_folder(source) else loaded.tokenizer  # a folder's tokenizer.json is copied
     found = save_pretrained(loaded.model, target, dtype, tokenizer, loaded.model.provenance)
     size = sum(file.stat().st_size for file in target.iterdir())
     line = f"{target}: {found.model_type}, {size / 1e6:,.1f} MB, for transformers' {_class(target)}"
     left = loaded.model.provenance.beside().what_is_left() if loaded.model.provenance is not None else ""
     return f"{line}\nnot carried from {source}: {left}" if left else line
+
+
+def _open(source: str | Path) -> Loaded:
+    """Open a model; a damaged checkpoint that is passed over gives a `Notice`."""
+    loaded = open_model(source)
+    for problem in loaded.problems:
+        notice(f"damaged: {problem}; using step {loaded.step}")
+    return loaded
 
 
 def _class(folder: Path) -> str:
@@ -54,7 +62,7 @@ def upcycle(source: str | Path, target: Path, n_experts: int, overrides: Iterabl
     """
     from minimoe.training.trainer import Trainer
 
-    loaded = open_model(source)
+    loaded = _open(source)
     config = upcycled_config(loaded, target.name, n_experts, overrides)
     trainer = Trainer(config)
     trainer.model.load_state_dict(upcycled_state(loaded.model, trainer.model))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, Protocol
 
 from minimoe.backend import Backend
 from minimoe.config import Config
+from minimoe.errors import notice
 from minimoe.training.tasks import Task
 
 
@@ -56,8 +56,8 @@ class Listener:
         """Called after the last step, or after the one at which the run stopped for whatever reason."""
 
 
-class PythonWarnings(Listener):
-    """Shows no progress; a warning is one of Python's. Training that is called without a listener has this one."""
+class Notices(Listener):
+    """Shows no progress; a warning becomes a `Notice`, one of Python's. Training that is called without a listener has this one."""
 
     def warned(self, text: str) -> None:
-        warnings.warn(text.removeprefix("warning: "), stacklevel=2)
+        notice(text.removeprefix("warning: "))

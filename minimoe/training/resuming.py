@@ -95,9 +95,7 @@ def check_same_configuration(saved: Checkpoint, before: Config, run: Run, config
         if old != new:
             lines = [line for key, line in configuration_differences(before, config).items() if key.startswith(KEYS_OF[name])]
             keys = f" ({', '.join(lines[:3])})" if lines else ""
-            raise CheckpointError(
-                f"{saved.folder}: belongs to another configuration: its {name} differs from {run.path}/config.toml{keys}"
-            )
+            raise CheckpointError(f"{saved.folder}: belongs to another configuration: its {name} differs from {run.path}/config.toml{keys}")
 
 
 def tokenizer_json(task: Task) -> str | None:

@@ -25,7 +25,7 @@ from minimoe.layers.balance import uniform_aux_loss
 from minimoe.pretrained.transformer import PretrainedTransformer
 from minimoe.runs.environment import check_memory, usable_processors
 from minimoe.runs.run import Run
-from minimoe.training.listener import Listener, PythonWarnings
+from minimoe.training.listener import Listener, Notices
 from minimoe.training.metrics import Backlog
 from minimoe.training.optim import learning_rate, make_optimizer
 from minimoe.training.resuming import checkpoint_to_resume, tokenizer_json
@@ -91,7 +91,7 @@ class Trainer:
         config.check_trainable()
         self.backend: Backend = load(config.train.backend)
         self.backend.prepare(config)
-        self.listener = listener or PythonWarnings()
+        self.listener = listener or Notices()
         self.task = load_task(config)
         config = self.task.config
         check_memory(config.model, config.train)

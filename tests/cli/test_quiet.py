@@ -40,3 +40,14 @@ def test_a_doubtful_configuration_is_named(tmp_path: Path, monkeypatch: pytest.M
     doubtful = sets("moe.router=expert_choice")
     code, out, err = call(capsys, *TRAIN, str(write_text(tmp_path)), *doubtful)
     assert (code, out) == (0, "run\n") and err.startswith("warning: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("options", [[], ["--upcycle", "2"]])
+def test_what_is_converted_from_an_older_checkpoint_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call(capsys, *TRAIN, str(write_text(tmp_path)), *sets("moe=none"))[0] == 0
+    (tmp_path / "run" / "checkpoints" / "step-000004" / "model.safetensors").unlink()
+    code, _, err = call(capsys, "convert", "run", "out", *options)
+    assert (code, err) == (0, "minimoe: damaged: step-000004/model.safetensors: is missing; using step 2\n")
