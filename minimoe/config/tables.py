@@ -14,6 +14,7 @@ from minimoe.reference.routers import Router, Rule
 
 Activation = Literal["swiglu", "gelu", "gelu_tanh", "relu"]
 Dtype = Literal["float32", "float64", "bfloat16"]
+MOST_LAYERS = 10_000  # a layer costs time even where nothing is allocated
 
 
 def check_choice(key: str, value: object, field: FieldInfo) -> None:
@@ -244,6 +245,8 @@ class ModelConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
     def __post_init__(self) -> None:
         zero_ok = {"sliding_window", "type_vocab_size", "image_size", "n_classes", "pad_token_id"}
         check_table(self, "model", zero_ok)
+        if self.n_layers > MOST_LAYERS:
+            raise ConfigError(f"model.n_layers ({self.n_layers}) must be at most {MOST_LAYERS}")
         if self.head_dim is None and self.mla is None and self.d_model % self.n_heads:
             raise ConfigError(f"model.d_model ({self.d_model}) must be a multiple of model.n_heads ({self.n_heads}), or set model.head_dim")
         if self.n_heads % self.kv_heads:

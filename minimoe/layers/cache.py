@@ -13,6 +13,7 @@ from copy import copy
 from typing import Any
 
 from minimoe.backend import Array, Backend
+from minimoe.errors import ConfigError
 from minimoe.layers.module import Module
 
 
@@ -99,11 +100,17 @@ class Cache:
     """Keys and values of earlier positions for every attention layer of a model. `length`: columns so far."""
 
     def __init__(self, model: Module, batch: int = 1, capacity: int | None = None) -> None:
-        """`capacity`: columns of layers without a window, by default max_seq_len. If all layers have a window there is no limit."""
+        """`capacity`: columns of layers without a window, by default max_seq_len. If all layers have a window there is no limit.
+
+        Raises `ConfigError` if there is no room for them: a folder may claim any max_seq_len.
+        """
         makers = [module for _, module in model.named_modules() if isinstance(module, CachingLayer)]
         capacity = capacity or max(layer.max_seq_len for layer in makers)
         self.batch, self.length = batch, 0
-        self.layers = [layer.make_cache(batch, capacity) for layer in makers]
+        try:
+            self.layers = [layer.make_cache(batch, capacity) for layer in makers]
+        except (MemoryError, ValueError, OverflowError) as error:
+            raise ConfigError(f"cache: no memory for {batch} x {capacity} positions of {len(makers)} layers: give it a capacity") from error
         self.capacity = None if all(layer.rolls for layer in self.layers) else capacity
         by_size: dict[int, Ring] = {}
         for layer in self.layers:

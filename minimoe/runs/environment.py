@@ -109,11 +109,18 @@ def is_alive(pid: object, identity: object) -> bool:
 
 
 def check_memory(model: ModelConfig, train: TrainConfig) -> None:
-    """Refuse to train what this machine cannot hold: weights, gradients and the optimizer's states. Raises `ConfigError`."""
+    """Refuse to train what this machine cannot hold: weights, gradients and optimizer, or a step's tokens. Raises `ConfigError`."""
     needed = cost(model, dtype=train.dtype, optimizer=train.optimizer).bytes
     needs, has = needed.weights + needed.gradients + needed.optimizer, machine_memory()
     if has is not None and needs > has:
         raise ConfigError(
             f"training this model needs {needs / 2**30:,.1f} GiB for weights, gradients and optimizer, "
             f"this machine has {has / 2**30:,.1f} GiB: use a smaller model (minimoe inspect counts its parts)"
+        )
+    rows = train.batch_size * train.seq_len
+    step = 8 * train.accumulate * rows + 4 * rows * model.d_model  # inputs and targets of all micro-batches; one vector per token of one
+    if has is not None and step > has:
+        raise ConfigError(
+            f"a step needs more than {step / 2**30:,.1f} GiB for its tokens, this machine has {has / 2**30:,.1f} GiB: "
+            f"use a smaller train.batch_size ({train.batch_size}), train.accumulate ({train.accumulate}) or train.seq_len ({train.seq_len})"
         )

@@ -106,6 +106,18 @@ def test_an_impossible_key_is_one_line(
     assert says in refused(folder, monkeypatch, capsys, *command)
 
 
+@pytest.mark.parametrize("key", ["train.batch_size", "train.accumulate"])
+@pytest.mark.parametrize("dry", [False, True], ids=["train", "dry run"])
+def test_a_step_of_a_billion_sequences_is_refused_within_a_second(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], key: str, dry: bool
+) -> None:
+    began = time.process_time()
+    command = ["train", *TINY, "--data", "text.txt", "--set", f"{key}=1000000000", *(["--dry-run"] if dry else [])]
+    message = refused(folder, monkeypatch, capsys, *command)
+    assert "GiB for its tokens, this machine has 16.0 GiB: use a smaller train.batch_size (" in message
+    assert time.process_time() - began < 1
+
+
 SOURCES = {
     "nowhere.toml": "no configuration file nowhere.toml",
     "broken.toml": "broken.toml: not valid TOML: Expected ']'",
@@ -344,9 +356,13 @@ def test_output_that_cannot_be_written_is_one_line(folder: Path, verb: list[str]
 
 
 def test_memory_that_runs_out_is_one_line(folder: Path) -> None:
-    """The batch alone would take petabytes."""
+    """Two million sequences of 16 tokens take more than the two gigabytes that the process may ask for."""
+
+    def small() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (2 * 2**30, 2 * 2**30))
+
     out = ["--quiet", "--out", "huge"]
-    done = minimoe(folder, *TRAIN, *out, *sets("train.batch_size=999999999999999"))
+    done = minimoe(folder, *TRAIN, *out, *sets("train.batch_size=2000000"), preexec_fn=small)
     shutil.rmtree(folder / "huge")
     assert done.returncode == 2 and "out of memory" in one_line(done.stderr)
 

@@ -311,6 +311,13 @@ def test_set_that_costs_more_than_it_says_is_refused_within_a_second(override: s
     assert time.process_time() - began < 1
 
 
+def test_a_billion_layers_are_refused_within_a_second() -> None:
+    began = time.process_time()
+    assert complaint("model.n_layers=1000000000") == "model.n_layers (1000000000) must be at most 10000"
+    assert time.process_time() - began < 1
+    assert load_config("tiny-moe", ["model.n_layers=10000"]).model.n_layers == 10_000
+
+
 def test_set_takes_toml_values_and_bare_strings() -> None:
     config = load_config("tiny-moe", [
         "train.lr=3e-4", "train.steps = 1_000", "train.backend=numpy", 'train.optimizer="lion"', "data.source=my texts/a.txt",

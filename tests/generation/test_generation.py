@@ -130,6 +130,14 @@ def test_a_cache_refuses_what_does_not_fit() -> None:
         model(np.zeros((2, 2), dtype=np.int32), np.ones((2, 3), dtype=np.int32), cache=cache)
 
 
+@pytest.mark.parametrize("claimed", [10**13, 2**62, 2**80])
+def test_a_cache_for_a_context_that_no_memory_holds_is_refused_and_one_for_less_works(claimed: int) -> None:
+    model = make(max_seq_len=claimed)
+    with pytest.raises(ConfigError, match=f"cache: no memory for 1 x {claimed} positions of 2 layers: give it a capacity"):
+        mm.Cache(model)
+    assert model(np.zeros((1, 3), dtype=np.int32), cache=mm.Cache(model, capacity=4)).shape == (1, 3, 64)
+
+
 @pytest.mark.parametrize("position", ["rope", "learned"])
 @pytest.mark.parametrize("limit", [1, 2, 5])
 @pytest.mark.parametrize("length", [1, 4, 5, 13])

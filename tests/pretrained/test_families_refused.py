@@ -53,6 +53,11 @@ def refusal(config: Json) -> str:
     ("deepseek_v3", {"moe_layer_freq": 2}, "moe_layer_freq = 2"),
     ("qwen3_moe", {"decoder_sparse_step": 0}, "decoder_sparse_step = 0: expected a whole number above 0"),
     ("qwen3_moe", {"mlp_only_layers": "all"}, "mlp_only_layers = 'all': expected a list of layers"),
+    ("deepseek_v3", {"first_k_dense_replace": "x"}, "first_k_dense_replace = 'x': expected a whole number"),
+    ("gpt_oss", {"layer_types": 7}, "layer_types = 7: expected a list of layer types"),
+    ("gpt_oss", {"layer_types": [["full_attention"], 1]}, "model.layer_types"),
+    ("vit", {"id2label": 7}, "id2label = 7: expected an object with a name for each class"),
+    ("vit", {"num_labels": "7"}, "num_labels = '7': expected a whole number"),
     ("llama", {"architectures": ["LlamaForTokenClassification"]}, "ForTokenClassification'] is not supported: expected one of Llama"),
     ("bert", {"architectures": ["BertForQuestionAnswering"]}, "expected one of BertForMaskedLM, BertForPreTraining, BertModel"),
     ("llama", {"architectures": [["LlamaForCausalLM"]]}, "architectures = [['LlamaForCausalLM']]"),
@@ -62,6 +67,8 @@ def refusal(config: Json) -> str:
     ("llama", {"num_attention_heads": 5}, "hidden_size (model.d_model) (24) must be a multiple of num_attention_heads (model.n_heads) (5)"),
     ("llama", {"hidden_size": "24"}, "hidden_size (model.d_model): expected int"),
     ("llama", {"num_hidden_layers": 10**9}, f"num_hidden_layers = 1000000000: expected a number of layers, {MOST_LAYERS} at most"),
+    ("llama", {"rms_norm_eps": 1e308}, "rms_norm_eps (model.norm_eps) is too large a number: 1e+308"),
+    ("llama", {"rms_norm_eps": float("inf")}, "rms_norm_eps (model.norm_eps) is too large a number: inf"),
     ("llama", {"intermediate_size": 10**400}, "intermediate_size (model.d_hidden) is too large a number"),
 ])  # fmt: skip
 def test_an_unsupported_setting_is_refused_by_its_key(name: str, changes: Json, said: str) -> None:

@@ -2,7 +2,7 @@
 
 from minimoe.config import ModelConfig
 from minimoe.pretrained.families.decoder import COPIES, DROPPED, FIXED, SILU, ffn_names, keys, moe_names, norm_names, outer_names
-from minimoe.pretrained.families.family import Family, Json, Key, Tables
+from minimoe.pretrained.families.family import Family, Json, Key, Tables, whole_number
 from minimoe.pretrained.families.layout import Names, experts, whole
 from minimoe.pretrained.families.rotary import read_rotary, write_rotary
 
@@ -44,7 +44,8 @@ def read(given: Json, tables: Tables) -> None:
     read_rotary(given, tables, 10000.0)
     model = tables["model"]
     model["n_kv_heads"] = model["n_heads"]  # no grouped heads
-    tables["moe"]["layers"] = list(range(min(given.get("first_k_dense_replace", 3), model["n_layers"]), model["n_layers"]))
+    dense = min(max(0, whole_number(given, "first_k_dense_replace", 3)), model["n_layers"])
+    tables["moe"]["layers"] = list(range(dense, model["n_layers"]))
 
 
 def write(config: ModelConfig, written: Json) -> None:

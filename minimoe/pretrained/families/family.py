@@ -14,14 +14,15 @@ from typing import Any
 import msgspec
 
 from minimoe.config import ModelConfig, config_from_tables
+from minimoe.config.tables import MOST_LAYERS
 from minimoe.errors import ConfigError
 from minimoe.pretrained.families.layout import Names
 from minimoe.pretrained.header import shown
 from minimoe.reference.routers import find
 
 Json = dict[str, Any]
-MOST_LAYERS = 10_000
 MOST_NUMBER = 2**63 - 1
+MOST_FLOAT = 3.4028234663852886e38  # of float32, in which models compute
 Tables = dict[str, dict[str, Any]]  # {"model": {...}, "moe": {...}} as in a TOML file
 
 # Settings that do not change a prediction: a family need not express them.
@@ -209,12 +210,28 @@ def normalise_router(moe: dict[str, Any]) -> None:
         moe |= find(moe["router"]).same_as
 
 
+def whole_number(given: Json, name: str, default: int) -> int:
+    """Return a number of config.json that `keys` cannot express. Raises ConfigError."""
+    value = given.get(name, default)
+    if type(value) is not int:
+        raise ConfigError(f"{name} = {shown(value)}: expected a whole number")
+    return value
+
+
+def of_kind(given: Json, name: str, kinds: tuple[type, ...], what: str) -> Any:
+    """Return a value of config.json that `keys` cannot express, or None if it is absent or empty. Raises ConfigError."""
+    value = given.get(name) or None
+    if value is not None and not isinstance(value, kinds):
+        raise ConfigError(f"{name} = {shown(value)}: expected {what}")
+    return value
+
+
 def refuse_huge(table: Mapping[str, Any], path: str = "") -> None:
-    """Raise ConfigError for an integer that does not fit into 64 bits."""
+    """Raise ConfigError for an integer that does not fit into 64 bits, or another number that does not fit into float32."""
     for name, value in table.items():
         if isinstance(value, dict):
             refuse_huge(value, f"{path}{name}.")
-        elif isinstance(value, int) and abs(value) > MOST_NUMBER:
+        elif isinstance(value, int | float) and not abs(value) <= (MOST_NUMBER if isinstance(value, int) else MOST_FLOAT):
             raise ConfigError(f"{path}{name} is too large a number: {shown(value)}")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from minimoe.config import ModelConfig
 from minimoe.errors import ConfigError
 from minimoe.pretrained.families.decoder import COPIES, FIXED, SILU, attention_names, keys, norm_names, outer_names
-from minimoe.pretrained.families.family import Family, Json, Key, Tables
+from minimoe.pretrained.families.family import Family, Json, Key, Tables, of_kind
 from minimoe.pretrained.families.layout import Array, Layout, Layouts, Names, StoredTensor, whole
 from minimoe.pretrained.families.rotary import read_rotary, write_rotary
 
@@ -58,8 +58,9 @@ def read(given: Json, tables: Tables) -> None:
     says_so = given.get("rope_parameters") or given.get("rope_scaling")
     read_rotary(given if says_so else {**given, "rope_parameters": stretch}, tables, 150000.0)
     model = tables["model"]
-    kinds = given.get("layer_types") or ["full_attention" if i % 2 else "sliding_attention" for i in range(model["n_layers"])]
-    model["layer_types"] = [KINDS.get(kind, kind) for kind in kinds]
+    kinds = of_kind(given, "layer_types", (list,), "a list of layer types")
+    kinds = kinds or ["full_attention" if i % 2 else "sliding_attention" for i in range(model["n_layers"])]
+    model["layer_types"] = [KINDS.get(kind, kind) if isinstance(kind, str) else kind for kind in kinds]
     if not model["activation_limit"]:
         raise ConfigError(f"swiglu_limit = {model['activation_limit']!r}: expected a limit above 0")
 

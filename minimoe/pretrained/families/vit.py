@@ -6,7 +6,7 @@ A convolution whose stride is its own size is a product over the pixels of a pat
 from minimoe.config import ModelConfig
 from minimoe.errors import ConfigError
 from minimoe.pretrained.families.bert import ACTIVATIONS
-from minimoe.pretrained.families.family import Family, Json, Key, Tables
+from minimoe.pretrained.families.family import Family, Json, Key, Tables, of_kind, whole_number
 from minimoe.pretrained.families.layout import Names, pair, rows, whole
 from minimoe.pretrained.header import shown
 
@@ -42,8 +42,8 @@ def names(config: ModelConfig) -> Names:
 def read(given: Json, tables: Tables) -> None:
     model = tables["model"]
     model["activation"] = ACTIVATIONS[given.get("hidden_act", "gelu")]
-    labels = given.get("num_labels") or len(given.get("id2label") or ["LABEL_0", "LABEL_1"])
-    model["n_classes"] = labels
+    named = of_kind(given, "id2label", (dict, list), "an object with a name for each class") or ["LABEL_0", "LABEL_1"]
+    model["n_classes"] = whole_number(given, "num_labels", 0) if given.get("num_labels") else len(named)
     for key in ("image_size", "patch_size"):
         if isinstance(model[key], list):
             if len(set(map(str, model[key]))) != 1:
