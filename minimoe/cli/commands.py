@@ -18,6 +18,10 @@ from minimoe.cli.use import evaluate, generate
 from minimoe.errors import nearest
 
 
+class UnexpectedEnd(Exception):
+    """Carries an EOFError, its cause, past click."""
+
+
 class Commands(click.Group):
     """Commands in the order in which they were added; for an unknown name the nearest is suggested."""
 
@@ -29,6 +33,8 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except KeyboardInterrupt:  # click would print an empty line first
             raise click.Abort from None
+        except EOFError as error:  # click would take it for an interrupt
+            raise UnexpectedEnd from error
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and self.get_command(ctx, args[0]) is None:

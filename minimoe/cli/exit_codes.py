@@ -12,12 +12,13 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 import click
 
-from minimoe.cli.commands import cli
+from minimoe.cli.commands import UnexpectedEnd, cli
+from minimoe.cli.streams import drop_unwritten, prepare_streams, written_to_the_end
 from minimoe.errors import Interrupted, Notice, UserError
 
 FAULT = 70  # EX_SOFTWARE of sysexits.h
@@ -25,8 +26,9 @@ FAULT = 70  # EX_SOFTWARE of sysexits.h
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; ends the process with its exit code."""
+    prepare_streams()
     try:
-        with notices_as_lines():
+        with written_to_the_end(), notices_as_lines():
             sys.exit(cli.main(args=arguments, prog_name="minimoe", standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else "")
@@ -38,15 +40,18 @@ def main(arguments: list[str] | None = None) -> None:
     except (KeyboardInterrupt, click.Abort):
         fail("interrupted", 130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the pipe's reader went away: end without a message
+        drop_unwritten()  # the pipe's reader went away: end without a message
         sys.exit(1)
     except MemoryError as error:
         fail(f"out of memory: {error}: use a smaller train.batch_size, train.seq_len or model", 2)
     except OSError as error:
+        drop_unwritten()
         fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 2)
     except SystemExit:
         raise
     except BaseException as error:  # a library written in Rust may raise what is no Exception
+        if isinstance(error, UnexpectedEnd):
+            error = error.__cause__ or error
         fail(
             f"a fault in minimoe, not in what you gave it: {type(error).__name__}: {error}: please report it with your command and what "
             "the same command prints after `export MINIMOE_DEBUG=1` (CONTRIBUTING.md says how)",
@@ -75,5 +80,7 @@ def fail(message: str, code: int) -> NoReturn:
     """Print one line on standard error and end the process."""
     if os.environ.get("MINIMOE_DEBUG") == "1":
         traceback.print_exc()
-    click.echo(f"minimoe: {' '.join(message.split())}", err=True)
+    with suppress(OSError):  # where nobody can read it the code says it
+        click.echo(f"minimoe: {' '.join(message.split())}", err=True)
+    drop_unwritten()
     sys.exit(code)

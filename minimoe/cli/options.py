@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,6 @@ if TYPE_CHECKING:
     from minimoe.training.listener import Listener
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-CONTROL_CHARACTERS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 def option(*names: str, **settings: Any) -> Decorator:
@@ -74,12 +72,3 @@ def print_json(value: Any) -> None:
     import msgspec
 
     click.echo(msgspec.json.encode(value).decode())
-
-
-def write(text: str) -> None:
-    """Write text at once, in the encoding of the output; a terminal gets no control characters, which a barely trained model may write."""
-    if sys.stdout.isatty():
-        text = text.translate(CONTROL_CHARACTERS)
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, errors="replace").decode(encoding))
-    sys.stdout.flush()

@@ -16,8 +16,8 @@ from minimoe.cli.options import (
     seed_option,
     set_option,
     threads_option,
-    write,
 )  # fmt: skip
+from minimoe.cli.streams import write, write_all
 from minimoe.errors import UserError
 
 if TYPE_CHECKING:
@@ -90,8 +90,7 @@ def show_result(trained: TrainedRun, quiet: bool) -> None:
     task = trained.task
     click.echo()
     try:
-        for piece in task.show(trained.model):
-            write(piece)
+        write_all(task.show(trained.model))
     except UserError as error:  # the run is done and saved, whatever it has learned
         write(f"none: {error}")
     accuracy = "" if task.chance is None else f"   {task.accuracy(trained.val_accuracy)}"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import click
 
-from minimoe.cli.options import Size, data_option, json_option, open_loaded, option, print_json, write
+from minimoe.cli.options import Size, data_option, json_option, open_loaded, option, print_json
+from minimoe.cli.streams import write, write_all
 from minimoe.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,9 +52,8 @@ def generate(
             for row, text in generate_texts(loaded.model, tokenizer, prompts, tokens, sampling):
                 write(f"== prompt {row + 1} of {len(prompts)}\n{prompts[row]}{text}\n\n")
             return
-        write("".join(prompts))
-        for piece in generate_text(loaded.model, tokenizer, prompts[0] if prompts else default_prompt(tokenizer), tokens, sampling):
-            write(piece)
+        prompt = prompts[0] if prompts else default_prompt(tokenizer)
+        write_all(chain(prompts, generate_text(loaded.model, tokenizer, prompt, tokens, sampling)))
         click.echo()
     finally:
         note_expert_usage(loaded)
