@@ -32,16 +32,16 @@ class CheckpointError(UserError):
 
 
 class Diverged(UserError):
-    """Ten steps in a row had a non-finite loss or gradient; the last good state is kept."""
+    """Ten steps in a row had a non-finite loss or gradient, or a run ended without a finite one; the last good state is kept."""
 
     exit_code = 3
 
 
 class Interrupted(Exception):
-    """A signal stopped a run after its state was saved. `exit_code`: 128 plus the signal's number."""
+    """A signal stopped a run; `text` says what is saved. `exit_code`: 128 plus the signal's number."""
 
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by signal {number}; the state was saved: minimoe resume continues")
+    def __init__(self, number: int, text: str = "the state was saved: minimoe resume continues") -> None:
+        super().__init__(f"stopped by signal {number}; {text}")
         self.exit_code = 128 + number
 
 

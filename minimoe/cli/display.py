@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
+from contextlib import suppress
 from time import monotonic as now
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,10 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
     from rich.text import Text
+
+
+SOON = 2.0  # seconds until an evaluation is shown
+OFTEN = 10.0  # seconds between the lines about one
 
 
 def listener(quiet: bool) -> Listener:
@@ -58,13 +64,39 @@ class WarningsAlone(Listener):
     """Shows no progress, and prints warnings to standard error: what --quiet asks for."""
 
     def warned(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        with suppress(OSError):
+            print(text, file=sys.stderr, flush=True)
+
+
+class Evaluating:
+    """How far an evaluation is; one that is done within `SOON` seconds is not worth showing."""
+
+    def __init__(self, batches: int = 0) -> None:
+        self.done, self.batches, self.began = 0, batches, now()
+
+    @property
+    def shows(self) -> bool:
+        return self.done < self.batches and now() - self.began >= SOON
+
+    def left(self) -> str:
+        """Return the time left in words."""
+        spent = now() - self.began
+        return f"{duration(max(1.0, spent / self.done * (self.batches - self.done)))} left" if self.done else f"{duration(spent)} elapsed"
+
+
+def stopping_text(trainer: Training, evaluating: bool) -> str:
+    """Return what a run does after the first interrupt, and what a second one would do."""
+    if evaluating and trainer.saved == trainer.step:
+        return f"stopping: the state of step {trainer.step} is saved; Ctrl-C again stops at once"
+    what = "this evaluation's batch" if evaluating else "this step"
+    return f"stopping after {what}; Ctrl-C again stops at once, without saving it"
 
 
 class PlainProgress(Listener):
     """Prints a line every `log_every` steps."""
 
     def started(self, trainer: Training) -> None:
+        self.trainer, self.evaluating, self.told = trainer, Evaluating(), 0.0
         self.pace = Pace(trainer.config.train.steps)
         self.said(describe(trainer))
         if trainer.step:
@@ -72,6 +104,19 @@ class PlainProgress(Listener):
 
     def stepped(self, step: int) -> None:
         self.pace.stepped(step)
+
+    def validating(self, done: int, batches: int) -> None:
+        if not done:
+            self.evaluating = Evaluating(batches)
+        self.evaluating.done = done
+        if self.evaluating.shows and now() - self.told >= OFTEN:
+            self.told = now()
+            self.said(f"validating: {done:,} of {batches:,} batches  {self.evaluating.left()}")
+
+    def stopping(self) -> None:
+        text = stopping_text(self.trainer, self.evaluating.done < self.evaluating.batches)
+        with suppress(OSError, AttributeError, ValueError):  # nothing that is a file
+            os.write(sys.stderr.fileno(), f"{text}\n".encode())
 
     def logged(self, rows: list[dict[str, Any]]) -> None:
         if not rows:
@@ -93,7 +138,8 @@ class PlainProgress(Listener):
         self.said(text + (f"  SKIPPED {skipped}" if skipped else ""))
 
     def said(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        with suppress(OSError):  # the terminal or the pipe's reader went away, which is no reason to lose a run
+            print(text, file=sys.stderr, flush=True)
 
 
 class LiveProgress(Listener):
@@ -107,6 +153,7 @@ class LiveProgress(Listener):
         self.screen = screen
         self.wait_text, self.wait_began = "", 0.0
         self.ends = False
+        self.evaluating = Evaluating()
 
     def started(self, trainer: Training) -> None:
         from rich.console import Console
@@ -131,6 +178,11 @@ class LiveProgress(Listener):
         self.step, self.wait_text = step, ""
         self.pace.stepped(step)
 
+    def validating(self, done: int, batches: int) -> None:
+        if not done:
+            self.evaluating = Evaluating(batches)
+        self.evaluating.done = done
+
     def logged(self, rows: list[dict[str, Any]]) -> None:
         for row in rows:
             self.losses.append(row["loss"])
@@ -139,10 +191,11 @@ class LiveProgress(Listener):
             self.row = row
 
     def said(self, text: str) -> None:
-        if hasattr(self, "live"):
-            self.live.console.print(text, style="yellow", markup=False)
-        else:
-            print(text, file=sys.stderr)
+        with suppress(OSError):  # the terminal went away, which is no reason to lose a run
+            if hasattr(self, "live"):
+                self.live.console.print(text, style="yellow", markup=False)
+            else:
+                print(text, file=sys.stderr)
 
     def waiting(self, text: str) -> None:
         if not hasattr(self, "live"):
@@ -157,8 +210,9 @@ class LiveProgress(Listener):
 
     def ended(self, trainer: Training) -> None:
         self.ends = False
-        self.step, self.wait_text = trainer.step, ""
-        self.live.stop()
+        self.step, self.wait_text, self.evaluating = trainer.step, "", Evaluating()
+        with suppress(OSError):
+            self.live.stop()
 
     # ---- drawing -----------------------------------------------------------------------------------------------------------------
 
@@ -174,8 +228,11 @@ class LiveProgress(Listener):
                 parts.append(load_table(self.row["expert_load"], self.trainer.uniform_aux_loss, self.row))
         if self.wait_text:
             parts.append(self._wait())
+        if self.evaluating.shows:
+            parts.append(self._validation())
         if self.ends:
-            parts.append(Text("stopping after this step; Ctrl-C again stops at once, without saving it", style="yellow"))
+            evaluating = self.evaluating.done < self.evaluating.batches
+            parts.append(Text(stopping_text(self.trainer, evaluating), style="yellow"))
         return Group(*parts)
 
     def _progress(self) -> Table:
@@ -188,6 +245,14 @@ class LiveProgress(Listener):
         time = f"{duration(left)} left" if left is not None and known else f"{duration(now() - self.began)} elapsed"
         table = Table.grid(padding=(0, 2))
         table.add_row(f"step {self.step}/{steps}", ProgressBar(total=steps, completed=self.step, width=40), time)
+        return table
+
+    def _validation(self) -> Table:
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        done, batches, table = self.evaluating.done, self.evaluating.batches, Table.grid(padding=(0, 2))
+        table.add_row(f"validating {done:,}/{batches:,}", ProgressBar(total=batches, completed=done, width=32), self.evaluating.left())
         return table
 
     def _wait(self) -> Table:

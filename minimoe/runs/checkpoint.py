@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +87,28 @@ def save_checkpoint(
         raise CheckpointError(f"{folder}: cannot be saved: {reason(error)} (earlier checkpoints are untouched)") from error
 
 
+def replace_state(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write another state.json into a checkpoint, which is whole at any moment; the other files are linked where the system can.
+
+    Raises `CheckpointError` as `save_checkpoint` does.
+    """
+    data = to_json(state).encode()
+    digests = {**_read_manifest(folder), "state.json": _sha256(data)}
+    files = {"state.json": data, MANIFEST: _manifest_text(digests).encode()}
+    try:
+        tidy(folder.parent)
+        _put_in_place(folder, files, kept=sorted(digests.keys() - files.keys()))
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be saved: {reason(error)} (earlier checkpoints are untouched)") from error
+
+
+def not_finite(arrays: Arrays) -> str | None:
+    """Return the name of the first array with a number that is not finite; None if there is none."""
+    import numpy as np
+
+    return next((name for name, array in arrays.items() if not np.isfinite(array).all()), None)
+
+
 def _pack(arrays: Arrays) -> bytes:
     """Return safetensors bytes, names sorted. Arrays are made contiguous: safetensors writes memory as it is, wrong for `.T` or `[::2]`."""
     import numpy as np
@@ -98,10 +120,13 @@ def _pack(arrays: Arrays) -> bytes:
     return save({name: np.asarray(arrays[name], order="C") for name in sorted(arrays)})
 
 
-def _put_in_place(folder: Path, files: Mapping[str, bytes]) -> None:
+def _put_in_place(folder: Path, files: Mapping[str, bytes], kept: Iterable[str] = ()) -> None:
+    """Write a checkpoint's folder with these files, and with those of the present one whose names are `kept`."""
     temporary, displaced = hidden_sibling(folder, "tmp"), hidden_sibling(folder, "old")
     try:
         temporary.mkdir()
+        for name in kept:
+            _link(folder / name, temporary / name)
         for name, data in files.items():
             write_synced(temporary / name, data)
         sync_folder(temporary)
@@ -115,6 +140,14 @@ def _put_in_place(folder: Path, files: Mapping[str, bytes]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     shutil.rmtree(displaced, ignore_errors=True)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        write_synced(target, source.read_bytes())
 
 
 def tidy(parent: Path) -> None:
@@ -193,6 +226,18 @@ def step_of(folder: Path) -> int | None:
     hidden = HIDDEN.fullmatch(folder.name)
     match = STEP.fullmatch(hidden["target"] if hidden else folder.name)
     return int(match[1]) if match else None
+
+
+def is_good(folder: Path, best: bool = False) -> bool:
+    """Return True if a checkpoint is whole and finite, and its step was not skipped: else its weights may be what made the loss infinite.
+
+    One that an evaluation called the `best` is known not to be that.
+    """
+    try:
+        found = load_checkpoint(folder)
+    except CheckpointError:
+        return False
+    return (best or found.state.get("bad") == 0) and not_finite({**found.model, **found.optimizer}) is None
 
 
 def newest_whole(folder: Path, optimizer: bool = True) -> tuple[Checkpoint, list[str]]:

@@ -15,6 +15,7 @@ from minimoe.untrusted import Malformed, parse_json_object
 
 NAME = "metrics.jsonl"
 TIMED = re.compile(rb'("(?:step_ms|tokens_per_s|elapsed_s)": )[^,}]*')
+EVALUATION = re.compile(rb', "val_.*\}$')  # the end of a line, if its step was evaluated
 MOST_SHOWN = 5  # problems of one kind that are said one by one
 
 
@@ -30,6 +31,12 @@ class Digest:
         """Add the next line."""
         self._hash.update(TIMED.sub(rb"\1", line) + b"\n")
 
+    def copy(self) -> "Digest":
+        """Return another of the same lines, which goes on by itself."""
+        other = Digest()
+        other._hash = self._hash.copy()
+        return other
+
     def hexdigest(self) -> str:
         """Return the digest of the lines so far."""
         return self._hash.hexdigest()
@@ -42,6 +49,19 @@ class Lines:
     kept: list[bytes]
     steps: list[int]
     problems: list[str]
+
+
+def agree(lines: list[bytes], sha256: str) -> bool:
+    """Return True if this is the digest of the lines, or was, before the last of them got the result of its evaluation.
+
+    A checkpoint is saved before the last validation, and a kill may come between the line and the checkpoint's new digest.
+    """
+    digest = Digest(lines[:-1])
+    before = digest.copy()
+    for line in lines[-1:]:
+        digest.add(line)
+        before.add(EVALUATION.sub(b"}", line))
+    return sha256 in (digest.hexdigest(), before.hexdigest())
 
 
 def examine(lines: Iterable[bytes], step: int | None = None, sha256: str | None = None) -> Lines:
@@ -58,7 +78,7 @@ def examine(lines: Iterable[bytes], step: int | None = None, sha256: str | None 
         if step is None or at <= step:
             kept.append(line)
             steps.append(at)
-    known = sha256 is not None and Digest(kept).hexdigest() == sha256  # what they lack was lost, and said, before that checkpoint
+    known = sha256 is not None and agree(kept, sha256)  # what they lack was lost, and said, before that checkpoint
     faults = [] if known else _out_of_sequence(steps, max(steps, default=0) if step is None else step)
     problems = _first_of(unreadable, "lines cannot be read") + _first_of(faults, "faults of this kind")
     if not problems and sha256 is not None and not known:

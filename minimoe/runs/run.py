@@ -167,8 +167,9 @@ class Run:
         state: Mapping[str, Any],
         tokenizer_json: str | None = None,
         best: bool = False,
+        prune: bool = True,
     ) -> Path:
-        """Write the checkpoint of a step, name it as the best if it is, and keep only the newest `train.keep` and the best."""
+        """Write the checkpoint of a step, name it as the best if it is, and keep only the newest `train.keep` and the best if `prune`."""
         folder = self.checkpoint_folder / checkpoint.step_name(step)
         checkpoint.save_checkpoint(
             folder,
@@ -182,12 +183,34 @@ class Run:
             self._note_begun()
         if best:
             self.note_best(step)
-        checkpoint.prune(self.checkpoint_folder, self.config.train.keep, checkpoint.read_best(self.checkpoint_folder))
+        if prune:
+            self.prune()
         return folder
 
     def has_begun(self) -> bool:
         """Return True if the run has had a checkpoint: without one, its weights are lost."""
         return has_begun(self.path)
+
+    def replace_state(self, step: int, state: Mapping[str, Any], best: bool) -> None:
+        """Write another state into the checkpoint of a step, and name it as the best if it is."""
+        checkpoint.replace_state(self.checkpoint_folder / checkpoint.step_name(step), {**state, "step": step})
+        if best:
+            self.note_best(step)
+
+    def prune(self) -> None:
+        """Keep only the newest `train.keep` checkpoints and the best."""
+        checkpoint.prune(self.checkpoint_folder, self.config.train.keep, checkpoint.read_best(self.checkpoint_folder))
+
+    def drop_bad(self, before: int) -> Path | None:
+        """Remove the newest checkpoints, down to a good one of a step below `before`.   -> that one; None, and nothing removed, without"""
+        folder = self.checkpoint_folder
+        best = checkpoint.read_best(folder)
+        for found in reversed(checkpoint.checkpoints(folder)):
+            step = checkpoint.step_of(found) or 0
+            if step < before and checkpoint.is_good(found, step == best):
+                checkpoint.cut(folder, step)
+                return found
+        return None
 
     def note_best(self, step: int) -> None:
         """Name a checkpoint as the best, if it still exists."""
@@ -210,7 +233,7 @@ class Run:
 
         metrics_sha256: of the metrics up to that step, as its checkpoint says.   -> a line about each damaged line of metrics
         Later checkpoints are removed before later metrics, so that a kill in between leaves no gap in the metrics. If a kill came after
-        a checkpoint was written, but before it was named the best or older ones were removed, that is done now.
+        a checkpoint was written, but before it was named the best, that is done now.
         """
         folder = self.checkpoint_folder
         if folder.is_dir():
@@ -218,7 +241,6 @@ class Run:
             checkpoint.cut(folder, step)
             if best is not None:
                 self.note_best(best)
-            checkpoint.prune(folder, self.config.train.keep, checkpoint.read_best(folder))
         return self.cut_metrics(step, metrics_sha256)
 
     # ---- metrics -----------------------------------------------------------------------------------------------------------
@@ -253,6 +275,20 @@ class Run:
         if self._metrics_digest is None:
             self._metrics_digest = metrics_lines.Digest(whole_lines(self.metrics_path))
         return self._metrics_digest
+
+    def last_row(self) -> dict[str, Any] | None:
+        """Return the last line of the metrics; None if there is none, or if it is damaged."""
+        lines = whole_lines(self.metrics_path)
+        return _parse(lines[-1]) if lines else None
+
+    def replace_last_row(self, row: Mapping[str, Any]) -> None:
+        """Write the line of a step again, which is the last or still missing; at any moment the file has the old line or the new one."""
+        lines = whole_lines(self.metrics_path)
+        last = _parse(lines[-1]) if lines else None
+        self._metrics_digest = None
+        kept = lines[:-1] if last is not None and last.get("step") == row["step"] else lines
+        text = b"".join(line + b"\n" for line in kept).decode() + valid_json(row) + "\n"
+        self._write(lambda: files.write_atomically(self.metrics_path, text), "metrics.jsonl")
 
     def cut_metrics(self, step: int, sha256: str | None = None) -> list[str]:
         """Remove the lines after a step and those that cannot be read; the other lines keep their bytes.
@@ -375,6 +411,7 @@ class _Row(msgspec.Struct):
     step: Count
     loss: float | None = None
     val_loss: float | None = None
+    val_loss_sampled: float | None = None  # of the last line, by which it is compared with the lines before
     val_accuracy: float | None = None
 
 
@@ -398,6 +435,7 @@ def _summary(run: Run) -> dict[str, Any]:
         if not isinstance(error.__cause__, UnknownName):  # of a router or an optimizer whose package is not installed here
             status["state"] = "damaged"
     losses = [row.val_loss for row in rows if row.val_loss is not None]
+    compared = [row.val_loss if row.val_loss_sampled is None else row.val_loss_sampled for row in rows]
     return {
         "name": run.name,
         "state": status["state"],
@@ -405,7 +443,7 @@ def _summary(run: Run) -> dict[str, Any]:
         "steps": status.get("steps", steps),
         "loss": rows[-1].loss if rows else None,
         "val_loss": losses[-1] if losses else None,
-        "best_val_loss": min(losses, default=None),
+        "best_val_loss": min((loss for loss in compared if loss is not None), default=None),
         "val_accuracy": next((row.val_accuracy for row in reversed(rows) if row.val_loss is not None), None),
         "parameters": status.get("parameters"),
         "created": str(read_environment(run.path).get("created", "")),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -36,10 +36,13 @@ class Evaluation:
         return float(np.exp(min(self.loss, 700.0)))
 
 
-def evaluate(model: Transformer, batches: Batches, domains: Iterable[Tokens] | None = None, n_domains: int = 0) -> Evaluation:
+def evaluate(
+    model: Transformer, batches: Batches, domains: Iterable[Tokens] | None = None, n_domains: int = 0,
+    after_batch: Callable[[], None] | None = None,
+) -> Evaluation:  # fmt: skip
     """Average over all targets that are not -100. With `domains` [B,T] for each batch, the load is also counted by domain.
 
-    Sums stay on the device until the end.
+    Sums stay on the device until the end. `after_batch` is called after each batch, and may end the evaluation by raising.
     """
     b = model.backend
     xp = b.xp
@@ -55,13 +58,14 @@ def evaluate(model: Transformer, batches: Batches, domains: Iterable[Tokens] | N
             loss, hits, stats = _scored(model, inputs, targets, None if valid.all() else valid)
             total, right, count = total + loss, right + hits, count + int((targets >= 0).sum())
             loads = _added(loads, [layer.counts for layer in stats])
-            if sides is None:
-                continue
-            side = np.where(valid != 0, next(sides), -1).reshape(-1)
-            for domain in range(n_domains):
-                here = b.from_host((side == domain).astype(np.int32))
-                counts = [_count_where(xp, layer.ids, here, layer.counts.shape[0]) for layer in stats]
-                by_domain[domain] = _added(by_domain[domain], counts)
+            if sides is not None:
+                side = np.where(valid != 0, next(sides), -1).reshape(-1)
+                for domain in range(n_domains):
+                    here = b.from_host((side == domain).astype(np.int32))
+                    counts = [_count_where(xp, layer.ids, here, layer.counts.shape[0]) for layer in stats]
+                    by_domain[domain] = _added(by_domain[domain], counts)
+            if after_batch is not None:
+                after_batch()
     fractions = [_fractions(b.to_host(layer)) for layer in loads]
     domain_fractions = [[_fractions(b.to_host(layer)) for layer in domain] for domain in by_domain] if n_domains else None
     if not count:

@@ -17,6 +17,7 @@ class Training(Protocol):
     backend: Backend
     task: Task
     step: int  # steps done
+    saved: int | None  # the newest step whose state is saved
     best: float | None  # the lowest validation loss so far
 
     @property
@@ -35,6 +36,9 @@ class Listener:
     def logged(self, rows: list[dict[str, Any]]) -> None:
         """Called when the metrics of the last steps have left the device."""
 
+    def validating(self, done: int, batches: int) -> None:
+        """Called before the first batch of an evaluation, with 0, and after each, with the number of those done and of all."""
+
     def said(self, text: str) -> None:
         """Called with a message that a user should see."""
 
@@ -47,9 +51,9 @@ class Listener:
         self.said(text)
 
     def stopping(self) -> None:
-        """A signal asks for an end: the step under way is finished and saved first.
+        """A signal asks for an end: the step under way is finished and saved first; an evaluation ends after its batch.
 
-        It is called by the signal's handler, so it must not print.
+        It is called by the signal's handler, so it must not print: that may be under way already. `os.write` is safe.
         """
 
     def ended(self, trainer: Training) -> None:

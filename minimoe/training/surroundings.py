@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -54,9 +55,9 @@ def explain_memory_errors(backend: Backend) -> Iterator[None]:
 
 @contextmanager
 def stop_signals(noted: Callable[[], None]) -> Iterator[list[int]]:
-    """Yield a list to which SIGINT and SIGTERM append their number, so a step can finish and be saved; a second SIGINT ends at once.
+    """Yield a list to which SIGINT, SIGTERM and SIGHUP append their number, so that a step can finish and be saved.
 
-    `noted` is called in the handler of each signal that is noted.
+    A second SIGINT ends at once. `noted` is called in the handler of each signal that is noted.
     """
     received: list[int] = []
 
@@ -66,13 +67,34 @@ def stop_signals(noted: Callable[[], None]) -> Iterator[list[int]]:
         received.append(number)
         noted()
 
-    try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread, where Python allows no handlers
+    with _handled(note, "SIGINT", "SIGTERM", "SIGHUP"):
         yield received
-        return
-    try:
+
+
+@contextmanager
+def save_signals() -> Iterator[list[int]]:
+    """Yield a list to which SIGUSR1 appends its number: a batch system sends it when the time is nearly up."""
+    received: list[int] = []
+    with _handled(lambda number, _: received.append(number), "SIGUSR1"):
         yield received
+
+
+@contextmanager
+def _handled(handler: Callable[[int, Any], None], *names: str) -> Iterator[None]:
+    """Handle those of the signals that the system has, and that are ours to handle.
+
+    One that is ignored stays ignored (`nohup`, a job in the background of a script). Where a program that calls minimoe handles SIGHUP or
+    SIGUSR1 itself, it keeps them.
+    """
+    before: dict[int, Any] = {}
+    try:
+        for name in names:
+            number = getattr(signal, name, None)  # Windows has neither SIGHUP nor SIGUSR1
+            given = signal.SIG_IGN if number is None else signal.getsignal(number)
+            ours = given not in (signal.SIG_IGN, None) if name in ("SIGINT", "SIGTERM") else given is signal.SIG_DFL
+            if number is not None and ours and threading.current_thread() is threading.main_thread():  # Python allows it in no other
+                before[number] = signal.signal(number, handler)
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, given in before.items():
+            signal.signal(number, given)

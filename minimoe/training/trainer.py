@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from msgspec.structs import replace
@@ -20,9 +20,10 @@ from minimoe.backend import Backend, load
 from minimoe.config import Config, load_config
 from minimoe.data.corpus import IMAGE_SOURCES
 from minimoe.engine.recording import Recorded
-from minimoe.errors import ConfigError, Diverged, Interrupted
+from minimoe.errors import ConfigError, Diverged, Interrupted, UserError
 from minimoe.layers.balance import uniform_aux_loss
 from minimoe.pretrained.transformer import PretrainedTransformer
+from minimoe.runs.checkpoint import Arrays, not_finite
 from minimoe.runs.environment import check_memory, usable_processors
 from minimoe.runs.run import Run
 from minimoe.training.listener import Listener, Notices
@@ -30,9 +31,10 @@ from minimoe.training.metrics import Backlog
 from minimoe.training.optim import learning_rate, make_optimizer
 from minimoe.training.resuming import checkpoint_to_resume, tokenizer_json
 from minimoe.training.step import MAX_BAD_STEPS, Step
-from minimoe.training.surroundings import explain_memory_errors, stop_signals, training_backend
+from minimoe.training.surroundings import explain_memory_errors, save_signals, stop_signals, training_backend
 from minimoe.training.tasks import load_task
 from minimoe.training.trained_run import TrainedRun
+from minimoe.training.validation import Stopped, compared_loss, validate
 
 
 def train(
@@ -108,10 +110,13 @@ class Trainer:
         self.backlog = Backlog(self.backend, self.layers, config.model.moe.n_experts if config.model.moe else 0)
         self.step = 0  # steps done
         self.elapsed = 0.0  # seconds of training, over all sessions
+        self.saved: int | None = None  # the newest step whose state is saved
         self.best: float | None = None  # the lowest validation loss so far
         self.best_step: int | None = None
         self.resumed = False
         self.metrics_sha256: str | None = None  # of the metrics up to the checkpoint that was resumed
+        self.stops: list[int] = []  # signals that ask for an end
+        self.saves: list[int] = []  # signals that ask for a checkpoint
 
     @property
     def uniform_aux_loss(self) -> float:
@@ -130,6 +135,9 @@ class Trainer:
 
         The folder becomes a run when its weights are on the disk: they could not be drawn again.
         """
+        bad = not_finite(self._weights())
+        if bad is not None:
+            raise UserError(f"{bad}: holds a number that is not finite: no training can start from it")
         run = self.folder = Run.prepare(self.config, out, extra={**self.environment(), "weights": weights}, say=self.listener.warned)
         with run.claimed():
             self._save()
@@ -145,7 +153,7 @@ class Trainer:
             return
         self.model.load_state_dict(saved.model)
         self.optimizer.load_state_dict(saved.optimizer)
-        self.step, self.elapsed = saved.step, saved.state["elapsed_s"]
+        self.step, self.saved, self.elapsed = saved.step, saved.step, saved.state["elapsed_s"]
         self.best, self.best_step = saved.state["best"], saved.state["best_step"]
         self.one_step.bad_steps[...] = saved.state["bad"]
         self.metrics_sha256 = saved.state.get("metrics_sha256")
@@ -189,19 +197,41 @@ class Trainer:
         with (
             training_backend(self.backend, settings.threads),
             explain_memory_errors(self.backend),
-            stop_signals(self.listener.stopping) as signals,
+            stop_signals(self.listener.stopping) as self.stops,
+            save_signals() as self.saves,
         ):
-            if self.folder.newest_checkpoint() is None:
-                self._save()
-            while self.step < settings.steps:
-                self._step()
-                self.listener.stepped(self.step)
-                stopping = bool(signals) and self.step < settings.steps
-                self._after_step(stopping)
-                if stopping:
-                    self.folder.write_status("interrupted", step=self.step)
-                    raise Interrupted(signals[0])
-        self.folder.write_status("finished", step=self.step)
+            try:
+                if self.folder.newest_checkpoint() is None:
+                    self._save()
+                self._catch_up()
+                while self.step < settings.steps:
+                    self._step()
+                    self.listener.stepped(self.step)
+                    self._after_step()
+                self.folder.write_status("finished", step=self.step)
+            except KeyboardInterrupt:  # by the second interrupt: whatever is saved stays
+                if self.saved is not None:
+                    self.folder.write_status("interrupted", step=self.saved)
+                raise
+
+    def _catch_up(self) -> None:
+        """Do what a run that was stopped left undone after the step of its checkpoint: an evaluation, the removal of old checkpoints."""
+        if not self.resumed:
+            return
+        if self.step and self._evaluates():
+            row = self.folder.last_row() or {}
+            row = row if row.get("step") == self.step else {"step": self.step}
+            if self._is_last() or "val_loss" not in row:
+                row = {key: value for key, value in row.items() if not key.startswith("val_")}
+                if not self._measure(row):
+                    self._stop()
+                if row.get("loss") is not None:
+                    self.listener.logged([row])
+                self._settle(row)
+            elif self._is_better(row):  # a kill came before the checkpoint was told
+                self._settle(row)
+        if not self._bad_steps():
+            self.folder.prune()
 
     def _step(self) -> None:
         """Draw the micro-batches and do one step; nothing is read back from the device."""
@@ -218,18 +248,45 @@ class Trainer:
 
     # ---- after a step: metrics, evaluation, checkpoint ---------------------------------------------------------------------------
 
-    def _after_step(self, stopping: bool) -> None:
+    def _is_last(self) -> bool:
+        return self.step == self.config.train.steps
+
+    def _evaluates(self) -> bool:
+        """Whether an evaluation belongs to the step that was done last."""
+        every = self.config.train.eval_every
+        return self._is_last() or (every > 0 and self.step % every == 0)
+
+    def _after_step(self) -> None:
+        """Read the metrics, evaluate and save, as far as it is time for it. Raises `Interrupted` after a signal."""
         settings, step = self.config.train, self.step
-        last = step == settings.steps
-        evaluates = last or (settings.eval_every > 0 and step % settings.eval_every == 0)
-        saves = last or stopping or (settings.checkpoint_every > 0 and step % settings.checkpoint_every == 0)
-        if not (evaluates or saves or step % settings.log_every == 0):
+        if self._is_last():
+            self._end()
+            return
+        saves = settings.checkpoint_every > 0 and step % settings.checkpoint_every == 0
+        if not (saves or self.stops or self.saves or self._evaluates() or step % settings.log_every == 0):
             return
         rows = self._fetch()
-        improved = self._evaluate(rows[-1], whole=last) if evaluates else False
+        better = self._evaluates() and self._measure(rows[-1]) and self._is_better(rows[-1])
         self._write(rows)
-        if improved or (saves and (last or stopping or not rows[-1]["skipped"])):  # a run that diverges keeps its last good state
-            self._save(improved)
+        stopping, asked = bool(self.stops), bool(self.saves)
+        self.saves.clear()
+        if better or stopping or asked or (saves and not rows[-1]["skipped"]):  # a run that diverges keeps its last good state
+            self._save(rows[-1] if better else None)
+        if stopping:
+            self._stop()
+        if asked:
+            self.listener.said(f"a signal asked for it: the state of step {step} is saved")
+
+    def _end(self) -> None:
+        """Save the last step before its validation, which may take long and may be stopped: `_catch_up` does it again."""
+        rows = self._fetch()
+        self.folder.append_metrics(rows)
+        self._save(prune=False)
+        done = self._measure(rows[-1])
+        self.listener.logged(rows)
+        if not done:
+            self._stop()
+        self._settle(rows[-1])
 
     def _fetch(self) -> list[dict[str, Any]]:
         """Read the metrics of the last steps from the device. Raises `Diverged` at the tenth bad step in a row."""
@@ -237,46 +294,99 @@ class Trainer:
         for row, bad_steps in self.backlog.take():
             rows.append(row)
             if bad_steps >= MAX_BAD_STEPS:
-                self._diverged(rows)
+                self._write(rows)
+                why = f"{MAX_BAD_STEPS} steps in a row with a non-finite loss or gradient, up to step {row['step']}"
+                self._diverged(row["step"], why)
         return rows
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         self.folder.append_metrics(rows)
         self.listener.logged(rows)
 
-    def _diverged(self, rows: list[dict[str, Any]]) -> None:
-        self._write(rows)
-        self.folder.write_status("diverged", step=rows[-1]["step"])
-        raise Diverged(
-            f"diverged: {MAX_BAD_STEPS} steps in a row with a non-finite loss or gradient, up to step {rows[-1]['step']}; "
-            f"the last good state is kept in {self.folder.newest_checkpoint()}: try a lower train.lr (now {self.config.train.lr})"
-        )
+    def _diverged(self, step: int, why: str) -> NoReturn:
+        """End a run whose numbers are no longer finite."""
+        kept = self.folder.drop_bad(before=step)
+        self.folder.write_status("diverged", step=step)
+        state = "no good state is left" if kept is None else f"the last good state is kept in {kept}"
+        raise Diverged(f"diverged: {why}; {state}: try a lower train.lr (now {self.config.train.lr})")
 
-    def _evaluate(self, row: dict[str, Any], whole: bool) -> bool:
-        """Measure the whole validation split, or `eval_batches` fixed batches of it, into a row.   -> True if it is the best so far"""
-        found = self.task.measure(self.model, whole)
-        row["val_loss"] = found.loss
-        if found.accuracy is not None:
-            row["val_accuracy"] = found.accuracy
-        improved = math.isfinite(found.loss) and (self.best is None or found.loss < self.best)
-        if improved:
-            self.best, self.best_step = found.loss, self.step
-        return improved
+    def _stop(self) -> NoReturn:
+        """End a run after a signal, once its state is saved."""
+        self.folder.write_status("interrupted", step=self.step)
+        raise Interrupted(self.stops[0])
 
-    def _save(self, best: bool = False) -> None:
-        to_host = self.backend.to_host
+    def _refuse(self, name: str) -> NoReturn:
+        """End a run whose state is not finite, which no later step can mend, without saving it."""
+        why = f"{name} is not finite after step {self.step}"
+        if not self.stops or self._is_last():
+            self._diverged(self.step, why)
+        self.folder.write_status("interrupted", step=self.step)
+        raise Interrupted(self.stops[0], f"{why} and was not saved: the last good state is kept in {self.folder.newest_checkpoint()}")
+
+    # ---- evaluations -------------------------------------------------------------------------------------------------------------
+
+    def _measure(self, row: dict[str, Any]) -> bool:
+        """Measure held-out data into a row.   -> False if a signal ended it"""
+        try:
+            row |= validate(self.task, self.model, self.config.train, self._is_last(), self.stops, self.listener.validating)
+        except Stopped:
+            return False
+        return True
+
+    def _is_better(self, row: dict[str, Any]) -> bool:
+        loss = compared_loss(row)
+        return math.isfinite(loss) and (self.best is None or loss < self.best)
+
+    def _settle(self, row: dict[str, Any]) -> None:
+        """Write what an evaluation found after the metrics and the checkpoint of its step had been written."""
+        self.folder.replace_last_row(row)
+        if self._is_last() and not math.isfinite(row["val_loss"]):
+            self._diverged(self.step, f"the validation loss is not finite after the last step, {self.step}")
+        better = self._is_better(row)
+        if better:
+            self.best, self.best_step = compared_loss(row), self.step
+        self.folder.replace_state(self.step, self._state(), better)
+        self.folder.prune()
+
+    # ---- checkpoints -------------------------------------------------------------------------------------------------------------
+
+    def _weights(self) -> Arrays:
+        return {name: self.backend.to_host(array) for name, array in self.model.state_dict().items()}
+
+    def _bad_steps(self) -> int:
+        """Return how many steps in a row were skipped, up to the last."""
+        return int(self.backend.to_host(self.one_step.bad_steps))
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "elapsed_s": self.elapsed,
+            "best": self.best,
+            "best_step": self.best_step,
+            "bad": self._bad_steps(),
+            "data": self.environment()["data"],
+            "metrics_sha256": self.folder.metrics_sha256(),
+        }
+
+    def _save(self, best: dict[str, Any] | None = None, prune: bool = True) -> None:
+        """Save the state; if it is not finite, the run ends, and the states before it stay.
+
+        best: the row of metrics if its evaluation is the best so far. Older checkpoints stay while steps are being skipped, since the state
+        may then be the one that makes their loss infinite.
+        """
+        model = self._weights()
+        optimizer = {name: self.backend.to_host(array) for name, array in self.optimizer.state_dict().items()}
+        bad = not_finite({**model, **optimizer})
+        if bad is not None:
+            self._refuse(bad)
+        if best is not None:
+            self.best, self.best_step = compared_loss(best), self.step
         self.folder.save(
             self.step,
-            model={name: to_host(array) for name, array in self.model.state_dict().items()},
-            optimizer={name: to_host(array) for name, array in self.optimizer.state_dict().items()},
-            state={
-                "elapsed_s": self.elapsed,
-                "best": self.best,
-                "best_step": self.best_step,
-                "bad": int(to_host(self.one_step.bad_steps)),
-                "data": self.environment()["data"],
-                "metrics_sha256": self.folder.metrics_sha256(),
-            },
+            model=model,
+            optimizer=optimizer,
+            state=self._state(),
             tokenizer_json=tokenizer_json(self.task),
-            best=best,
+            best=best is not None,
+            prune=prune and not self._bad_steps(),
         )
+        self.saved = self.step

@@ -25,9 +25,9 @@ def named(heading: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[TrainedRun]:
-    """A routed language model, and a routed model that fills in blanks, whose accuracy is measured."""
+    """A routed language model whose last validation is capped, and a routed model that fills in blanks, whose accuracy is measured."""
     folder = tmp_path_factory.mktemp("runs")
-    config = tiny(write_text(folder), steps=4, eval_every=2)
+    config = tiny(write_text(folder), steps=4, eval_every=2, eval_batches=1, final_eval_batches=2)
     masked = tiny(folder / "text.txt", model={"head": "mlm", "causal": False}, steps=4, eval_every=2)
     return [train(config, folder / "runs"), train(replace(masked, name="masked"), folder / "runs")]
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import minimoe as mm
 from minimoe.config import Config
 from minimoe.errors import CheckpointError, Interrupted, UserError
 from minimoe.runs.run import Run, list_runs
-from minimoe.training.listener import Listener
+from minimoe.training.listener import Listener, Training
 from minimoe.training.trained_run import TrainedRun
 
 STEPS = 10
@@ -105,7 +105,17 @@ def assert_same(run: TrainedRun, unbroken: TrainedRun) -> None:
 # ---- signals -------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.fixture(autouse=True)
+def usual_signals() -> Iterator[None]:
+    """Handle signals as a program does that was started from a terminal, however the tests were started."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 @pytest.mark.parametrize("step", [1, 6])
 def test_a_signal_saves_and_resuming_ends_with_the_same_bytes(
     config: Config, unbroken: TrainedRun, tmp_path: Path, number: signal.Signals, code: int, step: int
@@ -142,6 +152,204 @@ def test_a_run_may_be_interrupted_many_times(config: Config, unbroken: TrainedRu
         with pytest.raises(Interrupted):
             mm.resume(run.path, listener=At(step, raise_signal(signal.SIGINT)))
     assert_same(mm.resume(run.path), unbroken)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_was_ignored_from_the_start_stays_ignored(
+    config: Config, unbroken: TrainedRun, tmp_path: Path, number: signal.Signals
+) -> None:
+    """`nohup`, or a job in the background of a script."""
+    signal.signal(number, signal.SIG_IGN)
+    assert_same(train(config, tmp_path, listener=At(5, raise_signal(number))), unbroken)
+    assert signal.getsignal(number) is signal.SIG_IGN
+
+
+def test_sigusr1_saves_and_training_goes_on(config: Config, unbroken: TrainedRun, tmp_path: Path) -> None:
+    """What a batch system sends when the time is nearly up: the kill that may follow costs nothing."""
+
+    class Asks(At):
+        def stepped(self, step: int) -> None:
+            super().stepped(step)
+            if step == 6:
+                kill()
+
+    listener = Asks(5, raise_signal(signal.SIGUSR1))
+    with pytest.raises(Killed):
+        train(config, tmp_path, listener=listener)
+    run = Run.open(root=tmp_path)
+    newest = run.newest_checkpoint()
+    assert newest is not None and newest.name == "step-000005" and len(run.metrics()) == 5
+    assert listener.heard == ["a signal asked for it: the state of step 5 is saved"]
+    assert_same(mm.resume(run.path, listener=At(7, raise_signal(signal.SIGUSR1))), unbroken)
+
+
+def test_sigusr1_is_left_to_a_program_that_handles_it_itself(config: Config, tmp_path: Path) -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, _: heard.append(number))
+    try:
+        listener = At(5, raise_signal(signal.SIGUSR1))
+        train(config, tmp_path, listener=listener)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert heard == [signal.SIGUSR1] and listener.heard == []
+
+
+# ---- evaluations ---------------------------------------------------------------------------------------------------------------
+
+
+class During(Listener):
+    """Does something after a batch of the evaluation after a step, and records the steps that were done."""
+
+    def __init__(self, step: int, action: Callable[[], None], batch: int = 1) -> None:
+        self.step, self.action, self.batch = step, action, batch
+        self.steps: list[int] = []
+        self.lines: list[int] = []
+
+    def started(self, trainer: Training) -> None:
+        self.trainer = trainer
+
+    def stepped(self, step: int) -> None:
+        self.steps.append(step)
+
+    def logged(self, rows: list[dict[str, Any]]) -> None:
+        self.lines += [row["step"] for row in rows]
+
+    def validating(self, done: int, batches: int) -> None:
+        assert batches > 1
+        if self.trainer.step == self.step and done == self.batch:
+            self.action()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal ends an evaluation after its batch, however short it is."""
+    monkeypatch.setattr("minimoe.training.validation.PATIENCE", 0.0)
+
+
+@pytest.fixture(scope="module")
+def longer(config: Config) -> Config:
+    """Evaluations of several batches."""
+    return with_train(config, batch_size=2, eval_batches=3)
+
+
+@pytest.fixture(scope="module")
+def unbroken_longer(longer: Config, tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
+    return train(longer, tmp_path_factory.mktemp("unbroken"))
+
+
+def assert_state_of_the_last_step(run: Run) -> None:
+    newest = run.newest_checkpoint()
+    assert newest is not None and newest.name == f"step-{STEPS:06d}"
+    rows = run.metrics()
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1)) and "val_loss" not in rows[-1]
+
+
+@pytest.mark.parametrize("batch", [0, 1, 3])
+def test_a_kill_in_the_last_validation_loses_nothing(longer: Config, unbroken_longer: TrainedRun, tmp_path: Path, batch: int) -> None:
+    with pytest.raises(Killed):
+        train(longer, tmp_path, listener=During(STEPS, kill, batch))
+    run = Run.open(root=tmp_path)
+    assert_state_of_the_last_step(run)
+    again = During(0, kill)
+    assert_same(mm.resume(run.path, listener=again), unbroken_longer)
+    assert again.steps == [] and again.lines == [STEPS]
+    assert contents_of(run) == contents_of(unbroken_longer.run)
+
+
+def contents_of(run: Run) -> dict[str, bytes]:
+    """Return the state and the metrics, without what depends on the clock."""
+    state = json.loads((run.checkpoint_folder / f"step-{STEPS:06d}" / "state.json").read_text())
+    state.pop("elapsed_s")
+    lines = [list(row) for row in run.metrics()]
+    kept = sorted(entry.name for entry in run.checkpoint_folder.iterdir())
+    return {"state": json.dumps([state, lines, kept]).encode()}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_last_validation_and_resume_does_it_alone(
+    longer: Config, unbroken_longer: TrainedRun, tmp_path: Path, impatient: None, number: signal.Signals, code: int
+) -> None:
+    with pytest.raises(Interrupted, match="the state was saved") as raised:
+        train(longer, tmp_path, listener=During(STEPS, raise_signal(number)))
+    run = Run.open(root=tmp_path)
+    assert raised.value.exit_code == code and run.status()["state"] == "interrupted" and run.status()["step"] == STEPS
+    assert_state_of_the_last_step(run)
+    again = During(0, kill)
+    assert_same(mm.resume(run.path, listener=again), unbroken_longer)
+    assert again.steps == []
+
+
+def test_a_second_interrupt_in_the_last_validation_ends_at_once_and_the_state_stays(
+    longer: Config, unbroken_longer: TrainedRun, tmp_path: Path
+) -> None:
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(longer, tmp_path, listener=During(STEPS, twice))
+    run = Run.open(root=tmp_path)
+    assert run.status()["state"] == "interrupted" and run.status()["step"] == STEPS
+    assert_state_of_the_last_step(run)
+    assert_same(mm.resume(run.path), unbroken_longer)
+
+
+def test_a_second_interrupt_in_a_step_says_what_is_saved(config: Config, tmp_path: Path) -> None:
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path, listener=At(5, twice))
+    status = Run.open(root=tmp_path).status()
+    assert (status["state"], status["step"]) == ("interrupted", 4)
+
+
+@pytest.mark.parametrize("step", [4, 8])
+def test_an_evaluation_that_a_signal_ended_is_done_first_when_the_run_goes_on(
+    longer: Config, unbroken_longer: TrainedRun, tmp_path: Path, impatient: None, step: int
+) -> None:
+    with pytest.raises(Interrupted):
+        train(longer, tmp_path, listener=During(step, raise_signal(signal.SIGINT)))
+    run = Run.open(root=tmp_path)
+    assert run.status()["step"] == step and "val_loss" not in run.metrics()[-1]
+    again = mm.resume(run.path)
+    assert_same(again, unbroken_longer)
+    assert contents_of(run) == contents_of(unbroken_longer.run)
+
+
+def test_a_short_evaluation_is_finished_before_a_signal_ends_the_run(longer: Config, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        train(longer, tmp_path, listener=During(4, raise_signal(signal.SIGINT)))
+    assert "val_loss" in Run.open(root=tmp_path).metrics()[-1]
+
+
+@pytest.mark.parametrize("place", ["replace_last_row", "replace_state", "note_best", "prune", "write_status"])
+def test_a_kill_between_the_last_writes_changes_nothing(
+    longer: Config, unbroken_longer: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    plain = getattr(Run, place)
+    listener = During(0, kill)
+
+    def killed(self: Run, *args: Any, **options: Any) -> Any:
+        if listener.steps[-1:] == [STEPS]:
+            raise Killed
+        return plain(self, *args, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Run, place, killed)
+        train(longer, tmp_path, listener=listener)
+    run = Run.open(root=tmp_path)
+    assert_same(mm.resume(run.path), unbroken_longer)
+    assert contents_of(run) == contents_of(unbroken_longer.run)
+
+
+def test_more_steps_for_a_run_that_was_stopped_in_its_last_validation(longer: Config, tmp_path: Path, impatient: None) -> None:
+    constant = with_train(longer, schedule="constant")
+    with pytest.raises(Interrupted):
+        train(with_train(constant, steps=6), tmp_path / "short", listener=During(6, raise_signal(signal.SIGINT)))
+    run, whole = mm.resume(Run.open(root=tmp_path / "short").path, steps=STEPS), train(constant, tmp_path / "whole")
+    assert sha256_of(run.path, STEPS) == sha256_of(whole.path, STEPS) and untimed(run.metrics) == untimed(whole.metrics)
 
 
 def test_training_in_another_thread_needs_no_signals(config: Config, unbroken: TrainedRun, tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_held_out_blanks_are_the_same_for_every_seed_and_at_every_length_of_wind
 def test_evaluations_in_between_hide_the_very_tokens_that_the_last_one_hides(text: Path) -> None:
     task = load_task(masked(text, eval_batches=1, seq_len=16, batch_size=2))
     val = task.corpus.val  # type: ignore[union-attr]
-    (seen, targets, valid), *rest = task.held_out(whole=False)
+    (seen, targets, valid), *rest = task.held_out(1)
     assert not list(rest) and valid.all() and (targets != IGNORE).any()
     whole = next(iter(task.held_out()))
     assert np.array_equal(seen[0], whole[0][0]) and np.array_equal(targets[0], whole[1][0])  # both begin where the split begins

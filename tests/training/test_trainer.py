@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace as with_field
 from pathlib import Path
@@ -17,12 +19,13 @@ from minimoe.data.batches import batch, sample_windows, windows
 from minimoe.data.corpus import load_corpus
 from minimoe.engine.random import Rng
 from minimoe.engine.tensor import Tensor
-from minimoe.errors import ConfigError, Diverged, UserError
+from minimoe.errors import ConfigError, Diverged, Interrupted, UserError
 from minimoe.model.transformer import LossParts, Transformer
 from minimoe.optim import learning_rate, make_optimizer
 from minimoe.pretrained.loading import open_model
-from minimoe.runs.run import Run
-from minimoe.training.evaluation import evaluate
+from minimoe.runs.checkpoint import load_checkpoint
+from minimoe.runs.run import Run, list_runs
+from minimoe.training.evaluation import Evaluation, evaluate
 from minimoe.training.listener import Listener
 from minimoe.training.trainer import Trainer
 from minimoe_numpy import NumpyBackend
@@ -405,6 +408,144 @@ def test_a_step_that_ruins_the_weights_leaves_the_checkpoint_before_it(text: Pat
     with pytest.raises(Diverged):
         train(tiny(text, steps=40, checkpoint_every=4, lr=1e30, warmup_steps=0), tmp_path)
     assert np.isfinite(mm.load(Run.open(root=tmp_path).path)(np.zeros((1, 4), np.int32)).numpy()).all()
+
+
+# ---- weights that are not finite -----------------------------------------------------------------------------------------------
+
+
+def checkpoints_of(run: Run) -> list[str]:
+    """Return the names of a run's checkpoints, each of which must be whole and finite."""
+    found = sorted(run.checkpoint_folder.glob("step-*"))
+    for folder in found:
+        saved = load_checkpoint(folder)
+        assert all(np.isfinite(array).all() for array in (*saved.model.values(), *saved.optimizer.values())), folder
+    return [folder.name for folder in found]
+
+
+@pytest.mark.parametrize(("every", "steps"), [(1, 5), (1, 40), (0, 5)])
+def test_weights_that_an_update_ruined_are_never_saved_as_good(text: Path, tmp_path: Path, every: int, steps: int) -> None:
+    """With eps = 0 the first update divides 0 by 0 wherever a gradient is 0."""
+    config = tiny(text, steps=steps, eps=0.0, checkpoint_every=every, eval_every=1, log_every=1)
+    with pytest.raises(Diverged, match=r"is not finite after step \d.*the last good state is kept in .*step-000000") as raised:
+        train(config, tmp_path)
+    run = Run.open(root=tmp_path)
+    assert raised.value.exit_code == 3 and run.status()["state"] == "diverged"
+    assert checkpoints_of(run) == ["step-000000"]
+    best = run.checkpoint_folder / "best"
+    assert not best.exists()
+
+
+def test_moments_that_are_not_finite_are_not_saved_either(text: Path, tmp_path: Path) -> None:
+    class Overflows(Listener):
+        def started(self, trainer: Any) -> None:
+            self.trainer = trainer
+
+        def stepped(self, step: int) -> None:
+            if step == 4:
+                moment = next(array for array in self.trainer.optimizer.state_dict().values() if array.dtype == np.float32)
+                moment.reshape(-1)[0] = np.inf
+
+    with pytest.raises(Diverged, match=r"after step 6; the last good state is kept in .*step-000003"):
+        train(tiny(text, steps=9, checkpoint_every=3, keep=1), tmp_path, listener=Overflows())
+    assert checkpoints_of(Run.open(root=tmp_path)) == ["step-000003"]
+
+
+def test_an_interrupt_does_not_save_weights_that_are_not_finite(text: Path, tmp_path: Path) -> None:
+    class Interrupts(Listener):
+        def stepped(self, step: int) -> None:
+            if step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match=r"not finite after step 2 .*the last good state is kept in .*step-000000") as raised:
+        train(tiny(text, steps=9, eps=0.0), tmp_path, listener=Interrupts())
+    run = Run.open(root=tmp_path)
+    assert raised.value.exit_code == 143 and run.status()["state"] == "interrupted"
+    assert checkpoints_of(run) == ["step-000000"]
+
+
+def test_a_run_that_ends_without_a_finite_loss_has_diverged_and_keeps_the_state_before(text: Path, tmp_path: Path) -> None:
+    """The first update makes the weights huge but finite, the steps after it are skipped, and the validation overflows."""
+    with pytest.raises(Diverged, match=r"validation loss is not finite .*step-000000: try a lower train\.lr") as raised:
+        train(tiny(text, steps=5, lr=1e30, warmup_steps=0, keep=1), tmp_path)
+    run = Run.open(root=tmp_path)
+    assert raised.value.exit_code == 3 and run.status()["state"] == "diverged" and checkpoints_of(run) == ["step-000000"]
+    assert run.metrics()[-1]["val_loss"] is None
+    assert np.isfinite(mm.load(run.path)(np.zeros((1, 4), np.int32)).numpy()).all()
+
+
+def test_a_state_saved_while_steps_are_skipped_replaces_no_good_one(text: Path, tmp_path: Path, poison: Any) -> None:
+    """An interrupt among bad steps saves the state, for it may be good; if the run then diverges, the state before is the last good one."""
+
+    class Interrupts(Listener):
+        def stepped(self, step: int) -> None:
+            if step == 8:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    poison(set(range(6, 100)), "loss")
+    config = tiny(text, steps=40, checkpoint_every=3, keep=1)
+    with pytest.raises(Interrupted):
+        train(config, tmp_path, listener=Interrupts())
+    run = Run.open(root=tmp_path)
+    assert checkpoints_of(run) == ["step-000006", "step-000008"]
+    with pytest.raises(Diverged, match=r"up to step 16; the last good state is kept in .*step-000006"):
+        mm.resume(run.path)
+    assert checkpoints_of(run) == ["step-000006"]
+
+
+def test_a_good_last_step_after_bad_ones_is_the_result(text: Path, tmp_path: Path, poison: Any) -> None:
+    poison({3, 4}, "loss")
+    run = train(tiny(text, steps=5, keep=1), tmp_path)
+    assert run.run.status()["state"] == "finished" and math.isfinite(run.val_loss) and checkpoints_of(run.run) == ["step-000005"]
+
+
+# ---- which evaluation is the best ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def losses(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[float], float], None]:
+    """Sets what evaluations measure: on the sampled batches, one after the other, and on the whole split."""
+
+    def given(sampled: list[float], whole: float) -> None:
+        left = iter(sampled)
+
+        def measure(self: Any, model: Any, n: int | None = None, **_: Any) -> Evaluation:
+            return Evaluation(next(left) if n == 1 else whole, 64, [])
+
+        monkeypatch.setattr("minimoe.training.tasks.language.LanguageModelling.measure", measure)
+
+    return given
+
+
+@pytest.mark.parametrize(
+    ("sampled", "whole", "best"),
+    [([3.0, 2.5, 2.0], 4.0, 6), ([3.0, 2.5, 2.7], 1.0, 4), ([2.0, 2.5, 2.0], 1.0, 2), ([3.0, math.nan, 2.0], 4.0, 6)],
+)
+def test_the_best_step_is_found_by_one_and_the_same_measure(
+    text: Path, tmp_path: Path, losses: Any, sampled: list[float], whole: float, best: int
+) -> None:
+    """The whole split is harder or easier than the sampled batches; neither makes the last step better or worse."""
+    losses(sampled, whole)
+    run = train(tiny(text, steps=6, eval_every=2, eval_batches=1), tmp_path)
+    assert (run.path / "checkpoints" / "best").read_text() == f"step-{best:06d}\n"
+    assert run.val_loss == whole and run.metrics[-1]["val_loss_sampled"] == sampled[-1]
+    state = load_checkpoint(run.path / "checkpoints" / "step-000006").state
+    assert (state["best"], state["best_step"]) == (min(loss for loss in sampled if loss == loss), best)
+    (row,) = list_runs(tmp_path)
+    assert (row["val_loss"], row["best_val_loss"]) == (whole, state["best"])
+
+
+def test_where_the_sampled_batches_are_the_whole_split_it_is_measured_once(text: Path, tmp_path: Path) -> None:
+    run = train(tiny(text, steps=4, eval_every=2, eval_batches=50), tmp_path)
+    assert "val_loss_sampled" not in run.metrics[-1] and "val_batches" not in run.metrics[-1]
+
+
+def test_the_last_evaluation_can_be_capped(text: Path, tmp_path: Path) -> None:
+    run = train(tiny(text, steps=4, eval_batches=1, final_eval_batches=2), tmp_path)
+    some, one = (evaluate(run.model, sample_windows(run.corpus.val, 16, 4, n)) for n in (2, 1))
+    last = run.metrics[-1]
+    assert some.tokens == 128 and run.val_loss == pytest.approx(some.loss, rel=1e-6)
+    assert last["val_loss_sampled"] == pytest.approx(one.loss, rel=1e-6)
+    assert last["val_batches"] == [2, run.task.held_out_batches] and run.task.held_out_batches > 2
 
 
 def test_nine_bad_steps_in_a_row_do_not_end_a_run(text: Path, tmp_path: Path, poison: Any) -> None:

@@ -69,10 +69,14 @@ class ImageClassification(Task):
 
     # ---- measuring -----------------------------------------------------------------------------------------------------------------
 
-    def held_out(self, whole: bool = True) -> Batches:
+    @property
+    def held_out_batches(self) -> int:
+        return -(-len(self.val) // self.config.train.batch_size)
+
+    def held_out(self, n: int | None = None) -> Batches:
         """images [B,1,side,side], classes [B]; the last batch is smaller"""
         t = self.config.train
-        stop = len(self.val) if whole else min(len(self.val), t.eval_batches * t.batch_size)
+        stop = len(self.val) if n is None else min(len(self.val), n * t.batch_size)
         for start in range(0, stop, t.batch_size):
             part = slice(start, min(stop, start + t.batch_size))
             yield self.val[part], self.val_classes[part]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from minimoe.config import Config
-from minimoe.data.batches import batch, sample_windows, windows
+from minimoe.data.batches import Tokens, batch, sample_windows, windows
 from minimoe.data.corpus import IMAGE_SOURCES, Corpus, load_corpus, whole_corpus
 from minimoe.data.tokenizer import Tokenizer
 from minimoe.errors import UserError
@@ -43,17 +43,28 @@ class LanguageModelling(Task):
     def passes(self) -> float:
         return self.config.train.steps * self.tokens_per_step / len(self.corpus.train)
 
-    def held_out(self, whole: bool = True) -> Batches:
-        """tokens, targets [B,T]"""
-        t, val = self.config.train, self.corpus.val
-        return windows(val, t.seq_len, t.batch_size) if whole else sample_windows(val, t.seq_len, t.batch_size, t.eval_batches)
+    @property
+    def held_out_batches(self) -> int:
+        t = self.config.train
+        return -(-(len(self.corpus.val) - 1) // (t.batch_size * t.seq_len))
 
-    def measure(self, model: Transformer, whole: bool = True, by_domain: bool = False) -> Evaluation:
-        t, sides = self.config.train, self.corpus.val_domains
-        if not (whole and by_domain) or sides is None:
-            return evaluate(model, self.held_out(whole))
-        domains = (first for first, _ in windows(sides.astype(np.int32), t.seq_len, t.batch_size))  # that of each input token
-        return evaluate(model, self.held_out(), domains, len(self.corpus.domains))
+    def held_out(self, n: int | None = None) -> Batches:
+        """tokens, targets [B,T]"""
+        return self._cut(self.corpus.val, n)
+
+    def _cut(self, tokens: Tokens, n: int | None) -> Iterator[tuple[Tokens, Tokens]]:
+        """Cut a split into all its windows, or into `n` batches of evenly spaced ones."""
+        t = self.config.train
+        return windows(tokens, t.seq_len, t.batch_size) if n is None else sample_windows(tokens, t.seq_len, t.batch_size, n)
+
+    def measure(
+        self, model: Transformer, n: int | None = None, by_domain: bool = False, after_batch: Callable[[], None] | None = None
+    ) -> Evaluation:
+        sides = self.corpus.val_domains
+        if n is not None or not by_domain or sides is None:
+            return super().measure(model, n, after_batch=after_batch)
+        domains = (first for first, _ in self._cut(sides.astype(np.int32), None))  # that of each input token
+        return evaluate(model, self.held_out(), domains, len(self.corpus.domains), after_batch)
 
     def show(self, model: Transformer) -> Iterator[str]:
         """Generate a sample of text."""

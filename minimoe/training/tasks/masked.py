@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minimoe.config import Config
-from minimoe.data.batches import IGNORE, Tokens, batch, sample_windows, windows
+from minimoe.data.batches import IGNORE, Tokens, batch
 from minimoe.data.tokenizer import REPLACEMENT, Tokenizer
 from minimoe.engine.grad_mode import no_grad
 from minimoe.engine.random import host_bits
@@ -63,13 +63,16 @@ class MaskedLanguageModelling(LanguageModelling):
         words = host_bits(2 * len(val), 0, "data.mask.held_out").reshape(len(val), 2)
         return hide(val, words, self.tokenizer.vocab_size, self.mask_id)
 
-    def held_out(self, whole: bool = True) -> Batches:
-        """tokens, targets, valid [B,T]; `valid` is 0 in padding"""
+    @property
+    def held_out_batches(self) -> int:
         t = self.config.train
+        return -(-len(self.corpus.val) // (t.batch_size * t.seq_len))
+
+    def held_out(self, n: int | None = None) -> Batches:
+        """tokens, targets, valid [B,T]; `valid` is 0 in padding"""
         positions = np.arange(len(self.corpus.val) + 1, dtype=np.int32)  # one more: a window's last target lies beyond its end
-        cut = windows(positions, t.seq_len, t.batch_size) if whole else sample_windows(positions, t.seq_len, t.batch_size, t.eval_batches)
         tokens, targets = self._hidden_val
-        for position, following in cut:
+        for position, following in self._cut(positions, n):
             valid = following != IGNORE
             yield tokens[position], np.where(valid, targets[position], IGNORE), valid.astype(np.int32)
 

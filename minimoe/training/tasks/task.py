@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy.typing as npt
@@ -56,13 +56,23 @@ class Task(ABC):
 
     # ---- measuring -----------------------------------------------------------------------------------------------------------------
 
+    @property
     @abstractmethod
-    def held_out(self, whole: bool = True) -> Batches:
-        """Return all held-out data, or `eval_batches` fixed batches of them; the same at every call and for every seed."""
+    def held_out_batches(self) -> int:
+        """Return how many batches cover all held-out data."""
 
-    def measure(self, model: Transformer, whole: bool = True, by_domain: bool = False) -> Evaluation:
-        """Measure the loss, and the accuracy if the task has one, on held-out data; with `by_domain` also the load of each domain."""
-        return evaluate(model, self.held_out(whole))
+    @abstractmethod
+    def held_out(self, n: int | None = None) -> Batches:
+        """Return all held-out data, or `n` fixed batches of them; the same at every call and for every seed."""
+
+    def measure(
+        self, model: Transformer, n: int | None = None, by_domain: bool = False, after_batch: Callable[[], None] | None = None
+    ) -> Evaluation:
+        """Measure the loss, and the accuracy if the task has one, on all held-out data or `n` batches of them.
+
+        With `by_domain` also the load of each domain, on all of them. `after_batch` may end the evaluation by raising.
+        """
+        return evaluate(model, self.held_out(n), after_batch=after_batch)
 
     def accuracy(self, value: float | None) -> str:
         """Return an accuracy in words, next to that of the best constant guess; empty if the task measures none."""
