@@ -1,6 +1,7 @@
 """Setup for all tests: the backend they run on, the long tests that are left out, and the only skips that MINIMOE_STRICT_SKIPS allows."""
 
 import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +24,17 @@ def on_numpy() -> Iterator[None]:
     """Run tests that name no backend on NumPy, whatever else is installed."""
     with use_backend("numpy"):
         yield
+
+
+@pytest.fixture(autouse=True)
+def signals_of_a_terminal() -> Iterator[None]:
+    """Let signals act as in a terminal, however the tests were started: `nohup` and jobs in the background of a script ignore some."""
+    usual = {"SIGINT": signal.default_int_handler, "SIGTERM": signal.SIG_DFL, "SIGHUP": signal.SIG_DFL, "SIGUSR1": signal.SIG_DFL}
+    known = {getattr(signal, name): handler for name, handler in usual.items() if hasattr(signal, name)}
+    before = {number: signal.signal(number, handler) for number, handler in known.items()}
+    yield
+    for number, given in before.items():
+        signal.signal(number, given)
 
 
 # ---- long tests --------------------------------------------------------------------------------------------------------------------------

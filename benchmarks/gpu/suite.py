@@ -64,7 +64,9 @@ class Job:
     def __init__(self, name: str, command: list[str], out: Path, stack: ExitStack) -> None:
         self.name, self.file, self.began = name, out / f"{name}.txt", time.monotonic()
         output = stack.enter_context(self.file.open("wb"))
-        self.process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=hear_interrupts
+        )
         stack.callback(self.kill)
 
     def interrupt(self) -> None:
@@ -80,6 +82,11 @@ class Job:
         text = self.file.read_text(encoding="utf-8", errors="replace")
         read = outcomes if self.name.startswith("tests") else errors
         return {**read(text), "ended": how, "seconds": round(time.monotonic() - self.began, 1), "file": self.file.name}
+
+
+def hear_interrupts() -> None:
+    """Let a new process be interrupted, even if this one ignores interrupts, as a job in the background of a script does."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def pytest_command() -> list[str]:

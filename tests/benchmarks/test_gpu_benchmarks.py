@@ -3,6 +3,7 @@
 import json
 import math
 import multiprocessing
+import signal
 import subprocess
 import sys
 import time
@@ -455,7 +456,10 @@ class UntilTheyBegan(Deadline):
         return 0.0 if all(file.exists() and file.read_text() for file in self.files) else 1.0
 
 
-def test_tests_that_do_not_end_in_time_are_asked_to_stop_and_heard(monkeypatch, tmp_path):
+@pytest.mark.parametrize("interrupts", [signal.default_int_handler, signal.SIG_IGN], ids=["heard", "ignored"])
+def test_tests_that_do_not_end_in_time_are_asked_to_stop_and_heard(monkeypatch, tmp_path, interrupts):
+    """Also where interrupts are ignored from the start, as in a job in the background of a script."""
+    signal.signal(signal.SIGINT, interrupts)
     monkeypatch.setattr(suite, "pytest_command", lambda: [sys.executable, "-c", WAITS])
     monkeypatch.setattr(suite.shutil, "which", lambda *_, **__: None)
     files = [tmp_path / f"tests-{name}.txt" for name in suite.CHOSEN]
