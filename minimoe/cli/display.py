@@ -88,8 +88,9 @@ def stopping_text(trainer: Training, evaluating: bool) -> str:
     """Return what a run does after the first interrupt, and what a second one would do."""
     if evaluating and trainer.saved == trainer.step:
         return f"stopping: the state of step {trainer.step} is saved; Ctrl-C again stops at once"
-    what = "this evaluation's batch" if evaluating else "this step"
-    return f"stopping after {what}; Ctrl-C again stops at once, without saving it"
+    if evaluating:
+        return "stopping after this batch; Ctrl-C again stops at once, without saving the step"
+    return "stopping after this step; Ctrl-C again stops at once, without saving it"
 
 
 class PlainProgress(Listener):

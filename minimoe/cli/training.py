@@ -94,5 +94,7 @@ def show_result(trained: TrainedRun, quiet: bool) -> None:
     except UserError as error:  # the run is done and saved, whatever it has learned
         write(f"none: {error}")
     accuracy = "" if task.chance is None else f"   {task.accuracy(trained.val_accuracy)}"
-    click.echo(f"\n\nrun: {trained.path}   validation loss {trained.val_loss:.4f}{accuracy}")
+    capped = trained.metrics[-1].get("val_batches")
+    over = "" if capped is None else f" over {capped[0]:,} of {capped[1]:,} batches"
+    click.echo(f"\n\nrun: {trained.path}   validation loss {trained.val_loss:.4f}{over}{accuracy}")
     click.echo(f"next: {task.next_command(str(trained.path))}   |   minimoe inspect {trained.path}")

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import TINY, call, contents, environment, minimoe, one_line, sets
@@ -370,7 +372,7 @@ def test_memory_that_runs_out_is_one_line(folder: Path) -> None:
 # ---- stopped, diverged ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_saves_says_so_and_resume_goes_on(folder: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
     shutil.copy(folder / "text.txt", tmp_path)
     command = [sys.executable, "-m", "minimoe", *TRAIN, "--steps", "1000000", "--quiet", "--out", "run"]
@@ -388,6 +390,73 @@ def test_a_signal_saves_says_so_and_resume_goes_on(folder: Path, tmp_path: Path,
     done = minimoe(tmp_path, "resume", "run", "--steps", str(steps + 2), "--quiet")
     assert (done.returncode, done.stdout, done.stderr) == (0, "run\n", "")
     assert len(metrics.read_text().splitlines()) == steps + 2
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert condition()
+
+
+def test_an_interrupt_that_was_ignored_from_the_start_stays_ignored_and_sigterm_saves(folder: Path, tmp_path: Path) -> None:
+    """A job in the background of a script."""
+    shutil.copy(folder / "text.txt", tmp_path)
+    command = [sys.executable, "-m", "minimoe", *TRAIN, "--steps", "1000000", "--quiet", "--out", "run"]
+    metrics = tmp_path / "run/metrics.jsonl"
+    options: dict[str, Any] = {"cwd": tmp_path, "env": environment(), "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN), **options) as process:
+        until(metrics.exists)
+        process.send_signal(signal.SIGINT)
+        before = len(metrics.read_text().splitlines())
+        until(lambda: len(metrics.read_text().splitlines()) > before + 10)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 143 and "the state was saved" in one_line(err)
+    assert json.loads((tmp_path / "run/status.json").read_text())["state"] == "interrupted"
+
+
+def test_a_terminal_that_is_closed_loses_no_step(folder: Path, tmp_path: Path) -> None:
+    """The live display writes to the terminal, which then fails; SIGHUP comes from the system itself."""
+    import pty
+
+    shutil.copy(folder / "text.txt", tmp_path)
+    run = tmp_path / "run"
+    process, terminal = pty.fork()
+    if process == 0:
+        os.chdir(tmp_path)
+        os.execve(sys.executable, [sys.executable, "-m", "minimoe", *TRAIN, "--steps", "1000000", "--out", "run"], environment())
+    until((run / "metrics.jsonl").exists)
+    os.read(terminal, 1000)
+    os.close(terminal)
+    _, status = os.waitpid(process, 0)
+    assert os.waitstatus_to_exitcode(status) == 129
+    steps = len((run / "metrics.jsonl").read_text().splitlines())
+    state = json.loads((run / "status.json").read_text())
+    assert (state["state"], state["step"]) == ("interrupted", steps) and (run / f"checkpoints/step-{steps:06d}").is_dir()
+
+
+def test_a_long_last_validation_shows_how_far_it_is_and_obeys_an_interrupt(tmp_path: Path) -> None:
+    """A validation of minutes: the steps are saved before it, and resuming does it alone, as far as it is capped."""
+    write_text(tmp_path, lines=40_000)
+    keys = sets("data.val_fraction=0.9", "train.batch_size=1", "train.eval_batches=2")
+    command = [sys.executable, "-m", "minimoe", *TRAIN, *keys, "--out", "run"]
+    log = tmp_path / "log"
+    with log.open("w") as errors:
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=errors)
+        until(lambda: "validating: " in log.read_text())
+        process.send_signal(signal.SIGINT)
+        until(lambda: "stopping: the state of step 4 is saved; Ctrl-C again stops at once\n" in log.read_text())
+        out, _ = process.communicate(timeout=30)
+    assert (process.returncode, out) == (130, b"") and "stopped by signal 2; the state was saved" in log.read_text()
+    state = json.loads((tmp_path / "run/status.json").read_text())
+    assert (state["state"], state["step"]) == ("interrupted", 4) and (tmp_path / "run/checkpoints/step-000004").is_dir()
+    toml = tmp_path / "run/config.toml"
+    toml.write_text(toml.read_text().replace("final_eval_batches = 0", "final_eval_batches = 3"))
+    done = minimoe(tmp_path, "resume", "run")
+    last = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
+    assert done.returncode == 0 and last["step"] == 4 and last["val_batches"][0] == 3
+    assert f"validation loss {last['val_loss']:.4f} over 3 of {last['val_batches'][1]:,} batches" in done.stdout
 
 
 def test_an_interrupt_outside_training_is_one_line(

@@ -120,6 +120,89 @@ def test_the_first_ctrl_c_is_answered_while_kernels_are_compiled(live: LiveProgr
         assert "stopping after this step" in shown(live)
 
 
+def test_an_evaluation_of_more_than_two_seconds_shows_how_far_it_is(live: LiveProgress, clock: list[float]) -> None:
+    live.stepped(1)
+    live.validating(0, 500)
+    clock[0] += 1.5
+    live.validating(20, 500)
+    assert "validating" not in shown(live)
+    clock[0] += 3.5
+    live.validating(100, 500)
+    assert "validating 100/500" in shown(live) and "0:20 left" in shown(live)
+    live.validating(500, 500)
+    assert "validating" not in shown(live)
+
+
+def test_a_first_batch_that_takes_long_is_shown_too(live: LiveProgress, clock: list[float]) -> None:
+    live.validating(0, 3)
+    clock[0] += 9
+    assert "validating 0/3" in shown(live) and "0:09 elapsed" in shown(live)
+
+
+def test_the_first_ctrl_c_says_what_it_does_to_an_evaluation(live: LiveProgress) -> None:
+    trainer: Any = live.trainer
+    live.validating(0, 500)
+    live.stopping()
+    assert "stopping after this batch; Ctrl-C again stops at once, without saving the step" in shown(live)
+    trainer.step = trainer.saved = 10
+    assert "stopping: the state of step 10 is saved; Ctrl-C again stops at once" in shown(live)
+    live.validating(500, 500)
+    assert "stopping after this step" in shown(live)
+
+
+def test_a_pipe_gets_a_line_about_a_long_evaluation_every_ten_seconds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], clock: list[float]
+) -> None:
+    plain = PlainProgress()
+    plain.started(Trainer(tiny(write_text(tmp_path), steps=2)))
+    capsys.readouterr()
+    plain.validating(0, 2000)
+    for second in range(1, 26):
+        clock[0] += 1
+        plain.validating(second * 50, 2000)
+    lines = capsys.readouterr().err.splitlines()
+    seen = [("100", "0:38"), ("600", "0:28"), ("1,100", "0:18")]
+    assert lines == [f"validating: {done} of 2,000 batches  {left} left" for done, left in seen]
+
+
+def test_a_pipe_gets_the_answer_to_a_signal_at_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    plain = PlainProgress()
+    trainer: Any = Trainer(tiny(write_text(tmp_path), steps=2))
+    plain.started(trainer)
+    capfd.readouterr()
+    with stop_signals(plain.stopping):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert capfd.readouterr().err == "stopping after this step; Ctrl-C again stops at once, without saving it\n"
+    trainer.step = trainer.saved = 2
+    plain.validating(0, 9)
+    plain.stopping()
+    assert capfd.readouterr().err == "stopping: the state of step 2 is saved; Ctrl-C again stops at once\n"
+
+
+def test_a_display_whose_terminal_went_away_does_not_end_a_run(live: LiveProgress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(io.StringIO):
+        gone = False
+
+        def write(self, text: str) -> int:
+            if self.gone:
+                raise OSError(5, "Input/output error")
+            return len(text)
+
+    screen, stderr = Gone(), Gone()
+    monkeypatch.setattr("sys.stderr", stderr)
+    trainer: Any = live.trainer
+    shown_on = (LiveProgress(Console(file=screen, width=80, force_terminal=True)), PlainProgress())
+    for display_ in shown_on:
+        display_.started(trainer)
+    screen.gone = stderr.gone = True
+    for display_ in shown_on:
+        display_.said("a text")
+        display_.stepped(1)
+        display_.logged([row(1)])
+        display_.stopping()
+        display_.ended(trainer)
+
+
 def test_no_line_is_wider_than_80_columns(live: LiveProgress, clock: list[float]) -> None:
     live.waiting("compiling " + "many kernels, " * 12)
     live.stopping()

@@ -107,6 +107,15 @@ def test_each_seed_is_a_run_of_its_own_with_a_watcher_of_its_own(moe: str, dense
     assert "lowest to highest seed" in printed(found) and "2 seeds each" in found.title
 
 
+def test_a_validation_that_was_capped_is_noted(moe: str, place: Path, tmp_path: Path) -> None:
+    capped = as_file(tmp_path, "capped", tiny(place / "text.txt", dense=True, final_eval_batches=1))
+    found = compare([moe, capped], steps=2, root=tmp_path)
+    (note,) = [note for note in found.notes if "batches" in note]
+    batches = Run.open(found.rows[1].runs[0]).metrics()[-1]["val_batches"]
+    assert batches[0] == 1 and batches[1] > 1
+    assert note == f"capped-001: its validation loss is over 1 of {batches[1]} batches (train.final_eval_batches)."
+
+
 def test_overrides_reach_all_that_are_trained(moe: str, dense: str, tmp_path: Path) -> None:
     found = compare([moe, dense], overrides=["model.d_model=8", "train.steps=1"], root=tmp_path)
     assert {Run.open(row.runs[0]).config.model.d_model for row in found.rows} == {8}

@@ -11,7 +11,8 @@ from tiny_runs import tiny, train, write_text
 
 import minimoe as mm
 from minimoe.config import ModelConfig
-from minimoe.errors import CheckpointError, ConfigError
+from minimoe.errors import CheckpointError, ConfigError, UserError
+from minimoe.runs.checkpoint import load_checkpoint, save_checkpoint
 from minimoe.runs.run import Run
 from minimoe.study.convert import convert, upcycle
 
@@ -174,6 +175,19 @@ def test_an_upcycled_run_without_its_weights_is_refused(dense, tmp_path):
         with pytest.raises(CheckpointError, match=r"weights.*are lost.*convert .* --upcycle"):
             mm.resume(tmp_path / "routed", root=tmp_path)
     assert not (tmp_path / "routed" / "metrics.jsonl").exists()
+
+
+def test_weights_that_are_not_finite_are_not_upcycled(dense, tmp_path):
+    """What an earlier version saved of a run whose weights an update had ruined."""
+    shutil.copytree(dense, tmp_path / "ruined")
+    folder = max((tmp_path / "ruined" / "checkpoints").glob("step-*"))
+    saved = load_checkpoint(folder)
+    saved.model["blocks.0.ffn.down_proj.weight"][0, 0] = np.nan
+    text = saved.tokenizer_json()
+    save_checkpoint(folder, model=saved.model, optimizer=saved.optimizer, state=saved.state, config=saved.config, tokenizer_json=text)
+    with pytest.raises(UserError, match=r"experts\.down_proj: holds a number that is not finite"):
+        upcycle(tmp_path / "ruined", tmp_path / "routed", 4)
+    assert not (tmp_path / "routed").exists()
 
 
 def test_a_routed_model_is_not_upcycled(dense, tmp_path):

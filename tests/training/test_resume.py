@@ -3,12 +3,13 @@
 import errno
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -103,16 +104,6 @@ def assert_same(run: TrainedRun, unbroken: TrainedRun) -> None:
 
 
 # ---- signals -------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True)
-def usual_signals() -> Iterator[None]:
-    """Handle signals as a program does that was started from a terminal, however the tests were started."""
-    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
-    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
@@ -339,9 +330,11 @@ def test_a_kill_between_the_last_writes_changes_nothing(
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Run, place, killed)
         train(longer, tmp_path, listener=listener)
-    run = Run.open(root=tmp_path)
-    assert_same(mm.resume(run.path), unbroken_longer)
+    run, again = Run.open(root=tmp_path), At(0, kill)
+    assert_same(mm.resume(run.path, listener=again), unbroken_longer)
     assert contents_of(run) == contents_of(unbroken_longer.run)
+    names = [sorted(entry.name for entry in path.iterdir()) for path in (run.path, unbroken_longer.path)]
+    assert again.heard == [] and names[0] == names[1]
 
 
 def test_more_steps_for_a_run_that_was_stopped_in_its_last_validation(longer: Config, tmp_path: Path, impatient: None) -> None:
@@ -427,6 +420,18 @@ def test_an_old_checkpoint_that_a_kill_left_unpruned_goes(config: Config, unbrok
     assert_same(mm.resume(run.path), unbroken)
     kept = [sorted(entry.name for entry in (path / "checkpoints").iterdir()) for path in (run.path, unbroken.path)]
     assert kept[0] == kept[1]
+
+
+@pytest.mark.parametrize("times", [2, 100])
+def test_random_interrupts_of_the_real_command_lose_at_most_the_step_in_hand(times: int) -> None:
+    """See interrupt_resume.py, whose seed differs at each run and is printed."""
+    seed = random.SystemRandom().randrange(10**6)
+    folder = Path(__file__).parents[1]
+    path = os.pathsep.join([str(folder.parent), str(folder.parent / "backends"), os.environ.get("PYTHONPATH", "")])
+    arguments = [sys.executable, str(folder / "interrupt_resume.py"), "--times", str(times), "--seed", str(seed)]
+    done = subprocess.run(arguments, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, f"--seed {seed}: {done.stdout}{done.stderr}"
+    assert f"{times} of {times} equal" in done.stdout
 
 
 def test_random_kills_of_the_real_command_change_nothing() -> None:

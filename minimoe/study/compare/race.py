@@ -66,7 +66,7 @@ def compare(
             contender.config = with_steps(contender.config, steps_for(budget, contender.config, first.config, rows[0].seconds))
         runs.append([contender.given] if contender.given is not None else train_seeds(contender, seeds, root, listener_for))
         rows.append(row_of(contender.name, contender.source, runs[-1], trained=contender.given is None))
-    notes = [*texts_note(runs), *budget_notes(contenders, rows, budget), *chance_note(rows)]
+    notes = [*texts_note(runs), *capped_notes(runs), *budget_notes(contenders, rows, budget), *chance_note(rows)]
     return Comparison(budget, seeds, rows, notes)
 
 
@@ -174,6 +174,16 @@ def texts_note(runs: list[list[Run]]) -> list[str]:
     texts = {text_of(run) for group in runs for run in group}
     same = len(texts) == 1
     return [] if same else ["The data, tokenizers or tasks differ: losses do not compare."]
+
+
+def capped_notes(runs: list[list[Run]]) -> list[str]:
+    """Return a note for each model whose last validation did not cover the whole split."""
+    found = []
+    for run, *_ in runs:
+        capped = run.metrics()[-1].get("val_batches")
+        if capped is not None:
+            found.append(f"{run.name}: its validation loss is over {capped[0]:,} of {capped[1]:,} batches (train.final_eval_batches).")
+    return found
 
 
 def budget_notes(contenders: list[Contender], rows: list[Row], budget: str) -> list[str]:
