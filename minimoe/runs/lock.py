@@ -28,6 +28,7 @@ from minimoe.runs.records import ProcessNumber, read_regular
 from minimoe.untrusted import Malformed
 
 LOCK = "training.lock"
+BEGINNING = b'{"pid":'  # of its text
 TRIES, PAUSE = 5, 0.02  # seconds; a reader of the state holds a shared lock for a moment
 NO_LOCKS = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL})
 
@@ -282,11 +283,12 @@ def read_owner(path: Path) -> Owner | None:
 
 
 def is_lock(path: Path) -> bool:
-    """Return True for a file that a process of minimoe made: it names its owner, or the process ended before it had written the text."""
+    """Return True for a file that a process of minimoe made: it names its owner, or the process ended before it had written it all."""
     try:
-        return read_owner(path) is not None or not (_read(path) or b"").strip(b"\0")
+        text = (_read(path) or b"").strip(b"\0")
     except (OSError, Malformed):
         return False
+    return BEGINNING.startswith(text) or text.startswith(BEGINNING)
 
 
 def _read(path: Path) -> bytes | None:
