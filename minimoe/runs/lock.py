@@ -131,10 +131,10 @@ class Lock:
         try:
             lock_in_kernel(file.fileno())
             if not _is_at(file, self.path) or _counts(self.path):  # its owner removed it meanwhile; or it is locked by its text
-                file.close()
+                _close(file)
                 return False
         except (BlockingIOError, PermissionError):
-            file.close()
+            _close(file)
             return False
         with contextlib.suppress(OSError):  # the text is for messages alone
             file.truncate(0)
@@ -177,19 +177,19 @@ class Lock:
             return
         self.held = False
         if sys.platform == "win32" and self.file:  # an open file cannot be removed; if another has it, it stays
-            self.file.close()
+            _close(self.file)
         with contextlib.suppress(OSError):
             if self.file is None or self.file.closed or _is_at(self.file, self.path):
                 self.path.unlink()
         if self.file is not None:
-            self.file.close()
+            _close(self.file)
             self.file = None
 
     def forget(self) -> None:
         """In a forked process: the lock is its parent's, and must end with that."""
         self.held = False
         if self.file is not None:
-            self.file.close()
+            _close(self.file)
             self.file = None
 
 
@@ -220,6 +220,12 @@ def _has_locks(folder: Path) -> bool:
                 probe.unlink(missing_ok=True)  # a process that has the lock may have tidied up
     probe.unlink(missing_ok=True)
     return True
+
+
+def _close(file: BinaryIO) -> None:
+    """Close a file. An error of the disk changes nothing: the descriptor is gone, and the text was for messages."""
+    with contextlib.suppress(OSError):
+        file.close()
 
 
 def _is_at(file: BinaryIO, path: Path) -> bool:

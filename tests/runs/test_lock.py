@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -88,6 +89,27 @@ def test_a_lock_names_its_owner_and_leaves_no_file(tmp_path: Path, kernel: bool,
     lock.release()
     assert list(tmp_path.iterdir()) == [] and is_taken(tmp_path) is False
     Lock(tmp_path).take()
+
+
+def test_an_error_of_the_disk_when_the_lock_is_given_back_ends_nothing(tmp_path: Path) -> None:
+    """All that counts is written by then; and it must not hide the error that ended the run."""
+
+    class Full:
+        def __init__(self, file: Any) -> None:
+            self.file, self.closed = file, False
+
+        def fileno(self) -> int:
+            return self.file.fileno()
+
+        def close(self) -> None:
+            self.file.close()
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    lock = Lock(tmp_path)
+    lock.take()
+    lock.file = Full(lock.file)  # type: ignore[assignment]
+    lock.release()
+    assert not lock.held and lock.file is None and list(tmp_path.iterdir()) == []
 
 
 @both
