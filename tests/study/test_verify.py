@@ -89,7 +89,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "a status nested too deep": (lambda run: (run / "status.json").write_text("[" * 10**5), "status.json", "nested more than"),
     "a status of another kind": (lambda run: (run / "status.json").write_text('{"state": "frozen"}'), "status.json", "names no state"),
     "lost checkpoints": (
-        lambda run: shutil.rmtree(run / "checkpoints"), "status.json", "finished at step 6, and the newest checkpoint is none",
+        lambda run: shutil.rmtree(run / "checkpoints"), "status.json", "there is no checkpoint: the weights are lost",
     ),
     "a lost newest checkpoint": (
         lambda run: shutil.rmtree(run / "checkpoints" / "step-000006"), "status.json",
@@ -217,6 +217,12 @@ def test_what_a_kill_leaves_is_no_problem_and_is_told(run: Path) -> None:
     assert found["status.json"].startswith("killed: resume continues")
     assert found["metrics.jsonl"].endswith("the last is incomplete after a kill: resume removes it")
     assert found["leftovers"].startswith(".step-000008.tmp-0123abcd: after a kill")
+
+
+def test_the_error_that_ended_a_run_is_told(run: Path) -> None:
+    Run(run).write_status("failed", step=6, error="No space left on device")
+    assert problems(run) == []
+    assert next(iter(verify(run).checks)).text == "failed at step 6: No space left on device"
 
 
 def test_a_run_that_trains_now_is_said(run: Path) -> None:

@@ -21,7 +21,7 @@ from minimoe.study.verify.checks import Check, Tell, named, ok, problem, skipped
 from minimoe.training.differences import configuration_differences
 from minimoe.untrusted import Malformed, parse_json_object
 
-STATES = ("running", "killed", "failed", "finished", "interrupted", "diverged")
+STATES = ("running", "killed", "finished", "interrupted", "diverged", "failed")
 
 
 def checks_of_run(run: Run, tell: Tell) -> Iterator[Check]:
@@ -70,16 +70,16 @@ def _status(run: Run, running: bool) -> Iterator[Check]:
         yield ok(what, f"{owner.named() if owner else 'a process'} trains it now")
         return
     steps = [step_of(folder) for folder in checkpoints(run.checkpoint_folder)]
-    if state in ("finished", "interrupted") and step not in steps:
-        newest = max((s for s in steps if s is not None), default=None)
-        yield problem(what, f"{state} at step {step}, and the newest checkpoint is {'none' if newest is None else step_name(newest)}")
-        return
     if not steps and run.has_begun():
-        yield problem(what, f"{state}, and no checkpoint is left: the weights are lost")
-    elif state in ("killed", "failed"):
-        yield ok(what, f"{state}: resume {'continues from a checkpoint' if steps else 'starts anew'}")
-    else:
-        yield ok(what, f"{state} at step {step}")
+        yield problem(what, f"{state} at step {step}, and there is no checkpoint: the weights are lost")
+        return
+    if state in ("finished", "interrupted") and step not in steps:
+        newest = "none" if not steps else step_name(steps[-1] or 0)
+        yield problem(what, f"{state} at step {step}, and the newest checkpoint is {newest}")
+        return
+    why = f": {status['error']}" if state == "failed" and status.get("error") else ""
+    killed = f"killed: resume {'continues from a checkpoint' if steps else 'starts anew'}"
+    yield ok(what, killed if state == "killed" else f"{state} at step {step}{why}")
 
 
 def _environment(run: Run) -> Iterator[Check]:
