@@ -60,7 +60,7 @@ class Listener:
         """Called after the last step, or after the one at which the run stopped for whatever reason."""
 
 
-class Notices(Listener):
+class PythonWarnings(Listener):
     """Shows no progress; a warning becomes a `Notice`, one of Python's. Training that is called without a listener has this one."""
 
     def warned(self, text: str) -> None:

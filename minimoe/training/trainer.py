@@ -26,7 +26,7 @@ from minimoe.pretrained.transformer import PretrainedTransformer
 from minimoe.runs.checkpoint import Arrays, not_finite
 from minimoe.runs.environment import check_memory, usable_processors
 from minimoe.runs.run import Run
-from minimoe.training.listener import Listener, Notices
+from minimoe.training.listener import Listener, PythonWarnings
 from minimoe.training.metrics import Backlog
 from minimoe.training.optim import learning_rate, make_optimizer
 from minimoe.training.resuming import checkpoint_to_resume, tokenizer_json
@@ -93,7 +93,7 @@ class Trainer:
         config.check_trainable()
         self.backend: Backend = load(config.train.backend)
         self.backend.prepare(config)
-        self.listener = listener or Notices()
+        self.listener = listener or PythonWarnings()
         self.task = load_task(config)
         config = self.task.config
         check_memory(config.model, config.train)
