@@ -125,7 +125,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     ),
     "no metrics": (lambda run: (run / "metrics.jsonl").unlink(), "metrics.jsonl", "ends at step 0, before step-000002"),
     "another best": (
-        lambda run: (run / "checkpoints" / "best").write_text("step-000002\n"), "checkpoints/best", "names step-000002, and step-000006",
+        lambda run: (run / "checkpoints" / "best").write_text("step-000002\n"), "checkpoints/best",
+        "names step-000002: the best is step-000006",
     ),
     "a best that is not here": (
         lambda run: (run / "checkpoints" / "best").write_text("step-000099\n"), "checkpoints/best", "names no checkpoint that is here",
@@ -217,6 +218,42 @@ def test_what_a_kill_leaves_is_no_problem_and_is_told(run: Path) -> None:
     assert found["status.json"].startswith("killed: resume continues")
     assert found["metrics.jsonl"].endswith("the last is incomplete after a kill: resume removes it")
     assert found["leftovers"].startswith(".step-000008.tmp-0123abcd: after a kill")
+
+
+class Killed(BaseException):
+    """Ends a process at once: no later call changes the disk either."""
+
+
+def test_after_a_kill_at_any_moment_nothing_is_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny(write_text(tmp_path), steps=3, checkpoint_every=1, eval_every=1, eval_batches=1, keep=1, log_every=1)
+    calls = 0
+
+    def dying(real: Callable[..., Any], last: int) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls > last:
+                raise Killed
+            return real(*args, **kwargs)
+
+        return call
+
+    ended = False
+    for moment in range(0, 1000, 7):
+        calls = 0
+        with monkeypatch.context() as patch:
+            for name in ("replace", "fsync", "mkdir", "unlink", "rmdir"):
+                patch.setattr(os, name, dying(getattr(os, name), moment))
+            try:
+                train(config, tmp_path / "runs", out=tmp_path / str(moment))
+                ended = True
+            except Killed:
+                pass
+        if (tmp_path / str(moment) / "config.toml").exists():
+            assert problems(tmp_path / str(moment)) == [], moment
+        if ended:
+            return
+    pytest.fail("the run never came to its end")
 
 
 def test_the_error_that_ended_a_run_is_told(run: Path) -> None:

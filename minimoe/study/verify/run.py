@@ -22,6 +22,8 @@ from minimoe.training.differences import configuration_differences
 from minimoe.untrusted import Malformed, parse_json_object
 
 STATES = ("running", "killed", "finished", "interrupted", "diverged", "failed")
+CUT_SHORT = ("running", "killed", "failed")
+MISSING = "is missing"
 
 
 def checks_of_run(run: Run, tell: Tell) -> Iterator[Check]:
@@ -50,7 +52,7 @@ def _object(path: Path, kind: type[Struct]) -> tuple[dict[str, Any], str]:
     try:
         return checked(parse_json_object(read_regular(path)), kind), ""
     except FileNotFoundError:
-        return {}, "is missing"
+        return {}, MISSING
     except OSError as error:
         return {}, f"cannot be read: {reason(error)}"
     except Malformed as error:
@@ -62,6 +64,10 @@ def _status(run: Run, running: bool) -> Iterator[Check]:
     what, (_, wrong) = "status.json", _object(run.path / "status.json", Status)
     status = run.status()
     state, step = status["state"], status.get("step")
+    steps = [step_of(folder) for folder in checkpoints(run.checkpoint_folder)]
+    if wrong == MISSING and not steps and not run.has_begun():
+        yield ok(what, "none yet: the run has not begun, resume starts it")
+        return
     if wrong or state not in STATES:
         yield problem(what, wrong or f"names no state that is known: {state!r}")
         return
@@ -69,7 +75,6 @@ def _status(run: Run, running: bool) -> Iterator[Check]:
         owner = read_owner(run.path / LOCK)
         yield ok(what, f"{owner.named() if owner else 'a process'} trains it now")
         return
-    steps = [step_of(folder) for folder in checkpoints(run.checkpoint_folder)]
     if not steps and run.has_begun():
         yield problem(what, f"{state} at step {step}, and there is no checkpoint: the weights are lost")
         return
@@ -149,19 +154,20 @@ def _unlike(examined: metrics_lines.Lines, name: str, state: State) -> Iterator[
 
 
 def _best(run: Run, newest: Verified | None) -> Iterator[Check]:
-    """Check that the file `best` names a checkpoint, the one that the newest checkpoint calls the best."""
-    what, path = "checkpoints/best", run.checkpoint_folder / "best"
-    step = read_best(run.checkpoint_folder)
+    """Check that the file `best` names a checkpoint, the one that the newest checkpoint calls the best.
+
+    A kill may come between a checkpoint and this name: resuming writes it again.
+    """
+    what = "checkpoints/best"
+    there, step = (run.checkpoint_folder / "best").exists(), read_best(run.checkpoint_folder)
     expected = newest.state.best_step if newest is not None and newest.state is not None else None
-    if not path.exists():
-        if expected is not None:
-            yield problem(what, f"is missing: the best is {step_name(expected)} (resume names it again)")
-        return
-    if step is None:
+    if there and step is None:
         yield problem(what, "names no checkpoint that is here")
     elif expected is not None and step != expected:
-        yield problem(what, f"names {step_name(step)}, and {newest.folder.name if newest else 'the newest'} says {step_name(expected)}")
-    else:
+        found = f"names {step_name(step)}" if step is not None else MISSING
+        text = f"{found}: the best is {step_name(expected)} (resume names it again)"
+        yield ok(what, text) if run.status()["state"] in CUT_SHORT else problem(what, text)
+    elif step is not None:
         yield ok(what, f"names {step_name(step)}")
 
 
