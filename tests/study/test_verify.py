@@ -319,6 +319,7 @@ def shard(folder: Path, number: int) -> Path:
 FOLDER_DAMAGE: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "no configuration": (lambda m: (m / "config.json").unlink(), "config.json", "no config.json there"),
     "a configuration that is no JSON": (lambda m: (m / "config.json").write_text("{"), "config.json", "JSON"),
+    "an empty configuration": (lambda m: (m / "config.json").write_text("{}"), "tensors", "model_type = None is not known"),
     "an unknown family": (lambda m: edit(m / "config.json", '"mixtral"', '"mamba"'), "tensors", "'mamba' is not known"),
     "another width": (lambda m: edit(m / "config.json", '"hidden_size": 24', '"hidden_size": 32'), "tensors", "config.json says"),
     "a lost shard": (

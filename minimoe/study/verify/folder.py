@@ -13,7 +13,7 @@ from minimoe.errors import CheckpointError, UserError
 from minimoe.files import reason
 from minimoe.pretrained.file import TensorFile
 from minimoe.pretrained.folder import CONFIG, INDEX, WEIGHTS, ModelFolder, read_config
-from minimoe.pretrained.header import STORED
+from minimoe.pretrained.header import STORED, shown
 from minimoe.pretrained.opening import open_folder
 from minimoe.pretrained.transformer import PretrainedTransformer
 from minimoe.runs.checkpoint import TOKENIZER
@@ -27,29 +27,28 @@ GENERATION = "generation_config.json"
 
 def checks_of_folder(path: Path, tell: Tell) -> Iterator[Check]:
     """Check everything that minimoe reads of a model folder."""
+    readable = True
     try:
-        fields = read_config(path)
+        yield ok(CONFIG, f"model_type {shown(read_config(path).get('model_type'))}")
     except CheckpointError as error:
+        readable = False
         yield problem(CONFIG, _without(path, error))
-        fields = {}
-    else:
-        yield ok(CONFIG, f"model_type {fields.get('model_type')!r}")
     files, index = _weight_files(path)
     if index is not None:
         yield index
-    readable = True
+    readable = readable and bool(files) and (index is None or index.state == "ok")
     for name in files:
         found = list(_weights(path, name, tell))
         readable = readable and all(check.state == "ok" for check in found)
         yield from found
     model = None
-    if fields and files and readable and (index is None or index.state == "ok"):
+    if readable:
         try:
             model = open_folder(path, backend=load("numpy"))
             yield ok("tensors", f"as config.json says, {model.config.n_layers} layers")
         except UserError as error:
             yield problem("tensors", _without(path, error))
-    elif fields:
+    else:
         yield skipped("tensors", "not compared with config.json")
     yield from _tokenizer(path, model)
     yield from _generation(path, model)
