@@ -9,7 +9,7 @@ import click
 
 from minimoe.cli.options import Size, data_option, json_option, open_loaded, option, print_json
 from minimoe.cli.streams import write, write_all
-from minimoe.errors import UserError
+from minimoe.errors import UserError, notice
 
 if TYPE_CHECKING:
     from minimoe.pretrained.loading import Loaded
@@ -34,7 +34,8 @@ def generate(
 ) -> None:  # fmt: skip
     """Generate text with a trained model or a model folder.
 
-    The newest run is the default. Text is shown as it is drawn or, with several prompts, when it is complete.
+    The newest run is the default. Text is shown as it is drawn or, with several prompts, when it is complete. What the tokenizer puts
+    before a text is added to a prompt; what of a prompt the model does not read is said.
     """
     from minimoe.generation.generation import Sampling, default_prompt, generate_texts
     from minimoe.generation.generation import generate as generate_text
@@ -45,8 +46,6 @@ def generate(
     if head != "lm":  # it may have no tokenizer either
         raise UserError(f"{loaded.folder}: generation needs a causal language model: this one has head = {head!r}; eval measures it")
     tokenizer = loaded.text
-    for prompt in prompts:
-        tokenizer.encode_prompt(prompt)  # refuses unknown characters before anything is shown
     try:
         if len(prompts) > 1:
             for row, text in generate_texts(loaded.model, tokenizer, prompts, tokens, sampling):
@@ -79,6 +78,8 @@ def evaluate(run: str | None, data: str | None, as_json: bool) -> None:
 
     result = evaluate_run(open_loaded(run), data)
     summary = result.pop("summary")
+    for text in result.pop("notes"):
+        notice(text)
     if as_json:
         print_json(result)
         return

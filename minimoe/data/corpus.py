@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from minimoe.config import DataConfig
 from minimoe.data.batches import Tokens
-from minimoe.data.tokenizer import Tokenizer, make_tokenizer
+from minimoe.data.tokenizer import Tokenizer, make_tokenizer, note_of_lost
 from minimoe.errors import UserError, nearest
 
 Domains = npt.NDArray[np.int8]
@@ -39,6 +39,7 @@ class Corpus:
     tokenizer: Tokenizer
     sha256: str  # of the text's UTF-8 bytes: built-in sources differ between Python versions
     source: str
+    notes: tuple[str, ...] = ()  # what a user should know of how the text was read
 
 
 def load_corpus(data: DataConfig, base: Path | None = None, tokenizer: Tokenizer | None = None, *, seq_len: int | None = None) -> Corpus:
@@ -71,7 +72,7 @@ def whole_corpus(source: str, tokenizer_name: str, base: Path | None = None, tok
     tokens = np.concatenate(parts)
     labels = np.repeat(np.array([domain for _, domain in pieces], np.int8), [len(part) for part in parts]) if domains else None
     digest = hashlib.sha256(text.encode("utf-8")).hexdigest()
-    return Corpus(tokens, tokens, labels, labels, domains, tokenizer, digest, source)
+    return Corpus(tokens, tokens, labels, labels, domains, tokenizer, digest, source, note_of_lost(tokenizer, text, source))
 
 
 def check_length(data: DataConfig, n_train: int, n_val: int, seq_len: int | None) -> None:

@@ -10,12 +10,14 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from minimoe.data.lost import lost_characters
 from minimoe.errors import UserError, nearest
 from minimoe.untrusted import Malformed, decode_text, parse_json, read_bounded
 
@@ -26,7 +28,10 @@ MOST_JSON = 200_000_000  # bytes of a tokenizer.json; those of vocabularies of 2
 
 
 class StreamDecoder(ABC):
-    """Turns ids into text one at a time, as they are generated. All pieces joined equal `Tokenizer.decode` of all ids."""
+    """Turns ids into text one at a time, as they are generated.
+
+    The prompt's text and all pieces, joined, equal `Tokenizer.decode` of the prompt's and all later ids.
+    """
 
     @abstractmethod
     def push(self, token: int) -> str:
@@ -49,16 +54,28 @@ class Tokenizer(ABC):
         """Return the ids of a text, int32 [n]. Raises `UserError` for text that the vocabulary lacks; the message calls it `what`."""
 
     def encode_prompt(self, text: str) -> Ids:
-        """Return the ids of a prompt, with the token that begins a text if the tokenizer has one (Llama's <s>)."""
+        """Return the ids of a text that is to be continued: what precedes a text is added (Llama's <s>, BERT's [CLS]), nothing after it."""
         return self.encode(text, "prompt")
+
+    def encode_template(self, text: str, what: str = "text") -> Ids:
+        """Return the ids of a text with all special tokens that the tokenizer puts around it, as encoders read it: [CLS] ... [SEP]."""
+        return self.encode(text, what)
+
+    def lost(self, text: str) -> dict[str, int]:
+        """Return the characters of a text that `encode` drops without an error, and how often each occurs; the commonest first."""
+        return {}
 
     @abstractmethod
     def decode(self, ids: npt.ArrayLike) -> str:
         """Return the text of ids [n]; incomplete or unknown ones become the replacement character (U+FFFD)."""
 
+    def token(self, id: int) -> str:
+        """Return the name of a token."""
+        return self.decode([id])
+
     @abstractmethod
-    def stream(self) -> StreamDecoder:
-        """Return a new decoder that takes one id at a time."""
+    def stream(self, prompt: npt.ArrayLike = ()) -> StreamDecoder:
+        """Return a new decoder of ids that follow those of a prompt [n]. It takes one id at a time, and returns only what is new."""
 
     @abstractmethod
     def to_json(self) -> str:
@@ -90,7 +107,7 @@ class ByteTokenizer(Tokenizer):
         known = (ids >= 0) & (ids < 256)
         return np.where(known, ids, 0xFF).astype(np.uint8).tobytes().decode("utf-8", errors="replace")  # 0xFF never occurs in UTF-8
 
-    def stream(self) -> StreamDecoder:
+    def stream(self, prompt: npt.ArrayLike = ()) -> StreamDecoder:
         return ByteStream()
 
     def to_json(self) -> str:
@@ -161,7 +178,7 @@ class CharTokenizer(Tokenizer):
         known = (ids >= 0) & (ids < self.vocab_size)
         return self._codes[np.where(known, ids, self.vocab_size)].tobytes().decode("utf-32-le", errors="surrogatepass")
 
-    def stream(self) -> StreamDecoder:
+    def stream(self, prompt: npt.ArrayLike = ()) -> StreamDecoder:
         return CharStream(self.chars)
 
     def to_json(self) -> str:
@@ -187,7 +204,7 @@ def code_points(text: str) -> npt.NDArray[np.uint32]:
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """Any tokenizer.json, run by Hugging Face's `tokenizers`. Special tokens are not added; padding and truncation are off.
+    """Any tokenizer.json, run by Hugging Face's `tokenizers`. `encode` adds no special tokens; padding and truncation are off.
 
     Raises `UserError` if the extra `hf` is not installed, or if the file is not a tokenizer.json.
     """
@@ -211,19 +228,48 @@ class HuggingFaceTokenizer(Tokenizer):
         return self._encode(text, what, add_special_tokens=False)
 
     def encode_prompt(self, text: str) -> Ids:
-        return self._encode(text, "prompt", add_special_tokens=True)
+        ids = self.encode(text, "prompt")
+        typed = 0  # how many of the tokens that precede a text stand at its beginning already
+        for token in self._before:
+            typed += typed < len(ids) and int(ids[typed]) == token
+        return np.concatenate([np.array(self._before, np.int32), ids[typed:]])
+
+    def encode_template(self, text: str, what: str = "text") -> Ids:
+        return self._encode(text, what, add_special_tokens=True)
+
+    def lost(self, text: str) -> dict[str, int]:
+        with library_errors(f"{self.path} cannot encode it"):
+            return lost_characters(self._tokenizer, text)
+
+    @cached_property
+    def _before(self) -> list[int]:
+        """The ids that the tokenizer puts before a text: those before the first that is part of a probe, which any token's name may be."""
+        for id in range(self.vocab_size):
+            try:
+                found = self._encoding(self.token(id), "probe", add_special_tokens=True)
+            except UserError:  # a name that cannot be encoded as text
+                continue
+            if 0 in found.sequence_ids:
+                return list(found.ids[: found.sequence_ids.index(0)])
+        return []
 
     def _encode(self, text: str, what: str, add_special_tokens: bool) -> Ids:
+        return np.array(self._encoding(text, what, add_special_tokens).ids, np.int32)
+
+    def _encoding(self, text: str, what: str, add_special_tokens: bool) -> Any:
         with library_errors(f"{what}: {self.path} cannot encode it"):
-            return np.array(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids, np.int32)
+            return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
     def decode(self, ids: npt.ArrayLike) -> str:
         with library_errors(f"{self.path} cannot decode tokens"):
             text: str = self._tokenizer.decode(flat(ids).tolist(), skip_special_tokens=False)
         return text
 
-    def stream(self) -> StreamDecoder:
-        return WindowStream(self)
+    def token(self, id: int) -> str:
+        return self._tokenizer.id_to_token(id) or super().token(id)
+
+    def stream(self, prompt: npt.ArrayLike = ()) -> StreamDecoder:
+        return WindowStream(self, flat(prompt).tolist())
 
     def to_json(self) -> str:
         return self._json
@@ -241,12 +287,15 @@ def library_errors(what: str) -> Iterator[None]:
 
 
 class WindowStream(StreamDecoder):
-    """Decodes the last complete piece together with the ids after it, and returns what is new: decoders may treat a first token apart."""
+    """Decodes the last complete piece together with the ids after it, and returns what is new: decoders may treat a first token apart.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    At the start the last piece is the whole prompt.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt: list[int]) -> None:
         self._tokenizer = tokenizer
-        self._ids: list[int] = []  # those of the piece returned last, then those still incomplete
-        self._done = 0  # how many of them were returned
+        self._ids = list(prompt)  # those of the piece returned last, then those still incomplete
+        self._done = len(prompt)  # how many of them were returned
 
     def push(self, token: int) -> str:
         self._ids.append(token)
@@ -264,6 +313,30 @@ class WindowStream(StreamDecoder):
 
     def _new(self) -> str:
         return self._tokenizer.decode(self._ids)[len(self._tokenizer.decode(self._ids[: self._done])) :]
+
+
+# ---- what a user should know of a text ----------------------------------------------------------------------------------------
+
+
+def check_rows(tokenizer: Tokenizer, ids: Ids, rows: int, what: str) -> None:
+    """Raise `UserError` if a text (`what`) has a token that an embedding of `rows` rows lacks: it was added to the tokenizer alone."""
+    beyond = ids[ids >= rows]
+    if beyond.size:
+        id = int(beyond[0])
+        raise UserError(
+            f"{what}: has the token {tokenizer.token(id)!r} (id {id}), which the model lacks: its embedding has {rows} rows, "
+            f"the tokenizer {tokenizer.vocab_size} tokens; leave the token out of the text, or resize the embedding"
+        )
+
+
+def note_of_lost(tokenizer: Tokenizer, text: str, what: str) -> tuple[str, ...]:
+    """Return a message, if there is reason for one, about characters of a text (`what`) that the tokenizer drops."""
+    lost = tokenizer.lost(text)
+    if not lost:
+        return ()
+    count = sum(lost.values())
+    shown = ", ".join(map(repr, list(lost)[:5])) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
+    return (f"{tokenizer.name} drops {count:,} character{'s' * (count > 1)} of {what} that it has no token for: {shown}",)
 
 
 # ---- by name and by file -----------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ class Decoder:
         self.texts = np.zeros((len(prompts), longest), dtype=np.int32)
         for row, prompt in enumerate(prompts):
             self.texts[row, : len(prompt)] = prompt
-        self.limit = None if endless(model.config) else model.config.max_seq_len
+        self.limit = context_of(model.config)
         self.cache = Cache(model, len(prompts), min(model.config.max_seq_len, max(1, longest - 1)))
         self.positions = np.zeros((len(prompts), 1), dtype=np.int32)  # of the next token
         if isinstance(model, PretrainedTransformer) and model.file_weights is not None:
@@ -88,10 +88,11 @@ class Decoder:
         return self.model.logits(x).data
 
 
-def endless(config: ModelConfig) -> bool:
-    """Return True if no layer looks further back than its window, so that a text may be of any length."""
+def context_of(config: ModelConfig) -> int | None:
+    """Return how many tokens a model reads at most; None if no layer looks further back than its window: a text may be of any length."""
     windows = [config.window(layer) for layer in range(config.n_layers)]
-    return config.position != "learned" and all(0 < window <= config.max_seq_len for window in windows)
+    endless = config.position != "learned" and all(0 < window <= config.max_seq_len for window in windows)
+    return None if endless else config.max_seq_len
 
 
 def can_record(model: Transformer) -> bool:

@@ -3,19 +3,21 @@
 Tokens become text as they are drawn. Text that may begin a stop string waits until that is decided.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from minimoe.data.tokenizer import Tokenizer
-from minimoe.errors import ConfigError, UserError
-from minimoe.generation.decoding import Decoder
+from minimoe.data.tokenizer import Ids, Tokenizer, check_rows, note_of_lost
+from minimoe.errors import ConfigError, UserError, notice
+from minimoe.generation.decoding import Decoder, context_of
 from minimoe.generation.sampling import Flags, Sampling, draw
 from minimoe.model.transformer import Transformer
 from minimoe.pretrained.transformer import PretrainedTransformer
 
-__all__ = ["Sampling", "default_prompt", "draw", "generate", "generate_batch", "generate_ids", "generate_texts"]
+__all__ = ["Sampling", "default_prompt", "draw", "generate", "generate_batch", "generate_ids", "generate_texts", "read_prompt"]
 
 
 # ---- ids -----------------------------------------------------------------------------------------------------------------------------
@@ -23,9 +25,8 @@ __all__ = ["Sampling", "default_prompt", "draw", "generate", "generate_batch", "
 
 def generate_ids(model: Transformer, prompt: npt.ArrayLike, tokens: int, how: Sampling | None = None) -> Iterator[int]:
     """Yield up to `tokens` ids that continue a prompt [T] of one id or more. An end token ends it, and is not yielded."""
-    for (token,) in generate_batch(model, [prompt], tokens, how):
-        assert token is not None
-        yield token
+    drawn = generate_batch(model, [prompt], tokens, how)
+    return (token for (token,) in drawn if token is not None)
 
 
 def generate_batch(
@@ -34,6 +35,7 @@ def generate_batch(
     """Yield up to `tokens` lists of one id per prompt [T]; an id is None once an end token has come. Prompts may differ in length.
 
     Each row draws from its own random stream: the first row draws as it would alone. Rows that have ended are computed until all have.
+    The prompts are judged at the call, before anything is yielded: a `Notice` says if the context has no room for the beginning of one.
     """
     how = how or Sampling()
     if model.config.head != "lm" or not model.config.causal:
@@ -42,6 +44,22 @@ def generate_batch(
     rows = [[int(i) for i in np.asarray(prompt).reshape(-1)] for prompt in prompts]
     if not rows or not all(rows):
         raise ConfigError("the prompt is empty: give at least one character")
+    _warn_of_cut(model, rows)
+    return _drawn(model, rows, tokens, how)
+
+
+def _warn_of_cut(model: Transformer, rows: list[list[int]]) -> None:
+    """Give a `Notice` of prompts that are longer than the model's context."""
+    limit = context_of(model.config)
+    for number, row in enumerate(rows, 1):
+        if limit is not None and len(row) > limit:
+            which = f"prompt {number} of {len(rows)}" if len(rows) > 1 else "the prompt"
+            said = f"{which} has {len(row):,} tokens: the model's context holds its last {limit:,}, and the others are not read"
+            notice(said)
+
+
+def _drawn(model: Transformer, rows: list[list[int]], tokens: int, how: Sampling) -> Iterator[list[int | None]]:
+    """Draw a token for each row until all have ended."""
     ends = set(how.end or (model.end_tokens if isinstance(model, PretrainedTransformer) else ()))
     decoder, going, seen = Decoder(model, rows, tokens), [True] * len(rows), _Seen(rows, how)
     for position in range(tokens):
@@ -81,9 +99,17 @@ class _Seen:
 
 
 def generate(model: Transformer, tokenizer: Tokenizer, prompt: str, tokens: int = 200, how: Sampling | None = None) -> Iterator[str]:
-    """Yield the text that continues a prompt, as characters become complete. It ends before the first string of `how.stop`."""
-    writer = Writer(tokenizer, how)
-    for token in generate_ids(model, tokenizer.encode_prompt(prompt), tokens, how):
+    """Yield the text that continues a prompt, as characters become complete. It ends before the first string of `how.stop`.
+
+    The prompt is judged at the call: `UserError` for one that cannot be read, a `Notice` if a part of it is not.
+    """
+    ids = read_prompt(model, tokenizer, prompt)
+    return _pieces(generate_ids(model, ids, tokens, how), Writer(tokenizer, how, ids))
+
+
+def _pieces(drawn: Iterator[int], writer: Writer) -> Iterator[str]:
+    """Yield the text of one row's tokens, as characters become complete."""
+    for token in drawn:
         piece = writer.push(token)
         if piece:
             yield piece
@@ -97,9 +123,18 @@ def generate(model: Transformer, tokenizer: Tokenizer, prompt: str, tokens: int 
 def generate_texts(
     model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str], tokens: int = 200, how: Sampling | None = None
 ) -> Iterator[tuple[int, str]]:
-    """Yield (index of a prompt, the text that continues it) as each text becomes complete; all are generated as one batch."""
-    open_rows = {row: (Writer(tokenizer, how), list[str]()) for row in range(len(prompts))}
-    for drawn in generate_batch(model, [tokenizer.encode_prompt(prompt) for prompt in prompts], tokens, how):
+    """Yield (index of a prompt, the text that continues it) as each text becomes complete; all are generated as one batch.
+
+    The prompts are judged at the call, as in `generate`.
+    """
+    rows = [read_prompt(model, tokenizer, prompt) for prompt in prompts]
+    return _texts(generate_batch(model, rows, tokens, how), [Writer(tokenizer, how, ids) for ids in rows])
+
+
+def _texts(batch: Iterator[list[int | None]], writers: list[Writer]) -> Iterator[tuple[int, str]]:
+    """Yield (row, its whole text) as each row of a batch ends."""
+    open_rows = {row: (writer, list[str]()) for row, writer in enumerate(writers)}
+    for drawn in batch:
         for row, (writer, parts) in list(open_rows.items()):
             token = drawn[row]
             parts.append(writer.finish() if token is None else writer.push(token))
@@ -112,11 +147,21 @@ def generate_texts(
         yield row, "".join(parts) + writer.finish()
 
 
-class Writer:
-    """Turns one row's tokens into text as they are drawn, up to the first stop string."""
+def read_prompt(model: Transformer, tokenizer: Tokenizer, prompt: str) -> Ids:
+    """Return a prompt's ids. Raises `UserError` for a token that the model lacks; a `Notice` counts characters that the tokenizer drops."""
+    ids = tokenizer.encode_prompt(prompt)
+    if model.config.vocab_size is not None:
+        check_rows(tokenizer, ids, model.config.vocab_size, "prompt")
+    for text in note_of_lost(tokenizer, prompt, "the prompt"):
+        notice(text)
+    return ids
 
-    def __init__(self, tokenizer: Tokenizer, how: Sampling | None = None) -> None:
-        self.stream, self.stop = tokenizer.stream(), how.stop if how else ()
+
+class Writer:
+    """Turns one row's tokens into text as they are drawn, up to the first stop string; `prompt`: the ids that they follow."""
+
+    def __init__(self, tokenizer: Tokenizer, how: Sampling | None = None, prompt: npt.ArrayLike = ()) -> None:
+        self.stream, self.stop = tokenizer.stream(prompt), how.stop if how else ()
         self.waiting, self.over = "", False  # text that may begin a stop string; True once the text has ended
 
     def push(self, token: int) -> str:
@@ -150,10 +195,10 @@ class Writer:
 
 
 def default_prompt(tokenizer: Tokenizer) -> str:
-    """Return a newline if the tokenizer has one, else its first token."""
+    """Return a newline if the tokenizer has one, else nothing if a token begins every text, else the first token."""
     try:
-        if len(tokenizer.encode("\n")):
+        if len(tokenizer.encode("\n")) and not tokenizer.lost("\n"):
             return "\n"
     except UserError:  # a char tokenizer without a newline
         pass
-    return tokenizer.decode([0])
+    return "" if len(tokenizer.encode_prompt("")) else tokenizer.decode([0])

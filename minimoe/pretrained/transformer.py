@@ -8,8 +8,9 @@ from typing import Any
 
 from minimoe.backend import Array, Backend
 from minimoe.config import ModelConfig
-from minimoe.data.tokenizer import Tokenizer
+from minimoe.data.tokenizer import Ids, Tokenizer, check_rows, note_of_lost
 from minimoe.engine.tensor import Tensor
+from minimoe.errors import UserError, notice
 from minimoe.layers.balance import MoEStats
 from minimoe.model.transformer import Transformer
 from minimoe.pretrained.on_demand import FileWeights
@@ -45,6 +46,21 @@ class PretrainedTransformer(Transformer):
         for rows, layer_stats in zip(self.expert_rows, stats, strict=False):
             rows[...] = rows + layer_stats.counts
         return x, stats
+
+    def encode(self, text: str) -> Ids:
+        """Return the ids [T] of a text as this model reads it: `model(model.encode("a text")[None])`.
+
+        An encoder reads all that its tokenizer puts around a text ([CLS] ... [SEP]), a causal model only what precedes a text. Raises
+        `UserError` if the model has no tokenizer, or if its embedding lacks a token of the text; a `Notice` counts characters that the
+        tokenizer drops.
+        """
+        if self.tokenizer is None:
+            raise UserError("encode: this model has no tokenizer: give it one, as in model.tokenizer = load_tokenizer(path)")
+        ids = self.tokenizer.encode_prompt(text) if self.config.causal else self.tokenizer.encode_template(text)
+        check_rows(self.tokenizer, ids, self.config.vocab_size or 0, "text")
+        for said in note_of_lost(self.tokenizer, text, "the text"):
+            notice(said)
+        return ids
 
     def save_pretrained(self, path: str | Path, dtype: str | None = None) -> None:
         """Write the model as a folder that transformers opens, with its tokenizer. Errors and `dtype` are those of `saving`."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from minimoe.config import Config, to_toml
 from minimoe.config.cost import training_cost
-from minimoe.errors import ConfigError
+from minimoe.errors import ConfigError, notice
 from minimoe.runs.environment import check_memory
 from minimoe.runs.folders import check_free
 from minimoe.study.inspect import Report, show_cost
@@ -32,6 +32,8 @@ def show_plan(config: Config, out: Path | None, **options: Any) -> None:
     check_memory(config.model, config.train)
     counted = training_cost(config, config.train.seq_len)
     tokens = config.train.steps * task.tokens_per_step
+    for text in () if task.corpus is None else task.corpus.notes:
+        notice(text)
     show(to_toml(config))
     show_cost(Report(config.name, config, counted))
     flops = counted.training_flops_per_token * tokens

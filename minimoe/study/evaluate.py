@@ -15,7 +15,7 @@ from minimoe.training.tasks import load_task
 def evaluate_run(loaded: Loaded, data: str | None) -> dict[str, Any]:
     """Measure a trained model's loss, and its accuracy if its task has one, on its own held-out data or on all of another source.
 
-    `summary` is the result in one line.
+    `summary` is the result in one line, `notes` what a user should know of how the text was read.
     """
     config = loaded.config
     if data is None and is_model_folder(loaded.folder):
@@ -24,6 +24,7 @@ def evaluate_run(loaded: Loaded, data: str | None) -> dict[str, Any]:
         config = replace(config, train=replace(config.train, seq_len=config.model.max_seq_len))
     task = load_task(config, None if config.model.image_size else loaded.text, all_of=data)
     result = task.measure(loaded.model, by_domain=True)
+    notes = () if task.corpus is None else task.corpus.notes
     images, domains = task.unit == "image", () if task.corpus is None else task.corpus.domains
     found: dict[str, Any] = {"model": str(loaded.folder), "step": loaded.step, "loss": result.loss}
     words = [f"loss {result.loss:.4f} nats per {task.unit}"]
@@ -38,5 +39,5 @@ def evaluate_run(loaded: Loaded, data: str | None) -> dict[str, Any]:
     return {
         **found, "images" if images else "tokens": result.tokens, "source": task.source, "split": split,
         "expert_load": result.expert_load, "expert_load_by_domain": dict(zip(domains, result.domain_load or [], strict=True)),
-        "summary": f"{loaded.folder}: {', '.join(words)}",
+        "notes": notes, "summary": f"{loaded.folder}: {', '.join(words)}",
     }  # fmt: skip

@@ -188,7 +188,8 @@ class Trainer:
 
     def _warn(self) -> None:
         moe = self.config.model.moe
-        for text in [] if moe is None else moe.warnings(self.config.model.causal):
+        notes = () if self.task.corpus is None else self.task.corpus.notes
+        for text in [*notes, *([] if moe is None else moe.warnings(self.config.model.causal))]:
             self.listener.warned(f"warning: {text}")
 
     def _loop(self) -> None:

@@ -138,6 +138,7 @@ def test_a_cache_for_a_context_that_no_memory_holds_is_refused_and_one_for_less_
     assert model(np.zeros((1, 3), dtype=np.int32), cache=mm.Cache(model, capacity=4)).shape == (1, 3, 64)
 
 
+@pytest.mark.filterwarnings("ignore::minimoe.errors.Notice")
 @pytest.mark.parametrize("position", ["rope", "learned"])
 @pytest.mark.parametrize("limit", [1, 2, 5])
 @pytest.mark.parametrize("length", [1, 4, 5, 13])

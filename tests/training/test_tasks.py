@@ -3,9 +3,11 @@
 import json
 import math
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import made_tokenizers
 import numpy as np
 import pytest
 from command_line import call, one_line, sets
@@ -104,6 +106,24 @@ def test_a_tokenizer_with_a_mask_token_keeps_its_own(text: Path, tmp_path: Path,
     assert 1 in task.batch(0, 0)[0]
     shown = "".join(task.show(mm.Transformer(task.config.model)))
     assert any(word in shown for word in words) and "^" in shown
+
+
+@pytest.mark.parametrize("kind", made_tokenizers.KINDS)
+def test_words_stay_apart_where_blanks_are_shown(tmp_path: Path, kind: str) -> None:
+    """Decoders leave out the space before a token that stands alone."""
+    path, text = made_tokenizers.write(kind, tmp_path), tmp_path / "text.txt"
+    text.write_text(f"{made_tokenizers.PLAIN}\n" * 20)
+    task = load_task(replace(masked(text), data=DataConfig(source=str(text), tokenizer=str(path))))
+    assert isinstance(task, MaskedLanguageModelling)
+    tokens = task.tokenizer.encode("the router sends every token")
+    ends = [len(task.tokenizer.decode(tokens[:i])) for i in range(len(tokens) + 1)]
+    words = np.array([end - start > 1 for start, end in pairwise(ends)])  # all but spaces and letters of their own
+    whole, hidden = "the router sends every token", np.array([*"the router sends every token"])
+    for start, end in pairwise(ends):
+        if end - start > 1:
+            hidden[start:end][hidden[start:end] != " "] = "_"
+    assert task._lines(tokens, tokens, np.zeros(len(tokens), bool)).splitlines() == [f"  {whole}"] * 2
+    assert task._lines(tokens, tokens, words).splitlines() == [f"  {''.join(hidden)}", f"  {whole}"]
 
 
 def test_held_out_blanks_are_the_same_for_every_seed_and_at_every_length_of_window(text: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from minimoe.config import Config
 from minimoe.data.batches import Tokens, batch, sample_windows, windows
 from minimoe.data.corpus import IMAGE_SOURCES, Corpus, load_corpus, whole_corpus
-from minimoe.data.tokenizer import Tokenizer
+from minimoe.data.tokenizer import Tokenizer, check_rows
 from minimoe.errors import UserError
 from minimoe.model.transformer import Transformer
 from minimoe.training.evaluation import Batches, Evaluation, evaluate
@@ -27,7 +27,9 @@ class LanguageModelling(Task):
     def __init__(self, config: Config, tokenizer: Tokenizer | None = None, whole: bool = False) -> None:
         self.corpus = read_corpus(config, tokenizer, whole)
         self.tokenizer, self.source, self.sha256 = self.corpus.tokenizer, self.corpus.source, self.corpus.sha256
-        self.config = self._with_vocabulary(config)
+        if whole:  # a trained model is measured: a text without the tokens that its embedding lacks can be
+            check_rows(self.tokenizer, self.corpus.val, config.model.vocab_size or 0, self.source)
+        self.config = config if whole else self._with_vocabulary(config)
 
     def _with_vocabulary(self, config: Config) -> Config:
         return with_vocabulary(config, self.tokenizer.vocab_size)

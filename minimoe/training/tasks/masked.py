@@ -41,6 +41,10 @@ class MaskedLanguageModelling(LanguageModelling):
     def __init__(self, config: Config, tokenizer: Tokenizer | None = None, whole: bool = False) -> None:
         super().__init__(config, tokenizer, whole)
         self.mask_id = mask_id(self.tokenizer)
+        rows = self.config.model.vocab_size or 0
+        if self.mask_id >= rows:
+            raise UserError(f"{self.source}: the model lacks the mask token (id {self.mask_id}): its embedding has {rows} rows")
+        self.n_random = min(self.tokenizer.vocab_size, rows)  # random tokens are drawn from those that the model has
         if not (self._hidden_val[1] != IGNORE).any():
             raise UserError(f"{self.source}: too short: none of its {len(self.corpus.val)} held-out tokens is hidden: use more text")
 
@@ -52,7 +56,7 @@ class MaskedLanguageModelling(LanguageModelling):
         t = self.config.train
         tokens, _ = batch(self.corpus.train, t.seed, step, micro, t.batch_size, t.seq_len)
         words = host_bits(2 * tokens.size, t.seed, "data.mask", micro, step).reshape(*tokens.shape, 2)
-        return hide(tokens, words, self.tokenizer.vocab_size, self.mask_id)
+        return hide(tokens, words, self.n_random, self.mask_id)
 
     # ---- measuring -----------------------------------------------------------------------------------------------------------------
 
@@ -61,7 +65,7 @@ class MaskedLanguageModelling(LanguageModelling):
         """The held-out split with tokens hidden, and the targets; which are hidden depends on the position alone.   -> [m], [m]"""
         val = self.corpus.val
         words = host_bits(2 * len(val), 0, "data.mask.held_out").reshape(len(val), 2)
-        return hide(val, words, self.tokenizer.vocab_size, self.mask_id)
+        return hide(val, words, self.n_random, self.mask_id)
 
     @property
     def held_out_batches(self) -> int:
@@ -111,17 +115,20 @@ class MaskedLanguageModelling(LanguageModelling):
 
     def _lines(self, tokens: Tokens, filled: Array, blank: Array) -> str:
         """Return a line with blanks, one with them filled in and, if anything is wrong, one with marks below it."""
-        lines = ["", "", ""]
+        lines, before = ["", "", ""], list[int]()
         for token, guess, hidden in zip(tokens.tolist(), filled.tolist(), blank.tolist(), strict=True):
-            true, given = self._piece(token), self._piece(guess if hidden else token)
-            width = max(len(true), len(given))
-            cells = "_" * width if hidden else true, given, "^" * width if hidden and guess != token else ""
+            true, given = self._piece(token, before), self._piece(guess if hidden else token, before)
+            width, gap = max(len(true), len(given)), " " if len(true) > 1 and true[0] == " " else ""  # between two words
+            blanks, marks = (gap + mark * (width - len(gap)) for mark in "_^")
+            cells = blanks if hidden else true, given, marks if hidden and guess != token else ""
             lines = [line + cell.ljust(width) for line, cell in zip(lines, cells, strict=True)]
+            before = [token]
         return "\n".join(f"  {line}".rstrip() for line in lines if line.strip())
 
-    def _piece(self, token: int) -> str:
-        """Return a token as text within one line: the end of a line as an arrow, what cannot be printed as a dot."""
-        text = "" if token == self.mask_id else self.tokenizer.decode([token]).replace("\n", LINE_END)
+    def _piece(self, token: int, before: list[int]) -> str:
+        """Return the text that a token adds to the one before, in one line: a line's end as an arrow, what cannot be printed as a dot."""
+        decode = self.tokenizer.decode
+        text = "" if token == self.mask_id else decode([*before, token])[len(decode(before)) :].replace("\n", LINE_END)
         return "".join(char if char.isprintable() and char != REPLACEMENT else DOT for char in text) or DOT
 
     def next_command(self, run: str) -> str:
