@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from minimoe.config import ModelConfig
-from minimoe.data.tokenizer import Tokenizer
+from minimoe.data.tokenizer import BUILT_IN, Tokenizer
 from minimoe.errors import ConfigError, notice
+from minimoe.files import to_json
 from minimoe.layers.module import Parameter
 from minimoe.model.transformer import Transformer
 from minimoe.pretrained.beside import Beside, files_beside
@@ -32,6 +33,9 @@ from minimoe.runs.checkpoint import TOKENIZER
 
 WORDS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # config.json's words, and those of safetensors
 OF_A_TOKENIZER = re.compile(r"(tokenizer|special_tokens|added_tokens|vocab|merges|spiece|sentencepiece|chat_template)|.*\.tiktoken$")
+TOKENIZER_CONFIG = "tokenizer_config.json"
+AS_IT_IS = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+"""Its contents for a tokenizer.json that AutoTokenizer is to run as it is. Without a class, it would rebuild it as that of the family."""
 KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id")  # of a config.json whose model was changed
 
 
@@ -58,6 +62,7 @@ def save_pretrained(
     `dtype` of the file: float32, bfloat16, float16 or float64; a tensor that transformers computes in float32 stays so in the narrower
     ones. By default a tensor that was loaded and not changed keeps its own dtype; others are float32. Numbers that a dtype cannot hold give
     a `Notice`. Files (`beside.py`) and unused tensors of `provenance`, the folder that the model came from, are written too.
+    A tokenizer that did not come with that folder is named so that transformers' AutoTokenizer runs it as it is.
     Raises ConfigError if no family can express the model, CheckpointError if the folder is taken or cannot be written.
     """
     if dtype is not None and dtype not in WORDS:
@@ -81,6 +86,9 @@ def save_pretrained(
         texts[TOKENIZER] = tokenizer.to_json()
         if TOKENIZER in files:
             files = {name: file for name, file in files.items() if not OF_A_TOKENIZER.match(name)}
+    reader = tokenizer or getattr(model, "tokenizer", None)
+    if reader is not None and TOKENIZER_CONFIG not in files and (TOKENIZER in texts or reader.name in BUILT_IN):
+        texts[TOKENIZER_CONFIG] = to_json(AS_IT_IS)
     write_model_folder(path, config, tensors.specs, tensors.produce, texts=texts, files=files)
     return found
 
