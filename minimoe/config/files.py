@@ -177,6 +177,8 @@ def convert(table: Mapping[str, Any], kind: type[Any], path: str) -> Any:
             raise error.__cause__ from None
         message, _, where = str(error).partition(" - at `$")
         raise ConfigError(f"{path}{where.rstrip('`')}: {message[0].lower()}{message[1:].replace('`', '').replace(' | null', '')}") from None
+    except UnicodeEncodeError:  # of a command line that is not UTF-8
+        raise ConfigError(f"{path}: has text that is not valid Unicode") from None
 
 
 # ---- writing -----------------------------------------------------------------------------------------------------------------

@@ -35,9 +35,13 @@ def check_type(key: str, value: object, field: FieldInfo) -> object:
     """Return the value as its field's type. Values given in Python follow the same rules as those of a TOML file."""
     check_choice(key, value, field)
     try:
+        if isinstance(value, str):
+            value.encode()
         return convert(value, field.type)
     except ValidationError as error:
         raise ConfigError(f"{key}: {str(error)[0].lower()}{str(error)[1:].replace('`', '')}") from None
+    except UnicodeEncodeError:  # of a command line that is not UTF-8
+        raise ConfigError(f"{key}: has text that is not valid Unicode") from None
 
 
 def check_table(table: Struct, path: str, zero_ok: set[str]) -> None:

@@ -34,6 +34,7 @@ REQUIRED = frozenset({"model.safetensors", "optimizer.safetensors", "state.json"
 TOKENIZER = "tokenizer.json"
 # What safetensors' NumPy reader reads back: it writes more than that (bfloat16, float8).
 DTYPES = frozenset({"float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool"})
+MOST_BARE_HEADER = 1_000_000  # bytes; a longer header must describe as many bytes of arrays: millions of empty ones take gigabytes
 STEP = re.compile(r"step-(\d{6,})")
 
 
@@ -51,7 +52,12 @@ class Checkpoint:
 
     def tokenizer_json(self) -> str | None:
         """Return the text of its tokenizer.json; None if it has none."""
-        return None if self.tokenizer_path is None else self.tokenizer_path.read_bytes().decode("utf-8")
+        if self.tokenizer_path is None:
+            return None
+        try:
+            return self.tokenizer_path.read_bytes().decode("utf-8")
+        except UnicodeDecodeError:
+            raise CheckpointError(f"{self.folder.name}/{TOKENIZER}: is not UTF-8 text (damaged)") from None
 
 
 # ---- writing -----------------------------------------------------------------------------------------------------------------
@@ -288,6 +294,10 @@ def _arrays(folder: Path, name: str, digests: Mapping[str, str]) -> "dict[str, N
     from safetensors.numpy import load
 
     data = _read(folder, name, digests)
+    header = int.from_bytes(data[:8], "little")
+    behind = len(data) - 8 - header
+    if header > MOST_BARE_HEADER and 0 <= behind < header:
+        raise CheckpointError(f"{folder.name}/{name}: a header of {header} bytes for {behind} bytes of arrays")
     try:
         arrays = load(data)
     except (SafetensorError, KeyError, ValueError) as error:

@@ -278,13 +278,12 @@ class Run:
 
     def last_row(self) -> dict[str, Any] | None:
         """Return the last line of the metrics; None if there is none, or if it is damaged."""
-        lines = whole_lines(self.metrics_path)
-        return _parse(lines[-1]) if lines else None
+        return _readable(whole_lines(self.metrics_path)[-1:])
 
     def replace_last_row(self, row: Mapping[str, Any]) -> None:
         """Write the line of a step again, which is the last or still missing; at any moment the file has the old line or the new one."""
         lines = whole_lines(self.metrics_path)
-        last = _parse(lines[-1]) if lines else None
+        last = _readable(lines[-1:])
         self._metrics_digest = None
         kept = lines[:-1] if last is not None and last.get("step") == row["step"] else lines
         text = b"".join(line + b"\n" for line in kept).decode() + valid_json(row) + "\n"
@@ -395,6 +394,13 @@ class Run:
             write()
         except OSError as error:
             raise CheckpointError(f"{self.path / name}: cannot be written: {files.reason(error)}") from error
+
+
+def _readable(lines: list[bytes]) -> dict[str, Any] | None:
+    """Return the fields of the last of these lines of metrics; None if there is none, or if it is damaged."""
+    with suppress(Malformed, IndexError):
+        return metrics_row(lines[-1])
+    return None
 
 
 def is_trained_by_an_earlier_version(status: Mapping[str, Any]) -> bool:

@@ -318,6 +318,13 @@ def test_a_billion_layers_are_refused_within_a_second() -> None:
     assert load_config("tiny-moe", ["model.n_layers=10000"]).model.n_layers == 10_000
 
 
+def test_text_that_is_not_unicode_is_refused_by_its_key() -> None:
+    assert complaint("train.lr=3e-\udcb4") == "train: has text that is not valid Unicode"
+    assert complaint("moe.router=\udcff") == "moe.router: has text that is not valid Unicode"
+    with pytest.raises(ConfigError, match=r"data\.source: has text that is not valid Unicode"):
+        DataConfig(source="\udcff.txt")
+
+
 def test_set_takes_toml_values_and_bare_strings() -> None:
     config = load_config("tiny-moe", [
         "train.lr=3e-4", "train.steps = 1_000", "train.backend=numpy", 'train.optimizer="lion"', "data.source=my texts/a.txt",

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -397,3 +398,28 @@ def test_an_atomic_write_that_fails_keeps_the_old_text(tmp_path: Path, monkeypat
         with pytest.raises(OSError, match="Input/output"):
             cp.write_atomically(path, "new")
     assert [entry.read_text() for entry in tmp_path.iterdir()] == ["old"]
+
+
+def forge(folder: Path, name: str, data: bytes) -> Path:
+    """Replace a file of a checkpoint, and its digest in the manifest."""
+    before = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    (folder / name).write_bytes(data)
+    manifest = (folder / cp.MANIFEST).read_text()
+    (folder / cp.MANIFEST).write_text(manifest.replace(before, hashlib.sha256(data).hexdigest()))
+    return folder
+
+
+def test_a_header_without_arrays_behind_it_is_refused_within_a_second(tmp_path: Path) -> None:
+    empty = b'"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+    header = b"{" + b",".join(b'"%d":{%b' % (i, empty) for i in range(500_000)) + b"}"
+    folder = forge(save(tmp_path, 100), "model.safetensors", len(header).to_bytes(8, "little") + header)
+    began = time.process_time()
+    with pytest.raises(CheckpointError, match=rf"model\.safetensors: a header of {len(header)} bytes for 0 bytes of arrays"):
+        cp.load_checkpoint(folder)
+    assert time.process_time() - began < 1
+
+
+def test_a_tokenizer_that_is_not_text_is_named(tmp_path: Path) -> None:
+    saved = cp.load_checkpoint(forge(save(tmp_path, 100), cp.TOKENIZER, b"\xff{}"))
+    with pytest.raises(CheckpointError, match=r"step-000100/tokenizer\.json: is not UTF-8 text \(damaged\)"):
+        saved.tokenizer_json()
