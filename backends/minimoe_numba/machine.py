@@ -2,6 +2,7 @@
 
 import os
 
+from minimoe.machine import usable_processors
 from minimoe_numba.blas import Blas, find_blas
 from minimoe_numba.pool import Pool
 
@@ -44,4 +45,4 @@ def default_threads() -> int:
     given = os.environ.get("OMP_NUM_THREADS", "")
     if given.isdecimal() and int(given):
         return int(given)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return usable_processors()

@@ -10,6 +10,7 @@ from typing import Any
 from minimoe.config import ModelConfig, TrainConfig
 from minimoe.config.cost import cost
 from minimoe.errors import ConfigError
+from minimoe.machine import cpu_quota, machine_memory
 
 
 def environment() -> dict[str, Any]:
@@ -36,6 +37,7 @@ def environment() -> dict[str, Any]:
         "libc": " ".join(platform.libc_ver()).strip() or None,
         "processor": processor(),
         "cpu_count": os.cpu_count(),
+        "cpu_quota": cpu_quota(),
     }
 
 
@@ -47,23 +49,6 @@ def processor() -> str | None:
         lines = []
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     return model or platform.processor() or platform.machine() or None
-
-
-def usable_processors() -> int:
-    """Return the number of processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def machine_memory() -> int | None:
-    """Return the bytes of memory of this machine, or of the container on Linux; None if the system does not say."""
-    try:
-        bytes_here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
-        return None
-    try:
-        return min(bytes_here, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, ValueError):  # no container, or "max"
-        return bytes_here
 
 
 def process_identity(pid: int) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from minimoe import machine
 from minimoe.backend import Backend, use_backend
 from minimoe.errors import UserError
 
@@ -23,7 +25,8 @@ def training_backend(backend: Backend, threads: int) -> Iterator[None]:
 
 @contextmanager
 def limited_threads(threads: int, backend: Backend) -> Iterator[None]:
-    """Limit BLAS and the backend's own kernels to this many threads; 0 leaves them unchanged."""
+    """Limit BLAS and the backend's own kernels to this many threads; 0 leaves them unchanged, unless there are more than a quota allows."""
+    threads = threads or quota_threads()
     if not threads:
         yield
         return
@@ -35,6 +38,14 @@ def limited_threads(threads: int, backend: Backend) -> Iterator[None]:
             yield
     finally:
         backend.use_threads(0)
+
+
+def quota_threads() -> int:
+    """Return how many threads a container's quota of processor time allows; 0 if all, or if the user has set their number."""
+    if any(os.environ.get(name) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")):
+        return 0
+    count = machine.usable_processors()
+    return count if count < machine.allowed_processors() else 0
 
 
 @contextmanager

@@ -22,9 +22,10 @@ from minimoe.data.corpus import IMAGE_SOURCES
 from minimoe.engine.recording import Recorded
 from minimoe.errors import ConfigError, Diverged, Interrupted, UserError
 from minimoe.layers.balance import uniform_aux_loss
+from minimoe.machine import usable_processors
 from minimoe.pretrained.transformer import PretrainedTransformer
 from minimoe.runs.checkpoint import Arrays, not_finite
-from minimoe.runs.environment import check_memory, usable_processors
+from minimoe.runs.environment import check_memory
 from minimoe.runs.run import Run
 from minimoe.training.listener import Listener, PythonWarnings
 from minimoe.training.metrics import Backlog

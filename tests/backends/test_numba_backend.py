@@ -1,5 +1,6 @@
 """The Numba backend beyond the contract: threads, the kernel decorator, BLAS by address, code kept on disk, and running without these."""
 
+import json
 import os
 import threading
 from pathlib import Path
@@ -10,12 +11,12 @@ from fresh_process import first_words
 from tiny_runs import tiny, weights_of, write_text
 
 import minimoe as mm
-from minimoe.backend import load
+from minimoe.backend import kernel_kinds, load
 from minimoe.reference.expert import ExpertWeights
 from minimoe.reference.gating import Rule
 from minimoe.testing.conformance import relative_errors
+from minimoe_numba import NumbaBackend, maths
 from minimoe_numba import blas as blas_module
-from minimoe_numba import maths
 from minimoe_numba.kernel import F1, F2, kernel
 from minimoe_numba.machine import machine
 from minimoe_numba.pool import Pool
@@ -241,7 +242,7 @@ def test_the_blas_library_can_be_chosen(monkeypatch):
 
 STEP = """
 import numpy as np
-from minimoe.backend import load
+from minimoe.backend import kernel_kinds, load
 b = load("numba")
 x = np.linspace(-3, 3, 64, dtype=np.float32).reshape(4, 16)
 assert np.abs(b.swiglu(x) - load("numpy").swiglu(x)).max() < 1e-6
@@ -256,7 +257,7 @@ def test_a_first_compilation_says_so_and_a_second_process_loads(tmp_path):
 ROUNDED = """
 import hashlib
 import numpy as np
-from minimoe.backend import load
+from minimoe.backend import kernel_kinds, load
 b = load("numba")
 draw = np.random.default_rng(0)
 q, k, v = (draw.standard_normal((2, 64, 2, 16)).astype(np.float32) for _ in range(3))
@@ -284,3 +285,19 @@ def test_without_numba_the_numpy_backend_is_taken_with_a_word():
     code = "import sys\nsys.modules['numba'] = None\nfrom minimoe.backend import load\nprint(load('auto').name)\n"
     words = first_words(code=code, MINIMOE_BACKEND="")
     assert "numpy" in words and "backend numba does not run here" in words
+
+
+WHY_NOT = "backend numba: NUMBA_DISABLE_JIT is set, and its kernels run only when they are compiled: unset it"
+
+
+def test_where_numba_is_told_not_to_compile_numpy_is_taken_with_that_reason():
+    code = "from minimoe.backend import load\nprint(load('auto').name)\n"
+    words = first_words(code=code, MINIMOE_BACKEND="", NUMBA_DISABLE_JIT="1")
+    assert words == f"numpy\nminimoe: {WHY_NOT}; using numpy, which is slower\n"
+
+
+def test_and_its_kernels_are_listed_all_the_same():
+    code = "from minimoe.cli import main\nmain(['backends', '--json'])\n"
+    found = json.loads(first_words(code=code, MINIMOE_BACKEND="", NUMBA_DISABLE_JIT="1"))["numba"]
+    assert (found["available"], found["why_not"]) == (False, WHY_NOT)
+    assert found["kernels"] == kernel_kinds(NumbaBackend) and set(found["proven"]) == set(load("numba").proven) != set()
