@@ -25,9 +25,12 @@ SIGNS: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
             rb"|AccessDenied|\{\"error\")",
             f"is a server's refusal in place of the file: log in (hf auth login), accept the model's terms, and {FETCH}",
         ),
-        (rb"GGUF", "is GGUF, the format of llama.cpp: minimoe reads the folder that such a file is made of, with *.safetensors"),
-        (rb"\x89HDF\r\n", "is HDF5, a format of TensorFlow and Keras: minimoe reads safetensors"),
-        (rb"\x1f\x8b|BZh|\xfd7zXZ\x00|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!|.{257}ustar", "is an archive: unpack it, and name the folder in it"),
+        (rb"GGUF", "is GGUF, the format of llama.cpp: minimoe reads the folder that it was made of, with *.safetensors"),
+        (rb"\x89HDF\r\n", "is HDF5, TensorFlow's format: minimoe reads folders with *.safetensors"),
+        (
+            rb"PK\x03\x04|\x1f\x8b|BZh|\xfd7zXZ\x00|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!|.{257}ustar",
+            "is an archive: unpack it, and name the folder in it",
+        ),
     )
 )
 

@@ -9,7 +9,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from minimoe.data.lost import lost_characters
 from minimoe.errors import UserError, nearest
+from minimoe.lookalikes import START, what_it_is
 from minimoe.untrusted import Malformed, decode_text, parse_json, read_bounded
 
 Ids = npt.NDArray[np.int32]
@@ -365,6 +366,10 @@ def load_tokenizer(path: Path) -> Tokenizer:
     Raises `UserError` if there is no such file, if it is not a tokenizer.json, or if it needs the extra `hf`.
     """
     path = json_file(path)
+    with suppress(OSError), open(path, "rb") as file:  # what cannot be read is said below
+        odd = what_it_is(file.read(START))
+        if odd:
+            raise UserError(f"{path}: {odd}")
     try:
         table = parse_json(read_json_text(path).encode())
     except Malformed as error:

@@ -16,10 +16,12 @@ from typing import Any, Self
 
 import msgspec
 
-from minimoe.errors import CheckpointError
+from minimoe.errors import CheckpointError, notice
 from minimoe.files import HIDDEN, reason, sync_folder, to_json, write_synced
+from minimoe.lookalikes import what_it_is
 from minimoe.pretrained.file import Array, Specs, TensorFile, TensorInfo, fill, stream, temporary_sibling
 from minimoe.pretrained.header import PICKLE, PICKLES, STORED, shown
+from minimoe.pretrained.mistaken import instead_of_weights
 from minimoe.runs.checkpoint import MANIFEST, TOKENIZER
 from minimoe.untrusted import MOST_JSON, Malformed, parse_json_object
 
@@ -162,6 +164,9 @@ def _read(folder: Path, name: str, most: int) -> bytes:
         raise CheckpointError(f"{shown(path)}: cannot be read: {reason(error)}") from error
     if len(data) > most:
         raise CheckpointError(f"{shown(path)}: is larger than {most} bytes")
+    odd = what_it_is(data)
+    if odd:
+        raise CheckpointError(f"{shown(path)}: {odd}")
     return data
 
 
@@ -170,6 +175,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not os.path.isdir(folder):
         raise CheckpointError(f"{shown(folder)}: no such folder")
     if not os.path.lexists(folder / CONFIG):
+        odd = instead_of_weights(os.listdir(folder))
+        if odd:
+            raise CheckpointError(f"{shown(folder)}: has no {CONFIG}, and {odd}")
         raise CheckpointError(f"{shown(folder)}: a model folder needs {CONFIG} and {WEIGHTS} (or shards with {INDEX}): no {CONFIG} there")
     try:
         return parse_json_object(_read(folder, CONFIG, MOST_JSON))
@@ -187,13 +195,18 @@ def _read_index(folder: Path) -> dict[str, str]:
 
 
 def _check_index(folder: Path, weight_map: Mapping[str, str], file_of: Mapping[str, TensorFile]) -> None:
-    """Check that the index and the shards name the same tensors, each in the same file."""
+    """Check that each tensor of the index is in the file that it names. What it does not list is read all the same, and said.
+
+    transformers does so too: it reads whatever is in the files that the index names.
+    """
     for key, name in weight_map.items():
         if key not in file_of or file_of[key].path.name != name:
             raise CheckpointError(f"{shown(folder / INDEX)}: says that tensor {shown(key)} is in {name}, which does not have it")
-    for key, file in file_of.items():
-        if key not in weight_map:
-            raise CheckpointError(f"{shown(folder / INDEX)}: does not list tensor {shown(key)} of {file.path.name}")
+    unlisted = sorted(file_of.keys() - weight_map.keys())
+    if unlisted:
+        found = f"tensor {shown(unlisted[0])} of {file_of[unlisted[0]].path.name}"
+        others = f" and {len(unlisted) - 1} more, which are read" if len(unlisted) > 1 else ", which is read"
+        notice(f"{shown(folder / INDEX)}: does not list {found}{others} all the same")
 
 
 def _why_no_weights(folder: Path) -> str:
@@ -206,6 +219,10 @@ def _why_no_weights(folder: Path) -> str:
         return f"{shown(folder)}: has {several}, but no {WEIGHTS}, and no {INDEX} that says which shards belong together"
     if pickles:
         return f"{shown(folder)}: has no {WEIGHTS}, and {shown(pickles[0])} {PICKLE}"
+    blobs = _blobs(Path(os.path.realpath(folder)))
+    odd = instead_of_weights(names, os.listdir(blobs) if blobs is not None and blobs.is_dir() else ())
+    if odd:
+        return f"{shown(folder)}: has no {WEIGHTS}, and {odd}"
     return f"{shown(folder)}: a model folder needs {CONFIG} and {WEIGHTS} (or shards with {INDEX}): no weights there"
 
 

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, NamedTuple, NoReturn
 import numpy as np
 
 from minimoe.errors import CheckpointError
+from minimoe.lookalikes import START, what_it_is
 
 # The format's dtypes, in the order in which its library lays tensors out (by dtype, then by name), and NumPy's dtype for the bytes.
 # F4 and F6 are missing: their numbers do not fill bytes.
@@ -79,11 +80,14 @@ def read_header(file: BinaryIO, size: int) -> tuple[dict[str, TensorInfo], dict[
     Raises `CheckpointError` with one line that says what is wrong, without the file's name.
     """
     start = file.read(9)
+    if start[8:] != b"{":  # every safetensors header begins so; the length of one may look like a pickle's first bytes
+        refuse_pickle("", start)
+        odd = what_it_is(start + file.read(START - len(start)))
+        if odd:
+            raise CheckpointError(odd)
     if len(start) < 9:
         raise CheckpointError(f"has {len(start)} bytes: too short to be a safetensors file")
     length = int.from_bytes(start[:8], "little")
-    if start[8:] != b"{":  # every safetensors header begins so; the length of one may look like a pickle's first bytes
-        refuse_pickle("", start)
     if length > MOST_HEADER:
         raise CheckpointError(f"is not a safetensors file: it claims a header of {length} bytes (at most {MOST_HEADER})")
     if not 2 <= length <= size - 8:

@@ -1,5 +1,6 @@
 """Loads a model, ready to predict: a run, a checkpoint, or a folder of one of transformers' families."""
 
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ from minimoe.config.files import saved_names
 from minimoe.data.tokenizer import Tokenizer, load_tokenizer
 from minimoe.errors import CheckpointError, UserError
 from minimoe.pretrained.folder import INDEX, is_model_folder
-from minimoe.pretrained.header import PICKLE, PICKLES
+from minimoe.pretrained.header import PICKLES
+from minimoe.pretrained.mistaken import instead_of_weights, refuse_mistaken
 from minimoe.pretrained.opening import open_folder
 from minimoe.pretrained.transformer import PretrainedTransformer
 from minimoe.runs.checkpoint import TOKENIZER, Checkpoint, load_checkpoint
@@ -49,7 +51,7 @@ def open_model(
 
     `dtype` and `max_memory` (bytes of weights) apply to model folders only. Raises `UserError` if there is no model or it is damaged.
     """
-    folder = None if path is None else _model_folder(Path(path))
+    folder = None if path is None else model_folder(path)
     if folder is not None:
         return _open_folder(folder, dtype, backend, max_memory)
     if max_memory is not None:
@@ -63,14 +65,15 @@ def open_model(
     return Loaded(model, config, saved.folder, saved.step, problems)
 
 
-def _model_folder(path: Path) -> Path | None:
-    """Return the path if it is a model folder, or one whose fault `ModelFolder` will name; else None. A file of weights is refused."""
-    if path.is_file() and path.suffix in PICKLES:
-        raise CheckpointError(f"{path}: {PICKLE}")
-    if path.is_file() and path.suffix == ".safetensors":
-        raise CheckpointError(f"{path}: weights alone are not a model: name the folder that has them and a config.json")
-    endings = (".safetensors", *PICKLES)
-    weights = path.is_dir() and any(entry.suffix in endings or entry.name == INDEX for entry in path.iterdir())
+def model_folder(given: str | Path) -> Path | None:
+    """Return the path if it is a model folder, or one whose fault `ModelFolder` will name; else None.
+
+    Raises `CheckpointError` for what is known to be no model: a file of weights, a folder of the hub's cache, a name on the hub.
+    """
+    refuse_mistaken(given)
+    path = Path(given)
+    names = os.listdir(path) if path.is_dir() else []
+    weights = any(Path(name).suffix in (".safetensors", *PICKLES) or name == INDEX for name in names) or bool(instead_of_weights(names))
     foreign = weights and not (path / "state.json").exists() and not (path / "config.toml").exists()
     return path if foreign or is_model_folder(path) else None
 

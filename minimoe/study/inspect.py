@@ -13,6 +13,7 @@ from minimoe.config import Config, load_config, preset_names
 from minimoe.config.cost import Cost, cost, training_cost
 from minimoe.errors import CheckpointError, ConfigError, UserError
 from minimoe.pretrained.folder import is_model_folder
+from minimoe.pretrained.loading import model_folder
 from minimoe.runs.records import MetricsRow
 from minimoe.runs.run import Run
 
@@ -58,14 +59,15 @@ class Report:
 
 def inspect(what: str, overrides: tuple[str, ...] = ()) -> Report:
     """Report on a preset, a TOML file, a run, or a model folder; nothing is allocated. Raises `ConfigError` for anything else."""
-    if is_model_folder(what):
-        if overrides:
-            raise ConfigError(f"{what}: is a model folder: --set is for a preset or a TOML file")
-        return _inspect_folder(Path(what))
     is_config = what in preset_names() or (what.endswith(".toml") and Path(what).is_file())
-    if is_config:
+    if is_config and not is_model_folder(what):
         config = load_config(what, overrides)
         return Report(what, config, training_cost(_with_vocabulary(config)))
+    folder = model_folder(what)
+    if folder is not None:
+        if overrides:
+            raise ConfigError(f"{what}: is a model folder: --set is for a preset or a TOML file")
+        return _inspect_folder(folder)
     try:
         run = Run.open(what)
     except CheckpointError as missing:

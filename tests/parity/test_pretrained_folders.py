@@ -12,6 +12,7 @@ from parity.pretrained_models import CASES, FIRST, LENGTH, VOCAB, build, inputs_
 from safetensors.torch import save_file
 
 from minimoe.engine.grad_mode import no_grad
+from minimoe.errors import Notice
 from minimoe.pretrained.opening import open_folder
 
 pytestmark = pytest.mark.parity
@@ -139,6 +140,19 @@ def test_shards_are_read_as_one_file_is(name, tmp_path):
     assert (tmp_path / "model.safetensors.index.json").is_file() and len(list(tmp_path.glob("*.safetensors"))) > 1
     inputs = inputs_of(name)
     close(open_folder(tmp_path, backend=NUMPY)(inputs), their_logits(build(name), inputs), LOGITS, "logits")
+
+
+def test_tensors_that_the_index_does_not_list_are_read_as_transformers_reads_them(tmp_path):
+    build("mixtral").save_pretrained(tmp_path, max_shard_size="20KB")
+    index = tmp_path / "model.safetensors.index.json"
+    given = json.loads(index.read_text())
+    for name in [name for name in given["weight_map"] if "self_attn" in name]:
+        del given["weight_map"][name]
+    index.write_text(json.dumps(given))
+    inputs = inputs_of("mixtral")
+    with pytest.warns(Notice, match="does not list"):
+        ours = open_folder(tmp_path, backend=NUMPY)(inputs)
+    close(ours, their_logits(loaded("mixtral", tmp_path), inputs), LOGITS, "logits")
 
 
 @pytest.mark.parametrize("name", FIRST_NAMES)

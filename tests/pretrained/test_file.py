@@ -146,7 +146,7 @@ def test_opening_a_large_file_costs_no_memory_and_released_pages_go(tmp_path: Pa
 @pytest.mark.parametrize(
     "content, expected",
     [
-        (b"", "has 0 bytes: too short"),
+        (b"", "is empty: its download did not begin"),
         (b"1234567", "has 7 bytes: too short"),
         (struct.pack("<Q", 100_000_001) + b"{}", "a header of 100000001 bytes"),
         (b"\xff" * 64, "a header of 18446744073709551615 bytes"),

@@ -15,7 +15,7 @@ import safetensors.numpy
 from model_folders import small, write
 
 import minimoe as mm
-from minimoe.errors import CheckpointError
+from minimoe.errors import CheckpointError, Notice
 from minimoe.pretrained.file import write_tensor_file
 from minimoe.pretrained.folder import ModelFolder, is_model_folder, write_model_folder
 
@@ -125,7 +125,7 @@ def test_a_pickle_under_another_name_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("config, message", [
-    (b"", "not JSON: Expecting value: line 1 column 1 (char 0)"), (b"{", "not JSON: Expecting property name"),
+    (b" ", "not JSON: Expecting value: line 1 column 1 (char 0)"), (b"{", "not JSON: Expecting property name"),
     (b"\xff\xfe\xff", "not UTF-16 text"),
     (b"[" * 200_000, "nested more than 100 deep"), (b"1" * 10_000, "has a number that is too long"),
     (b'{"model_type": "\\ud800"}', "has half of a Unicode surrogate pair in its text"),
@@ -165,8 +165,9 @@ def test_a_config_that_is_a_folder_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "index",
-    [b"", b"[]", b"{}", b'{"weight_map": []}', b'{"weight_map": {"a": 1}}', b'{"weight_map": {"a": null}}', b'{"weight_map": {"a": ["b"]}}',
-     b"\xff", b'{"weight_map": ' + b"[" * 200_000, b'{"metadata": ' + b"[" * 200_000, b'{"weight_map": null}'],
+    [b" ", b"[]", b"{}", b'{"weight_map": []}', b'{"weight_map": {"a": 1}}', b'{"weight_map": {"a": null}}',
+     b'{"weight_map": {"a": ["b"]}}', b"\xff", b'{"weight_map": ' + b"[" * 200_000, b'{"metadata": ' + b"[" * 200_000,
+     b'{"weight_map": null}'],
     ids=lambda index: str(index[:30]),
 )  # fmt: skip
 def test_an_index_that_maps_no_names_to_files_is_refused(tmp_path: Path, index: bytes) -> None:
@@ -247,9 +248,17 @@ def test_a_tensor_that_its_shard_does_not_have_is_named(tmp_path: Path) -> None:
     )
 
 
-def test_a_tensor_of_a_shard_that_the_index_does_not_list_is_named(tmp_path: Path) -> None:
-    message = refusal(sharded(tmp_path / "m", {"layer.0": ONE, "layer.2": TWO, "layer.3": TWO}))
-    assert f"{INDEX}: does not list tensor 'layer.1' of {ONE}" in message
+@pytest.mark.parametrize(
+    "listed, says",
+    [
+        ({"layer.0": ONE, "layer.2": TWO, "layer.3": TWO}, f"tensor 'layer.1' of {ONE}, which is read all the same"),
+        ({"layer.0": ONE, "layer.3": TWO}, f"tensor 'layer.1' of {ONE} and 1 more, which are read all the same"),
+    ],
+)
+def test_a_tensor_of_a_shard_that_the_index_does_not_list_is_read_and_named(tmp_path: Path, listed: dict[str, str], says: str) -> None:
+    with pytest.warns(Notice, match=rf"{INDEX}: does not list {says}$"):
+        folder = ModelFolder(sharded(tmp_path / "m", listed))
+    assert folder.keys() == ARRAYS.keys() and np.array_equal(folder.raw("layer.1"), ARRAYS["layer.1"])
 
 
 def test_a_tensor_in_two_shards_is_named(tmp_path: Path) -> None:
