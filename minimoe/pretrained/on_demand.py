@@ -1,18 +1,24 @@
 """Weights in a model folder, each read when it is first needed.
 
-A dense parameter is read when a layer first asks for it: as a view of the file if the layer can use its bytes as they are, else as a copy
-in the dtype of the computation. The experts of a layer have addresses reserved for all of them, [E, ...], and an expert's slice takes
-memory only once a token was routed to it. If memory is bounded, the least recently used weights are evicted, and read again when they are
-needed: the pages of views and slices go back to the system, copies are dropped.
+A dense parameter is read when a layer first asks for it, and stays: as a view of the file if the layer can use its bytes as they are, else
+as a copy in the dtype of the computation. The experts of a layer have addresses reserved for all of them, [E, ...], and an expert's slice
+takes memory only once a token was routed to it. If memory is bounded, the least recently used experts that nobody uses are evicted, and
+read again when they are needed: the pages of their slices go back to the system.
+
+Several threads may compute with one model. Whoever uses experts holds a `Lease` of them, and they stay until it is given back: when the
+layer is done, and when no array of theirs is left, which a graph keeps for its gradients.
 """
 
 from __future__ import annotations
 
 import math
 import mmap
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import threading
+import weakref
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,30 +35,127 @@ if TYPE_CHECKING:
 Host = npt.NDArray[Any]
 SMALL = 1_000_000_000  # bytes, which are read in less than a second
 
+# Python shares anonymous memory by default, and the system keeps shared pages although nobody wants them any longer.
+PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+
+running: ContextVar[Lease | None] = ContextVar("minimoe_running_experts", default=None)
+"""What this thread's layer holds while its experts run."""
+
+
+Key = tuple["ResidentExperts", int]
+
+
+class Lease:
+    """Experts of one layer that somebody uses: they stay in memory until every holder has let go of them."""
+
+    def __init__(self, layer: ResidentExperts, experts: Sequence[int], runs: bool) -> None:
+        self.layer, self.keys = layer, [(layer, e) for e in experts]
+        self.runs = runs  # its layer computes: it ends without waiting for anything
+        self.holders = 0
+
 
 class WeightCache:
-    """The weights in memory, least recently used first, and how many bytes they may take."""
+    """The experts in memory, least recently used first, and how many bytes all weights may take. One lock guards everything here."""
 
     def __init__(self, budget: int | None = None) -> None:
         self.budget = budget  # bytes; None: no limit
-        self.used = 0
-        self.entries: OrderedDict[object, tuple[int, Callable[[], None]]] = OrderedDict()
+        self.used = 0  # bytes of all weights in memory
+        self.unread = 0  # bytes of dense weights that are still to be read: there is always room for them
+        self.entries: OrderedDict[Key, None] = OrderedDict()
+        self.pins: Counter[Key] = Counter()  # leases of each expert
+        self.running = 0  # leases whose layer computes at this moment
+        self.changed = threading.Condition()  # notified when a layer has run
+        self.queue: deque[object] = deque()  # who waits for room, first come, first served
+        self.gone: deque[Lease] = deque()  # leases of which an array is gone; filled by the garbage collector, at any moment
 
-    def insert(self, key: object, size: int, evict: Callable[[], None], keep: set[object] | None = None) -> None:
-        """Add `size` bytes, evicting others than `keep` if they do not fit. Nothing is evicted while gradients are recorded."""
-        while self.budget is not None and self.used + size > self.budget and not grad_enabled():
-            oldest = next((key for key in self.entries if key not in (keep or ())), None)
-            if oldest is None:
-                break
-            old_size, evict_oldest = self.entries.pop(oldest)
-            self.used -= old_size
-            evict_oldest()
-        self.entries[key] = (size, evict)
+    def add_dense(self, size: int) -> None:
+        """Count a dense weight that is in memory from now on."""
         self.used += size
+        self.unread -= size
 
-    def mark_used(self, key: object) -> None:
-        """Make an entry the last to be evicted."""
-        self.entries.move_to_end(key)
+    @contextmanager
+    def lease(self, layer: ResidentExperts, experts: Sequence[int], runs: bool = False) -> Iterator[Lease]:
+        """Have these experts of a layer in memory, and keep them there within the block.
+
+        Waits for layers that run in other threads if memory is full of what they use; a thread that waits has none running, so they end.
+        """
+        lease = Lease(layer, experts, runs)
+        try:
+            with self.changed:
+                self._begin(lease)
+            yield lease
+        finally:
+            with self.changed:
+                self._end(lease)
+
+    def _begin(self, lease: Lease) -> None:
+        if self.budget is not None:
+            self._wait_for_room(lease)
+        for key in lease.keys:
+            layer, expert = key
+            if not layer.resident[expert]:
+                layer.read(expert)
+                self.used += layer.expert_size
+            if self.budget is not None:
+                self.entries[key] = None
+                self.entries.move_to_end(key)
+        self.pins.update(lease.keys)
+        self.running += lease.runs
+        lease.holders = 1
+
+    def _end(self, lease: Lease) -> None:
+        if lease.holders:  # it has begun
+            self.running -= lease.runs
+            self._let_go(lease)
+            self._let_go_of_what_is_gone()
+            self.changed.notify_all()
+
+    def hold_for(self, array: Any, lease: Lease) -> None:
+        """Hold a lease's experts as long as an array of them is there."""
+        lease.holders += 1
+        weakref.finalize(array, self.gone.append, lease).atexit = False
+
+    def _let_go(self, lease: Lease) -> None:
+        lease.holders -= 1
+        if not lease.holders:
+            self.pins.subtract(lease.keys)
+            self.pins = +self.pins
+
+    def _let_go_of_what_is_gone(self) -> None:
+        while self.gone:
+            self._let_go(self.gone.popleft())
+
+    def _wait_for_room(self, lease: Lease) -> None:
+        """Return when those of these experts that are not in memory have room, or when waiting would not make any."""
+        self.queue.append(lease)
+        try:
+            while self.queue[0] is not lease or not self._make_room(lease):
+                self.changed.wait()
+        finally:
+            self.queue.remove(lease)
+            self.changed.notify_all()
+
+    def _make_room(self, lease: Lease) -> bool:
+        """Evict experts that nobody uses until these fit.   -> False if layers that run hold too many
+
+        Nothing is evicted while gradients are recorded, and what graphs hold stays: then the bound is exceeded.
+        """
+        assert self.budget is not None
+        self._let_go_of_what_is_gone()
+        size = lease.layer.expert_size
+        excess = self.used + self.unread + size * sum(not layer.resident[e] for layer, e in lease.keys) - self.budget
+        if excess <= 0 or grad_enabled():
+            return True
+        wanted = set(lease.keys)
+        for key in [key for key in self.entries if key not in wanted and not self.pins[key]]:
+            layer, expert = key
+            del self.entries[key]
+            layer.evict(expert)
+            self.used -= layer.expert_size
+            excess -= layer.expert_size
+            if excess <= 0:
+                return True
+        return not self.running or running.get() is not None
 
 
 class DenseSource:
@@ -61,6 +164,7 @@ class DenseSource:
     def __init__(self, location: Location, dtype: npt.DTypeLike, backend: Backend, cache: WeightCache) -> None:
         self.location, self.dtype, self.backend, self.cache = location, np.dtype(dtype), backend, cache
         self.array: Array | None = None
+        cache.unread += self.size
 
     @property
     def size(self) -> int:
@@ -74,11 +178,11 @@ class DenseSource:
 
     def get(self) -> Array:
         if self.array is None:
-            self.cache.insert(self, self.size, self.evict)
-            view = self.location.mapped(self.dtype)
-            self.array = self.backend.adopt(self.read() if view is None else view)
-        elif self.cache.budget is not None:
-            self.cache.mark_used(self)
+            with self.cache.changed:
+                if self.array is None:
+                    view = self.location.mapped(self.dtype)
+                    self.array = self.backend.adopt(self.read() if view is None else view)
+                    self.cache.add_dense(self.size)
         return self.array
 
     def read(self, expert: int | None = None, exact: bool = False) -> Host:
@@ -86,11 +190,6 @@ class DenseSource:
         out = np.empty(self.location.shape, _width(self, exact))
         self.location.read(out)
         return out
-
-    def evict(self) -> None:
-        """Free the memory."""
-        self.array = None
-        self.location.release()
 
 
 class ExpertSource:
@@ -114,23 +213,35 @@ class ExpertSource:
         return self.array is not None or (self.owner is not None and bool(self.owner.resident.all()))
 
     def get(self) -> Array:
-        """Return the stack. While the experts run, only those that have rows are read; at other times all are."""
+        """Return the stack. While the experts run, only those that have rows need be in memory; at other times all are."""
         assert self.owner is not None
         if self.array is not None:
             return self.array
-        if not self.owner.running:
-            self.owner.load(range(self.location.shape[0]))
-        adopted = self.backend.adopt(self.reserved())
-        seen = self.backend.host_view(adopted)
-        if seen is None or not np.may_share_memory(seen, self.reserved()):  # a device's memory has no pages to leave untouched
-            self.array, self.stack, self.memory = adopted, None, None
-        return adopted
+        lease = running.get()
+        if lease is not None and lease.layer is self.owner:
+            return self._adopted(lease)
+        with self.owner.cache.lease(self.owner, range(self.location.shape[0])) as lease:
+            return self._adopted(lease)
+
+    def _adopted(self, lease: Lease) -> Array:
+        """Return the stack as the backend's array. The lease is held as long as that array is there."""
+        cache = lease.layer.cache
+        with cache.changed:
+            if self.array is not None:
+                return self.array
+            adopted = self.backend.adopt(self.reserved()[...])  # an array of its own, whose end is the end of this use
+            seen = self.backend.host_view(adopted)
+            if seen is None or not np.may_share_memory(seen, self.reserved()):  # a device's memory has no pages to leave untouched
+                self.array, self.stack, self.memory = adopted, None, None
+            elif cache.budget is not None:
+                cache.hold_for(adopted, lease)
+            return adopted
 
     def reserved(self) -> Host:
         """Return addresses for all experts; a page takes memory when it is first written."""
         if self.stack is None:
             size = math.prod(self.location.shape) * self.dtype.itemsize
-            self.memory = mmap.mmap(-1, max(1, size))
+            self.memory = mmap.mmap(-1, max(1, size), **PRIVATE)
             self.stack = np.frombuffer(self.memory, self.dtype, math.prod(self.location.shape)).reshape(self.location.shape)
         return self.stack
 
@@ -164,7 +275,6 @@ class ResidentExperts:
         self.sources, self.cache = sources, cache
         self.experts = sources[0].location.shape[0]
         self.resident = np.zeros(self.experts, dtype=bool)
-        self.running = False
         for source in sources:
             source.owner = self
 
@@ -180,24 +290,25 @@ class ResidentExperts:
         if bounds is None or self.sources[0].array is not None:
             yield
             return
-        self.load(np.flatnonzero(np.diff(np.asarray(bounds))))
-        self.running = True
-        try:
-            yield
-        finally:
-            self.running = False
+        experts = np.flatnonzero(np.diff(np.asarray(bounds)))
+        stay = self.cache.budget is None and self.resident[experts].all()
+        with nullcontext(Lease(self, (), True)) if stay else self.cache.lease(self, experts.tolist(), runs=True) as lease:
+            token = running.set(lease)
+            try:
+                yield
+            finally:
+                running.reset(token)
 
-    def load(self, experts: Any) -> None:
-        """Read those of these experts that are not in memory."""
-        keep: set[object] = {(self, int(e)) for e in experts}
-        for e in map(int, experts):
-            if self.resident[e]:
-                self.cache.mark_used((self, e))
-                continue
-            self.cache.insert((self, e), self.expert_size, lambda e=e: self.evict(e), keep)  # type: ignore[misc]
-            for source in self.sources:
-                source.load(e)
-            self.resident[e] = True
+    def read_all(self) -> None:
+        """Read those of the experts that are not in memory."""
+        with self.cache.lease(self, range(self.experts)):
+            pass
+
+    def read(self, expert: int) -> None:
+        """Read one expert."""
+        for source in self.sources:
+            source.load(expert)
+        self.resident[expert] = True
 
     def evict(self, expert: int) -> None:
         """Free an expert's memory."""
@@ -242,7 +353,7 @@ class FileWeights:
             for source in self.dense:
                 source.get()
             for layer in self.experts:
-                layer.load(range(layer.experts))
+                layer.read_all()
 
     @property
     def size(self) -> int:

@@ -44,7 +44,7 @@ class PretrainedTransformer(Transformer):
         """Does what `Transformer.hidden` does, and adds to `expert_rows` if these are counted."""
         x, stats = super().hidden(*args, **kwargs)
         for rows, layer_stats in zip(self.expert_rows, stats, strict=False):
-            rows[...] = rows + layer_stats.counts
+            rows += layer_stats.counts  # one call, so that threads do not overwrite each other's counts
         return x, stats
 
     def encode(self, text: str) -> Ids:
