@@ -9,6 +9,7 @@ has a function `backend_class()`, which needs none, so that the kernels of a bac
 import inspect
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -183,12 +184,21 @@ def available() -> list[str]:
     return [name for name, module in BUILT_IN.items() if find_spec(module)] + sorted(set(others) - set(BUILT_IN))
 
 
-@cache
+_loading = threading.RLock()
+
+
 def load(name: str = "auto") -> Backend:
     """Return the backend of that name; each is made once. `auto` is the first built-in one that runs here.
 
     Raises `UserError` for an unknown name, `BackendUnavailable` for a backend that cannot run here.
     """
+    with _loading:  # threads that ask at once get the same one, since tensors of two do not mix
+        return made_once(name)
+
+
+@cache
+def made_once(name: str) -> Backend:
+    """Do the work of `load`."""
     if name == "auto":
         return _first_that_runs()
     entry = _entry(name)

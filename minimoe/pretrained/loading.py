@@ -102,7 +102,8 @@ def _find(path: str | Path | None, root: Path) -> tuple[Checkpoint, list[str]]:
 def load(path: str | Path | None = None, *, dtype: str = "float32", max_memory: int | None = None) -> PretrainedTransformer:
     """Load the model of a run, a checkpoint, or a Hugging Face model folder: `logits = load("runs/last")(tokens)`.
 
-    `model.tokenizer` is None if there is none, or if the extra `hf` is missing. For `dtype` and `max_memory` see `open_model`.
+    `model.tokenizer` is None if there is none, or if the extra `hf` is missing. For `dtype` and `max_memory` see `open_model`. Several
+    threads may predict and generate with the model under `no_grad()`, each with a `Cache` of its own; docs/models.md says what they share.
     """
     loaded = open_model(path, dtype=dtype, max_memory=max_memory)
     for problem in loaded.problems:

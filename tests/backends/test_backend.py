@@ -1,7 +1,9 @@
 """Finding and loading backends, and what is refused of one before it runs."""
 
 import sys
+import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import EntryPoint
 
 import absent_backend
@@ -137,9 +139,9 @@ def entries(monkeypatch):
     monkeypatch.setitem(sys.modules, module.__name__, module)
     found = [EntryPoint(name, f"{module.__name__}:{name}", "minimoe.backends") for name in ("strict", "broken")]
     monkeypatch.setattr(backends, "entry_points", lambda group: found if group == "minimoe.backends" else [])
-    load.cache_clear()
+    backends.made_once.cache_clear()
     yield module
-    load.cache_clear()
+    backends.made_once.cache_clear()
 
 
 def test_an_entry_point_is_found_by_name(entries):
@@ -194,11 +196,25 @@ def test_an_entry_point_with_a_bad_override_is_refused(entries):
         load("strict")
 
 
+def test_threads_that_ask_at_once_get_one_backend(entries, monkeypatch):
+    made = []
+
+    def slow():
+        made.append(StrictBackend())
+        time.sleep(0.05)
+        return made[-1]
+
+    monkeypatch.setattr(entries, "strict", slow, raising=False)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(load, ["strict"] * 4))
+    assert len(made) == 1 and all(one is made[0] for one in found)
+
+
 def test_auto_takes_the_first_that_runs_or_the_one_the_environment_names(monkeypatch):
     monkeypatch.delenv("MINIMOE_BACKEND", raising=False)
-    load.cache_clear()
+    backends.made_once.cache_clear()
     assert load("auto").name in backends.BUILT_IN
     monkeypatch.setenv("MINIMOE_BACKEND", "numpy")
-    load.cache_clear()
+    backends.made_once.cache_clear()
     assert load("auto").name == "numpy"
-    load.cache_clear()
+    backends.made_once.cache_clear()

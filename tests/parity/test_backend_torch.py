@@ -14,7 +14,7 @@ from tiny_runs import write_text
 
 import minimoe as mm
 from minimoe import backend as backends
-from minimoe.backend import check_overrides, describe, kernel_kinds, load
+from minimoe.backend import check_overrides, describe, kernel_kinds, load, made_once
 from minimoe.runs.run import Run
 from minimoe.testing import LEVELS, cases
 
@@ -63,9 +63,9 @@ def installed(monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
     monkeypatch.delenv("MINIMOE_TORCH_DEVICE", raising=False)
     monkeypatch.setattr(backends, "entry_points", lambda group: entries)
-    load.cache_clear()
+    made_once.cache_clear()
     yield
-    load.cache_clear()
+    made_once.cache_clear()
 
 
 def test_its_entry_point_makes_the_backend_on_the_cpu(installed):

@@ -125,7 +125,7 @@ def test_a_pickle_under_another_name_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("config, message", [
-    (b" ", "not JSON: Expecting value: line 1 column 1 (char 0)"), (b"{", "not JSON: Expecting property name"),
+    (b" ", "not JSON: Expecting value: line 1 column 2 (char 1)"), (b"{", "not JSON: Expecting property name"),
     (b"\xff\xfe\xff", "not UTF-16 text"),
     (b"[" * 200_000, "nested more than 100 deep"), (b"1" * 10_000, "has a number that is too long"),
     (b'{"model_type": "\\ud800"}', "has half of a Unicode surrogate pair in its text"),
