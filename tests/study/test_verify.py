@@ -89,7 +89,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "a status nested too deep": (lambda run: (run / "status.json").write_text("[" * 10**5), "status.json", "nested more than"),
     "a status of another kind": (lambda run: (run / "status.json").write_text('{"state": "frozen"}'), "status.json", "names no state"),
     "lost checkpoints": (
-        lambda run: shutil.rmtree(run / "checkpoints"), "status.json", "there is no checkpoint: the weights are lost",
+        lambda run: shutil.rmtree(run / "checkpoints"), "status.json", "finished, and no checkpoint is left: the weights are lost",
     ),
     "a lost newest checkpoint": (
         lambda run: shutil.rmtree(run / "checkpoints" / "step-000006"), "status.json",
@@ -199,12 +199,12 @@ def test_a_forged_state_is_named(run: Path) -> None:
     assert ("checkpoints/step-000006", "state.json: Expected float, got str - at $.elapsed_s (damaged)") in problems(run)
 
 
-def test_a_checkpoint_of_another_machine_learning_model_has_too_few_tensors_for_its_claim(run: Path) -> None:
+def test_a_checkpoint_that_claims_more_layers_than_it_has_tensors_is_named(run: Path) -> None:
     checkpoint = run / "checkpoints" / "step-000006"
     config = json.loads((checkpoint / "config.json").read_text())
-    config["model"]["n_layers"] = 10**9
+    config["model"]["n_layers"] = 10_000
     rewrite(checkpoint, "config.json", json.dumps(config).encode())
-    assert any("config.json: says 1000000000 layers, and there are" in text for _, text in problems(run))
+    assert any("config.json: says 10000 layers, and there are" in text for _, text in problems(run))
 
 
 def test_what_a_kill_leaves_is_no_problem_and_is_told(run: Path) -> None:
@@ -259,7 +259,7 @@ def test_after_a_kill_at_any_moment_nothing_is_called_damaged(tmp_path: Path, mo
 def test_the_error_that_ended_a_run_is_told(run: Path) -> None:
     Run(run).write_status("failed", step=6, error="No space left on device")
     assert problems(run) == []
-    assert next(iter(verify(run).checks)).text == "failed at step 6: No space left on device"
+    assert next(iter(verify(run).checks)).text == "failed: No space left on device; resume continues from a checkpoint"
 
 
 def test_a_run_that_trains_now_is_said(run: Path) -> None:

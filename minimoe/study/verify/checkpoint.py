@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
 
 import msgspec
 import numpy as np
-from msgspec import Meta, Struct
 
 from minimoe.config import Config, config_from_tables
 from minimoe.config.files import saved_names
@@ -16,23 +14,10 @@ from minimoe.data.tokenizer import Tokenizer, load_tokenizer
 from minimoe.errors import CheckpointError, UserError
 from minimoe.model.transformer import Transformer
 from minimoe.reference.extensions import UnknownName
-from minimoe.runs.checkpoint import Arrays, Checkpoint, load_checkpoint, step_of
+from minimoe.runs.checkpoint import Arrays, Checkpoint, check_resumable, load_checkpoint, step_of
+from minimoe.runs.records import State
 from minimoe.study.verify.checks import Check, bounds, named, not_finite, ok, problem, skipped
 from minimoe.training.optim import state_shapes
-
-Count = Annotated[int, Meta(ge=0)]
-
-
-class State(Struct):
-    """The fields of state.json that resuming needs."""
-
-    step: Count
-    elapsed_s: float
-    best: float | None
-    best_step: Count | None
-    bad: Count
-    data: dict[str, str]
-    metrics_sha256: str | None = None  # older checkpoints have none
 
 
 class Verified:
@@ -42,6 +27,7 @@ class Verified:
         self.folder, self.what = folder, what
         self.config: Config | None = None
         self.state: State | None = None
+        self.step = 0
         self.whole = False
 
     def checks(self) -> Iterator[Check]:
@@ -62,15 +48,13 @@ class Verified:
 
     def _state(self, saved: Checkpoint) -> Iterator[Check]:
         try:
-            self.state = msgspec.convert(saved.state, State)
-        except msgspec.ValidationError as error:
-            yield problem(self.what, f"state.json: {str(error).replace('`', '')}")
+            check_resumable(saved)
+        except CheckpointError as error:
+            yield problem(self.what, str(error).removeprefix(f"{self.folder.name}/"))
             return
-        named_step = step_of(self.folder)
-        if named_step is not None and saved.step != named_step:
+        self.step, self.state = saved.step, msgspec.convert(saved.state, State)
+        if step_of(self.folder) not in (None, saved.step):
             yield problem(self.what, f"state.json: is of step {saved.step}")
-        if "sha256" not in self.state.data:
-            yield problem(self.what, "state.json: does not say what the data were")
 
     def _config(self, saved: Checkpoint) -> Iterator[Check]:
         try:

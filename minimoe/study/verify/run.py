@@ -16,7 +16,7 @@ from minimoe.runs.checkpoint import checkpoints, read_best, step_name, step_of
 from minimoe.runs.lock import LOCK, is_taken, read_owner
 from minimoe.runs.records import Environment, Status, checked, read_regular
 from minimoe.runs.run import Run
-from minimoe.study.verify.checkpoint import State, Verified
+from minimoe.study.verify.checkpoint import Verified
 from minimoe.study.verify.checks import Check, Tell, named, ok, problem, skipped
 from minimoe.training.differences import configuration_differences
 from minimoe.untrusted import Malformed, parse_json_object
@@ -76,15 +76,17 @@ def _status(run: Run, running: bool) -> Iterator[Check]:
         yield ok(what, f"{owner.named() if owner else 'a process'} trains it now")
         return
     if not steps and run.has_begun():
-        yield problem(what, f"{state} at step {step}, and there is no checkpoint: the weights are lost")
+        yield problem(what, f"{state}, and no checkpoint is left: the weights are lost")
         return
     if state in ("finished", "interrupted") and step not in steps:
         newest = "none" if not steps else step_name(steps[-1] or 0)
         yield problem(what, f"{state} at step {step}, and the newest checkpoint is {newest}")
         return
-    why = f": {status['error']}" if state == "failed" and status.get("error") else ""
-    killed = f"killed: resume {'continues from a checkpoint' if steps else 'starts anew'}"
-    yield ok(what, killed if state == "killed" else f"{state} at step {step}{why}")
+    if state in ("killed", "failed"):
+        why = f"{state}: {status['error']};" if status.get("error") else f"{state}:"
+        yield ok(what, f"{why} resume {'continues from a checkpoint' if steps else 'starts anew'}")
+        return
+    yield ok(what, f"{state} at step {step}")
 
 
 def _environment(run: Run) -> Iterator[Check]:
@@ -131,23 +133,23 @@ def _metrics(run: Run, found: list[Verified], running: bool) -> Iterator[Check]:
     *lines, torn = data.split(b"\n")
     examined = metrics_lines.examine(lines)
     problems = [text.removeprefix(f"{what}: ") for text in examined.problems]
-    known = [(checkpoint.folder.name, checkpoint.state) for checkpoint in found if checkpoint.state is not None]
+    known = [(checkpoint.folder.name, checkpoint.step, checkpoint.state.metrics_sha256) for checkpoint in found if checkpoint.state]
     if not problems:
-        problems = [sentence for name, state in known for sentence in _unlike(examined, name, state)]
+        problems = [sentence for checkpoint in known for sentence in _unlike(examined, *checkpoint)]
     yield from (problem(what, text) for text in problems)
     if not problems:
-        compared = sum(state.metrics_sha256 is not None for _, state in known)
+        compared = sum(sha256 is not None for _, _, sha256 in known)
         ending = "; the last is incomplete after a kill: resume removes it" if torn and not running else ""
         yield ok(what, f"{len(lines):,} lines; {compared} of {len(known)} checkpoints confirm them{ending}")
 
 
-def _unlike(examined: metrics_lines.Lines, name: str, state: State) -> Iterator[str]:
-    """Yield what is wrong with the lines up to a checkpoint's step."""
-    upto = [line for line, step in zip(examined.kept, examined.steps, strict=True) if step <= state.step]
-    if len(upto) < state.step:
+def _unlike(examined: metrics_lines.Lines, name: str, last: int, sha256: str | None) -> Iterator[str]:
+    """Yield what is wrong with the lines up to a checkpoint's step, `last`."""
+    upto = [line for line, step in zip(examined.kept, examined.steps, strict=True) if step <= last]
+    if len(upto) < last:
         yield f"ends at step {len(upto)}, before {name}"
-    elif state.metrics_sha256 is not None and not metrics_lines.agree(upto, state.metrics_sha256):
-        yield f"the lines of steps 1 to {state.step} are not those that {name} was written with (SHA-256)"
+    elif sha256 is not None and not metrics_lines.agree(upto, sha256):
+        yield f"the lines of steps 1 to {last} are not those that {name} was written with (SHA-256)"
 
 
 # ---- names and leftovers -------------------------------------------------------------------------------------------------------
