@@ -28,7 +28,6 @@ class Verified:
         self.config: Config | None = None
         self.state: State | None = None
         self.step = 0
-        self.whole = False
 
     def checks(self) -> Iterator[Check]:
         """Read the checkpoint."""
@@ -40,7 +39,6 @@ class Verified:
         found = [*self._state(saved), *self._config(saved)]
         if self.config is not None:
             found += self._arrays(saved, self.config)
-        self.whole = not any(check.state == "problem" for check in found)
         if not found:
             count = sum(array.size for array in saved.model.values())
             found = [ok(self.what, f"SHA-256 match; {count:,} weights, all finite")]
