@@ -149,6 +149,8 @@ LINES = {
     "not an object": write("metrics.jsonl", b"[1]\n"),
     **{f"step {value}": field("metrics.jsonl", "step", value) for value in NUMBERS if value != 2**64},
     **{f"{key} {value}": field("metrics.jsonl", key, value) for key in ("loss", "val_loss", "lr") for value in ("x", [1], True)},
+    **{f"val_batches {value}": field("metrics.jsonl", "val_batches", value) for value in (3, [3], [3, -1], ["x", 9])},
+    "val_loss_sampled x": field("metrics.jsonl", "val_loss_sampled", "x"),
     "a load of text": field("metrics.jsonl", "expert_load", ["a"]),
     "a load beyond all": field("metrics.jsonl", "expert_load", [[1e300, 0.5]]),
     "a flag that is a number": field("metrics.jsonl", "skipped", 3),
