@@ -1,5 +1,7 @@
 """Errors that a user can cause, and notices: the command line prints each as one line, without a traceback; an error has an exit code."""
 
+import math
+import re
 import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -62,3 +64,29 @@ def nearest(name: str, known: Iterable[str]) -> str:
         return f" (did you mean {close[0]!r}?)"
     shown = names[:12] + ([f"and {len(names) - 12} more"] if len(names) > 12 else [])
     return f" (known: {', '.join(shown)})"
+
+
+BOOLEANS = {"true": "true", "yes": "true", "on": "true", "false": "false", "no": "false", "off": "false"}
+
+
+def with_toml(message: str, value: object) -> str:
+    """Return `expected float, got str` with the text itself and the TOML that was meant, if it is clear: `got '.001': write 0.001`."""
+    expected = re.fullmatch(r"expected (int|float|bool), got str", message)
+    if expected is None or not isinstance(value, str):
+        return message
+    text, kind = value.strip(), expected[1]
+    meant = BOOLEANS.get(text.lower()) if kind == "bool" else _number(text, kind)
+    return message if meant is None else f"expected {kind}, got {value!r}: write {meant}"
+
+
+def _number(text: str, kind: str) -> str | None:
+    """Return a number that Python reads, or one with a decimal comma, as TOML writes it; None for anything else."""
+    if re.fullmatch(r"[+-]?\d+,(\d{1,2}|\d{4,})", text):  # not 1,000, which may mean a thousand
+        text = text.replace(",", ".")
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    if not math.isfinite(number) or (kind == "int" and not number.is_integer()):
+        return None
+    return str(int(number)) if kind == "int" else repr(number)

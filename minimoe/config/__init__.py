@@ -1,6 +1,7 @@
-"""Configurations: typed tables (`tables.py`) that presets and TOML files fill (`files.py`)."""
+"""Configurations: typed tables (`tables.py`) that presets and TOML files (`sources.py`) fill (`files.py`)."""
 
-from minimoe.config.files import apply_override, config_from_tables, load_config, preset_names, preset_text, read_tables, to_tables, to_toml
+from minimoe.config.files import apply_override, config_from_tables, load_config, to_tables, to_toml
+from minimoe.config.sources import preset_names, preset_text, read_tables
 from minimoe.config.tables import (
     Activation,
     AttentionConfig,

@@ -1,13 +1,11 @@
-"""Reading and writing configurations: presets and TOML files, `extends`, `--set key=value`, and the resolved file of a run.
+"""Reading and writing configurations: tables with `--set key=value` as a typed `Config`, and the resolved file of a run.
 
 An unknown key is refused with the nearest known one, a wrong type or an impossible value with the full path of its key.
 """
 
-import os.path
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,33 +13,20 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import fields
 
+from minimoe.config.sources import preset_names, read_tables
 from minimoe.config.tables import Config, DataConfig, ModelConfig, MoEConfig, TrainConfig, check_choice
-from minimoe.errors import ConfigError, nearest
+from minimoe.errors import ConfigError, nearest, notice, with_toml
 from minimoe.reference.extensions import UnknownName
-from minimoe.untrusted import MOST_KEY_PARTS, MOST_TOML, Malformed, NotToml, decode_text, parse_toml, read_bounded
-
-MOST_FILES = 20  # that extend each other
+from minimoe.untrusted import MOST_KEY_PARTS, Malformed, NotToml, parse_toml
 
 
-def preset_names() -> list[str]:
-    """Return the names of the presets that minimoe ships."""
-    names = (entry.name for entry in resources.files("minimoe.config.presets").iterdir())
-    return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
-
-
-def preset_text(name: str) -> str:
-    """Return a preset as commented TOML."""
-    if name not in preset_names():
-        raise ConfigError(f"no preset {name!r}{nearest(name, preset_names())}")
-    return (resources.files("minimoe.config.presets") / f"{name}.toml").read_text(encoding="utf-8")
-
-
-def load_config(source: str | Path, overrides: Iterable[str] = ()) -> Config:
+def load_config(source: str | Path, overrides: Iterable[str] = (), say: Callable[[str], None] = notice) -> Config:
     """Load a preset by name or a TOML file by path, and apply `key=value` overrides.
 
-    Raises `ConfigError` if the source does not exist or is not TOML, or if a key is unknown or a value impossible.
+    `say` is called where a path in a file means one of two files. Raises `ConfigError` if the source does not exist or is not TOML,
+    or if a key is unknown or a value impossible.
     """
-    tables = read_tables(str(source), seen=())
+    tables = read_tables(str(source), say)
     for override in overrides:
         apply_override(tables, override)
     name = str(source) if str(source) in preset_names() else Path(source).stem
@@ -60,57 +45,6 @@ def saved_names(path: Path) -> Iterator[None]:
         ) from error
 
 
-def read_tables(source: str, seen: tuple[str, ...]) -> dict[str, Any]:
-    """Return the raw tables of a preset or file, merged into those that it extends."""
-    if source in seen:
-        raise ConfigError(f"extends forms a circle: {' -> '.join((*seen, source))}")
-    if len(seen) == MOST_FILES:
-        raise ConfigError(f"more than {MOST_FILES} files extend each other: {' -> '.join((*seen[:3], '...', source))}")
-    is_file = source.endswith(".toml") or "/" in source or os.path.isfile(source)
-    if is_file:
-        if seen and os.path.exists(source) and not os.path.isfile(source):
-            raise ConfigError(f"{seen[-1]}: extends {source!r}, which is not a file")  # a device or a pipe may never end
-        text = read_text_file(Path(source))
-    elif source in preset_names():
-        text = preset_text(source)
-    else:
-        raise ConfigError(f"no preset and no file {source!r}{nearest(source, preset_names())}")
-    try:
-        tables = parse_toml(text)
-    except Malformed as error:
-        raise ConfigError(f"{source}: {error}") from None
-    parent = tables.pop("extends", None)
-    if parent is None:
-        return tables
-    if not isinstance(parent, str):
-        raise ConfigError(f"extends: expected a preset or file, got {reprlib.repr(parent)}")
-    return merge(read_tables(parent, (*seen, source)), tables)
-
-
-def read_text_file(path: Path) -> str:
-    try:
-        return decode_text(read_bounded(path, MOST_TOML))
-    except FileNotFoundError:
-        raise ConfigError(f"no configuration file {path}") from None
-    except Malformed as error:
-        raise ConfigError(f"{path}: {error}") from None
-    except ValueError:  # of open(): a path with a NUL
-        raise ConfigError(f"no configuration file {str(path)!r}") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` with `over` merged into it, table by table; a value such as `moe = "none"` replaces a table."""
-    merged = dict(base)
-    for key, value in over.items():
-        if isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = merge(merged[key], value)
-        else:
-            merged[key] = value
-    return merged
-
-
 def apply_override(tables: dict[str, Any], override: str) -> None:
     """Apply an override such as `moe.top_k=1`, in place. The value is TOML; anything that is not TOML is taken as a string."""
     key, separator, text = override.partition("=")
@@ -119,19 +53,25 @@ def apply_override(tables: dict[str, Any], override: str) -> None:
     *path, last = key.strip().split(".")
     if len(path) >= MOST_KEY_PARTS:
         raise ConfigError(f"--set {key[:40]}...: has a dotted key of more than {MOST_KEY_PARTS} parts")
-    try:
-        value = parse_toml(f"value = {text}")["value"]
-    except NotToml:
-        value = text.strip()
-    except Malformed as error:
-        raise ConfigError(f"--set {key.strip()}: {error}") from None
     table = tables
     for part in path:
         below = table.setdefault(part, {})
         if not isinstance(below, dict):
             below = table[part] = {}
         table = below
-    table[last] = value
+    table[last] = override_value(key.strip(), text)
+
+
+def override_value(key: str, text: str) -> Any:
+    try:
+        found = parse_toml(f"value = {text}")
+    except NotToml:
+        return text.strip()
+    except Malformed as error:
+        raise ConfigError(f"--set {key}: {error}") from None
+    if set(found) != {"value"}:
+        raise ConfigError(f"--set {key}: more than one value: give each key its own --set")
+    return found["value"]
 
 
 TABLES: dict[str, type[Struct]] = {"model": ModelConfig, "moe": MoEConfig, "train": TrainConfig, "data": DataConfig}
@@ -176,9 +116,18 @@ def convert(table: Mapping[str, Any], kind: type[Any], path: str) -> Any:
         if isinstance(error.__cause__, ConfigError):
             raise error.__cause__ from None
         message, _, where = str(error).partition(" - at `$")
-        raise ConfigError(f"{path}{where.rstrip('`')}: {message[0].lower()}{message[1:].replace('`', '').replace(' | null', '')}") from None
+        where = where.rstrip("`")
+        message = f"{message[0].lower()}{message[1:].replace('`', '').replace(' | null', '')}"
+        raise ConfigError(f"{path}{where}: {with_toml(message, value_at(table, where))}") from None
     except UnicodeEncodeError:  # of a command line that is not UTF-8
         raise ConfigError(f"{path}: has text that is not valid Unicode") from None
+
+
+def value_at(table: Any, where: str) -> Any:
+    """Return the value at msgspec's path of an error, such as `.rope.factor`; None if it lies in a list."""
+    for part in where.split(".")[1:]:
+        table = table.get(part) if isinstance(table, Mapping) else None
+    return table
 
 
 # ---- writing -----------------------------------------------------------------------------------------------------------------

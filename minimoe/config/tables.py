@@ -436,6 +436,18 @@ class Config(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
         if not self.model.image_size and self.train.seq_len > self.model.max_seq_len:
             raise ConfigError(f"train.seq_len ({self.train.seq_len}) must not exceed model.max_seq_len ({self.model.max_seq_len})")
 
+    def warnings(self) -> list[str]:
+        """Return a line for each setting that works but may surprise."""
+        moe, train = self.model.moe, self.train
+        found = [] if moe is None else moe.warnings(self.model.causal)
+        if train.warmup_steps > train.steps:
+            reached = train.lr * train.steps / train.warmup_steps
+            found.append(
+                f"train.warmup_steps ({train.warmup_steps}) is more than train.steps ({train.steps}): the rate ends at {reached:.3g}, "
+                f"below train.lr ({train.lr})"
+            )
+        return found
+
     def check_task(self) -> None:
         """Raise ConfigError for a head without a task, or one that sees too much or too little; tasks are in minimoe/training/tasks."""
         head, causal = self.model.head, self.model.causal

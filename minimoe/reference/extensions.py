@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from minimoe.errors import ConfigError, nearest
+from minimoe.errors import ConfigError, nearest, with_toml
 
 Value: TypeAlias = bool | int | float | str
 
@@ -52,7 +52,7 @@ def resolve_options(options: Mapping[str, Option], given: Mapping[str, Value], p
                 raise ConfigError(f"{path}.{name} ({str(value)[:40]}) must be a finite number")
             value = float(value)
         if type(value) is not kind:
-            raise ConfigError(f"{path}.{name}: expected {kind.__name__}, got {type(value).__name__}")
+            raise ConfigError(f"{path}.{name}: {with_toml(f'expected {kind.__name__}, got {type(value).__name__}', value)}")
         problem = option.problem(value)
         if problem is not None:
             raise ConfigError(f"{path}.{name} ({value}) {problem}")

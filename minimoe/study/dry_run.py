@@ -32,7 +32,7 @@ def show_plan(config: Config, out: Path | None, **options: Any) -> None:
     check_memory(config.model, config.train)
     counted = training_cost(config, config.train.seq_len)
     tokens = config.train.steps * task.tokens_per_step
-    for text in () if task.corpus is None else task.corpus.notes:
+    for text in (*(() if task.corpus is None else task.corpus.notes), *config.warnings()):
         notice(text)
     show(to_toml(config))
     show_cost(Report(config.name, config, counted))

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from minimoe.backend import Backend, load
 from minimoe.config import Config, load_config
-from minimoe.data.corpus import IMAGE_SOURCES
+from minimoe.config.sources import BUILT_IN
 from minimoe.engine.recording import Recorded
 from minimoe.errors import ConfigError, Diverged, Interrupted, UserError
 from minimoe.layers.balance import uniform_aux_loss
@@ -80,9 +80,9 @@ def with_options(
     given = {"steps": steps, "backend": backend, "seed": seed, "threads": threads}
     settings = replace(config.train, **{key: value for key, value in given.items() if value is not None})
     text = config.data if data is None else replace(config.data, source=data)
-    if Path(text.source).exists() and not text.source.startswith("python-") and text.source not in IMAGE_SOURCES:
+    if Path(text.source).exists() and text.source not in BUILT_IN["source"]:
         text = replace(text, source=str(Path(text.source).resolve()))
-    if Path(text.tokenizer).exists() and text.tokenizer not in ("byte", "char"):
+    if Path(text.tokenizer).exists() and text.tokenizer not in BUILT_IN["tokenizer"]:
         text = replace(text, tokenizer=str(Path(text.tokenizer).resolve()))
     return replace(config, train=settings, data=text)
 
@@ -188,9 +188,8 @@ class Trainer:
         return {"parameters": sum(p.size for p in self.model.parameters()), "steps": self.config.train.steps, "step": self.step}
 
     def _warn(self) -> None:
-        moe = self.config.model.moe
         notes = () if self.task.corpus is None else self.task.corpus.notes
-        for text in [*notes, *([] if moe is None else moe.warnings(self.config.model.causal))]:
+        for text in (*notes, *self.config.warnings()):
             self.listener.warned(f"warning: {text}")
 
     def _loop(self) -> None:

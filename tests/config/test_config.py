@@ -259,11 +259,12 @@ def test_extends_that_goes_round_is_told_and_not_followed(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("extends, message", [
-    ('"tiny-mo"', "no preset and no file 'tiny-mo' (did you mean 'tiny-moe'?)"),
+    ('"tiny-mo"', "extends = 'tiny-mo': no preset and no file of that name (did you mean 'tiny-moe'?)"),
     ("3", "extends: expected a preset or file, got 3"),
 ])  # fmt: skip
 def test_extends_names_a_preset_or_a_file(tmp_path: Path, extends: str, message: str) -> None:
-    assert complaint(source=write(tmp_path, "odd.toml", f"extends = {extends}\n")) == message
+    path = write(tmp_path, "odd.toml", f"extends = {extends}\n")
+    assert complaint(source=path) == f"{path}: {message}"
 
 
 def test_at_most_20_files_extend_each_other(tmp_path: Path) -> None:

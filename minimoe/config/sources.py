@@ -1,0 +1,162 @@
+"""Where the tables of a configuration come from: presets, TOML files, and what these extend.
+
+A path in a file is relative to the file's own folder: `extends`, `data.source`, `data.tokenizer`. What is not there is looked for in
+the working folder.
+"""
+
+import os.path
+import re
+import reprlib
+from collections.abc import Callable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from minimoe.errors import ConfigError, nearest
+from minimoe.untrusted import MOST_TOML, Malformed, decode_text, parse_toml, read_bounded
+
+MOST_FILES = 20  # that extend each other
+BUILT_IN = {"source": ("python-docs", "python-code", "python-mix", "digits"), "tokenizer": ("byte", "char")}  # of [data]: no paths
+BACKSLASH = re.compile(r'"([^"\n]*\\[^"\n]*)"')
+Say = Callable[[str], None]
+
+
+def preset_names() -> list[str]:
+    """Return the names of the presets that minimoe ships."""
+    names = (entry.name for entry in resources.files("minimoe.config.presets").iterdir())
+    return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
+
+
+def preset_text(name: str) -> str:
+    """Return a preset as commented TOML."""
+    if name not in preset_names():
+        raise ConfigError(f"no preset {name!r}{nearest(name, preset_names())}")
+    return (resources.files("minimoe.config.presets") / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def read_tables(source: str, say: Say) -> dict[str, Any]:
+    """Return the raw tables of a preset or file, merged into those that it extends; `say` is called where a path means two files."""
+    found: Path | str = Path(source) if _is_path(source) or os.path.isfile(source) else source
+    if isinstance(found, str) and found not in preset_names():
+        raise ConfigError(f"no preset and no file {source!r}{nearest(source, preset_names())}")
+    layers: list[dict[str, Any]] = []
+    chain: list[Path | str] = []
+    asked = ""  # which file wants this one, for messages
+    while True:
+        if any(_same(found, before) for before in chain):
+            raise ConfigError(f"extends forms a circle: {' -> '.join(map(str, (*chain, found)))}")
+        if len(chain) == MOST_FILES:
+            raise ConfigError(f"more than {MOST_FILES} files extend each other: {' -> '.join((*map(str, chain[:3]), '...', str(found)))}")
+        chain.append(found)
+        tables = _tables_of(found, asked)
+        parent = tables.pop("extends", None)
+        if isinstance(found, Path):
+            _find_data(tables, found, say)
+        layers.append(tables)
+        if parent is None:
+            break
+        if not isinstance(parent, str):
+            raise ConfigError(f"{found}: extends: expected a preset or file, got {reprlib.repr(parent)}")
+        asked = f"{found}: extends = {parent!r}: "
+        found = _extended(parent, found, say)
+    merged = layers.pop()
+    for tables in reversed(layers):
+        merged = merge(merged, tables)
+    return merged
+
+
+def merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with `over` merged into it, table by table; a value such as `moe = "none"` replaces a table."""
+    merged = dict(base)
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+# ---- one preset or file ----------------------------------------------------------------------------------------------------------
+
+
+def _tables_of(found: Path | str, asked: str) -> dict[str, Any]:
+    text = preset_text(found) if isinstance(found, str) else _read_text(found, asked)
+    try:
+        return parse_toml(text)
+    except Malformed as error:
+        raise ConfigError(f"{found}: {error}{_backslash_hint(text, str(error))}") from None
+
+
+def _read_text(path: Path, asked: str) -> str:
+    try:
+        return decode_text(read_bounded(path, MOST_TOML))
+    except FileNotFoundError:
+        raise ConfigError(f"no configuration file {path}") from None
+    except Malformed as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except ValueError:  # of open(): a path with a NUL
+        raise ConfigError(f"no configuration file {str(path)!r}") from None
+    except OSError as error:
+        raise ConfigError(f"{asked or f'{path}: '}cannot be read: {error.strerror}") from None
+
+
+def _backslash_hint(text: str, problem: str) -> str:
+    """Return what to write instead, if the line at fault has a backslash between double quotes, as Windows' paths have."""
+    place = re.search(r"at line (\d+)", problem)
+    line = text.split("\n")[int(place[1]) - 1] if place else ""
+    quoted = BACKSLASH.search(line)
+    return f": a backslash begins an escape between double quotes: write '{quoted[1]}'" if quoted else ""
+
+
+# ---- paths in a file -------------------------------------------------------------------------------------------------------------
+
+
+def _is_path(source: str) -> bool:
+    return source.endswith(".toml") or "/" in source
+
+
+def _same(one: Path | str, other: Path | str) -> bool:
+    """Whether these are one preset, or one file by whatever path."""
+    if isinstance(one, str) or isinstance(other, str):
+        return one == other and type(one) is type(other)
+    return one.resolve() == other.resolve()
+
+
+def _extended(parent: str, asker: Path | str, say: Say) -> Path | str:
+    """Return the preset or file that `asker` extends. Raises `ConfigError` if there is none."""
+    if parent in preset_names() and not os.path.isfile(parent):
+        return parent
+    if isinstance(asker, Path):
+        found = _beside(parent, asker, f"{asker}: extends = {parent!r}", say)
+        if found is not None and not found.is_file() and not found.is_dir():
+            raise ConfigError(f"{asker}: extends {parent!r}, which is not a file")  # a device or a pipe may never end
+        if found is not None and (_is_path(parent) or found.is_file()):
+            return found
+    if _is_path(parent):
+        raise ConfigError(f"{asker}: extends = {parent!r}: no such file beside it or in the working folder")
+    raise ConfigError(f"{asker}: extends = {parent!r}: no preset and no file of that name{nearest(parent, preset_names())}")
+
+
+def _find_data(tables: dict[str, Any], asker: Path, say: Say) -> None:
+    """Complete, in place, the paths of the data that a file names, where they exist."""
+    data = tables.get("data")
+    if not isinstance(data, dict):
+        return
+    for key in BUILT_IN:
+        name = data.get(key)
+        if isinstance(name, str) and name not in BUILT_IN[key]:
+            found = _beside(name, asker, f"{asker}: data.{key} = {name!r}", say)
+            data[key] = name if found is None else str(found)
+
+
+def _beside(name: str, asker: Path, what: str, say: Say) -> Path | None:
+    """Return the file or folder of this name beside `asker` or, if it has none, in the working folder; None if there is none at all."""
+    beside, here = asker.parent / name, Path(name)
+    try:
+        if not beside.exists():
+            return here if here.exists() else None
+        if here.exists() and not here.samefile(beside):
+            say(f"{what} means {beside}, beside it, not the file of that name in the working folder")
+    except (OSError, ValueError):  # no path at all: a NUL, or longer than the system allows
+        return None
+    return beside
