@@ -22,7 +22,7 @@ backend_option = option("--backend", metavar="NAME", help="numpy, numba, cupy, .
 seed_option = option("--seed", type=click.IntRange(0), metavar="N", help="seed of weights, data, noise and dropout")
 threads_option = option("--threads", type=click.IntRange(0), metavar="N", help="processor threads; 0: as many as this process may use")
 set_option = option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="set a key, as in --set moe.top_k=1; may be repeated")
-data_option = option("--data", metavar="SRC", help="python-docs, python-code, python-mix, a text file or a folder of them; digits: images")
+data_option = option("--data", metavar="SRC", help="python-docs, python-code, python-mix, a text file or pipe, a folder; digits: images")
 json_option = option("--json", "as_json", is_flag=True, help="print JSON")
 quiet_option = option("--quiet", is_flag=True, help="show no progress, only warnings; print the run's folder")
 

@@ -6,7 +6,7 @@ Batches are pure functions of (seed, step, micro-batch) and there is no sampler 
 import hashlib
 import os
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,12 +15,13 @@ import numpy.typing as npt
 
 from minimoe.config import DataConfig
 from minimoe.data.batches import Tokens
+from minimoe.data.pipes import is_pipe
+from minimoe.data.text import SEPARATOR, Decode, NotText, decode, decode_as_before, read_bytes, read_folder, read_text, walk
 from minimoe.data.tokenizer import Tokenizer, make_tokenizer, note_of_lost
 from minimoe.errors import UserError, nearest
 
 Domains = npt.NDArray[np.int8]
 Piece = tuple[str, int]  # a stretch of text and its domain
-SEPARATOR = "\n\n"  # between topics and files
 CODE_BYTES = 4_000_000  # python-code takes whole files, in order, up to this
 MIX_CHUNK = 4096  # characters after which python-mix changes domain, at the end of a line
 IMAGE_SOURCES = ("digits",)  # no text: minimoe/training/tasks/digits.py
@@ -39,16 +40,21 @@ class Corpus:
     tokenizer: Tokenizer
     sha256: str  # of the text's UTF-8 bytes: built-in sources differ between Python versions
     source: str
-    notes: tuple[str, ...] = ()  # what a user should know of how the text was read
+    notes: tuple[str, ...] = ()  # what a user should know about how the text was read
+    kept: bytes | None = None  # the text that came through a pipe, which cannot be read again
 
 
-def load_corpus(data: DataConfig, base: Path | None = None, tokenizer: Tokenizer | None = None, *, seq_len: int | None = None) -> Corpus:
+def load_corpus(
+    data: DataConfig, base: Path | None = None, tokenizer: Tokenizer | None = None, *, seq_len: int | None = None,
+    sha256: str | None = None,
+) -> Corpus:  # fmt: skip
     """Load `data.source`; relative paths start at `base` (default: the working directory).
 
     A given `tokenizer` (of a resumed run, of a model to evaluate) replaces `data.tokenizer`. With `seq_len` both splits must have
-    seq_len + 2 tokens. Raises `UserError`, naming the source, if it is missing, binary, empty or too short.
+    seq_len + 2 tokens. For `sha256` see `whole_corpus`. Raises `UserError`, naming the source, if it is missing, binary, empty or too
+    short.
     """
-    whole = whole_corpus(data.source, data.tokenizer, base, tokenizer)
+    whole = whole_corpus(data.source, data.tokenizer, base, tokenizer, sha256)
     tokens, labels = whole.val, whole.val_domains
     n_train = int(len(tokens) * (1 - data.val_fraction))
     check_length(data, n_train, len(tokens) - n_train, seq_len)
@@ -61,18 +67,35 @@ def load_corpus(data: DataConfig, base: Path | None = None, tokenizer: Tokenizer
     )
 
 
-def whole_corpus(source: str, tokenizer_name: str, base: Path | None = None, tokenizer: Tokenizer | None = None) -> Corpus:
-    """Load all of a source as both splits, to measure a trained model on. Raises `UserError` if it is missing, binary or empty."""
-    pieces, domains = read_source(source, base)
-    text = "".join(piece for piece, _ in pieces)
+def whole_corpus(
+    source: str, tokenizer_name: str, base: Path | None = None, tokenizer: Tokenizer | None = None, sha256: str | None = None
+) -> Corpus:
+    """Load all of a source as both splits, to measure a trained model on.
+
+    With `sha256`, the digest that a run recorded, a text is read as earlier versions of minimoe did if only so it has this digest.
+    Raises `UserError` if the source is missing, binary or empty.
+    """
+    found = read_as_recorded(source, base, sha256)
+    pieces, domains, text = found.pieces, found.domains, found.text
     if not text:
         raise UserError(f"{source}: empty: data.source needs text")
     tokenizer = tokenizer or make_tokenizer(tokenizer_name, text, base)
     parts = [tokenizer.encode(piece, source) for piece, _ in pieces]
     tokens = np.concatenate(parts)
     labels = np.repeat(np.array([domain for _, domain in pieces], np.int8), [len(part) for part in parts]) if domains else None
-    digest = hashlib.sha256(text.encode("utf-8")).hexdigest()
-    return Corpus(tokens, tokens, labels, labels, domains, tokenizer, digest, source, note_of_lost(tokenizer, text, source))
+    notes = (*found.notes, *note_of_lost(tokenizer, text, source))
+    kept = to_keep(text) if found.piped else None
+    return Corpus(tokens, tokens, labels, labels, domains, tokenizer, digest(text), source, notes, kept)
+
+
+def digest(text: str) -> str:
+    """Return the SHA-256 of a text's UTF-8 bytes."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def to_keep(text: str) -> bytes:
+    """Return the bytes of a file that reads back as this text: one that begins with a byte order mark needs another before it."""
+    return text.encode("utf-8-sig" if text.startswith("\ufeff") else "utf-8")
 
 
 def check_length(data: DataConfig, n_train: int, n_val: int, seq_len: int | None) -> None:
@@ -91,20 +114,53 @@ def check_length(data: DataConfig, n_train: int, n_val: int, seq_len: int | None
 # ---- sources -----------------------------------------------------------------------------------------------------------------
 
 
-def read_source(source: str, base: Path | None = None) -> tuple[list[Piece], tuple[str, ...]]:
-    """Return the text of a source in pieces, and the names of its domains (none if there is only one)."""
+@dataclass(frozen=True)
+class Source:
+    """A source as it was read: pieces of text, the names of their domains (none if there is only one), and what to say about it."""
+
+    pieces: list[Piece]
+    domains: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    piped: bool = False
+
+    @property
+    def text(self) -> str:
+        """All pieces, joined."""
+        return "".join(piece for piece, _ in self.pieces)
+
+
+def read_source(source: str, base: Path | None = None, as_text: Decode = decode) -> Source:
+    """Read a built-in source, a file, a folder or a pipe. Raises `UserError`, naming the source, if there is no text."""
     if source == "python-mix":
-        return python_mix(), ("docs", "code")
+        return Source(python_mix(), ("docs", "code"))
     if source in SOURCES:
-        return [(SOURCES[source](), 0)], ()
+        return Source([(SOURCES[source](), 0)])
     path = (base or Path()) / os.path.expanduser(source)
-    if path.is_dir():
-        return [(read_folder(path), 0)], ()
     if path.exists():
-        return [(read_text(path), 0)], ()
+        piped = is_pipe(path)
+        found = read_folder(path, as_text) if path.is_dir() else read_text(path, as_text)
+        return Source([(found.text, 0)], notes=found.notes, piped=piped)
     if path.suffix or path.name != source:
-        raise UserError(f"data.source = {source!r}: no such file or folder (put the text there, or name another with --data)")
+        hint = "put the text there, or name another with --data"
+        if not source.isprintable():
+            hint = "a backslash begins an escape between TOML's double quotes: write the path in single quotes"
+        raise UserError(f"data.source = {source!r}: no such file or folder ({hint})")
     raise UserError(f"data.source = {source!r} is not a file, a folder or a built-in source{nearest(source, [*SOURCES, 'python-mix'])}")
+
+
+def read_as_recorded(source: str, base: Path | None, sha256: str | None) -> Source:
+    """Read a source, as earlier versions of minimoe did if only so its text has the digest `sha256`."""
+    found = read_source(source, base)
+    if sha256 is None or found.piped or digest(found.text) == sha256:
+        return found
+    try:
+        before = read_source(source, base, decode_as_before)
+    except UserError:
+        return found
+    if digest(before.text) != sha256:
+        return found
+    note = f"{source}: read as when the run began: a byte order mark is a character, what is compressed or in UTF-16 is left out"
+    return replace(before, notes=(note, *before.notes))
 
 
 def python_docs() -> str:
@@ -125,8 +181,9 @@ def python_code() -> str:
     paths = [path for path in walk(root, NOT_LIBRARY_CODE) if path.suffix == ".py" and not path.name.startswith("_sysconfigdata")]
     texts, size = [], 0
     for path in sorted(paths, key=lambda path: (len(path.parts), path.as_posix())):
-        text = try_text(path)
-        if text is None:
+        try:
+            text = decode_as_before(read_bytes(path))
+        except NotText:
             continue
         size += len(text.encode("utf-8")) + len(SEPARATOR)
         if size > CODE_BYTES:
@@ -158,48 +215,3 @@ def chunks(text: str) -> list[str]:
 
 
 SOURCES: dict[str, Callable[[], str]] = {"python-docs": python_docs, "python-code": python_code}
-
-
-def walk(root: Path, skip: set[str]) -> Iterator[Path]:
-    """Yield the files below a folder, except hidden ones and those below a folder whose name is in `skip`."""
-    for folder, names, files in os.walk(root):
-        names[:] = [name for name in names if name not in skip and not name.startswith(".")]
-        yield from (Path(folder, file) for file in files if not file.startswith("."))
-
-
-def read_folder(folder: Path) -> str:
-    """Return the text files below a folder, sorted by path. Hidden, binary and empty files are skipped; if none is left, raise."""
-    paths = sorted((path for path in walk(folder, set()) if path.is_file()), key=lambda path: path.relative_to(folder).as_posix())
-    texts = [text for text in map(try_text, paths) if text]
-    if not texts:
-        raise UserError(f"{folder}: no text in this folder: data.source needs at least one file of UTF-8 text that is not hidden")
-    return SEPARATOR.join(texts)
-
-
-def try_text(path: Path) -> str | None:
-    """Return the text of a file, or None if it is binary or not UTF-8."""
-    data = read_bytes(path)
-    if b"\0" in data:
-        return None
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        return None
-
-
-def read_text(path: Path) -> str:
-    """Return the text of a file, byte for byte. Raises `UserError` if it is binary or not UTF-8."""
-    data = read_bytes(path)
-    if b"\0" in data:
-        raise UserError(f"{path}: a binary file (it has NUL bytes): data.source needs UTF-8 text")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 (byte 0x{data[error.start]:02x} at {error.start}): data.source needs UTF-8 text") from None
-
-
-def read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None

@@ -29,6 +29,7 @@ class Loaded:
     step: int
     problems: list[str]  # damaged checkpoints that were passed over
     no_tokenizer: str = ""  # why it has no tokenizer
+    data_sha256: str | None = None  # the digest of the data that it was trained on
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -59,10 +60,11 @@ def open_model(
     saved, problems = _find(path, Path(root))
     with saved_names(saved.folder):
         config = config_from_tables(saved.config, saved.folder.name)
+    config = Run(saved.folder.absolute().parent.parent).with_kept_text(config)
     model = PretrainedTransformer(config.model, dtype=config.train.dtype, backend=backend or current_backend())
     model.load_state_dict(saved.model)
     model.tokenizer = load_tokenizer(saved.tokenizer_path) if saved.tokenizer_path is not None else None
-    return Loaded(model, config, saved.folder, saved.step, problems)
+    return Loaded(model, config, saved.folder, saved.step, problems, data_sha256=saved.state.get("data", {}).get("sha256"))
 
 
 def model_folder(given: str | Path) -> Path | None:

@@ -17,7 +17,7 @@ from minimoe.runs import checkpoint
 from minimoe.runs.lock import LOCK, is_lock
 from minimoe.runs.records import read_environment, read_status
 
-OF_A_START = frozenset({"env.json", "status.json", "config.toml", "checkpoints"})  # and the lock
+OF_A_START = frozenset({"env.json", "status.json", "config.toml", "data.txt", "checkpoints"})  # and the lock
 HOUR = 3600  # seconds
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec.structs import replace
 
 from minimoe import files
 from minimoe.config import Config, load_config, to_tables, to_toml
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 RUNS = Path("runs")
 MOST_POINTER = 1000  # bytes of `last` and `best`
 MOST_REASON = 1000  # characters of an error that status.json keeps
+DATA = "data.txt"  # in a run's folder: the text that came through a pipe
 
 
 class Run:
@@ -49,22 +51,23 @@ class Run:
     @classmethod
     def create(
         cls, config: Config, out: Path | None = None, root: Path = RUNS, extra: Mapping[str, Any] | None = None,
-        say: Callable[[str], None] = lambda _: None,
+        kept: bytes | None = None, say: Callable[[str], None] = lambda _: None,
     ) -> "Run":  # fmt: skip
         """Create a run in `out`, which must be empty or absent; by default in `root/NAME-001`, counting up.
 
-        extra: more fields for env.json (backend, SHA-256 of the data). say: called if `out` held what a start that was killed left there.
+        extra: more fields for env.json (backend, SHA-256 of the data). kept: a text that cannot be read again; it becomes `data.txt`, and
+        the run's source. say: called if `out` held what a start that was killed left there.
         This process holds the run's lock from now on. Raises `ConfigError` if the folder holds anything else or cannot be written,
         `CheckpointError` if another process is training there.
         """
-        run = cls.prepare(config, out, root, extra, say)
+        run = cls.prepare(config, out, root, extra, kept, say)
         run.publish(root)
         return run
 
     @classmethod
     def prepare(
         cls, config: Config, out: Path | None, root: Path = RUNS, extra: Mapping[str, Any] | None = None,
-        say: Callable[[str], None] = lambda _: None,
+        kept: bytes | None = None, say: Callable[[str], None] = lambda _: None,
     ) -> "Run":  # fmt: skip
         """Make the folder of a run that is none until it is published: what it needs can be written before. See `create`."""
         fields = {**environment(), "weights": "seed", **(extra or {})}
@@ -80,6 +83,9 @@ class Run:
             try:
                 run._clear(say)
                 files.write_atomically(path / "env.json", files.to_json(fields))
+                if kept is not None:
+                    files.write_synced(path / DATA, kept)
+                    config = replace(config, data=replace(config.data, source=str(path.absolute() / DATA)))
             except BaseException:
                 run.release()
                 raise
@@ -97,7 +103,7 @@ class Run:
     def publish(self, root: Path = RUNS) -> None:
         """Write config.toml, which makes the folder a run, and name it as the newest if it lies under `root`."""
         path, root = self.path.resolve(), root.resolve()
-        self._write(lambda: files.write_atomically(self.path / "config.toml", to_toml(self.config)), "config.toml")
+        self._write(lambda: files.write_atomically(self.path / "config.toml", to_toml(self._movable(self.config))), "config.toml")
         del self.__dict__["config"]  # from now on it is what a reader of the file gets
         if path.is_relative_to(root):
             try:
@@ -142,14 +148,36 @@ class Run:
 
     @cached_property
     def config(self) -> Config:
-        """The configuration, read back from config.toml."""
+        """The configuration, read back from config.toml; a text that the run keeps has its whole path."""
         with saved_names(self.path):
-            return load_config(self.path / "config.toml")
+            return self.with_kept_text(load_config(self.path / "config.toml", say=lambda text: None))
 
     def replace_config(self, config: Config) -> None:
         """Write another configuration, as for a run that is resumed for more steps."""
-        self._write(lambda: files.write_atomically(self.path / "config.toml", to_toml(config)), "config.toml")
+        text = to_toml(self._movable(config))
+        self._write(lambda: files.write_atomically(self.path / "config.toml", text), "config.toml")
         self.__dict__["config"] = config
+
+    # ---- a text that came through a pipe -----------------------------------------------------------------------------------
+
+    def with_kept_text(self, config: Config) -> Config:
+        """Return a saved configuration with the path of `data.txt`, if the run keeps its text there."""
+        kept = self.path.absolute() / DATA
+        mine = config.data.source == DATA or Path(config.data.source).absolute() == kept
+        return replace(config, data=replace(config.data, source=str(kept))) if mine and kept.is_file() else config
+
+    def short(self, source: str) -> str:
+        """Return a source as files of the run name it: `data.txt` without its path, so that the folder may be moved."""
+        return DATA if source == str(self.path.absolute() / DATA) else source
+
+    def _movable(self, config: Config) -> Config:
+        return replace(config, data=replace(config.data, source=self.short(config.data.source)))
+
+    def data_sha256(self) -> str | None:
+        """Return the digest of the data that the run began with; None if env.json does not say."""
+        data = read_environment(self.path).get("data")
+        found = data.get("sha256") if isinstance(data, dict) else None
+        return found if isinstance(found, str) else None
 
     # ---- checkpoints -------------------------------------------------------------------------------------------------------
 
@@ -176,7 +204,7 @@ class Run:
             model=model,
             optimizer=optimizer,
             state={**state, "step": step},
-            config=to_tables(self.config),
+            config=to_tables(self._movable(self.config)),
             tokenizer_json=tokenizer_json,
         )
         if not read_status(self.path).get("begun"):

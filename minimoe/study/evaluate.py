@@ -22,7 +22,8 @@ def evaluate_run(loaded: Loaded, data: str | None) -> dict[str, Any]:
         raise UserError(f"{loaded.folder}: a model folder has no data: give some with --data")
     if not config.model.image_size and config.train.seq_len > config.model.max_seq_len:  # a model that was trained elsewhere
         config = replace(config, train=replace(config.train, seq_len=config.model.max_seq_len))
-    task = load_task(config, None if config.model.image_size else loaded.text, all_of=data)
+    recorded = loaded.data_sha256 if data is None else None
+    task = load_task(config, None if config.model.image_size else loaded.text, all_of=data, sha256=recorded)
     result = task.measure(loaded.model, by_domain=True)
     notes = () if task.corpus is None else task.corpus.notes
     images, domains = task.unit == "image", () if task.corpus is None else task.corpus.domains

@@ -41,7 +41,7 @@ def checkpoint_to_resume(run: Run, config: Config, task: Task, machine: Mapping[
     check_resumable(saved)
     for problem in problems:
         listener.warned(f"damaged: {problem}: going back to step {saved.step}")
-    before = config_from_tables(saved.config, run.name)
+    before = run.with_kept_text(config_from_tables(saved.config, run.name))
     check_same_configuration(saved, before, run, config, task)
     if saved.state["data"]["sha256"] != task.sha256:
         raise CheckpointError(

@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from minimoe.backend import Backend, load
 from minimoe.config import Config, load_config
 from minimoe.config.sources import BUILT_IN
+from minimoe.data.pipes import is_pipe
 from minimoe.engine.recording import Recorded
 from minimoe.errors import ConfigError, Diverged, Interrupted, UserError
 from minimoe.layers.balance import uniform_aux_loss
@@ -26,7 +27,7 @@ from minimoe.machine import usable_processors
 from minimoe.pretrained.transformer import PretrainedTransformer
 from minimoe.runs.checkpoint import Arrays, not_finite
 from minimoe.runs.environment import check_memory
-from minimoe.runs.run import Run
+from minimoe.runs.run import RUNS, Run
 from minimoe.training.listener import Listener, PythonWarnings
 from minimoe.training.metrics import Backlog
 from minimoe.training.optim import learning_rate, make_optimizer
@@ -52,9 +53,7 @@ def train(
     config = source if isinstance(source, Config) else load_config(source, overrides)
     config = with_options(config, data=data, steps=steps, backend=backend, seed=seed, threads=threads)
     trainer = Trainer(config, listener=listener)
-    folder = None if out is None else Path(out)
-    run = Run.create(trainer.config, folder, Path(root), extra=trainer.environment(), say=trainer.listener.warned)
-    return trainer.run(run)
+    return trainer.run(trainer.create(None if out is None else Path(out), Path(root)))
 
 
 def resume(
@@ -67,7 +66,7 @@ def resume(
     run = Run.open(path, Path(root))
     with run.claimed():
         config = run.config if steps is None else replace(run.config, train=replace(run.config.train, steps=steps))
-        trainer = Trainer(config, listener=listener)
+        trainer = Trainer(config, listener=listener, sha256=run.data_sha256())
         trainer.restore(run)
         return trainer.run(run)
 
@@ -76,11 +75,14 @@ def with_options(
     config: Config, *, data: str | None = None, steps: int | None = None, backend: str | None = None, seed: int | None = None,
     threads: int | None = None,
 ) -> Config:  # fmt: skip
-    """Return the configuration with the command line's options in it; its paths become absolute, so that a run resumes from any folder."""
+    """Return the configuration with the command line's options in it; its paths become absolute, so that a run resumes from any folder.
+
+    A pipe keeps its name: /dev/fd/63 leads to what has no path.
+    """
     given = {"steps": steps, "backend": backend, "seed": seed, "threads": threads}
     settings = replace(config.train, **{key: value for key, value in given.items() if value is not None})
     text = config.data if data is None else replace(config.data, source=data)
-    if Path(text.source).exists() and text.source not in BUILT_IN["source"]:
+    if Path(text.source).exists() and text.source not in BUILT_IN["source"] and not is_pipe(Path(text.source)):
         text = replace(text, source=str(Path(text.source).resolve()))
     if Path(text.tokenizer).exists() and text.tokenizer not in BUILT_IN["tokenizer"]:
         text = replace(text, tokenizer=str(Path(text.tokenizer).resolve()))
@@ -90,12 +92,13 @@ def with_options(
 class Trainer:
     """A model, its optimizer and its data, and the loop over them."""
 
-    def __init__(self, config: Config, listener: Listener | None = None) -> None:
+    def __init__(self, config: Config, listener: Listener | None = None, sha256: str | None = None) -> None:
+        """`sha256`: the digest of the data that the run to be resumed has recorded."""
         config.check_trainable()
         self.backend: Backend = load(config.train.backend)
         self.backend.prepare(config)
         self.listener = listener or PythonWarnings()
-        self.task = load_task(config)
+        self.task = load_task(config, sha256=sha256)
         config = self.task.config
         check_memory(config.model, config.train)
         self.config = config = replace(config, train=replace(config.train, backend=self.backend.name))
@@ -131,6 +134,16 @@ class Trainer:
         data = {"source": self.task.source, "sha256": self.task.sha256}
         return {"backend": self.backend.name, "threads": threads, "data": data}
 
+    def create(self, out: Path | None, root: Path = RUNS) -> Run:
+        """Make a run's folder. What came through a pipe is kept in it, since a pipe cannot be read again when the run is resumed."""
+        run = Run.create(self.config, out, root, extra=self.environment(), kept=self._kept, say=self.listener.warned)
+        self.config = replace(self.config, data=run.config.data)
+        return run
+
+    @property
+    def _kept(self) -> bytes | None:
+        return None if self.task.corpus is None else self.task.corpus.kept
+
     def begin(self, out: Path, weights: str) -> Run:
         """Make a run's folder with checkpoint step-000000 and no step done: `resume` starts there. `weights`: where they come from.
 
@@ -139,7 +152,9 @@ class Trainer:
         bad = not_finite(self._weights())
         if bad is not None:
             raise UserError(f"{bad}: holds a number that is not finite: no training can start from it")
-        run = self.folder = Run.prepare(self.config, out, extra={**self.environment(), "weights": weights}, say=self.listener.warned)
+        fields = {**self.environment(), "weights": weights}
+        run = self.folder = Run.prepare(self.config, out, extra=fields, kept=self._kept, say=self.listener.warned)
+        self.config = replace(self.config, data=run.config.data)
         with run.claimed():
             self._save()
             run.write_status("interrupted", **self._sizes())
@@ -364,7 +379,7 @@ class Trainer:
             "best": self.best,
             "best_step": self.best_step,
             "bad": self._bad_steps(),
-            "data": self.environment()["data"],
+            "data": {"source": self.folder.short(self.config.data.source), "sha256": self.task.sha256},
             "metrics_sha256": self.folder.metrics_sha256(),
         }
 

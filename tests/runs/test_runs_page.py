@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from tiny_runs import tiny, train, write_text
 
 from minimoe.runs.records import Status
+from minimoe.runs.run import Run
 from minimoe.training.trained_run import TrainedRun
 
 PAGE = (Path(__file__).parents[2] / "docs" / "runs.md").read_text(encoding="utf-8")
@@ -47,8 +48,10 @@ def test_the_page_names_every_field_of_env_json(runs: list[TrainedRun]) -> None:
     assert named("env.json") == set(json.loads((runs[0].path / "env.json").read_text()))
 
 
-def test_the_page_names_every_file(runs: list[TrainedRun]) -> None:
-    found = {path.name for path in runs[0].path.iterdir()} | {"last"}
+def test_the_page_names_every_file(runs: list[TrainedRun], tmp_path: Path) -> None:
+    piped = Run.create(runs[0].config, tmp_path / "piped", kept=b"what came through a pipe")
+    piped.release()
+    found = {path.name for path in (*runs[0].path.iterdir(), *piped.path.iterdir())} | {"last"}
     assert (runs[0].path.parent / "last").is_file()
     assert {name.rstrip("/") for name in named("The folder")} == found
     step = runs[0].path / "checkpoints" / "step-000004"

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from minimoe.config import Config, load_config, preset_names
+from minimoe.data.pipes import is_pipe
 from minimoe.errors import CheckpointError, UserError, nearest
 from minimoe.runs.run import RUNS, Run
 from minimoe.study.compare.comparison import Comparison, Row
@@ -103,6 +104,8 @@ def find(source: str, root: Path, overrides: tuple[str, ...], data: str | None, 
     from minimoe.training.trainer import with_options
 
     config = with_options(load_config(source, overrides), data=data, backend=backend)
+    if is_pipe(Path(config.data.source)):
+        raise UserError(f"compare: {config.data.source} is a pipe, which can be read only once: save what it delivers, and give that file")
     config.check_trainable()
     config = load_task(config).config
     settings = replace(config.train, backend=load(config.train.backend).name)

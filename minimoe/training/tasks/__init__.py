@@ -18,18 +18,19 @@ from minimoe.training.tasks.language import LanguageModelling as LanguageModelli
 from minimoe.training.tasks.masked import MaskedLanguageModelling as MaskedLanguageModelling
 from minimoe.training.tasks.task import Task as Task
 
-TASKS: dict[str, Callable[[Config, Tokenizer | None, bool], Task]] = {
+TASKS: dict[str, Callable[[Config, Tokenizer | None, bool, str | None], Task]] = {
     "lm": LanguageModelling, "mlm": MaskedLanguageModelling, "classifier": ImageClassification,
 }  # fmt: skip
 
 
-def load_task(config: Config, tokenizer: Tokenizer | None = None, all_of: str | None = None) -> Task:
+def load_task(config: Config, tokenizer: Tokenizer | None = None, all_of: str | None = None, *, sha256: str | None = None) -> Task:
     """Read the data of the task that `model.head` names.
 
     A given `tokenizer` (that of a trained model) replaces `data.tokenizer`. With `all_of` nothing will be trained: all of that source is
-    held-out data. Raises `UserError` for a head without a task, and for data that are missing or do not fit.
+    held-out data. `sha256` is the digest of its data that a run recorded: see `whole_corpus`. Raises `UserError` for a head without a
+    task, and for data that are missing or do not fit.
     """
     config.check_task()
     if all_of is not None:
         config = replace(config, data=replace(config.data, source=all_of))
-    return TASKS[config.model.head](config, tokenizer, all_of is not None)
+    return TASKS[config.model.head](config, tokenizer, all_of is not None, sha256)

@@ -31,7 +31,7 @@ class ImageClassification(Task):
 
     unit = "image"
 
-    def __init__(self, config: Config, tokenizer: Tokenizer | None = None, whole: bool = False) -> None:
+    def __init__(self, config: Config, tokenizer: Tokenizer | None = None, whole: bool = False, sha256: str | None = None) -> None:
         source = config.data.source
         if source not in IMAGE_SOURCES:
             raise UserError(f"data.source = {source!r} is not images, {config.name!r} classifies images: give digits (--data digits)")

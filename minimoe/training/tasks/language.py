@@ -24,8 +24,8 @@ class LanguageModelling(Task):
     corpus: Corpus
     tokenizer: Tokenizer
 
-    def __init__(self, config: Config, tokenizer: Tokenizer | None = None, whole: bool = False) -> None:
-        self.corpus = read_corpus(config, tokenizer, whole)
+    def __init__(self, config: Config, tokenizer: Tokenizer | None = None, whole: bool = False, sha256: str | None = None) -> None:
+        self.corpus = read_corpus(config, tokenizer, whole, sha256)
         self.tokenizer, self.source, self.sha256 = self.corpus.tokenizer, self.corpus.source, self.corpus.sha256
         if whole:  # a trained model is measured: a text without the tokens that its embedding lacks can be
             check_rows(self.tokenizer, self.corpus.val, config.model.vocab_size or 0, self.source)
@@ -79,8 +79,11 @@ class LanguageModelling(Task):
         return f"minimoe generate {run} --prompt 'The '"
 
 
-def read_corpus(config: Config, tokenizer: Tokenizer | None, whole: bool) -> Corpus:
-    """Read the text to train on or, if `whole`, to measure on all of it. Raises `UserError` for data that are images."""
+def read_corpus(config: Config, tokenizer: Tokenizer | None, whole: bool, sha256: str | None = None) -> Corpus:
+    """Read the text to train on or, if `whole`, to measure on all of it; `sha256` is the digest that a run recorded, if there is one.
+
+    Raises `UserError` for data that are images.
+    """
     source = config.data.source
     if source in IMAGE_SOURCES:
         raise UserError(
@@ -88,7 +91,7 @@ def read_corpus(config: Config, tokenizer: Tokenizer | None, whole: bool) -> Cor
             f"folder of them (a folder of that name as ./{source})"
         )
     if not whole:
-        return load_corpus(config.data, tokenizer=tokenizer, seq_len=config.train.seq_len)
+        return load_corpus(config.data, tokenizer=tokenizer, seq_len=config.train.seq_len, sha256=sha256)
     corpus = whole_corpus(source, config.data.tokenizer, tokenizer=tokenizer)
     if len(corpus.val) < 2:
         raise UserError(f"{source}: too short: an evaluation needs two tokens or more")

@@ -38,8 +38,8 @@ class MaskedLanguageModelling(LanguageModelling):
 
     unit = "masked token"
 
-    def __init__(self, config: Config, tokenizer: Tokenizer | None = None, whole: bool = False) -> None:
-        super().__init__(config, tokenizer, whole)
+    def __init__(self, config: Config, tokenizer: Tokenizer | None = None, whole: bool = False, sha256: str | None = None) -> None:
+        super().__init__(config, tokenizer, whole, sha256)
         self.mask_id = mask_id(self.tokenizer)
         rows = self.config.model.vocab_size or 0
         if self.mask_id >= rows:
