@@ -113,6 +113,14 @@ def read_status(run: Path) -> dict[str, Any]:
     return _read_object(run / "status.json", Status)
 
 
+def status_to_change(run: Path) -> dict[str, Any]:
+    """Return the same, to be written again with changes. Raises `OSError` if the system cannot read it now: its fields would be lost."""
+    try:
+        return checked(parse_json_object(read_regular(run / "status.json")), Status)
+    except (FileNotFoundError, Malformed):
+        return {}
+
+
 def read_environment(run: Path) -> dict[str, Any]:
     """Return a run's env.json; empty if it is missing or is not what it should be."""
     return _read_object(run / "env.json", Environment)

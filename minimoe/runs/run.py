@@ -25,7 +25,7 @@ from minimoe.runs import checkpoint, metrics_lines
 from minimoe.runs.environment import environment, is_alive, process_identity
 from minimoe.runs.folders import check_free, clear, has_begun, next_folder, tidy_beside
 from minimoe.runs.lock import LOCK, Lock, is_taken
-from minimoe.runs.records import Count, metrics_row, read_environment, read_regular, read_status, valid_json, whole_lines
+from minimoe.runs.records import Count, metrics_row, read_environment, read_regular, read_status, status_to_change, valid_json, whole_lines
 from minimoe.untrusted import Malformed
 
 if TYPE_CHECKING:
@@ -397,16 +397,18 @@ class Run:
 
     def write_status(self, state: str, **fields: Any) -> None:
         """Set the state (running, finished, interrupted, diverged, failed); fields that are not given keep their values."""
-        before = {key: value for key, value in read_status(self.path).items() if key != "error"}
         owner = {"pid": os.getpid(), "process": process_identity(os.getpid())}
-        self._write_fields({**before, **fields, "state": state, **owner})
+        self._change_status(lambda before: {**{key: before[key] for key in before if key != "error"}, **fields, "state": state, **owner})
 
     def _note_begun(self) -> None:
         """Note that from now on the weights are in checkpoints alone."""
-        self._write_fields({"state": "unknown", **read_status(self.path), "begun": True})
+        self._change_status(lambda before: {"state": "unknown", **before, "begun": True})
 
-    def _write_fields(self, status: dict[str, Any]) -> None:
-        self._write(lambda: files.write_atomically(self.path / "status.json", valid_json(status) + "\n"), "status.json")
+    def _change_status(self, changed: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        def write() -> None:
+            files.write_atomically(self.path / "status.json", valid_json(changed(status_to_change(self.path))) + "\n")
+
+        self._write(write, "status.json")
 
     def status(self) -> dict[str, Any]:
         """Return the state and its fields: `killed` if the file says running but no process trains, `unknown` if it cannot be read."""

@@ -31,17 +31,21 @@ int fault_log = -1;         // descriptor that gets a line for each call that co
 long fault_count = 0;
 }
 
-static const int MOST_DESCRIPTORS = 65536;
+static const int MOST_DESCRIPTORS = 4096;
 static bool marked[MOST_DESCRIPTORS];  // descriptors of paths that count
+static char names[MOST_DESCRIPTORS][256];
 
 template <class F> static F original(F, const char* name) { return reinterpret_cast<F>(dlsym(RTLD_NEXT, name)); }
 #define ORIGINAL(name) static auto real = original(&name, #name)
 
 static bool counts(const char* path) { return fault_mark[0] && path && strstr(path, fault_mark); }
 static bool counts(int fd) { return fault_mark[0] && fd >= 0 && fd < MOST_DESCRIPTORS && marked[fd]; }
-static void mark(int fd, bool is) {
-  if (fd >= 0 && fd < MOST_DESCRIPTORS) marked[fd] = is;
+static void mark(int fd, const char* path) {  // nullptr: a descriptor that does not count
+  if (fd < 0 || fd >= MOST_DESCRIPTORS) return;
+  marked[fd] = path != nullptr;
+  snprintf(names[fd], sizeof names[fd], "%s", path ? path : "");
 }
+static const char* name_of(int fd) { return fd >= 0 && fd < MOST_DESCRIPTORS ? names[fd] : ""; }
 
 static void note(const char* call, const char* path) {
   if (fault_log < 0) return;
@@ -85,7 +89,7 @@ template <class R, class Call> static R meet(const char* name, const char* path,
     int fd = is && (writes || fault_reads)                                                          \
                  ? meet(writes ? "open-to-write" : "open-to-read", path, -1, [&] { return real arguments; }) \
                  : real arguments;                                                                  \
-    mark(fd, is);                                                                                   \
+    mark(fd, is ? path : nullptr);                                                                  \
     return fd;                                                                                      \
   }
 OPEN(open, (const char* path, int flags, ...), (path, flags, mode), false)
@@ -96,13 +100,13 @@ OPEN(openat64, (int folder, const char* path, int flags, ...), (folder, path, fl
 extern "C" ssize_t write(int fd, const void* data, size_t size) {
   ORIGINAL(write);
   if (!counts(fd)) return real(fd, data, size);
-  return meet("write", "", ssize_t(-1), [&] { return real(fd, data, fault_mode == TEAR && fault_count == fault_at ? size / 2 : size); });
+  return meet("write", name_of(fd), ssize_t(-1), [&] { return real(fd, data, fault_mode == TEAR && fault_count == fault_at ? size / 2 : size); });
 }
 
 extern "C" ssize_t read(int fd, void* data, size_t size) {
   ORIGINAL(read);
   if (!counts(fd) || !fault_reads) return real(fd, data, size);
-  return meet("read", "", ssize_t(-1), [&] { return real(fd, data, size); });
+  return meet("read", name_of(fd), ssize_t(-1), [&] { return real(fd, data, size); });
 }
 
 extern "C" DIR* opendir(const char* path) {
@@ -114,8 +118,8 @@ extern "C" DIR* opendir(const char* path) {
 extern "C" int close(int fd) {
   ORIGINAL(close);
   if (!counts(fd)) return real(fd);
-  mark(fd, false);
-  int result = meet("close", "", -1, [&] { return real(fd); });
+  int result = meet("close", name_of(fd), -1, [&] { return real(fd); });
+  mark(fd, nullptr);
   if (result < 0) real(fd);  // a close that fails has closed all the same
   return result;
 }
@@ -124,7 +128,7 @@ extern "C" int close(int fd) {
   extern "C" int name before {                                          \
     ORIGINAL(name);                                                     \
     if (!counts(fd)) return real arguments;                             \
-    return meet(#name, "", -1, [&] { return real arguments; });         \
+    return meet(#name, name_of(fd), -1, [&] { return real arguments; });         \
   }
 ON_DESCRIPTOR(fsync, (int fd), (fd))
 ON_DESCRIPTOR(fdatasync, (int fd), (fd))

@@ -45,5 +45,5 @@ def test_a_resume_that_forgets_is_found() -> None:
 
 
 def test_a_write_that_is_not_atomic_is_found() -> None:
-    done = injector("--phase", "train", "--kills", "--only", "7", "--plant", "write in place")
-    assert done.returncode == 1 and "config.toml" in done.stdout, done.stdout + done.stderr
+    done = injector("--phase", "train", "--kills", "--call", "env.json", "--plant", "write in place")
+    assert done.returncode == 1 and "env.json" in done.stdout, done.stdout + done.stderr

@@ -19,7 +19,7 @@ from command_line import environment
 from minimoe.config import Config
 from minimoe.errors import CheckpointError
 from minimoe.runs import lock as module
-from minimoe.runs.lock import LOCK, Lock, Owner, is_taken, read_owner
+from minimoe.runs.lock import LOCK, Lock, Owner, is_lock, is_taken, read_owner
 from minimoe.runs.run import Run, list_runs
 
 GONE = 2**22 + 1  # above the highest process number of Linux
@@ -292,3 +292,12 @@ def test_with_kernel_locks_any_text_of_a_dead_owner_is_replaced(tmp_path: Path) 
 def test_a_lock_that_is_no_file_is_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / LOCK)
     assert is_taken(tmp_path) is None
+
+
+@pytest.mark.parametrize("size", [0, 1, 5, 7, 20, 60])
+def test_a_lock_whose_text_a_kill_cut_short_is_known_as_one(tmp_path: Path, size: int) -> None:
+    whole = msgspec.json.encode(Owner.here(True)) + b"\n"
+    (tmp_path / LOCK).write_bytes(whole[:size])
+    assert is_lock(tmp_path / LOCK)
+    (tmp_path / LOCK).write_bytes(b"something else"[: size or 1])
+    assert not is_lock(tmp_path / LOCK)

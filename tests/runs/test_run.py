@@ -1,5 +1,6 @@
 """A run's folder: made, found again, measured, resumed, listed; by one process at a time."""
 
+import errno
 import json
 import math
 import os
@@ -357,3 +358,19 @@ def test_listing_and_finding_runs_needs_no_numpy(root: Path) -> None:
     path = os.pathsep.join(entry for entry in sys.path if entry)
     done = subprocess.run([sys.executable, "-c", script, str(root)], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
     assert done.stdout == "False\n", done.stderr
+
+
+def test_a_status_that_cannot_be_read_now_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its fields, such as that the run has begun, would be lost."""
+    run = Run.create(TINY, tmp_path / "run")
+    run.write_status("running", step=3, steps=10, begun=True)
+    before = (run.path / "status.json").read_bytes()
+
+    def fail(path: Path) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("minimoe.runs.records.read_regular", fail)
+        with pytest.raises(CheckpointError, match=r"status\.json: cannot be written: Input/output error"):
+            run.write_status("finished", step=4)
+    assert (run.path / "status.json").read_bytes() == before
