@@ -66,8 +66,8 @@ def written_by_others(found: os.stat_result, trusted: Collection[int] = ()) -> b
         return False
     if found.st_uid not in {0, os.geteuid(), *trusted}:
         return True
-    others = stat.S_IWOTH if _is_of_one(found.st_gid) else stat.S_IWOTH | stat.S_IWGRP
-    return bool(found.st_mode & others)
+    by_group = found.st_mode & stat.S_IWGRP and not _is_of_one(found.st_gid)
+    return bool(found.st_mode & stat.S_IWOTH or by_group)
 
 
 def _is_of_one(group: int) -> bool:
