@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from minimoe.untrusted import Malformed, decode_text, parse_json, read_bounded
 Ids = npt.NDArray[np.int32]
 REPLACEMENT = "\ufffd"  # Unicode's replacement for bytes that are not text; minimoe also uses it for unknown ids
 BUILT_IN = ("byte", "char")
+PROBES = 1000  # names of tokens that are encoded to see what precedes a text; the first will do, but for odd vocabularies
 MOST_JSON = 200_000_000  # bytes of a tokenizer.json; those of vocabularies of 260,000 tokens take 35 MB
 
 
@@ -233,7 +235,8 @@ class HuggingFaceTokenizer(Tokenizer):
         typed = 0  # how many of the tokens that precede a text stand at its beginning already
         for token in self._before:
             typed += typed < len(ids) and int(ids[typed]) == token
-        return np.concatenate([np.array(self._before, np.int32), ids[typed:]])
+        with library_errors(f"prompt: {self.path} cannot encode it"):
+            return np.concatenate([np.array(self._before, np.int32), ids[typed:]])
 
     def encode_template(self, text: str, what: str = "text") -> Ids:
         return self._encode(text, what, add_special_tokens=True)
@@ -245,21 +248,16 @@ class HuggingFaceTokenizer(Tokenizer):
     @cached_property
     def _before(self) -> list[int]:
         """The ids that the tokenizer puts before a text: those before the first that is part of a probe, which any token's name may be."""
-        for id in range(self.vocab_size):
-            try:
-                found = self._encoding(self.token(id), "probe", add_special_tokens=True)
-            except UserError:  # a name that cannot be encoded as text
-                continue
-            if 0 in found.sequence_ids:
-                return list(found.ids[: found.sequence_ids.index(0)])
+        for name in islice(self._tokenizer.get_vocab(with_added_tokens=True), PROBES):
+            with suppress(UserError), library_errors(name):  # a name that cannot be encoded as text
+                found = self._tokenizer.encode(name, add_special_tokens=True)
+                if 0 in found.sequence_ids:
+                    return list(found.ids[: found.sequence_ids.index(0)])
         return []
 
     def _encode(self, text: str, what: str, add_special_tokens: bool) -> Ids:
-        return np.array(self._encoding(text, what, add_special_tokens).ids, np.int32)
-
-    def _encoding(self, text: str, what: str, add_special_tokens: bool) -> Any:
         with library_errors(f"{what}: {self.path} cannot encode it"):
-            return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+            return np.array(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids, np.int32)
 
     def decode(self, ids: npt.ArrayLike) -> str:
         with library_errors(f"{self.path} cannot decode tokens"):

@@ -1,5 +1,6 @@
 """What a tokenizer puts around a text, streams that follow a prompt, and characters that a tokenizer drops."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,23 @@ def test_a_template_after_other_processors_is_found(tmp_path: Path) -> None:
         tokenizer = load_tokenizer(tmp_path / name)
         assert tokenizer.encode_prompt("the router").tolist() == [0, *tokenizer.encode("the router").tolist()]
         assert tokenizer.encode_template("the router").tolist()[-1] == (0 if name == "roberta" else tokenizer.encode("router")[-1])
+
+
+@pytest.mark.parametrize("template", [True, False])
+def test_ids_beyond_those_of_any_model_are_one_line_and_take_no_time(template: bool, tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    token = {"id": "<s>", "ids": [2**32 - 8], "tokens": ["<s>"]}
+    parts = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    processor = {"type": "TemplateProcessing", "single": parts, "pair": parts, "special_tokens": {"<s>": token}} if template else None
+    table = {"model": {"type": "BPE", "vocab": {"a": 2**32 - 9, "<s>": 2**32 - 8}, "merges": []}, "post_processor": processor}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(table))
+    tokenizer = load_tokenizer(tmp_path)
+    for call in (tokenizer.encode, tokenizer.encode_prompt, tokenizer.encode_template):
+        with pytest.raises(UserError, match="cannot encode it"):
+            call("a")
+    if template:
+        with pytest.raises(UserError, match="cannot encode it"):
+            tokenizer.encode_prompt("")
 
 
 @pytest.mark.parametrize("made", [ByteTokenizer(), CharTokenizer.from_text(PLAIN)])
