@@ -135,17 +135,15 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("state", ["running", "failed"])
-def test_a_run_that_ended_early_is_whole_while_its_weights_can_be_had(run: Path, state: str) -> None:
+def test_a_run_that_was_killed_is_whole_while_its_weights_can_be_had(run: Path) -> None:
     """Without a lock that is held, `running` is a run that was killed."""
-    shown = "killed" if state == "running" else state
-    Run(run).write_status(state)
-    assert next(check.text for check in verify(run).checks if check.what == "status.json") == f"{shown}: resume continues from a checkpoint"
+    Run(run).write_status("running")
+    assert next(check.text for check in verify(run).checks if check.what == "status.json") == "killed: resume continues from a checkpoint"
     shutil.rmtree(run / "checkpoints")
-    assert ("status.json", f"{shown}, and no checkpoint is left: the weights are lost") in problems(run)
+    assert ("status.json", "killed at step 6, and there is no checkpoint: the weights are lost") in problems(run)
     (run / "metrics.jsonl").unlink()
-    Run(run).write_status(state, begun=False, step=0)
-    assert next(check.text for check in verify(run).checks if check.what == "status.json") == f"{shown}: resume starts anew"
+    Run(run).write_status("running", begun=False, step=0)
+    assert next(check.text for check in verify(run).checks if check.what == "status.json") == "killed: resume starts anew"
 
 
 @pytest.mark.parametrize(("spoil", "what", "text"), DAMAGE.values(), ids=DAMAGE)
@@ -202,9 +200,9 @@ def test_a_forged_state_is_named(run: Path) -> None:
 def test_a_checkpoint_that_claims_more_layers_than_it_has_tensors_is_named(run: Path) -> None:
     checkpoint = run / "checkpoints" / "step-000006"
     config = json.loads((checkpoint / "config.json").read_text())
-    config["model"]["n_layers"] = 10_000
+    config["model"]["n_layers"] = 5000
     rewrite(checkpoint, "config.json", json.dumps(config).encode())
-    assert any("config.json: says 10000 layers, and there are" in text for _, text in problems(run))
+    assert any("config.json: says 5000 layers, and there are" in text for _, text in problems(run))
 
 
 def test_what_a_kill_leaves_is_no_problem_and_is_told(run: Path) -> None:
