@@ -120,6 +120,16 @@ def test_a_step_of_a_billion_sequences_is_refused_within_a_second(
     assert time.process_time() - began < 1
 
 
+def test_the_plan_of_a_billion_steps_is_shown_within_a_second(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    began = time.process_time()
+    code, out, _ = call(capsys, "train", *TINY, "--data", "text.txt", "--steps", "1000000000", "--dry-run")
+    assert code == 0 and "64,000,000,000 tokens to train on" in out
+    assert time.process_time() - began < 1
+
+
 SOURCES = {
     "nowhere.toml": "no configuration file nowhere.toml",
     "broken.toml": "broken.toml: not valid TOML: Expected ']'",

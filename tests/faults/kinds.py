@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -31,7 +31,7 @@ from minimoe.runs.run import Run, list_runs
 from minimoe.study.dry_run import show_plan
 from minimoe.study.inspect import inspect
 from minimoe.study.tables import runs_table, show
-from minimoe.study.verify import verify
+from minimoe.study.verify import Check, verify
 from minimoe.training.trainer import Trainer
 
 Json = dict[str, Any]
@@ -141,7 +141,8 @@ def family_kinds(folder: Path) -> list[Kind]:
 
 
 def use_model(path: Path) -> None:
-    """Open a model, compute with it, with a cache if it can have one, look at it, and convert it."""
+    """Verify a model's folder, open it, compute with it, with a cache if it can have one, look at it, and convert it."""
+    say_all(verify(str(path)).checks)
     model = mm.load(path)
     if model.config.image_size:
         size = model.config.image_size
@@ -151,13 +152,19 @@ def use_model(path: Path) -> None:
         if model.config.max_seq_len >= 4:
             model(tokens)
             if model.config.causal:
-                model(tokens, cache=mm.Cache(model))
+                model(tokens, cache=mm.Cache(model, capacity=8))
     report = inspect(str(path))
     json.dumps(report.to_dict())
     report.show()
     out = path.with_name("converted")
     shutil.rmtree(out, ignore_errors=True)
     model.save_pretrained(out)
+
+
+def say_all(checks: Iterable[Check]) -> None:
+    """Do all checks, and put their findings in words."""
+    for check in checks:
+        str(check)
 
 
 def folder_kinds(folder: Path) -> list[Kind]:
@@ -174,6 +181,7 @@ def folder_kinds(folder: Path) -> list[Kind]:
         recall(at / "shards", (2, 4))
 
     def use_shards(at: Path) -> None:
+        say_all(verify(str(at / "shards")).checks)
         assert mm.load(at / "shards").tokenizer is None
         inspect(str(at / "shards")).show()
 
@@ -353,5 +361,4 @@ def resume_run(folder: Path) -> None:
 
 
 def verify_run(folder: Path) -> None:
-    for check in verify(str(folder / RUN)).checks:
-        str(check)
+    say_all(verify(str(folder / RUN)).checks)
