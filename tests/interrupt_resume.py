@@ -33,7 +33,9 @@ def interrupt(arguments: list[str], delay: float) -> int:
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=120)
-    starting = process.returncode in (1, -signal.SIGINT) and errors.rstrip().endswith("KeyboardInterrupt")  # Python itself was
+    # Python itself was starting: before it handles signals the system ends it, and after that it has nobody who catches the interrupt
+    silent = process.returncode == -signal.SIGINT and not errors
+    starting = silent or (process.returncode in (1, -signal.SIGINT) and errors.rstrip().endswith("KeyboardInterrupt"))
     said = process.returncode in INTERRUPTED and errors.startswith("minimoe: ") and errors.count("\n") == 1
     if process.returncode != 0 and not said and not starting:
         raise SystemExit(f"{' '.join(arguments[:5])} ended with {process.returncode}: {errors.strip()}")
