@@ -394,6 +394,16 @@ class TrainConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
         if problem is not None:
             raise ConfigError(problem)
 
+    def warnings(self) -> list[str]:
+        """Return a line for each setting that works but may surprise."""
+        if self.warmup_steps <= self.steps:
+            return []
+        reached = self.lr * self.steps / self.warmup_steps
+        return [
+            f"train.warmup_steps ({self.warmup_steps}) is more than train.steps ({self.steps}): the rate ends at {reached:.3g}, "
+            f"below train.lr ({self.lr})"
+        ]
+
     @property
     def optimizer_facts(self) -> Optimizer:
         """The optimizer's entry in the table of optimizers."""
@@ -438,15 +448,8 @@ class Config(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
 
     def warnings(self) -> list[str]:
         """Return a line for each setting that works but may surprise."""
-        moe, train = self.model.moe, self.train
-        found = [] if moe is None else moe.warnings(self.model.causal)
-        if train.warmup_steps > train.steps:
-            reached = train.lr * train.steps / train.warmup_steps
-            found.append(
-                f"train.warmup_steps ({train.warmup_steps}) is more than train.steps ({train.steps}): the rate ends at {reached:.3g}, "
-                f"below train.lr ({train.lr})"
-            )
-        return found
+        moe = [] if self.model.moe is None else self.model.moe.warnings(self.model.causal)
+        return [*moe, *self.train.warnings()]
 
     def check_task(self) -> None:
         """Raise ConfigError for a head without a task, or one that sees too much or too little; tasks are in minimoe/training/tasks."""

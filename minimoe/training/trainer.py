@@ -204,8 +204,9 @@ class Trainer:
 
     def _warn(self) -> None:
         notes = () if self.task.corpus is None else self.task.corpus.notes
+        hints = self.config.train.warnings()  # of what the configuration itself shows: not for those who asked for no progress
         for text in (*notes, *self.config.warnings()):
-            self.listener.warned(f"warning: {text}")
+            (self.listener.said if text in hints else self.listener.warned)(f"warning: {text}")
 
     def _loop(self) -> None:
         """Run steps up to the last or to a signal, each with what follows it."""
