@@ -5,6 +5,7 @@ Here it runs in a process of its own, whose memory it can measure. What it print
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 from random import Random
 
@@ -55,17 +56,23 @@ def panic(folder: Path) -> None:
     raise type("PanicException", (BaseException,), {})("index out of bounds")
 
 
-def loop(folder: Path) -> None:
-    while True:
+def work(folder: Path) -> None:
+    began = time.process_time()
+    while time.process_time() < began + 0.2:
         pass
+
+
+def wait(folder: Path) -> None:
+    time.sleep(60)
 
 
 @pytest.mark.parametrize("use, found", [
     (lambda folder: None, "opened"), (refuse, "refused"), (swear, "refused"), (crash, "RecursionError at "), (panic, "PanicException at "),
-    (loop, "takes "),
+    (work, "takes 0.2 s (opened)"), (wait, "waits for more than 1 s"),
 ])  # fmt: skip
 def test_a_planted_fault_is_told_from_a_refusal(tmp_path: Path, use, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("faults.fuzz.MOST_WAITING", 2.2)
+    monkeypatch.setattr("faults.fuzz.MOST_WAITING", 1.0 if use is wait else 20.0)
+    monkeypatch.setattr("faults.fuzz.MOST_SECONDS", 0.15)
     assert Judge(tmp_path).verdict(Kind("planted", "x.json", (b"{}",), mutate_bytes, use), b"{").startswith(found)
 
 
