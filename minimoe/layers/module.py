@@ -157,6 +157,15 @@ class Module:
 
     def load_state_dict(self, arrays: Mapping[str, Any]) -> None:
         """Copy arrays of any library, by name, into the parameters. Raises CheckpointError that names what is missing or does not fit."""
+        self.check_state(arrays)
+        for name, parameter in self.named_state():
+            value = arrays[name]
+            if not isinstance(value, type(parameter.data)):
+                value = tensor(value, backend=parameter.backend).data
+            parameter.own()[...] = parameter.backend.xp.astype(value, parameter.data.dtype)
+
+    def check_state(self, arrays: Mapping[str, Any]) -> None:
+        """Compare names and shapes of arrays with those of the parameters, which need no numbers yet. Raises CheckpointError."""
         state = dict(self.named_state())
         missing, unexpected = sorted(set(state) - set(arrays)), sorted(set(arrays) - set(state))
         if missing or unexpected:
@@ -166,11 +175,6 @@ class Module:
         for name, parameter in state.items():
             if tuple(arrays[name].shape) != parameter.shape:
                 raise CheckpointError(f"{name}: shape {tuple(arrays[name].shape)}, the model has {parameter.shape}")
-        for name, parameter in state.items():
-            value = arrays[name]
-            if not isinstance(value, type(parameter.data)):
-                value = tensor(value, backend=parameter.backend).data
-            parameter.own()[...] = parameter.backend.xp.astype(value, parameter.data.dtype)
 
 
 def cast_like(parameter: Tensor, x: Tensor) -> Tensor:

@@ -61,6 +61,7 @@ def open_model(
     with saved_names(saved.folder):
         config = config_from_tables(saved.config, saved.folder.name)
     config = Run(saved.folder.absolute().parent.parent).with_kept_text(config)
+    PretrainedTransformer(config.model, seed=None).check_state(saved.model)  # before anything of the sizes that it claims is made
     model = PretrainedTransformer(config.model, dtype=config.train.dtype, backend=backend or current_backend())
     model.load_state_dict(saved.model)
     model.tokenizer = load_tokenizer(saved.tokenizer_path) if saved.tokenizer_path is not None else None
