@@ -117,9 +117,12 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(fresh: Path, capsys: pytest
     assert "experts" in rest and "384 tokens to train on" in rest
 
 
-def test_a_model_trained_into_nan_still_ends_with_its_folder(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = call(capsys, "train", *TINY, "--data", "text.txt", "--steps", "3", *sets("train.lr=1e30", "train.warmup_steps=0"))
-    assert code == 0 and "none: the model's predictions are not finite" in out and "run: runs/tiny-moe-001" in out
+def test_a_model_trained_into_nan_ends_as_diverged_and_names_what_is_kept(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    into_nan = sets("train.lr=1e30", "train.warmup_steps=0")
+    code, out, err = call(capsys, "train", *TINY, "--data", "text.txt", "--steps", "3", *into_nan, "--quiet")
+    assert (code, out) == (3, "")
+    assert "not finite" in one_line(err) and "runs/tiny-moe-001/checkpoints/step-000000" in err
+    assert call(capsys, "verify", "runs/tiny-moe-001")[0] == 0
 
 
 # ---- the terminal ------------------------------------------------------------------------------------------------------------
