@@ -115,6 +115,7 @@ class Lock:
         """Take the lock, or keep it. Raises `CheckpointError` if another process has it, `OSError` if the folder cannot be written."""
         if self.held:
             return
+        self._refuse_what_is_no_file()
         kernel = _has_locks(self.folder)
         for rest in reversed(range(TRIES)):
             self.text = msgspec.json.encode(Owner.here(kernel)) + b"\n"
@@ -125,9 +126,15 @@ class Lock:
                 time.sleep(PAUSE)
         raise CheckpointError(self._refusal(kernel))
 
+    def _refuse_what_is_no_file(self) -> None:
+        """Raise `CheckpointError` for a link, a folder or a device: a folder may come from anywhere, and the lock is written over."""
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISREG(self.path.lstat().st_mode):
+                raise CheckpointError(f"{self.path}: is not a file that minimoe wrote: remove it, then resume")
+
     def _lock_file(self) -> bool:
         """Let the kernel lock the file.   -> False if another process has it"""
-        file = open(self.path, "a+b", buffering=0)  # noqa: SIM115  it stays open; it is not inherited by programs that are started
+        file = open(self.path, "a+b", buffering=0, opener=_open_no_link)  # noqa: SIM115  it stays open; programs that are started do not inherit it
         try:
             lock_in_kernel(file.fileno())
             if not _is_at(file, self.path) or _counts(self.path):  # its owner removed it meanwhile; or it is locked by its text
@@ -222,6 +229,10 @@ def _has_locks(folder: Path) -> bool:
     return True
 
 
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
 def _close(file: BinaryIO) -> None:
     """Close a file. An error of the disk changes nothing: the descriptor is gone, and the text was for messages."""
     with contextlib.suppress(OSError):
@@ -255,7 +266,7 @@ def is_taken(folder: Path) -> bool | None:
     """Return whether a process, this one included, holds the lock of a folder; None if this user may not know."""
     path = folder / LOCK
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
+        if not stat.S_ISREG(path.lstat().st_mode):
             return None
         with open(path, "rb") as file:
             try:

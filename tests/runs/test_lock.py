@@ -294,6 +294,27 @@ def test_a_lock_that_is_no_file_is_not_opened(tmp_path: Path) -> None:
     assert is_taken(tmp_path) is None
 
 
+@both
+@pytest.mark.parametrize("kind", ["link", "dangling link", "folder", "pipe"])
+def test_what_is_no_file_is_not_taken_for_the_lock(tmp_path: Path, kind: str, kernel: bool, request: pytest.FixtureRequest) -> None:
+    """A folder may come from anywhere: a link in it must not lead minimoe to write over a file elsewhere."""
+    choose(kernel, request)
+    folder, outside = tmp_path / "run", tmp_path / "outside"
+    folder.mkdir()
+    if kind == "folder":
+        (folder / LOCK).mkdir()
+    elif kind == "pipe":
+        os.mkfifo(folder / LOCK)
+    else:
+        (folder / LOCK).symlink_to(outside)
+    if kind == "link":
+        outside.write_text("mine")
+    with pytest.raises(CheckpointError, match=rf"{re.escape(str(folder / LOCK))}: is not a file that minimoe wrote: remove it, then resume"):
+        Lock(folder).take()
+    assert [path.name for path in folder.iterdir()] == [LOCK] and outside.exists() == (kind == "link")
+    assert kind != "link" or outside.read_text() == "mine"
+
+
 @pytest.mark.parametrize("size", [0, 1, 5, 7, 20, 60])
 def test_a_lock_whose_text_a_kill_cut_short_is_known_as_one(tmp_path: Path, size: int) -> None:
     whole = msgspec.json.encode(Owner.here(True)) + b"\n"
