@@ -15,6 +15,7 @@ from model_folders import small, tensors, write
 from safetensors.numpy import load_file, save_file
 from tiny_runs import tiny, train, with_train, write_text
 
+import minimoe as mm
 from minimoe.cli import verifying
 from minimoe.data.tokenizer import ByteTokenizer, CharTokenizer
 from minimoe.runs.run import Run
@@ -42,6 +43,21 @@ def problems(path: Path) -> list[tuple[str, str]]:
     assert before == {**contents(path), **{str(entry): b"" for entry in path.rglob("*")}}, "verify changed something"
     assert {check.state for check in checks} <= {"ok", "problem", "skipped"}
     return [(check.what, check.text) for check in checks if check.state == "problem"]
+
+
+def test_a_run_that_keeps_its_text_is_whole_wherever_its_folder_lies(run: Path, tmp_path: Path) -> None:
+    text = Path(Run(run).config.data.source).read_bytes()
+    folder = Run.create(Run(run).config, tmp_path / "kept", kept=text)
+    folder.release()
+    mm.resume(folder.path)
+    assert Run(folder.path).config.data.source == str(folder.path / "data.txt")
+    assert problems(folder.path) == []
+    assert problems(folder.path.rename(tmp_path / "moved")) == []
+
+
+def test_a_lock_that_is_no_file_is_a_problem_since_no_process_can_train_there(run: Path) -> None:
+    (run / "training.lock").mkdir()
+    assert problems(run) == [("training.lock", "is not a file that minimoe wrote: remove it, else no process can train here")]
 
 
 def edit(path: Path, old: str, new: str) -> None:

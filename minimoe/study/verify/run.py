@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ def _configuration(run: Run, newest: Verified | None) -> Iterator[Check]:
     if newest is None or newest.config is None:
         yield ok(what, "can be read; there is no checkpoint to compare it with")
         return
-    lines = list(configuration_differences(newest.config, config).values())
+    lines = list(configuration_differences(run.with_kept_text(newest.config), config).values())
     yield from (problem(what, f"since {newest.folder.name}: {line}") for line in lines)
     if not lines:
         yield ok(what, f"is the configuration of {newest.folder.name}")
@@ -182,5 +183,8 @@ def _leftovers(run: Run) -> Iterator[Check]:
     """Name what killed writers left. It does no harm: the next that trains here removes it."""
     folders = [folder for folder in (run.path, run.checkpoint_folder) if folder.is_dir()]
     names = [entry.name for folder in folders for entry in sorted(folder.iterdir()) if is_leftover(entry.name)]
+    if LOCK in names and not stat.S_ISREG((run.path / LOCK).lstat().st_mode):
+        names.remove(LOCK)
+        yield problem(LOCK, "is not a file that minimoe wrote: remove it, else no process can train here")
     if names:
         yield ok("leftovers", f"{named(names)}: after a kill; resume removes them")
