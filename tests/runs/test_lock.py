@@ -309,7 +309,9 @@ def test_what_is_no_file_is_not_taken_for_the_lock(tmp_path: Path, kind: str, ke
         (folder / LOCK).symlink_to(outside)
     if kind == "link":
         outside.write_text("mine")
-    with pytest.raises(CheckpointError, match=rf"{re.escape(str(folder / LOCK))}: is not a file that minimoe wrote: remove it, then resume"):
+    with pytest.raises(
+        CheckpointError, match=rf"{re.escape(str(folder / LOCK))}: is not a file that minimoe wrote: remove it, then resume"
+    ):
         Lock(folder).take()
     assert [path.name for path in folder.iterdir()] == [LOCK] and outside.exists() == (kind == "link")
     assert kind != "link" or outside.read_text() == "mine"
