@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from minimoe.layers.moe import MoE as MoE
     from minimoe.pretrained.loading import load as load
     from minimoe.pretrained.transformer import PretrainedTransformer
-    from minimoe.training.trainer import resume as resume
-    from minimoe.training.trainer import train as train
+    from minimoe.training.starting import resume as resume
+    from minimoe.training.starting import train as train
 
     Transformer = PretrainedTransformer
 
@@ -47,7 +47,7 @@ _HOME = {
     "set_backend": "backend", "use_backend": "backend", "UserError": "errors",
     "Config": "config", "DataConfig": "config", "ModelConfig": "config", "MoEConfig": "config", "TrainConfig": "config",
     "load_config": "config", "MoE": "layers.moe", "Cache": "layers.cache", "Transformer": "pretrained.transformer:PretrainedTransformer",
-    "load": "pretrained.loading", "generate": "generation.generation", "resume": "training.trainer", "train": "training.trainer",
+    "load": "pretrained.loading", "generate": "generation.generation", "resume": "training.starting", "train": "training.starting",
 }  # fmt: skip
 _MODULES = ("nn", "ops", "optim", "testing")
 __all__ = ["__version__", *sorted(_HOME), *_MODULES]

@@ -62,7 +62,7 @@ def train(
 
         show_plan(resolved, data=data, steps=steps, out=out, backend=backend, seed=seed, threads=threads)
         return
-    from minimoe.training.trainer import train as start
+    from minimoe.training.starting import train as start
 
     options: dict[str, Any] = {"data": data, "steps": steps, "out": out, "backend": backend, "seed": seed, "threads": threads}
     show_result(start(resolved, **options, listener=listener_for(quiet)), quiet)
@@ -77,7 +77,7 @@ def resume(run: str | None, steps: int | None, quiet: bool) -> None:
 
     The newest run is the default. A resumed run ends with the same bytes as one that never stopped.
     """
-    from minimoe.training.trainer import resume as resume_run
+    from minimoe.training.starting import resume as resume_run
 
     show_result(resume_run(run, steps=steps, listener=listener_for(quiet)), quiet)
 

@@ -17,8 +17,8 @@ def show_plan(config: Config, out: Path | None, **options: Any) -> None:
     """Check everything that can be checked without training, then print the configuration, its cost, and how long it will take."""
     from minimoe.backend import load
     from minimoe.study.tables import duration, show
+    from minimoe.training.starting import with_options
     from minimoe.training.tasks import load_task
-    from minimoe.training.trainer import with_options
 
     config = with_options(config, **options)
     config.check_trainable()

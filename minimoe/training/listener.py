@@ -17,8 +17,12 @@ class Training(Protocol):
     backend: Backend
     task: Task
     step: int  # steps done
-    saved: int | None  # the newest step whose state is saved
-    best: float | None  # the lowest validation loss so far
+
+    @property
+    def saved(self) -> int | None: ...
+
+    @property
+    def best(self) -> float | None: ...
 
     @property
     def uniform_aux_loss(self) -> float: ...

@@ -144,7 +144,7 @@ def test_the_first_ctrl_c_says_what_it_does_to_an_evaluation(live: LiveProgress)
     live.validating(0, 500)
     live.stopping()
     assert "stopping after this batch; Ctrl-C again stops at once, without saving the step" in shown(live)
-    trainer.step = trainer.saved = 10
+    trainer.step = trainer.checkpointer.saved = 10
     assert "stopping: the state of step 10 is saved; Ctrl-C again stops at once" in shown(live)
     live.validating(500, 500)
     assert "stopping after this step" in shown(live)
@@ -173,7 +173,7 @@ def test_a_pipe_gets_the_answer_to_a_signal_at_once(tmp_path: Path, capfd: pytes
     with stop_signals(plain.stopping):
         os.kill(os.getpid(), signal.SIGTERM)
     assert capfd.readouterr().err == "stopping after this step; Ctrl-C again stops at once, without saving it\n"
-    trainer.step = trainer.saved = 2
+    trainer.step = trainer.checkpointer.saved = 2
     plain.validating(0, 9)
     plain.stopping()
     assert capfd.readouterr().err == "stopping: the state of step 2 is saved; Ctrl-C again stops at once\n"

@@ -100,8 +100,8 @@ def find(source: str, root: Path, overrides: tuple[str, ...], data: str | None, 
         run = find_run(source, root)
         return Contender(source, run.name, run.config, run)
     from minimoe.backend import load
+    from minimoe.training.starting import with_options
     from minimoe.training.tasks import load_task
-    from minimoe.training.trainer import with_options
 
     config = with_options(load_config(source, overrides), data=data, backend=backend)
     if is_pipe(Path(config.data.source)):
@@ -160,7 +160,7 @@ def steps_for(budget: str, config: Config, first: Config, seconds: float) -> int
 
 def train_seeds(contender: Contender, seeds: int, root: Path, listener_for: Callable[[str], Listener] | None) -> list[Run]:
     """Train a run for each seed, counting up from the configuration's seed (0 by default)."""
-    from minimoe.training.trainer import train
+    from minimoe.training.starting import train
 
     runs = []
     for seed in range(contender.config.train.seed, contender.config.train.seed + seeds):

@@ -1,0 +1,94 @@
+"""The state of training as checkpoints keep it, and which of them has the best evaluation so far.
+
+A checkpoint has the weights, the optimizer's arrays and a few figures (`state.json`). Data, noise and dropout are functions of
+(seed, step), so no generator's state is among them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from minimoe.model.transformer import Transformer
+from minimoe.runs.checkpoint import Arrays, Checkpoint, not_finite
+from minimoe.runs.run import Run
+from minimoe.training.optim import Optimizer
+from minimoe.training.resuming import tokenizer_json
+from minimoe.training.step import Step
+from minimoe.training.tasks import Task
+from minimoe.training.validation import compared_loss
+
+
+class Checkpointer:
+    """Saves and restores the state of one training."""
+
+    def __init__(self, task: Task, model: Transformer, optimizer: Optimizer, one_step: Step) -> None:
+        self.task, self.model, self.optimizer, self.one_step = task, model, optimizer, one_step
+        self.to_host = model.backend.to_host
+        self.saved: int | None = None  # the newest step whose state is saved
+        self.best: float | None = None  # the lowest validation loss so far
+        self.best_step: int | None = None
+
+    def weights(self) -> Arrays:
+        """Return the model's arrays on the host."""
+        return {name: self.to_host(array) for name, array in self.model.state_dict().items()}
+
+    def bad_steps(self) -> int:
+        """Return how many steps in a row were skipped, up to the last."""
+        return int(self.to_host(self.one_step.bad_steps))
+
+    def is_better(self, row: dict[str, Any]) -> bool:
+        """Return True if a row's evaluation is better than all before it."""
+        loss = compared_loss(row)
+        return math.isfinite(loss) and (self.best is None or loss < self.best)
+
+    def restore(self, saved: Checkpoint) -> None:
+        """Take over the state that a checkpoint keeps."""
+        self.model.load_state_dict(saved.model)
+        self.optimizer.load_state_dict(saved.optimizer)
+        self.one_step.bad_steps[...] = saved.state["bad"]
+        self.saved, self.best, self.best_step = saved.step, saved.state["best"], saved.state["best_step"]
+
+    def save(self, run: Run, step: int, elapsed: float, best: dict[str, Any] | None = None, prune: bool = True) -> str | None:
+        """Save the state after a step.   -> the name of an array that is not finite, and then nothing is saved; else None
+
+        best: the row of metrics if its evaluation is the best so far. Older checkpoints stay while steps are being skipped, since the state
+        may then be the one that makes their loss infinite.
+        """
+        model = self.weights()
+        optimizer = {name: self.to_host(array) for name, array in self.optimizer.state_dict().items()}
+        bad = not_finite({**model, **optimizer})
+        if bad is not None:
+            return bad
+        if best is not None:
+            self.best, self.best_step = compared_loss(best), step
+        run.save(
+            step,
+            model=model,
+            optimizer=optimizer,
+            state=self._figures(run, elapsed),
+            tokenizer_json=tokenizer_json(self.task),
+            best=best is not None,
+            prune=prune and not self.bad_steps(),
+        )
+        self.saved = step
+        return None
+
+    def add_evaluation(self, run: Run, step: int, elapsed: float, row: dict[str, Any]) -> None:
+        """Write the result of an evaluation into the checkpoint of its step, which was saved before it."""
+        better = self.is_better(row)
+        if better:
+            self.best, self.best_step = compared_loss(row), step
+        run.replace_state(step, self._figures(run, elapsed), better)
+        run.prune()
+
+    def _figures(self, run: Run, elapsed: float) -> dict[str, Any]:
+        """Return the fields of state.json but for the step."""
+        return {
+            "elapsed_s": elapsed,
+            "best": self.best,
+            "best_step": self.best_step,
+            "bad": self.bad_steps(),
+            "data": {"source": run.short(run.config.data.source), "sha256": self.task.sha256},
+            "metrics_sha256": run.metrics_sha256(),
+        }
