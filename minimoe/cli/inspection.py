@@ -57,7 +57,7 @@ def convert(source: str, target: Path, dtype: str | None, upcycle: int | None, o
 @json_option
 def runs(as_json: bool) -> None:
     """List the runs here."""
-    from minimoe.runs.run import list_runs
+    from minimoe.runs.listing import list_runs
 
     rows = list_runs()
     if as_json:

@@ -6,7 +6,8 @@ are not known here, of a later version, are kept. docs/runs.md says what each me
 
 import json
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -188,3 +189,15 @@ def valid_json(row: Mapping[str, Any]) -> str:
     if "NaN" in text or "Infinity" in text:
         text = json.dumps(json.loads(text, parse_constant=lambda _: None))
     return text
+
+
+# ---- errors --------------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an error of the system into a `CheckpointError` that says which file of a run cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written: {reason(error)}") from error

@@ -5,34 +5,31 @@ env.json        machine, libraries, data          status.json     running, finis
 checkpoints/    see minimoe/runs/checkpoint.py    ../last         a text file next to the runs that names the newest
 """
 
-import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 from msgspec.structs import replace
 
 from minimoe import files
 from minimoe.config import Config, load_config, to_tables, to_toml
 from minimoe.config.files import saved_names
-from minimoe.errors import CheckpointError, ConfigError, UserError, nearest
-from minimoe.reference.extensions import UnknownName
-from minimoe.runs import checkpoint, metrics_lines
+from minimoe.errors import CheckpointError, ConfigError, UserError
+from minimoe.runs import checkpoint
 from minimoe.runs.environment import environment, is_alive, process_identity
+from minimoe.runs.finding import find
 from minimoe.runs.folders import check_free, clear, has_begun, next_folder, tidy_beside
 from minimoe.runs.lock import LOCK, Lock, is_taken
-from minimoe.runs.records import Count, metrics_row, read_environment, read_regular, read_status, status_to_change, valid_json, whole_lines
-from minimoe.untrusted import Malformed
+from minimoe.runs.metrics_file import MetricsFile
+from minimoe.runs.records import read_environment, read_status, status_to_change, valid_json, writing
 
 if TYPE_CHECKING:
     from minimoe.runs.checkpoint import Arrays, Checkpoint
 
 RUNS = Path("runs")
-MOST_POINTER = 1000  # bytes of `last` and `best`
 MOST_REASON = 1000  # characters of an error that status.json keeps
 DATA = "data.txt"  # in a run's folder: the text that came through a pipe
 
@@ -44,7 +41,7 @@ class Run:
         self.path = path
         self.checkpoint = chosen
         self.lock = Lock(path)
-        self._metrics_digest: metrics_lines.Digest | None = None  # of all lines of metrics.jsonl
+        self.metrics_file = MetricsFile(path)
 
     # ---- making and finding ------------------------------------------------------------------------------------------------
 
@@ -103,7 +100,7 @@ class Run:
     def publish(self, root: Path = RUNS) -> None:
         """Write config.toml, which makes the folder a run, and name it as the newest if it lies under `root`."""
         path, root = self.path.resolve(), root.resolve()
-        self._write(lambda: files.write_atomically(self.path / "config.toml", to_toml(self._movable(self.config))), "config.toml")
+        self._write_config(self.config)
         del self.__dict__["config"]  # from now on it is what a reader of the file gets
         if path.is_relative_to(root):
             try:
@@ -117,29 +114,7 @@ class Run:
 
         Raises `CheckpointError` with the nearest name if it does not exist.
         """
-        if path is None:
-            if not (root / "last").is_file():
-                raise CheckpointError(f"{root}: no run here yet: `minimoe train` starts one")
-            path = root / "last"
-        for candidate in (Path(path), root / path):
-            run = cls._at(_follow(candidate))
-            if run is not None:
-                return run
-        wanted = _follow(Path(path))
-        known = _run_names(root)
-        hint = nearest(wanted.name, known) if known else f" (and no run under {root} yet: `minimoe train` starts one)"
-        problem = "is not a run's folder: it has no config.toml" if wanted.is_dir() else "no such run"
-        raise CheckpointError(f"{wanted}: {problem}{hint}")
-
-    @classmethod
-    def _at(cls, path: Path) -> "Run | None":
-        if (path / "config.toml").is_file():
-            return cls(path)
-        path = path.absolute()
-        if path.name == "checkpoints" and (path.parent / "config.toml").is_file():
-            return cls(path.parent)
-        inside = path.is_dir() and path.parent.name == "checkpoints" and (path.parent.parent / "config.toml").is_file()
-        return cls(path.parent.parent, chosen=path) if inside else None
+        return cls(*find(path, root))
 
     @property
     def name(self) -> str:
@@ -154,9 +129,12 @@ class Run:
 
     def replace_config(self, config: Config) -> None:
         """Write another configuration, as for a run that is resumed for more steps."""
-        text = to_toml(self._movable(config))
-        self._write(lambda: files.write_atomically(self.path / "config.toml", text), "config.toml")
+        self._write_config(config)
         self.__dict__["config"] = config
+
+    def _write_config(self, config: Config) -> None:
+        with writing(self.path / "config.toml"):
+            files.write_atomically(self.path / "config.toml", to_toml(self._movable(config)))
 
     # ---- a text that came through a pipe -----------------------------------------------------------------------------------
 
@@ -243,7 +221,8 @@ class Run:
     def note_best(self, step: int) -> None:
         """Name a checkpoint as the best, if it still exists."""
         if (self.checkpoint_folder / checkpoint.step_name(step)).is_dir():
-            self._write(lambda: checkpoint.write_best(self.checkpoint_folder, step), "best")
+            with writing(self.checkpoint_folder / "best"):
+                checkpoint.write_best(self.checkpoint_folder, step)
 
     def newest_checkpoint(self) -> Path | None:
         """Return the folder of the newest checkpoint, damaged or not; None before the first."""
@@ -265,86 +244,23 @@ class Run:
         """
         folder = self.checkpoint_folder
         if folder.is_dir():
-            self._write(lambda: checkpoint.tidy(folder), folder.name)
+            with writing(folder):
+                checkpoint.tidy(folder)
             checkpoint.cut(folder, step)
             if best is not None:
                 self.note_best(best)
-        return self.cut_metrics(step, metrics_sha256)
-
-    # ---- metrics -----------------------------------------------------------------------------------------------------------
-
-    @property
-    def metrics_path(self) -> Path:
-        return self.path / "metrics.jsonl"
+        return self.metrics_file.cut(step, metrics_sha256)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return a dict for every step. An incomplete last line is left out; raises `CheckpointError` for any other damaged line."""
-        rows: list[dict[str, Any]] = []
-        for number, line in enumerate(whole_lines(self.metrics_path), start=1):
-            try:
-                rows.append(metrics_row(line))
-            except Malformed as error:
-                raise CheckpointError(f"{self.metrics_path}: line {number} {error}") from None
-        return rows
-
-    def append_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append a line for every row and wait until they are on the disk. NaN and infinity become null."""
-        lines = [valid_json(row).encode() for row in rows]
-        digest = self._digest()  # of the lines before these
-        self._write(lambda: files.write_synced(self.metrics_path, b"".join(line + b"\n" for line in lines), "ab"), "metrics.jsonl")
-        for line in lines:
-            digest.add(line)
-
-    def metrics_sha256(self) -> str:
-        """Return the digest of all lines so far, without the figures of the clock (`metrics_lines.py`)."""
-        return self._digest().hexdigest()
-
-    def _digest(self) -> metrics_lines.Digest:
-        if self._metrics_digest is None:
-            self._metrics_digest = metrics_lines.Digest(whole_lines(self.metrics_path))
-        return self._metrics_digest
-
-    def last_row(self) -> dict[str, Any] | None:
-        """Return the last line of the metrics; None if there is none, or if it is damaged."""
-        return _readable(whole_lines(self.metrics_path)[-1:])
-
-    def replace_last_row(self, row: Mapping[str, Any]) -> None:
-        """Write the line of a step again, which is the last or still missing; at any moment the file has the old line or the new one."""
-        lines = whole_lines(self.metrics_path)
-        last = _readable(lines[-1:])
-        self._metrics_digest = None
-        kept = lines[:-1] if last is not None and last.get("step") == row["step"] else lines
-        text = b"".join(line + b"\n" for line in kept).decode() + valid_json(row) + "\n"
-        self._write(lambda: files.write_atomically(self.metrics_path, text), "metrics.jsonl")
-
-    def cut_metrics(self, step: int, sha256: str | None = None) -> list[str]:
-        """Remove the lines after a step and those that cannot be read; the other lines keep their bytes.
-
-        If lines are damaged or missing, return a line about each, and keep the file as it was beside the new one. An incomplete last line
-        is what a kill leaves, and no damage.
-        """
-        found = metrics_lines.examine(whole_lines(self.metrics_path), step, sha256)
-        self._metrics_digest = None
-        if not self.metrics_path.exists():
-            return found.problems
-        problems = found.problems + ([self._keep_damaged_metrics()] if found.problems else [])
-        text = b"".join(line + b"\n" for line in found.kept).decode()
-        self._write(lambda: files.write_atomically(self.metrics_path, text), "metrics.jsonl")
-        return problems
-
-    def _keep_damaged_metrics(self) -> str:
-        """Copy metrics.jsonl under a name that is free.   -> a line that says which"""
-        endings = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
-        copies = (self.path / f"metrics.damaged{ending}.jsonl" for ending in endings)
-        copy = next(copy for copy in copies if not copy.exists())
-        self._write(lambda: files.write_synced(copy, self.metrics_path.read_bytes(), "xb"), copy.name)
-        return f"the damaged file is kept as {copy}"
+        return self.metrics_file.rows()
 
     # ---- status ------------------------------------------------------------------------------------------------------------
 
     def claim(self) -> None:
         """Take the lock of the folder: nothing is read to go on from it, and nothing written, without. Raises `CheckpointError`."""
-        self._write(self.lock.take, LOCK)
+        with writing(self.path / LOCK):
+            self.lock.take()
         status = read_status(self.path)
         if is_trained_by_an_earlier_version(status) and status["pid"] != os.getpid():
             self.release()
@@ -366,7 +282,8 @@ class Run:
     def start(self, **fields: Any) -> None:
         """Set the state to running, before anything else is written. Raises `CheckpointError` if another process trains this run."""
         self.claim()
-        self._write(self._tidy, ".")
+        with writing(self.path):
+            self._tidy()
         self.write_status("running", begun=self.newest_checkpoint() is not None, **fields)
 
     @contextmanager
@@ -405,10 +322,8 @@ class Run:
         self._change_status(lambda before: {"state": "unknown", **before, "begun": True})
 
     def _change_status(self, changed: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-        def write() -> None:
+        with writing(self.path / "status.json"):
             files.write_atomically(self.path / "status.json", valid_json(changed(status_to_change(self.path))) + "\n")
-
-        self._write(write, "status.json")
 
     def status(self) -> dict[str, Any]:
         """Return the state and its fields: `killed` if the file says running but no process trains, `unknown` if it cannot be read."""
@@ -419,94 +334,7 @@ class Run:
                 status["state"] = "killed"
         return status
 
-    def _write(self, write: Callable[[], None], name: str) -> None:
-        try:
-            write()
-        except OSError as error:
-            raise CheckpointError(f"{self.path / name}: cannot be written: {files.reason(error)}") from error
-
-
-def _readable(lines: list[bytes]) -> dict[str, Any] | None:
-    """Return the fields of the last of these lines of metrics; None if there is none, or if it is damaged."""
-    with suppress(Malformed, IndexError):
-        return metrics_row(lines[-1])
-    return None
-
 
 def is_trained_by_an_earlier_version(status: Mapping[str, Any]) -> bool:
     """Return True if the process of minimoe 0.1, which took no lock, that wrote a status.json is alive."""
     return status.get("state") == "running" and "begun" not in status and is_alive(status.get("pid"), status.get("process"))
-
-
-# ---- the runs of a folder ----------------------------------------------------------------------------------------------------
-
-
-class _Row(msgspec.Struct):
-    """The fields of a line of metrics that the list of runs shows; reading only these is quick."""
-
-    step: Count
-    loss: float | None = None
-    val_loss: float | None = None
-    val_loss_sampled: float | None = None  # of the last line, by which it is compared with the lines before
-    val_accuracy: float | None = None
-
-
-def list_runs(root: Path = RUNS) -> list[dict[str, Any]]:
-    """Return the runs under a folder, oldest first: name, state, step, steps, loss, val_loss, best_val_loss, val_accuracy, parameters.
-
-    Fields that a damaged folder lacks are None; its state is `damaged` if config.toml or metrics.jsonl cannot be read.
-    """
-    found = [_summary(Run(root / name)) for name in _run_names(root)]
-    return sorted(found, key=lambda row: (row["created"], row["name"]))
-
-
-def _summary(run: Run) -> dict[str, Any]:
-    status = run.status()
-    rows: list[_Row] = []
-    steps = None
-    try:
-        rows.extend(_quick_rows(run.metrics_path))
-        steps = run.config.train.steps
-    except UserError as error:
-        if not isinstance(error.__cause__, UnknownName):  # of a router or an optimizer whose package is not installed here
-            status["state"] = "damaged"
-    losses = [row.val_loss for row in rows if row.val_loss is not None]
-    compared = [row.val_loss if row.val_loss_sampled is None else row.val_loss_sampled for row in rows]
-    return {
-        "name": run.name,
-        "state": status["state"],
-        "step": rows[-1].step if rows else status.get("step", 0),
-        "steps": status.get("steps", steps),
-        "loss": rows[-1].loss if rows else None,
-        "val_loss": losses[-1] if losses else None,
-        "best_val_loss": min((loss for loss in compared if loss is not None), default=None),
-        "val_accuracy": next((row.val_accuracy for row in reversed(rows) if row.val_loss is not None), None),
-        "parameters": status.get("parameters"),
-        "created": str(read_environment(run.path).get("created", "")),
-    }
-
-
-def _quick_rows(path: Path) -> Iterator[_Row]:
-    decoder = msgspec.json.Decoder(_Row)
-    for line in whole_lines(path):
-        try:
-            yield decoder.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            continue
-
-
-def _run_names(root: Path) -> list[str]:
-    marks = ("config.toml", "metrics.jsonl", "status.json")
-    names = os.listdir(root) if root.is_dir() else []
-    return sorted(name for name in names if any(os.path.lexists(root / name / mark) for mark in marks))  # a folder may be closed to us
-
-
-def _follow(path: Path) -> Path:
-    """Return the path itself or, if it is a text file that names a folder next to it (`last`, `best`), that folder."""
-    if path.name not in ("last", "best") or not path.is_file():
-        return path
-    try:
-        name = read_regular(path, MOST_POINTER).decode().strip()
-    except (OSError, Malformed, UnicodeDecodeError):
-        return path
-    return path.parent / name if name.isprintable() else path

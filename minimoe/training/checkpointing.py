@@ -90,5 +90,5 @@ class Checkpointer:
             "best_step": self.best_step,
             "bad": self.bad_steps(),
             "data": {"source": run.short(run.config.data.source), "sha256": self.task.sha256},
-            "metrics_sha256": run.metrics_sha256(),
+            "metrics_sha256": run.metrics_file.sha256(),
         }

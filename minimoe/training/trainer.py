@@ -125,7 +125,7 @@ class Trainer:
         if not self.resumed:
             return
         if self.step and self._evaluates():
-            row = self.folder.last_row() or {}
+            row = self.folder.metrics_file.last_row() or {}
             row = row if row.get("step") == self.step else {"step": self.step}
             if self._is_last() or "val_loss" not in row:
                 row = {key: value for key, value in row.items() if not key.startswith("val_")}
@@ -186,7 +186,7 @@ class Trainer:
     def _end(self) -> None:
         """Save the last step before its validation, which may take long and may be stopped: `_catch_up` does it again."""
         rows = self._fetch()
-        self.folder.append_metrics(rows)
+        self.folder.metrics_file.append(rows)
         self._save(prune=False)
         done = self._measure(rows[-1])
         self.listener.logged(rows)
@@ -206,7 +206,7 @@ class Trainer:
         return rows
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
-        self.folder.append_metrics(rows)
+        self.folder.metrics_file.append(rows)
         self.listener.logged(rows)
 
     def _diverged(self, step: int, why: str) -> NoReturn:
@@ -241,7 +241,7 @@ class Trainer:
 
     def _settle(self, row: dict[str, Any]) -> None:
         """Write what an evaluation found after the metrics and the checkpoint of its step had been written."""
-        self.folder.replace_last_row(row)
+        self.folder.metrics_file.replace_last(row)
         if self._is_last() and not math.isfinite(row["val_loss"]):
             self._diverged(self.step, f"the validation loss is not finite after the last step, {self.step}")
         self.checkpointer.add_evaluation(self.folder, self.step, self.elapsed, row)

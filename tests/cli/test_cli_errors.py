@@ -507,7 +507,7 @@ def test_a_fault_of_minimoe_is_one_line_that_says_how_to_report_it(
     def broken() -> list[dict[str, object]]:
         raise error
 
-    monkeypatch.setattr("minimoe.runs.run.list_runs", broken)
+    monkeypatch.setattr("minimoe.runs.listing.list_runs", broken)
     code, out, err = call(capsys, "runs")
     assert (code, out) == (70, "")
     line = one_line(err)

@@ -27,7 +27,8 @@ from minimoe.errors import UserError
 from minimoe.pretrained.expert_usage import _file as usage_file
 from minimoe.pretrained.expert_usage import recall
 from minimoe.pretrained.file import TensorFile
-from minimoe.runs.run import Run, list_runs
+from minimoe.runs.listing import list_runs
+from minimoe.runs.run import Run
 from minimoe.study.dry_run import show_plan
 from minimoe.study.inspect import inspect
 from minimoe.study.tables import runs_table, show

@@ -19,7 +19,7 @@ from minimoe.config.cost import cost, parameter_shapes
 from minimoe.errors import ConfigError, UserError
 from minimoe.reference import optimizers, routers
 from minimoe.reference.gating import Rule
-from minimoe.runs.run import list_runs
+from minimoe.runs.listing import list_runs
 from minimoe.study.convert import convert
 from minimoe.testing import cases
 from minimoe_numba import NumbaBackend

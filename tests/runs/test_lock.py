@@ -19,8 +19,9 @@ from command_line import environment
 from minimoe.config import Config
 from minimoe.errors import CheckpointError
 from minimoe.runs import lock as module
+from minimoe.runs.listing import list_runs
 from minimoe.runs.lock import LOCK, Lock, Owner, is_lock, is_taken, read_owner
-from minimoe.runs.run import Run, list_runs
+from minimoe.runs.run import Run
 
 GONE = 2**22 + 1  # above the highest process number of Linux
 HOLD = """

@@ -13,7 +13,8 @@ from tiny_runs import tiny, train, write_text
 
 from minimoe.errors import CheckpointError
 from minimoe.runs import checkpoint
-from minimoe.runs.run import Run, list_runs
+from minimoe.runs.listing import list_runs
+from minimoe.runs.run import Run
 
 DEEP = b'{"step": 1, "state": ' + b"[" * 100_000
 NUMBERS: list[Any] = [1e20, -1, 2**64, True, "1", [1], {"a": 1}, 0.5]

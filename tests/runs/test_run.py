@@ -16,7 +16,8 @@ from command_line import contents
 from minimoe.config import Config, DataConfig, ModelConfig, MoEConfig, TrainConfig
 from minimoe.errors import CheckpointError, ConfigError
 from minimoe.runs.environment import environment, process_identity
-from minimoe.runs.run import Run, list_runs
+from minimoe.runs.listing import list_runs
+from minimoe.runs.run import Run
 
 TINY = Config(name="tiny", train=TrainConfig(steps=40, keep=2))
 
@@ -220,40 +221,40 @@ def test_saving_prunes_to_the_newest_and_the_best(root: Path) -> None:
 def test_metrics_come_back_and_what_is_no_number_is_null(root: Path) -> None:
     run = Run.create(TINY, root=root)
     assert run.metrics() == []
-    run.append_metrics([{"step": 1, "loss": 1 / 3, "expert_load": [[0.5, math.nan]]}, {"step": 2, "loss": math.inf}])
-    run.append_metrics([{"step": np.int64(3), "loss": np.float32(0.5), "expert_load": np.array([[1.0, -np.inf]])}])
+    run.metrics_file.append([{"step": 1, "loss": 1 / 3, "expert_load": [[0.5, math.nan]]}, {"step": 2, "loss": math.inf}])
+    run.metrics_file.append([{"step": np.int64(3), "loss": np.float32(0.5), "expert_load": np.array([[1.0, -np.inf]])}])
     assert run.metrics() == [
         {"step": 1, "loss": 1 / 3, "expert_load": [[0.5, None]]},
         {"step": 2, "loss": None},
         {"step": 3, "loss": 0.5, "expert_load": [[1.0, None]]},
     ]
-    for line in run.metrics_path.read_text().splitlines():
+    for line in run.metrics_file.path.read_text().splitlines():
         json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
 
 
 def test_cutting_metrics_drops_later_and_torn_lines_and_keeps_the_rest_to_the_byte(root: Path) -> None:
     run = Run.create(TINY, root=root)
-    run.cut_metrics(5)
-    assert not run.metrics_path.exists()
-    run.append_metrics([{"step": step, "loss": step / 7} for step in range(1, 6)])
-    kept = b"".join(run.metrics_path.read_bytes().splitlines(keepends=True)[:3])
-    with open(run.metrics_path, "ab") as file:
+    run.metrics_file.cut(5)
+    assert not run.metrics_file.path.exists()
+    run.metrics_file.append([{"step": step, "loss": step / 7} for step in range(1, 6)])
+    kept = b"".join(run.metrics_file.path.read_bytes().splitlines(keepends=True)[:3])
+    with open(run.metrics_file.path, "ab") as file:
         file.write(b'{"step": 2, "lo')
     assert [row["step"] for row in run.metrics()] == [1, 2, 3, 4, 5]
-    run.cut_metrics(3)
-    assert run.metrics_path.read_bytes() == kept
-    run.append_metrics([{"step": 4}])
+    run.metrics_file.cut(3)
+    assert run.metrics_file.path.read_bytes() == kept
+    run.metrics_file.append([{"step": 4}])
     assert [row["step"] for row in run.metrics()] == [1, 2, 3, 4]
-    run.cut_metrics(0)
+    run.metrics_file.cut(0)
     assert run.metrics() == []
 
 
 def test_a_damaged_line_is_named(root: Path) -> None:
     run = Run.create(TINY, root=root)
-    run.metrics_path.write_bytes(b'{"step": 1}\n\xff\xfe\n{"step": 3}\n')
+    run.metrics_file.path.write_bytes(b'{"step": 1}\n\xff\xfe\n{"step": 3}\n')
     with pytest.raises(CheckpointError, match=r"metrics\.jsonl: line 2 is not a JSON object \(damaged\)"):
         run.metrics()
-    run.cut_metrics(3)
+    run.metrics_file.cut(3)
     assert run.metrics() == [{"step": 1}, {"step": 3}]
 
 
@@ -326,7 +327,7 @@ def test_a_run_of_an_earlier_version_that_still_trains_is_known_by_its_process(r
 def test_runs_are_listed_with_their_losses_and_damaged_ones_do_not_hinder(root: Path) -> None:
     assert list_runs(root) == []
     good, fresh = Run.create(TINY, root=root), Run.create(TINY, root=root)
-    good.append_metrics(
+    good.metrics_file.append(
         [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0, "val_loss": 2.1}, {"step": 3, "loss": math.nan, "val_loss": 2.4}]
     )
     good.write_status("diverged", parameters=99)
@@ -352,7 +353,7 @@ def test_runs_are_listed_with_their_losses_and_damaged_ones_do_not_hinder(root: 
 def test_listing_and_finding_runs_needs_no_numpy(root: Path) -> None:
     Run.create(TINY, root=root)
     script = (
-        "import sys; from pathlib import Path; from minimoe.runs.run import Run, list_runs\n"
+        "import sys; from pathlib import Path; from minimoe.runs.listing import list_runs; from minimoe.runs.run import Run\n"
         "root = Path(sys.argv[1]); list_runs(root); Run.open(root=root).config; print('numpy' in sys.modules)"
     )
     path = os.pathsep.join(entry for entry in sys.path if entry)

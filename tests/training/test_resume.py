@@ -22,7 +22,9 @@ from tiny_runs import sha256_of, tiny, train, untimed, with_train, write_text
 import minimoe as mm
 from minimoe.config import Config
 from minimoe.errors import CheckpointError, Interrupted, UserError
-from minimoe.runs.run import Run, list_runs
+from minimoe.runs.listing import list_runs
+from minimoe.runs.metrics_file import MetricsFile
+from minimoe.runs.run import Run
 from minimoe.training.listener import Listener, Training
 from minimoe.training.trained_run import TrainedRun
 
@@ -315,20 +317,24 @@ def test_a_short_evaluation_is_finished_before_a_signal_ends_the_run(longer: Con
     assert "val_loss" in Run.open(root=tmp_path).metrics()[-1]
 
 
-@pytest.mark.parametrize("place", ["replace_last_row", "replace_state", "note_best", "prune", "write_status"])
+@pytest.mark.parametrize(
+    "place",
+    [(MetricsFile, "replace_last"), (Run, "replace_state"), (Run, "note_best"), (Run, "prune"), (Run, "write_status")],
+    ids=lambda place: place[1],
+)
 def test_a_kill_between_the_last_writes_changes_nothing(
-    longer: Config, unbroken_longer: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+    longer: Config, unbroken_longer: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: tuple[type, str]
 ) -> None:
-    plain = getattr(Run, place)
+    plain = getattr(*place)
     listener = During(0, kill)
 
-    def killed(self: Run, *args: Any, **options: Any) -> Any:
+    def killed(self: object, *args: Any, **options: Any) -> Any:
         if listener.steps[-1:] == [STEPS]:
             raise Killed
         return plain(self, *args, **options)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Run, place, killed)
+        patch.setattr(*place, killed)
         train(longer, tmp_path, listener=listener)
     run, again = Run.open(root=tmp_path), At(0, kill)
     assert_same(mm.resume(run.path, listener=again), unbroken_longer)
@@ -375,7 +381,7 @@ def test_a_run_whose_checkpoints_are_gone_is_refused_and_keeps_its_files(config:
     run = train(config, tmp_path).run if step == STEPS else stopped(config, tmp_path, max(step, 1), kill)
     shutil.rmtree(run.checkpoint_folder)
     if step == 0:  # killed right after the first checkpoint, before any step left a line
-        run.metrics_path.unlink(missing_ok=True)
+        run.metrics_file.path.unlink(missing_ok=True)
     before = contents(run.path)
     with pytest.raises(
         CheckpointError, match=r"checkpoints: holds no checkpoint.*weights.*are lost.*minimoe train .*config\.toml"
@@ -393,10 +399,10 @@ def test_a_run_of_an_earlier_version_without_its_checkpoints_is_refused_if_it_ha
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         mm.resume(run.path)
     status.write_text(json.dumps({**fields, "pid": 2**22 + 1}))
-    run.append_metrics([{"step": 1, "loss": 1.0}])
+    run.metrics_file.append([{"step": 1, "loss": 1.0}])
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         mm.resume(run.path)
-    run.metrics_path.unlink()
+    run.metrics_file.path.unlink()
     with pytest.raises(Killed):
         mm.resume(run.path, listener=At(1, kill))
 

@@ -24,7 +24,8 @@ from minimoe.model.transformer import LossParts, Transformer
 from minimoe.optim import learning_rate, make_optimizer
 from minimoe.pretrained.loading import open_model
 from minimoe.runs.checkpoint import load_checkpoint
-from minimoe.runs.run import Run, list_runs
+from minimoe.runs.listing import list_runs
+from minimoe.runs.run import Run
 from minimoe.training.evaluation import Evaluation, evaluate
 from minimoe.training.listener import Listener
 from minimoe.training.trainer import Trainer

@@ -90,16 +90,17 @@ def number(value: float | None) -> float:
 def finished_lines(run: Run) -> list[Line]:
     """Return the metrics of every step of a finished run. Raises `CheckpointError` for any other run."""
     check_finished(run)
+    path = run.metrics_file.path
     try:
         lines = msgspec.convert(run.metrics(), list[Line])
     except msgspec.ValidationError as error:
-        raise CheckpointError(f"{run.metrics_path}: damaged: {error}") from None
+        raise CheckpointError(f"{path}: damaged: {error}") from None
     config = run.config
     if [line.step for line in lines] != list(range(1, config.train.steps + 1)):
-        raise CheckpointError(f"{run.metrics_path}: damaged: {len(lines)} lines, expected one for each of {config.train.steps} steps")
+        raise CheckpointError(f"{path}: damaged: {len(lines)} lines, expected one for each of {config.train.steps} steps")
     expected = [config.model.moe.n_experts if config.model.moe else 0] * len(config.model.moe_layers())
     if any([len(layer) for layer in line.expert_load] != expected for line in lines):
-        raise CheckpointError(f"{run.metrics_path}: damaged: expert_load must have {len(expected)} layers of the configuration's experts")
+        raise CheckpointError(f"{path}: damaged: expert_load must have {len(expected)} layers of the configuration's experts")
     return lines
 
 

@@ -127,7 +127,7 @@ def _metrics(run: Run, found: list[Verified], running: bool) -> Iterator[Check]:
     """Check every line, and the digest of those up to each checkpoint."""
     what = metrics_lines.NAME
     try:
-        data = run.metrics_path.read_bytes() if run.metrics_path.is_file() else b""
+        data = run.metrics_file.path.read_bytes() if run.metrics_file.path.is_file() else b""
     except OSError as error:
         yield problem(what, f"cannot be read: {reason(error)}")
         return

@@ -1,0 +1,59 @@
+"""Finds a run by its folder, by its name, by a checkpoint in it, or by a text file that names one (`last`, `best`)."""
+
+import os
+from pathlib import Path
+
+from minimoe.errors import CheckpointError, nearest
+from minimoe.runs.records import read_regular
+from minimoe.untrusted import Malformed
+
+MOST_POINTER = 1000  # bytes of `last` and `best`
+
+
+def find(path: str | Path | None, root: Path) -> tuple[Path, Path | None]:
+    """Return a run's folder, and the checkpoint if the path names one; for None the newest run under `root`.
+
+    Raises `CheckpointError` with the nearest name if it does not exist.
+    """
+    if path is None:
+        if not (root / "last").is_file():
+            raise CheckpointError(f"{root}: no run here yet: `minimoe train` starts one")
+        path = root / "last"
+    for candidate in (Path(path), root / path):
+        found = _at(_follow(candidate))
+        if found is not None:
+            return found
+    wanted = _follow(Path(path))
+    known = run_names(root)
+    hint = nearest(wanted.name, known) if known else f" (and no run under {root} yet: `minimoe train` starts one)"
+    problem = "is not a run's folder: it has no config.toml" if wanted.is_dir() else "no such run"
+    raise CheckpointError(f"{wanted}: {problem}{hint}")
+
+
+def _at(path: Path) -> tuple[Path, Path | None] | None:
+    """Return the folder of the run at a path, and the checkpoint if the path is one; None if no run is there."""
+    if (path / "config.toml").is_file():
+        return path, None
+    path = path.absolute()
+    if path.name == "checkpoints" and (path.parent / "config.toml").is_file():
+        return path.parent, None
+    inside = path.is_dir() and path.parent.name == "checkpoints" and (path.parent.parent / "config.toml").is_file()
+    return (path.parent.parent, path) if inside else None
+
+
+def run_names(root: Path) -> list[str]:
+    """Return the names of the folders under `root` that are runs, or what damage left of them."""
+    marks = ("config.toml", "metrics.jsonl", "status.json")
+    names = os.listdir(root) if root.is_dir() else []
+    return sorted(name for name in names if any(os.path.lexists(root / name / mark) for mark in marks))  # even one without permission
+
+
+def _follow(path: Path) -> Path:
+    """Return the path itself or, if it is a text file that names a folder next to it (`last`, `best`), that folder."""
+    if path.name not in ("last", "best") or not path.is_file():
+        return path
+    try:
+        name = read_regular(path, MOST_POINTER).decode().strip()
+    except (OSError, Malformed, UnicodeDecodeError):
+        return path
+    return path.parent / name if name.isprintable() else path
