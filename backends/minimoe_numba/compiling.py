@@ -13,8 +13,8 @@ from numba.core.event import Listener, register
 from numba.core.sigutils import normalize_signature
 
 from minimoe_numba.codegen import optimised_names
+from minimoe_numba.disk_cache import cache_for
 from minimoe_numba.helpers import wait_for
-from minimoe_numba.keeping import cache_for
 from minimoe_numba.news import COMPILING, news
 
 FAST = {"reassoc", "contract", "nsz"}  # sums may be split over the lanes of a vector; NaN and infinity keep their meaning

@@ -13,7 +13,7 @@ and B2 bool; an int is an int64, a float a float32. Other arguments raise TypeEr
 first called.
 
 For each kernel a C function is generated that builds the arrays from addresses and shapes, which the pool's threads call without Python.
-The machine code is kept on disk (`keeping.py`): beside this file, or in the user's own cache if that folder cannot be written.
+The machine code is kept on disk (`disk_cache.py`): beside this file, or in the user's own cache if that folder cannot be written.
 """
 
 import ctypes

@@ -17,7 +17,7 @@ from minimoe.config import DataConfig
 from minimoe.data.batches import Tokens
 from minimoe.data.pipes import is_pipe
 from minimoe.data.text import SEPARATOR, Decode, NotText, decode, decode_as_before, read_bytes, read_folder, read_text, walk
-from minimoe.data.tokenizer import Tokenizer, make_tokenizer, note_of_lost
+from minimoe.data.tokenizer import Tokenizer, make_tokenizer, note_of_dropped
 from minimoe.errors import UserError, nearest
 
 Domains = npt.NDArray[np.int8]
@@ -83,7 +83,7 @@ def whole_corpus(
     parts = [tokenizer.encode(piece, source) for piece, _ in pieces]
     tokens = np.concatenate(parts)
     labels = np.repeat(np.array([domain for _, domain in pieces], np.int8), [len(part) for part in parts]) if domains else None
-    notes = (*found.notes, *note_of_lost(tokenizer, text, source))
+    notes = (*found.notes, *note_of_dropped(tokenizer, text, source))
     kept = to_keep(text) if found.piped else None
     return Corpus(tokens, tokens, labels, labels, domains, tokenizer, digest(text), source, notes, kept)
 

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from minimoe.data.lost import lost_characters
+from minimoe.data.dropped import dropped_characters
 from minimoe.errors import UserError, nearest
-from minimoe.lookalikes import START, what_it_is
+from minimoe.signatures import START, what_it_is
 from minimoe.untrusted import Malformed, decode_text, parse_json, read_bounded
 
 Ids = npt.NDArray[np.int32]
@@ -64,8 +64,8 @@ class Tokenizer(ABC):
         """Return the ids of a text with all special tokens that the tokenizer puts around it, as encoders read it: [CLS] ... [SEP]."""
         return self.encode(text, what)
 
-    def lost(self, text: str) -> dict[str, int]:
-        """Return the characters of a text that `encode` drops without an error, and how often each occurs; the commonest first."""
+    def dropped(self, text: str) -> dict[str, int]:
+        """Return the characters of a text that `encode` drops without an error, and how often each occurs; the most frequent first."""
         return {}
 
     @abstractmethod
@@ -241,9 +241,9 @@ class HuggingFaceTokenizer(Tokenizer):
     def encode_template(self, text: str, what: str = "text") -> Ids:
         return self._encode(text, what, add_special_tokens=True)
 
-    def lost(self, text: str) -> dict[str, int]:
+    def dropped(self, text: str) -> dict[str, int]:
         with library_errors(f"{self.path} cannot encode it"):
-            return lost_characters(self._tokenizer, text)
+            return dropped_characters(self._tokenizer, text)
 
     @cached_property
     def _before(self) -> list[int]:
@@ -328,13 +328,13 @@ def check_rows(tokenizer: Tokenizer, ids: Ids, rows: int, what: str) -> None:
         )
 
 
-def note_of_lost(tokenizer: Tokenizer, text: str, what: str) -> tuple[str, ...]:
+def note_of_dropped(tokenizer: Tokenizer, text: str, what: str) -> tuple[str, ...]:
     """Return a message, if there is reason for one, about characters of a text (`what`) that the tokenizer drops."""
-    lost = tokenizer.lost(text)
-    if not lost:
+    dropped = tokenizer.dropped(text)
+    if not dropped:
         return ()
-    count = sum(lost.values())
-    shown = ", ".join(map(repr, list(lost)[:5])) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
+    count = sum(dropped.values())
+    shown = ", ".join(map(repr, list(dropped)[:5])) + (f" and {len(dropped) - 5} more" if len(dropped) > 5 else "")
     return (f"{tokenizer.name} drops {count:,} character{'s' * (count > 1)} of {what} that it has no token for: {shown}",)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from minimoe.data.tokenizer import Ids, Tokenizer, check_rows, note_of_lost
+from minimoe.data.tokenizer import Ids, Tokenizer, check_rows, note_of_dropped
 from minimoe.errors import ConfigError, UserError, notice
 from minimoe.generation.decoding import Decoder, context_of
 from minimoe.generation.sampling import Flags, Sampling, draw
@@ -152,7 +152,7 @@ def read_prompt(model: Transformer, tokenizer: Tokenizer, prompt: str) -> Ids:
     ids = tokenizer.encode_prompt(prompt)
     if model.config.vocab_size is not None:
         check_rows(tokenizer, ids, model.config.vocab_size, "prompt")
-    for text in note_of_lost(tokenizer, prompt, "the prompt"):
+    for text in note_of_dropped(tokenizer, prompt, "the prompt"):
         notice(text)
     return ids
 
@@ -197,7 +197,7 @@ class Writer:
 def default_prompt(tokenizer: Tokenizer) -> str:
     """Return a newline if the tokenizer has one, else nothing if a token begins every text, else the first token."""
     try:
-        if len(tokenizer.encode("\n")) and not tokenizer.lost("\n"):
+        if len(tokenizer.encode("\n")) and not tokenizer.dropped("\n"):
             return "\n"
     except UserError:  # a char tokenizer without a newline
         pass

@@ -18,11 +18,11 @@ import msgspec
 
 from minimoe.errors import CheckpointError, notice
 from minimoe.files import HIDDEN, reason, sync_folder, to_json, write_synced
-from minimoe.lookalikes import what_it_is
 from minimoe.pretrained.file import Array, Specs, TensorFile, TensorInfo, fill, stream, temporary_sibling
 from minimoe.pretrained.header import PICKLE, PICKLES, STORED, shown
-from minimoe.pretrained.mistaken import instead_of_weights
+from minimoe.pretrained.wrong_paths import instead_of_weights
 from minimoe.runs.checkpoint import MANIFEST, TOKENIZER
+from minimoe.signatures import what_it_is
 from minimoe.untrusted import MOST_JSON, Malformed, parse_json_object
 
 CONFIG = "config.json"

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple, NoReturn
 import numpy as np
 
 from minimoe.errors import CheckpointError
-from minimoe.lookalikes import START, what_it_is
+from minimoe.signatures import START, what_it_is
 
 # The format's dtypes, in the order in which its library lays tensors out (by dtype, then by name), and NumPy's dtype for the bytes.
 # F4 and F6 are missing: their numbers do not fill bytes.

@@ -12,9 +12,9 @@ from minimoe.data.tokenizer import Tokenizer, load_tokenizer
 from minimoe.errors import CheckpointError, UserError
 from minimoe.pretrained.folder import INDEX, is_model_folder
 from minimoe.pretrained.header import PICKLES
-from minimoe.pretrained.mistaken import instead_of_weights, refuse_mistaken
 from minimoe.pretrained.opening import open_folder
 from minimoe.pretrained.transformer import PretrainedTransformer
+from minimoe.pretrained.wrong_paths import instead_of_weights, refuse_wrong_path
 from minimoe.runs.checkpoint import TOKENIZER, Checkpoint, load_checkpoint
 from minimoe.runs.run import RUNS, Run
 
@@ -73,7 +73,7 @@ def model_folder(given: str | Path) -> Path | None:
 
     Raises `CheckpointError` for what is known to be no model: a file of weights, a folder of the hub's cache, a name on the hub.
     """
-    refuse_mistaken(given)
+    refuse_wrong_path(given)
     path = Path(given)
     names = os.listdir(path) if path.is_dir() else []
     weights = any(Path(name).suffix in (".safetensors", *PICKLES) or name == INDEX for name in names) or bool(instead_of_weights(names))

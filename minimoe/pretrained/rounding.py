@@ -14,7 +14,7 @@ NARROW = {
 }
 
 
-def lost(name: str, values: Array, packed: Array, dtype: str) -> list[str]:
+def losses(name: str, values: Array, packed: Array, dtype: str) -> list[str]:
     """Return a line for each loss between float `values` and the same `packed` as `dtype` (F16, F32, or BF16 as uint16).   [...], [...]
 
     A number beyond the dtype's range is always said. Numbers that become 0 are said if they are more than half of those that were not 0:

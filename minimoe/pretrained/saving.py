@@ -21,14 +21,14 @@ from minimoe.errors import ConfigError, notice
 from minimoe.files import to_json
 from minimoe.layers.module import Parameter
 from minimoe.model.transformer import Transformer
-from minimoe.pretrained.beside import Beside, files_beside
 from minimoe.pretrained.families.family import Family, essence
 from minimoe.pretrained.families.layout import Array, Layout, StoredTensor
 from minimoe.pretrained.families.table import family_for
 from minimoe.pretrained.file import pack
 from minimoe.pretrained.folder import ModelFolder, write_model_folder
 from minimoe.pretrained.on_demand import DenseSource, ExpertSource
-from minimoe.pretrained.rounding import lost
+from minimoe.pretrained.other_files import OtherFiles, other_files
+from minimoe.pretrained.rounding import losses
 from minimoe.runs.checkpoint import TOKENIZER
 
 WORDS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # config.json's words, and those of safetensors
@@ -48,9 +48,9 @@ class Provenance:
     config: ModelConfig
     kept: dict[str, str]  # tensors that are not computed with, by the family's names: the folder's keys
 
-    def beside(self) -> Beside:
+    def other_files(self) -> OtherFiles:
         """Return the folder's other files: those that are saved with the model, and those that are not."""
-        return files_beside(self.folder.path, self.folder.files)
+        return other_files(self.folder.path, self.folder.files)
 
 
 def save_pretrained(
@@ -61,7 +61,7 @@ def save_pretrained(
 
     `dtype` of the file: float32, bfloat16, float16 or float64; a tensor that transformers computes in float32 stays so in the narrower
     ones. By default a tensor that was loaded and not changed keeps its own dtype; others are float32. Numbers that a dtype cannot hold give
-    a `Notice`. Files (`beside.py`) and unused tensors of `provenance`, the folder that the model came from, are written too.
+    a `Notice`. Other files (`other_files.py`) and unused tensors of `provenance`, the folder that the model came from, are written too.
     A tokenizer that did not come with that folder is named so that transformers' AutoTokenizer runs it as it is.
     Raises ConfigError if no family can express the model, CheckpointError if the folder is taken or cannot be written.
     """
@@ -80,7 +80,7 @@ def save_pretrained(
     config["dtype"] = dtype or tensors.main_dtype
     if provenance is not None and same:
         tensors.keep(provenance)
-    files = provenance.beside().carried if provenance is not None else {}
+    files = provenance.other_files().carried if provenance is not None else {}
     texts = {}
     if tokenizer is not None and not _holds(files.get(TOKENIZER), tokenizer):
         texts[TOKENIZER] = tokenizer.to_json()
@@ -159,7 +159,7 @@ class FamilyTensors:
         if array.dtype.kind not in "f":
             return array
         packed = pack(array.reshape(shape), dtype)
-        for loss in lost(key, array.reshape(shape), packed, dtype):
+        for loss in losses(key, array.reshape(shape), packed, dtype):
             notice(loss)
         return packed
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from minimoe.backend import Array, Backend
 from minimoe.config import ModelConfig
-from minimoe.data.tokenizer import Ids, Tokenizer, check_rows, note_of_lost
+from minimoe.data.tokenizer import Ids, Tokenizer, check_rows, note_of_dropped
 from minimoe.engine.tensor import Tensor
 from minimoe.errors import UserError, notice
 from minimoe.layers.balance import MoEStats
@@ -58,7 +58,7 @@ class PretrainedTransformer(Transformer):
             raise UserError("encode: this model has no tokenizer: give it one, as in model.tokenizer = load_tokenizer(path)")
         ids = self.tokenizer.encode_prompt(text) if self.config.causal else self.tokenizer.encode_template(text)
         check_rows(self.tokenizer, ids, self.config.vocab_size or 0, "text")
-        for said in note_of_lost(self.tokenizer, text, "the text"):
+        for said in note_of_dropped(self.tokenizer, text, "the text"):
             notice(said)
         return ids
 

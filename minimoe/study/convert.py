@@ -34,7 +34,7 @@ def convert(source: str | Path, target: Path, dtype: str | None = None) -> str:
     found = save_pretrained(loaded.model, target, dtype, tokenizer, loaded.model.provenance)
     size = sum(file.stat().st_size for file in target.iterdir())
     line = f"{target}: {found.model_type}, {size / 1e6:,.1f} MB, for transformers' {_class(target)}"
-    left = loaded.model.provenance.beside().what_is_left() if loaded.model.provenance is not None else ""
+    left = loaded.model.provenance.other_files().what_is_left() if loaded.model.provenance is not None else ""
     return f"{line}\nnot carried from {source}: {left}" if left else line
 
 

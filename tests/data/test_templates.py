@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_tokenizers import AFTER, BEFORE, KINDS, PLAIN
 
-from minimoe.data.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, check_rows, load_tokenizer, note_of_lost
+from minimoe.data.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, check_rows, load_tokenizer, note_of_dropped
 from minimoe.errors import UserError
 
 
@@ -150,9 +150,9 @@ def test_characters_of_several_tokens_come_whole_after_a_prompt(tmp_path: Path) 
 
 def test_characters_without_a_token_are_counted_where_they_are_dropped(kind: str, tokenizer: Tokenizer) -> None:
     """Only a byte-pair encoding with neither an unknown token nor bytes drops them."""
-    assert tokenizer.lost(PLAIN) == {}
-    assert tokenizer.lost("the é router ü漢é\t") == ({"é": 2, "ü": 1, "漢": 1, "\t": 1} if kind == "metaspace" else {})
-    assert ByteTokenizer().lost("é") == CharTokenizer("a").lost("a") == {}
+    assert tokenizer.dropped(PLAIN) == {}
+    assert tokenizer.dropped("the é router ü漢é\t") == ({"é": 2, "ü": 1, "漢": 1, "\t": 1} if kind == "metaspace" else {})
+    assert ByteTokenizer().dropped("é") == CharTokenizer("a").dropped("a") == {}
 
 
 def test_a_character_within_an_added_token_is_not_dropped(tmp_path: Path) -> None:
@@ -160,8 +160,8 @@ def test_a_character_within_an_added_token_is_not_dropped(tmp_path: Path) -> Non
     made.add_tokens(["<né>"])
     made.save(str(tmp_path / "tokenizer.json"))
     tokenizer = load_tokenizer(tmp_path)
-    assert tokenizer.lost("the <né> router") == {}
-    assert tokenizer.lost("the <né> é") == {"é": 1}
+    assert tokenizer.dropped("the <né> router") == {}
+    assert tokenizer.dropped("the <né> é") == {"é": 1}
 
 
 @pytest.mark.parametrize("mark", ["continuing_subword_prefix", "end_of_word_suffix"])
@@ -171,14 +171,14 @@ def test_a_character_whose_token_has_a_mark_of_its_place_is_not_dropped(mark: st
     made = t.Tokenizer(t.models.BPE(vocab, [], **{mark: "##" if mark == "continuing_subword_prefix" else "~"}))
     made.save(str(tmp_path / "tokenizer.json"))
     tokenizer = load_tokenizer(tmp_path)
-    assert len(tokenizer.encode("th")) == 2 and tokenizer.lost("th") == {} and tokenizer.lost("the") == {"e": 1}
+    assert len(tokenizer.encode("th")) == 2 and tokenizer.dropped("th") == {} and tokenizer.dropped("the") == {"e": 1}
 
 
 def test_every_character_is_dropped_that_the_counts_name(tmp_path: Path) -> None:
     """The text without them has the same ids, and each of the others changes the ids."""
     tokenizer = load_tokenizer(made_tokenizers.write("metaspace", tmp_path))
     text = "the rou\u0301té 漢 gateXY"
-    lost = tokenizer.lost(text)
+    lost = tokenizer.dropped(text)
     kept = "".join(char for char in text if char not in lost)
     assert set(lost) == {"\u0301", "é", "漢", "X", "Y"} and tokenizer.decode(tokenizer.encode(text)) == kept
 
@@ -186,10 +186,10 @@ def test_every_character_is_dropped_that_the_counts_name(tmp_path: Path) -> None
 def test_the_note_counts_the_characters_and_shows_the_commonest(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(made_tokenizers.write("metaspace", tmp_path))
     note = "tokenizer.json drops 1 character of the prompt that it has no token for: 'é'"
-    assert note_of_lost(tokenizer, "the é", "the prompt") == (note,)
+    assert note_of_dropped(tokenizer, "the é", "the prompt") == (note,)
     note = "tokenizer.json drops 10 characters of a.txt that it has no token for: 'é', '0', '1', '2', '3' and 4 more"
-    assert note_of_lost(tokenizer, "éé01234567", "a.txt") == (note,)
-    assert note_of_lost(tokenizer, PLAIN, "a.txt") == ()
+    assert note_of_dropped(tokenizer, "éé01234567", "a.txt") == (note,)
+    assert note_of_dropped(tokenizer, PLAIN, "a.txt") == ()
 
 
 # ---- tokens that the embedding lacks -------------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from minimoe.errors import CheckpointError
-from minimoe.lookalikes import START, what_it_is
 from minimoe.pretrained.header import PICKLE, PICKLES, shown
+from minimoe.signatures import START, what_it_is
 
 ADDRESS = re.compile(r"(?:https?:/{1,2}(?:www\.)?(?:huggingface\.co|hf\.co)|hf:/?)/([\w.-]+/[\w.-]+)(?:/.*)?")
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -32,7 +32,7 @@ OTHER_KINDS = {
 }
 
 
-def refuse_mistaken(path: Path | str) -> None:
+def refuse_wrong_path(path: Path | str) -> None:
     """Raise `CheckpointError` for a path that is none of a model, if it is known what it is and what would be right."""
     text, path = str(path), Path(path)
     try:

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 from minimoe.errors import CheckpointError
 from minimoe.files import reason as reason_of
-from minimoe.lookalikes import LFS, START
 from minimoe.pretrained.folder import CONFIG, INDEX, real_file
 from minimoe.pretrained.header import PICKLE_MAGIC, PICKLES, shown
+from minimoe.signatures import LFS, START
 
 MOST_NAMES = 10  # that are listed for each reason
 
@@ -42,7 +42,7 @@ LEFT: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
 )
 
 
-class Beside(NamedTuple):
+class OtherFiles(NamedTuple):
     """The other files of a model folder: those that are carried, by name, and those that are not, with the reason."""
 
     carried: dict[str, Path]
@@ -59,12 +59,12 @@ class Beside(NamedTuple):
         return "; ".join(f"{reason}: {', '.join(some)}" for reason, some in names.items())
 
 
-def files_beside(folder: Path, read: Collection[str]) -> Beside:
+def other_files(folder: Path, read: Collection[str]) -> OtherFiles:
     """Judge every entry of a model folder except config.json, the index of its shards, and the weight files that were `read`.
 
     Raises `CheckpointError` if one of them cannot be read.
     """
-    found = Beside({}, {})
+    found = OtherFiles({}, {})
     for entry in sorted(os.listdir(folder)):
         if entry in (CONFIG, INDEX) or entry in read:
             continue

@@ -180,7 +180,7 @@ class KernelFiles(IndexDataCacheFile):  # type: ignore[misc]
             os.unlink(path)
 
 
-class KernelPlace(CompileResultCacheImpl):  # type: ignore[misc]
+class KernelCacheImpl(CompileResultCacheImpl):  # type: ignore[misc]
     """What Numba asks for the place of a function's files and for the form of what is kept."""
 
     @property
@@ -191,7 +191,7 @@ class KernelPlace(CompileResultCacheImpl):  # type: ignore[misc]
 class KernelCache(FunctionCache):  # type: ignore[misc]
     """Numba's cache of one function. Raises RuntimeError if there is no folder for it."""
 
-    _impl_class = KernelPlace
+    _impl_class = KernelCacheImpl
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)

@@ -11,7 +11,7 @@ from model_folders import small, tensors, write
 import minimoe as mm
 from minimoe.data.tokenizer import ByteTokenizer, CharTokenizer
 from minimoe.errors import CheckpointError
-from minimoe.pretrained.beside import Beside, files_beside
+from minimoe.pretrained.other_files import OtherFiles, other_files
 from minimoe.study.convert import convert
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 4241003\n"
@@ -80,7 +80,7 @@ def test_nothing_is_listed_if_nothing_is_left_out(tmp_path: Path) -> None:
 def test_many_files_of_one_kind_are_counted(tmp_path: Path) -> None:
     for n in range(13):
         (tmp_path / f"{n:02}.py").write_text("")
-    assert files_beside(tmp_path, ()).what_is_left() == f"code: {', '.join(f'{n:02}.py' for n in range(10))}, and 3 more"
+    assert other_files(tmp_path, ()).what_is_left() == f"code: {', '.join(f'{n:02}.py' for n in range(10))}, and 3 more"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links, pipes and such names need rights or do not exist")
@@ -119,8 +119,8 @@ def test_a_snapshot_of_the_hubs_cache_is_carried_through_its_links_into_its_own_
 
 def test_a_file_that_cannot_be_read_is_named_and_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write(tmp_path / "m", small("llama"), texts={"vocab.txt": "a"})
-    gone = Beside({"vocab.txt": source / "gone"}, {})
-    monkeypatch.setattr("minimoe.pretrained.saving.files_beside", lambda folder, read: gone)
+    gone = OtherFiles({"vocab.txt": source / "gone"}, {})
+    monkeypatch.setattr("minimoe.pretrained.saving.other_files", lambda folder, read: gone)
     with pytest.raises(CheckpointError, match=r"gone: cannot be read: No such file or directory$"):
         convert(source, tmp_path / "out")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["m"]

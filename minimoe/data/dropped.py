@@ -1,4 +1,4 @@
-"""Which characters of a text a tokenizer.json drops without a trace.
+"""Finds the characters of a text that a tokenizer.json drops without an error.
 
 A byte-pair encoding that has neither an unknown token nor tokens for all bytes skips a character that is not among its symbols. Other
 kinds of tokenizer put an unknown token in its place, or refuse the text.
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
-def lost_characters(library: Library, text: str) -> dict[str, int]:
-    """Return the characters of a text that its tokenizer drops, and how often each occurs; the commonest first.
+def dropped_characters(library: Library, text: str) -> dict[str, int]:
+    """Return the characters of a text that its tokenizer drops, and how often each occurs; the most frequent first.
 
     The cost is that of listing the text's distinct characters: each of them is looked up once.
     """
-    if not _drops(library):
+    if not _may_drop(library):
         return {}
-    lost = {char: text.count(char) for char in sorted(set(text)) if _is_lost(library, char)}
-    for token in library.get_added_tokens_decoder().values() if lost else ():  # these are found in a text before it is cut
-        for char in set(token.content) & set(lost):
-            lost[char] -= text.count(token.content) * token.content.count(char)
-    return dict(sorted(((char, n) for char, n in lost.items() if n > 0), key=lambda item: -item[1]))
+    dropped = {char: text.count(char) for char in sorted(set(text)) if _is_dropped(library, char)}
+    for token in library.get_added_tokens_decoder().values() if dropped else ():  # these are found before the text is split
+        for char in set(token.content) & set(dropped):
+            dropped[char] -= text.count(token.content) * token.content.count(char)
+    return dict(sorted(((char, n) for char, n in dropped.items() if n > 0), key=lambda item: -item[1]))
 
 
-def _drops(library: Library) -> bool:
+def _may_drop(library: Library) -> bool:
     """Return True if there may be characters that the tokenizer drops."""
     model = library.model
     if type(model).__name__ != "BPE" or model.unk_token is not None:
@@ -37,7 +37,7 @@ def _drops(library: Library) -> bool:
     return not (model.byte_fallback and all(model.token_to_id(token) is not None for token in BYTE_TOKENS))
 
 
-def _is_lost(library: Library, char: str) -> bool:
+def _is_dropped(library: Library, char: str) -> bool:
     """Return True if a symbol that the model sees of a character has no token.
 
     The character is doubled, since a mark that the pre-tokenizer puts before each text, and which is not its own, then counts once.

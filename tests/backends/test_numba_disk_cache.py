@@ -13,9 +13,9 @@ from numba.core import config, types
 from numba.core.caching import FunctionCache
 
 from minimoe import caches
-from minimoe_numba import keeping
+from minimoe_numba import disk_cache
 from minimoe_numba.compiling import function_of, is_cached
-from minimoe_numba.keeping import KernelCache
+from minimoe_numba.disk_cache import KernelCache
 from minimoe_numba.news import COMPILING, news
 
 SIGNATURE = types.int64(types.int64)
@@ -37,7 +37,7 @@ class Kept:
 
     def begin(self):
         """Forget what a process knows, as a new one does."""
-        keeping.folder_for.cache_clear()
+        disk_cache.folder_for.cache_clear()
         news.sent.clear()
         self.said.clear()
 
@@ -63,7 +63,7 @@ def kept(tmp_path, monkeypatch):
     monkeypatch.setattr(news, "sent", set())
     monkeypatch.setenv("MINIMOE_CACHE_DIR", str(made.private))
     yield made
-    keeping.folder_for.cache_clear()
+    disk_cache.folder_for.cache_clear()
 
 
 def test_what_is_kept_is_loaded(kept):
@@ -229,7 +229,7 @@ def test_a_sticky_folder_such_as_tmp_may_hold_ones_own(kept):
 def test_without_a_private_folder_nothing_is_kept(kept, monkeypatch):
     kept.cache.mkdir()
     kept.cache.chmod(0o777)
-    monkeypatch.setattr(keeping, "private_folder", lambda name: None)
+    monkeypatch.setattr(disk_cache, "private_folder", lambda name: None)
     assert [kept.run() for _ in range(2)] == [(42, False)] * 2
     assert "compiled kernels are not kept" in kept.said[0] and not list(kept.cache.rglob("*.nb?"))
 
