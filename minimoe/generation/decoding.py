@@ -20,6 +20,7 @@ from minimoe.model.transformer import Transformer
 from minimoe.pretrained.transformer import PretrainedTransformer
 
 Floats = npt.NDArray[Any]
+ROOM = 4096  # new tokens that a text has room for at first: how many are asked for says little of how many will come
 
 
 class Decoder:
@@ -30,7 +31,7 @@ class Decoder:
         self.model = model
         self.lengths = np.asarray([len(prompt) for prompt in prompts], dtype=np.int32)
         longest = int(self.lengths.max()) + tokens
-        self.texts = np.zeros((len(prompts), longest), dtype=np.int32)
+        self.texts = np.zeros((len(prompts), min(longest, int(self.lengths.max()) + ROOM)), dtype=np.int32)
         for row, prompt in enumerate(prompts):
             self.texts[row, : len(prompt)] = prompt
         self.limit = context_of(model.config)
@@ -53,12 +54,15 @@ class Decoder:
 
     def add(self, tokens: Sequence[int]) -> None:
         """Append a token to each text."""
+        if int(self.lengths.max()) == self.texts.shape[1]:
+            self.texts = np.pad(self.texts, ((0, 0), (0, self.texts.shape[1])))
         self.texts[np.arange(len(self.texts)), self.lengths] = tokens
         self.lengths += 1
 
     def _read(self, most: int | None) -> Array:
         """Clear the cache, read the last `most` tokens of each text, and return the last logits.   [B,1,V]"""
-        counts = self.lengths if most is None else np.minimum(self.lengths, most)
+        longest = int(self.lengths.max())
+        counts = np.minimum(self.lengths, longest if most is None else min(most, longest))  # a claimed context may exceed int32
         width = int(counts.max())
         column = np.arange(width, dtype=np.int32) - (width - counts)[:, None]  # 0, 1, ... after the padding   [B,T]
         mask, positions = column >= 0, np.maximum(column, 0)

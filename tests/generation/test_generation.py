@@ -2,6 +2,7 @@
 
 import tracemalloc
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from minimoe.backend import load
 from minimoe.data.tokenizer import ByteTokenizer, CharTokenizer
 from minimoe.engine.tensor import Tensor
 from minimoe.errors import ConfigError, UserError
+from minimoe.generation import decoding
 from minimoe.generation.decoding import Decoder
 from minimoe.generation.generation import Sampling, Writer, default_prompt, draw, generate, generate_batch, generate_ids, generate_texts
 from minimoe.generation.sampling import likeliest, penalised
@@ -136,6 +138,18 @@ def test_a_cache_for_a_context_that_no_memory_holds_is_refused_and_one_for_less_
     with pytest.raises(ConfigError, match=f"cache: no memory for 1 x {claimed} positions of 2 layers: give it a capacity"):
         mm.Cache(model)
     assert model(np.zeros((1, 3), dtype=np.int32), cache=mm.Cache(model, capacity=4)).shape == (1, 3, 64)
+
+
+@pytest.mark.parametrize("claimed", [2**31, 2**62, 2**80])
+def test_a_context_that_no_memory_holds_changes_no_text(claimed: int) -> None:
+    expected = list(generate_ids(make(max_seq_len=16), [1, 2, 3], 5, GREEDY))
+    assert list(generate_ids(make(max_seq_len=claimed), [1, 2, 3], 5, GREEDY)) == expected
+
+
+def test_texts_grow_as_tokens_come_however_many_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = list(generate_batch(make(), [[1, 2, 3], [4]], 12, GREEDY))
+    monkeypatch.setattr(decoding, "ROOM", 2)
+    assert list(islice(generate_batch(make(), [[1, 2, 3], [4]], 10**20, GREEDY), 12)) == expected
 
 
 @pytest.mark.filterwarnings("ignore::minimoe.errors.Notice")
