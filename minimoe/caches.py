@@ -1,7 +1,7 @@
-"""Where what can be made again is kept for the user, and whether other users could put something there.
+"""Finds the user's cache folder, and tells whether other users can write to a folder.
 
-Compiled kernels are code: whoever can write the folder that they are read from can run code as the user who reads them. So they are read
-from folders and files only that nobody else can write.
+Compiled kernels are code: whoever can write to the folder that they are read from can run code as the user who reads them. So they are
+read only from folders and files that no other user can write to.
 """
 
 import os

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 MOST_MESSAGE = 2000  # characters
-MOST_NAME = 100  # characters; an unknown name that is longer is near to none
+MOST_NAME = 100  # characters; of a longer unknown name only the beginning is compared
 
 
 class UserError(Exception):
@@ -48,7 +48,7 @@ class Interrupted(Exception):
 
 
 class Notice(UserWarning):
-    """What a user should know, and what stops nothing; the command line prints it as one line on standard error."""
+    """A warning that a user should see; the command line prints it as one line on standard error."""
 
 
 def notice(text: str) -> None:

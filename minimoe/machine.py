@@ -1,7 +1,7 @@
 """What this process may use of the machine: processors and memory, as the system and Linux's control groups limit them.
 
 A container's limits are those of a control group (cgroup, version 1 or 2). Groups are nested, and each one above limits as well. Inside
-of a container the path of the own group may be the host's, which is not there; the root is the container's then.
+a container the path of its group may be the host's, which does not exist there; then the root is the container's group.
 """
 
 import math
@@ -64,7 +64,7 @@ def _groups(controller: str) -> Iterator[Path]:
 
 
 def _words(file: Path, count: int) -> list[int | None]:
-    """Return the numbers in the first line of a file, `count` of them; None for each that is absent or no number, such as `max`."""
+    """Return the numbers in the first line of a file, `count` of them; None for each that is absent or not a number, such as `max`."""
     words = [*(_lines(file) or [""])[0].split()[:count]]
     return [int(word) if word.removeprefix("-").isdecimal() else None for word in words] + [None] * (count - len(words))
 

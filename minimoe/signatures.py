@@ -1,4 +1,4 @@
-"""Says what a file is that is not what its name says: a git-lfs pointer, a web page, an archive, a download that did not end."""
+"""Says what a file really is by its first bytes: a git-lfs pointer, a web page, an archive, a download that did not end."""
 
 import re
 
@@ -6,7 +6,7 @@ START = 512  # bytes that `what_it_is` looks at
 LFS = b"version https://git-lfs.github.com/spec/"
 FETCH = "fetch it again: hf download ORG/NAME --local-dir FOLDER"
 
-# What a file's first bytes match, and the end of a sentence that begins with its name. The first match counts.
+# A pattern of a file's first bytes, and the end of a sentence that begins with its name. The first match counts.
 SIGNS: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE | re.DOTALL), meaning)
     for pattern, meaning in (
@@ -14,11 +14,11 @@ SIGNS: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
         (rb"\x00{%d}\Z" % START, f"begins with zeros alone: its download did not end; {FETCH}"),
         (
             re.escape(LFS),
-            "is a git-lfs pointer, which stands for the file until that is fetched: run `git lfs install && git lfs pull` in its folder",
+            "is a git-lfs pointer, since the file itself was not fetched: run `git lfs install && git lfs pull` in its folder",
         ),
         (
             rb"(?:\xef\xbb\xbf)?\s*(?:<!doctype html|<html|<head|<\?xml)",
-            f"is a web page: the download was answered by a page, perhaps one to log in, in place of the file; {FETCH}",
+            f"is a web page, perhaps one to log in, that was downloaded in place of the file; {FETCH}",
         ),
         (
             rb"\s*(?:Entry not found|Repository not found|Invalid (?:username|credentials)|Access to (?:this )?model|Unauthorized|Not Found"
@@ -36,6 +36,6 @@ SIGNS: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
 
 
 def what_it_is(start: bytes) -> str:
-    """Return what a file is by its first `START` bytes, and what to do, as the end of a sentence; "" if nothing odd is known of it."""
+    """Return what a file is by its first `START` bytes, and what to do, as the end of a sentence; "" if no signature matches."""
     start = start[:START]
     return next((meaning for sign, meaning in SIGNS if sign.match(start)), "")

@@ -1,4 +1,4 @@
-"""Reads JSON and TOML that others wrote: every claim is bounded before it costs time or memory.
+"""Reads JSON and TOML that others wrote, within bounds that hold before anything costs time or memory.
 
 A value that passes is nested at most `MOST_DEPTH` deep, has no number too long to compute with, and no text that UTF-8 cannot express. All
 else raises `Malformed`, whose message says what is wrong without naming the file: the caller knows it, and adds it.
@@ -16,7 +16,7 @@ from minimoe.errors import UserError
 MOST_DEPTH = 100  # tables or lists inside each other; what transformers and minimoe write needs fewer than ten
 MOST_TOML = 1_000_000  # bytes; the largest preset takes 2 kB
 MOST_JSON = 10_000_000  # bytes; files that may be larger, such as tokenizer.json, have their own bounds
-MOST_KEY_PARTS = 16  # of a dotted key: tomllib takes time that grows with their square
+MOST_KEY_PARTS = 16  # parts of a dotted key: tomllib's time grows with their square
 
 BYTE_ORDER_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 KEY_PART = r"""(?:"[^"\n]*+"|'[^'\n]*+'|[^\s.=\[\]{},#"']++)[ \t]*+"""

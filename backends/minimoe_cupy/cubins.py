@@ -82,7 +82,7 @@ def compiled(nvrtc: Any, source: str, path: Path, names: Sequence[str], architec
 
 
 def folder() -> Path:
-    """Returns the user's cache; a temporary folder of this process if that cannot be written, or can be by others, whose code would run."""
+    """Returns the user's cache, or a temporary folder of this process if the cache cannot be written or if other users can write to it."""
     place = next(user_caches(), None)
     return place if place is not None and can_be_written(place) and not open_to_others(place) else own_folder()
 

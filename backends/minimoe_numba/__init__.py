@@ -94,12 +94,12 @@ NumbaBackend.proven = {kernel: "on x86-64, by the tests of every commit" for ker
 
 
 def backend_class() -> type[Backend]:
-    """Return the class, whose kernels are known also where they are not compiled."""
+    """Return the class; its kernels can be listed without compiling them."""
     return NumbaBackend
 
 
 def backend() -> Backend:
-    """Return the Numba backend. Raises BackendUnavailable where Numba is told not to compile."""
+    """Return the Numba backend. Raises BackendUnavailable if NUMBA_DISABLE_JIT keeps Numba from compiling."""
     if numba.config.DISABLE_JIT:
         raise BackendUnavailable("backend numba: NUMBA_DISABLE_JIT is set, and its kernels run only when they are compiled: unset it")
     keep_freed_memory()

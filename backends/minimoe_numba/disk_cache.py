@@ -50,9 +50,9 @@ def digest(data: bytes) -> bytes:
 
 @cache
 def folder_for(source: Path, named: str) -> Path | None:
-    """Return the folder for what a source file's functions are compiled to; None if there is no place for it.
+    """Return the folder for the compiled functions of a source file; None if no folder can be written.
 
-    It is in `named` (NUMBA_CACHE_DIR), else beside the source, else in the user's cache. Where others can write it is the user's cache too.
+    It is in `named` (NUMBA_CACHE_DIR), else beside the source, else, or if others can write there, in the user's cache.
     """
     name = _CacheLocator.get_suitable_cache_subpath(str(source))
     for folder in ([Path(named) / name] if named else []) + [source.parent / "__pycache__"]:
@@ -89,7 +89,7 @@ class KernelFiles(IndexDataCacheFile):  # type: ignore[misc]
     """The files of one function."""
 
     def __init__(self, owner: int, **settings: Any) -> None:
-        """owner: of the source, by number: what is trusted as source is trusted as code."""
+        """owner: the user id of the source's owner: who is trusted to write the source is trusted to write its machine code."""
         super().__init__(**settings)
         self.owner = owner
 
@@ -105,7 +105,7 @@ class KernelFiles(IndexDataCacheFile):  # type: ignore[misc]
         return path is not None and self._read(path, self._purpose(key)) is not None
 
     def save(self, key: Any, data: Any) -> None:
-        """Write the code, then the index that names it. Where that is impossible it is said, and the code stays in memory."""
+        """Write the code, then the index that names it. If that is impossible, a message says so, and the code stays in memory."""
         try:
             index = self._load_index()
             free = (name for number in itertools.count(1) if (name := self._data_name(number)) not in index.values())
@@ -181,11 +181,11 @@ class KernelFiles(IndexDataCacheFile):  # type: ignore[misc]
 
 
 class KernelCacheImpl(CompileResultCacheImpl):  # type: ignore[misc]
-    """What Numba asks for the place of a function's files and for the form of what is kept."""
+    """Numba's interface for where a function's files are, and in which form its machine code is stored."""
 
     @property
     def _locator_classes(self) -> list[type[_CacheLocator]]:
-        return [KernelLocator] if CacheImpl._locator_classes else []  # an empty list of Numba's means that nothing is kept
+        return [KernelLocator] if CacheImpl._locator_classes else []  # Numba disables its cache by an empty list
 
 
 class KernelCache(FunctionCache):  # type: ignore[misc]

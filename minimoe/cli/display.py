@@ -97,7 +97,7 @@ class PlainProgress(Listener):
     """Prints a line every `log_every` steps."""
 
     def started(self, trainer: Training) -> None:
-        self.trainer, self.evaluating, self.told = trainer, Evaluating(), 0.0
+        self.trainer, self.evaluating, self.reported = trainer, Evaluating(), 0.0
         self.pace = Pace(trainer.config.train.steps)
         self.said(describe(trainer))
         if trainer.step:
@@ -110,8 +110,8 @@ class PlainProgress(Listener):
         if not done:
             self.evaluating = Evaluating(batches)
         self.evaluating.done = done
-        if self.evaluating.shows and now() - self.told >= OFTEN:
-            self.told = now()
+        if self.evaluating.shows and now() - self.reported >= OFTEN:
+            self.reported = now()
             self.said(f"validating: {done:,} of {batches:,} batches  {self.evaluating.left()}")
 
     def stopping(self) -> None:

@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
         fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 2)
     except SystemExit:
         raise
-    except BaseException as error:  # a library written in Rust may raise what is no Exception
+    except BaseException as error:  # a library written in Rust may raise what is not an Exception
         if isinstance(error, UnexpectedEnd):
             error = error.__cause__ or error
         fail(
@@ -80,7 +80,7 @@ def fail(message: str, code: int) -> NoReturn:
     """Print one line on standard error and end the process."""
     if os.environ.get("MINIMOE_DEBUG") == "1":
         traceback.print_exc()
-    with suppress(OSError):  # where nobody can read it the code says it
+    with suppress(OSError):  # where nobody can read it, the exit code remains
         click.echo(f"minimoe: {' '.join(message.split())}", err=True)
     drop_unwritten()
     sys.exit(code)

@@ -35,7 +35,7 @@ def generate(
     """Generate text with a trained model or a model folder.
 
     The newest run is the default. Text is shown as it is drawn or, with several prompts, when it is complete. What the tokenizer puts
-    before a text is added to a prompt; what of a prompt the model does not read is said.
+    before a text is added to a prompt; a message says which part of a prompt the model does not read.
     """
     from minimoe.generation.generation import Sampling, default_prompt, generate_texts
     from minimoe.generation.generation import generate as generate_text

@@ -16,7 +16,7 @@ from minimoe.errors import ConfigError, nearest
 from minimoe.untrusted import MOST_TOML, Malformed, decode_text, parse_toml, read_bounded
 
 MOST_FILES = 20  # that extend each other
-BUILT_IN = {"source": ("python-docs", "python-code", "python-mix", "digits"), "tokenizer": ("byte", "char")}  # of [data]: no paths
+BUILT_IN = {"source": ("python-docs", "python-code", "python-mix", "digits"), "tokenizer": ("byte", "char")}  # not paths
 BACKSLASH = re.compile(r'"([^"\n]*\\[^"\n]*)"')
 Say = Callable[[str], None]
 
@@ -94,7 +94,7 @@ def _read_text(path: Path, asked: str) -> str:
         raise ConfigError(f"no configuration file {path}") from None
     except Malformed as error:
         raise ConfigError(f"{path}: {error}") from None
-    except ValueError:  # of open(): a path with a NUL
+    except ValueError:  # open() raises it for a path with a NUL
         raise ConfigError(f"no configuration file {str(path)!r}") from None
     except OSError as error:
         raise ConfigError(f"{asked or f'{path}: '}cannot be read: {error.strerror}") from None
@@ -116,7 +116,7 @@ def _is_path(source: str) -> bool:
 
 
 def _same(one: Path | str, other: Path | str) -> bool:
-    """Whether these are one preset, or one file by whatever path."""
+    """Return True if these are the same preset, or the same file under any path."""
     if isinstance(one, str) or isinstance(other, str):
         return one == other and type(one) is type(other)
     return one.resolve() == other.resolve()
@@ -157,6 +157,6 @@ def _beside(name: str, asker: Path, what: str, say: Say) -> Path | None:
             return here if here.exists() else None
         if here.exists() and not here.samefile(beside):
             say(f"{what} means {beside}, beside it, not the file of that name in the working folder")
-    except (OSError, ValueError):  # no path at all: a NUL, or longer than the system allows
+    except (OSError, ValueError):  # not a path: it has a NUL, or is longer than the system allows
         return None
     return beside

@@ -1,4 +1,4 @@
-"""Reads what is no ordinary file: a pipe to its end, with word to the user while it delivers nothing; devices and sockets are refused."""
+"""Reads a pipe to its end, and tells the user while it delivers nothing; devices and sockets are refused."""
 
 import os
 import select
@@ -9,9 +9,9 @@ from pathlib import Path
 
 from minimoe.errors import UserError
 
-SAY_AFTER = 1.0  # seconds without a byte before the user hears of the wait
+SAY_AFTER = 1.0  # seconds without a byte before a message about the wait
 GIVE_UP_AFTER = 10.0  # seconds without a first byte before the pipe is refused
-PROGRESS_AFTER = 2.0  # seconds of reading before the user hears how much there is, and again when the time has doubled
+PROGRESS_AFTER = 2.0  # seconds of reading before a message about its size, repeated whenever the time has doubled
 CHUNK = 1 << 20
 
 
@@ -25,7 +25,7 @@ def size_text(size: float) -> str:
 
 
 def is_pipe(path: Path) -> bool:
-    """Whether the path is a pipe: a named one, `<(command)`, or /dev/stdin in a pipeline. It can be read only once."""
+    """Return True for a pipe: a named one, `<(command)`, or /dev/stdin in a pipeline. It can be read only once."""
     try:
         return stat.S_ISFIFO(path.stat().st_mode)
     except (OSError, ValueError):
@@ -51,14 +51,14 @@ def read_pipe(path: Path, most: int) -> bytes:
 
 
 class _Reading:
-    """One pass over a pipe, and when the user hears of it."""
+    """One pass over a pipe, with the messages that a user gets meanwhile."""
 
     def __init__(self, descriptor: int, path: Path) -> None:
         self.descriptor, self.path = descriptor, path
         self.chunks: list[bytes] = []
         self.size = 0
         self.began = time.monotonic()
-        self.next_word = SAY_AFTER
+        self.next_message = SAY_AFTER
 
     def to_the_end(self, most: int) -> bytes:
         poller = select.poll()
@@ -71,7 +71,7 @@ class _Reading:
             if not chunk:
                 break
             if not self.chunks:
-                self.next_word = max(PROGRESS_AFTER, self._passed())
+                self.next_message = max(PROGRESS_AFTER, self._passed())
             self.chunks.append(chunk)
             self.size += len(chunk)
             self._progress()
@@ -81,8 +81,8 @@ class _Reading:
         return time.monotonic() - self.began
 
     def _next(self) -> float:
-        """When something is due, in seconds from the beginning."""
-        return self.next_word if self.chunks else min(self.next_word, GIVE_UP_AFTER)
+        """Return when a message or a refusal is due, in seconds from the beginning."""
+        return self.next_message if self.chunks else min(self.next_message, GIVE_UP_AFTER)
 
     def _nothing_came(self) -> None:
         if self.chunks:
@@ -91,16 +91,16 @@ class _Reading:
             raise UserError(
                 f"{self.path}: nothing came through this pipe in {GIVE_UP_AFTER:g} seconds: start what writes into it first, or give a file"
             )
-        elif self._passed() >= self.next_word:
-            self.next_word = float("inf")
+        elif self._passed() >= self.next_message:
+            self.next_message = float("inf")
             _say(f"waiting for data from the pipe {self.path} (ctrl-C stops)")
 
     def _progress(self) -> None:
-        if self._passed() >= self.next_word:
-            self.next_word = 2 * self._passed()
+        if self._passed() >= self.next_message:
+            self.next_message = 2 * self._passed()
             _say(f"reading the pipe {self.path}: {size_text(self.size)} so far")
 
 
 def _say(text: str) -> None:
-    """Tell the user at once, also where progress is not shown: a wait without a word looks like a fault."""
+    """Print a message at once, also where progress is not shown: a wait without one looks like a fault."""
     print(text, file=sys.stderr, flush=True)

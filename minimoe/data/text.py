@@ -129,7 +129,7 @@ def _too_large(path: Path, most: int) -> str:
 def read_folder(folder: Path, as_text: Decode = decode) -> Text:
     """Return the text files below a folder, sorted by path, and say what was left out.
 
-    Hidden and empty files are skipped without a word. Raises `UserError` if nothing is left, or if all together are too large.
+    Hidden and empty files are skipped silently. Raises `UserError` if nothing is left, or if all together are too large.
     """
     paths = sorted((path for path in walk(folder, set()) if path.is_file()), key=lambda path: path.relative_to(folder).as_posix())
     texts: list[str] = []

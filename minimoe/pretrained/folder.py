@@ -146,7 +146,7 @@ def _blobs(home: Path) -> Path | None:
 
 
 def real_file(folder: Path, name: str) -> Path | None:
-    """Return the path at which an entry of a folder is no link: its own, or that of a blob of the hub's cache; None for other links."""
+    """Return the path of an entry of a folder or, for a link into the hub's cache, that of the blob; None for other links."""
     if not (folder / name).is_symlink():
         return folder / name
     real = Path(os.path.realpath(folder / name))
@@ -195,7 +195,7 @@ def _read_index(folder: Path) -> dict[str, str]:
 
 
 def _check_index(folder: Path, weight_map: Mapping[str, str], file_of: Mapping[str, TensorFile]) -> None:
-    """Check that each tensor of the index is in the file that it names. What it does not list is read all the same, and said.
+    """Check that each tensor of the index is in the file that it names. A tensor that it does not list is read too, with a notice.
 
     transformers does so too: it reads whatever is in the files that the index names.
     """

@@ -46,7 +46,7 @@ Key = tuple["ResidentExperts", int]
 
 
 class Lease:
-    """Experts of one layer that somebody uses: they stay in memory until every holder has let go of them."""
+    """Experts of one layer that are in use: they stay in memory until every holder has released them."""
 
     def __init__(self, layer: ResidentExperts, experts: Sequence[int], runs: bool) -> None:
         self.layer, self.keys = layer, [(layer, e) for e in experts]
@@ -65,7 +65,7 @@ class WeightCache:
         self.pins: Counter[Key] = Counter()  # leases of each expert
         self.running = 0  # leases whose layer computes at this moment
         self.changed = threading.Condition()  # notified when a layer has run
-        self.queue: deque[object] = deque()  # who waits for room, first come, first served
+        self.queue: deque[object] = deque()  # leases that wait for room, first come, first served
         self.gone: deque[Lease] = deque()  # leases of which an array is gone; filled by the garbage collector, at any moment
 
     def add_dense(self, size: int) -> None:
@@ -106,8 +106,8 @@ class WeightCache:
     def _end(self, lease: Lease) -> None:
         if lease.holders:  # it has begun
             self.running -= lease.runs
-            self._let_go(lease)
-            self._let_go_of_what_is_gone()
+            self._release(lease)
+            self._release_collected()
             self.changed.notify_all()
 
     def hold_for(self, array: Any, lease: Lease) -> None:
@@ -115,15 +115,15 @@ class WeightCache:
         lease.holders += 1
         weakref.finalize(array, self.gone.append, lease).atexit = False
 
-    def _let_go(self, lease: Lease) -> None:
+    def _release(self, lease: Lease) -> None:
         lease.holders -= 1
         if not lease.holders:
             self.pins.subtract(lease.keys)
             self.pins = +self.pins
 
-    def _let_go_of_what_is_gone(self) -> None:
+    def _release_collected(self) -> None:
         while self.gone:
-            self._let_go(self.gone.popleft())
+            self._release(self.gone.popleft())
 
     def _wait_for_room(self, lease: Lease) -> None:
         """Return when those of these experts that are not in memory have room, or when waiting would not make any."""
@@ -141,7 +141,7 @@ class WeightCache:
         Nothing is evicted while gradients are recorded, and what graphs hold stays: then the bound is exceeded.
         """
         assert self.budget is not None
-        self._let_go_of_what_is_gone()
+        self._release_collected()
         size = lease.layer.expert_size
         excess = self.used + self.unread + size * sum(not layer.resident[e] for layer, e in lease.keys) - self.budget
         if excess <= 0 or grad_enabled():

@@ -1,8 +1,8 @@
-"""What stands beside a model's weights and configuration in its folder, and is carried along when the model is written elsewhere.
+"""Decides which other files of a model's folder are copied when the model is written elsewhere.
 
-Carried is what belongs to the model whatever it is called: tokenizers, chat templates, settings of generation and of image processors,
-model cards, licences. Left out are weights in any format and their indices, code, links, hidden files, folders, and what would be wrong
-beside the new weights.
+Files that belong to the model are copied, whatever their names: tokenizers, chat templates, settings of generation and of image processors,
+model cards, licences. Weights in any format and their indices, code, links, hidden files and folders are left out, and so is what would be
+wrong beside the new weights.
 """
 
 import os
@@ -88,7 +88,7 @@ def _by_name(name: str) -> str:
 
 
 def _by_content(path: Path) -> str:
-    """Return why a file is left out that its name does not condemn, or ""."""
+    """Return why a file whose name says nothing against it is left out, or ""."""
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
         return "folders" if stat.S_ISDIR(mode) else "neither files nor folders"

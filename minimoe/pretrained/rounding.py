@@ -17,8 +17,8 @@ NARROW = {
 def losses(name: str, values: Array, packed: Array, dtype: str) -> list[str]:
     """Return a line for each loss between float `values` and the same `packed` as `dtype` (F16, F32, or BF16 as uint16).   [...], [...]
 
-    A number beyond the dtype's range is always said. Numbers that become 0 are said if they are more than half of those that were not 0:
-    a few tiny ones among others change nothing.
+    A number beyond the dtype's range is always reported. Numbers that become 0 are reported if they are more than half of those that were
+    not 0: a few tiny ones among others change nothing.
     """
     if dtype not in NARROW or values.dtype.itemsize <= STORED[dtype].itemsize:
         return []

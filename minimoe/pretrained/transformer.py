@@ -58,8 +58,8 @@ class PretrainedTransformer(Transformer):
             raise UserError("encode: this model has no tokenizer: give it one, as in model.tokenizer = load_tokenizer(path)")
         ids = self.tokenizer.encode_prompt(text) if self.config.causal else self.tokenizer.encode_template(text)
         check_rows(self.tokenizer, ids, self.config.vocab_size or 0, "text")
-        for said in note_of_dropped(self.tokenizer, text, "the text"):
-            notice(said)
+        for text_of_note in note_of_dropped(self.tokenizer, text, "the text"):
+            notice(text_of_note)
         return ids
 
     def save_pretrained(self, path: str | Path, dtype: str | None = None) -> None:

@@ -1,6 +1,6 @@
-"""Paths that people give for a model and that are none: a name on the Hugging Face hub, a folder of its cache, a single file.
+"""Refuses paths that people give in place of a model's folder: a name on the Hugging Face hub, a folder of its cache, a single file.
 
-Each is refused with what it is and with what to give in its place; so is a folder whose weights minimoe does not read.
+The message says what the path is, and what to give instead. A folder whose weights minimoe does not read is refused in the same way.
 """
 
 import os
@@ -33,7 +33,7 @@ OTHER_KINDS = {
 
 
 def refuse_wrong_path(path: Path | str) -> None:
-    """Raise `CheckpointError` for a path that is none of a model, if it is known what it is and what would be right."""
+    """Raise `CheckpointError` for a path that is not a model's folder, if minimoe recognises it and knows what to give instead."""
     text, path = str(path), Path(path)
     try:
         mode = os.stat(path).st_mode

@@ -28,7 +28,7 @@ class _Row(msgspec.Struct):
     step: Count
     loss: float | None = None
     val_loss: float | None = None
-    val_loss_sampled: float | None = None  # of the last line, by which it is compared with the lines before
+    val_loss_sampled: float | None = None  # only in the last line: what is compared with the lines before
     val_accuracy: float | None = None
 
 
@@ -40,7 +40,7 @@ def _summary(run: Run) -> dict[str, Any]:
         rows.extend(_quick_rows(run.metrics_file.path))
         steps = run.config.train.steps
     except UserError as error:
-        if not isinstance(error.__cause__, UnknownName):  # of a router or an optimizer whose package is not installed here
+        if not isinstance(error.__cause__, UnknownName):  # the package of a router or an optimizer is not installed here
             status["state"] = "damaged"
     losses = [row.val_loss for row in rows if row.val_loss is not None]
     compared = [row.val_loss if row.val_loss_sampled is None else row.val_loss_sampled for row in rows]

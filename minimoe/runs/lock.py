@@ -1,7 +1,7 @@
 """One process at a time trains in a run's folder: it holds `training.lock` from before it reads anything until it ends.
 
 The kernel holds the lock (flock; on Windows msvcrt.locking), so that it ends with the process, however that ends, and holds between
-containers that share a folder, where a process's number says nothing. The text in the file names the owner for a message, no more.
+containers that share a folder, where a process's number says nothing. The text in the file names the owner, for messages only.
 
 Where a file system has no such locks, the file itself is the lock. It is made by one process alone, and counts until that process removes
 it or is provably dead: gone from the same boot and the same PID namespace. Else a person must remove it, and the message says so.

@@ -16,7 +16,7 @@ from minimoe.untrusted import Malformed, parse_json_object
 NAME = "metrics.jsonl"
 TIMED = re.compile(rb'("(?:step_ms|tokens_per_s|elapsed_s)": )[^,}]*')
 EVALUATION = re.compile(rb', "val_.*\}$')  # the end of a line, if its step was evaluated
-MOST_SHOWN = 5  # problems of one kind that are said one by one
+MOST_SHOWN = 5  # problems of one kind that are listed one by one
 
 
 class Digest:
@@ -78,7 +78,7 @@ def examine(lines: Iterable[bytes], step: int | None = None, sha256: str | None 
         if step is None or at <= step:
             kept.append(line)
             steps.append(at)
-    known = sha256 is not None and agree(kept, sha256)  # what they lack was lost, and said, before that checkpoint
+    known = sha256 is not None and agree(kept, sha256)  # lines that they lack were lost, and reported, before that checkpoint
     faults = [] if known else _out_of_sequence(steps, max(steps, default=0) if step is None else step)
     problems = _first_of(unreadable, "lines cannot be read") + _first_of(faults, "faults of this kind")
     if not problems and sha256 is not None and not known:

@@ -115,7 +115,7 @@ def read_status(run: Path) -> dict[str, Any]:
 
 
 def status_to_change(run: Path) -> dict[str, Any]:
-    """Return the same, to be written again with changes. Raises `OSError` if the system cannot read it now: its fields would be lost."""
+    """Return a run's status.json, to be written with changes. Raises `OSError` if it cannot be read now, since its fields would be lost."""
     try:
         return checked(parse_json_object(read_regular(run / "status.json")), Status)
     except (FileNotFoundError, Malformed):

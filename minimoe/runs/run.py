@@ -66,7 +66,7 @@ class Run:
         cls, config: Config, out: Path | None, root: Path = RUNS, extra: Mapping[str, Any] | None = None,
         kept: bytes | None = None, say: Callable[[str], None] = lambda _: None,
     ) -> "Run":  # fmt: skip
-        """Make the folder of a run that is none until it is published: what it needs can be written before. See `create`."""
+        """Make a folder that becomes a run when it is published; what the run needs can be written before. See `create`."""
         fields = {**environment(), "weights": "seed", **(extra or {})}
         try:
             if out is None:
@@ -141,8 +141,8 @@ class Run:
     def with_kept_text(self, config: Config) -> Config:
         """Return a saved configuration with the path of `data.txt`, if the run keeps its text there."""
         kept = self.path.absolute() / DATA
-        mine = config.data.source == DATA or Path(config.data.source).absolute() == kept
-        return replace(config, data=replace(config.data, source=str(kept))) if mine and kept.is_file() else config
+        is_kept = config.data.source == DATA or Path(config.data.source).absolute() == kept
+        return replace(config, data=replace(config.data, source=str(kept))) if is_kept and kept.is_file() else config
 
     def short(self, source: str) -> str:
         """Return a source as files of the run name it: `data.txt` without its path, so that the folder may be moved."""
@@ -208,7 +208,7 @@ class Run:
         checkpoint.prune(self.checkpoint_folder, self.config.train.keep, checkpoint.read_best(self.checkpoint_folder))
 
     def drop_bad(self, before: int) -> Path | None:
-        """Remove the newest checkpoints, down to a good one of a step below `before`.   -> that one; None, and nothing removed, without"""
+        """Remove the checkpoints after the newest good one of a step below `before`.   -> that one; None if there is none, and none is removed"""
         folder = self.checkpoint_folder
         best = checkpoint.read_best(folder)
         for found in reversed(checkpoint.checkpoints(folder)):
@@ -258,7 +258,7 @@ class Run:
     # ---- status ------------------------------------------------------------------------------------------------------------
 
     def claim(self) -> None:
-        """Take the lock of the folder: nothing is read to go on from it, and nothing written, without. Raises `CheckpointError`."""
+        """Take the lock of the folder, which comes before any reading or writing by training. Raises `CheckpointError`."""
         with writing(self.path / LOCK):
             self.lock.take()
         status = read_status(self.path)

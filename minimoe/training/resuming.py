@@ -26,8 +26,8 @@ KEYS_OF = {
 def checkpoint_to_resume(run: Run, config: Config, task: Task, machine: Mapping[str, Any], listener: Listener) -> Checkpoint | None:
     """Load the run's newest whole checkpoint, or the one that was named; None if the run has not begun.
 
-    machine: what env.json records besides versions. The listener is told of newer checkpoints that are damaged, and of what has changed
-    since. Raises `CheckpointError` if the checkpoint does not fit the run's configuration or data, or if all steps are done.
+    machine: what env.json records besides versions. The listener is warned of newer checkpoints that are damaged, and of what has
+    changed since. Raises `CheckpointError` if the checkpoint does not fit the run's configuration or data, or if all steps are done.
     """
     if run.newest_checkpoint() is None:
         if run.has_begun():

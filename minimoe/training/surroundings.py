@@ -92,7 +92,7 @@ def save_signals() -> Iterator[list[int]]:
 
 @contextmanager
 def _handled(handler: Callable[[int, Any], None], *names: str) -> Iterator[None]:
-    """Handle those of the signals that the system has, and that are ours to handle.
+    """Handle those of the signals that the system has and nobody else handles.
 
     One that is ignored stays ignored (`nohup`, a job in the background of a script). Where a program that calls minimoe handles SIGHUP or
     SIGUSR1 itself, it keeps them.
@@ -102,8 +102,8 @@ def _handled(handler: Callable[[int, Any], None], *names: str) -> Iterator[None]
         for name in names:
             number = getattr(signal, name, None)  # Windows has neither SIGHUP nor SIGUSR1
             given = signal.SIG_IGN if number is None else signal.getsignal(number)
-            ours = given not in (signal.SIG_IGN, None) if name in ("SIGINT", "SIGTERM") else given is signal.SIG_DFL
-            if number is not None and ours and threading.current_thread() is threading.main_thread():  # Python allows it in no other
+            free = given not in (signal.SIG_IGN, None) if name in ("SIGINT", "SIGTERM") else given is signal.SIG_DFL
+            if number is not None and free and threading.current_thread() is threading.main_thread():  # Python allows it in no other
                 before[number] = signal.signal(number, handler)
         yield
     finally:

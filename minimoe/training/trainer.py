@@ -93,7 +93,7 @@ class Trainer:
 
     def _warn(self) -> None:
         notes = () if self.task.corpus is None else self.task.corpus.notes
-        hints = self.config.train.warnings()  # of what the configuration itself shows: not for those who asked for no progress
+        hints = self.config.train.warnings()  # they follow from the configuration alone: --quiet hides them
         for text in (*notes, *self.config.warnings()):
             (self.listener.said if text in hints else self.listener.warned)(f"warning: {text}")
 
@@ -134,7 +134,7 @@ class Trainer:
                 if row.get("loss") is not None:
                     self.listener.logged([row])
                 self._settle(row)
-            elif self.checkpointer.is_better(row):  # a kill came before the checkpoint was told
+            elif self.checkpointer.is_better(row):  # a kill came before the checkpoint recorded it
                 self._settle(row)
         if not self.checkpointer.bad_steps():
             self.folder.prune()
@@ -158,7 +158,7 @@ class Trainer:
         return self.step == self.config.train.steps
 
     def _evaluates(self) -> bool:
-        """Whether an evaluation belongs to the step that was done last."""
+        """Return True if an evaluation belongs to the step that was done last."""
         every = self.config.train.eval_every
         return self._is_last() or (every > 0 and self.step % every == 0)
 

@@ -13,8 +13,8 @@ from minimoe.errors import CheckpointError, UserError
 from minimoe.pretrained.loading import open_model
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 99\n"
-POINTER = "is a git-lfs pointer, which stands for the file until that is fetched: run `git lfs install && git lfs pull` in its folder"
-PAGE = "is a web page: the download was answered by a page"
+POINTER = "is a git-lfs pointer, since the file itself was not fetched: run `git lfs install && git lfs pull` in its folder"
+PAGE = "is a web page, perhaps one to log in, that was downloaded in place of the file"
 LOOKALIKES = [
     (LFS, POINTER),
     (b"<!DOCTYPE html>\n<html><head><title>Sign in</title>", PAGE),

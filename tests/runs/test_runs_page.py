@@ -50,8 +50,11 @@ def test_the_page_names_every_field_of_env_json(runs: list[TrainedRun]) -> None:
 
 def test_the_page_names_every_file(runs: list[TrainedRun], tmp_path: Path) -> None:
     piped = Run.create(runs[0].config, tmp_path / "piped", kept=b"what came through a pipe")
+    piped.metrics_file.path.write_bytes(b"damaged\n")
+    assert piped.go_back(0, None)
+    locked = {path.name for path in piped.path.iterdir()}
     piped.release()
-    found = {path.name for path in (*runs[0].path.iterdir(), *piped.path.iterdir())} | {"last"}
+    found = {path.name for path in runs[0].path.iterdir()} | locked | {"last"}
     assert (runs[0].path.parent / "last").is_file()
     assert {name.rstrip("/") for name in named("The folder")} == found
     step = runs[0].path / "checkpoints" / "step-000004"

@@ -22,7 +22,7 @@ from minimoe.reference.routers import find
 
 Json = dict[str, Any]
 MOST_NUMBER = 2**63 - 1
-MOST_FLOAT = 3.4028234663852886e38  # of float32, in which models compute
+MOST_FLOAT = 3.4028234663852886e38  # float32's largest number: models compute in it
 Tables = dict[str, dict[str, Any]]  # {"model": {...}, "moe": {...}} as in a TOML file
 
 # Settings that do not change a prediction: a family need not express them.

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from minimoe.pretrained.quantised import FLOAT8
 
 PIECE = 1 << 22  # numbers that are searched at a time
-FNUZ_NAN = 0x80  # the one code of float8's FNUZ formats that is no number
+FNUZ_NAN = 0x80  # the one code of float8's FNUZ formats that is NaN
 
 Array = npt.NDArray[Any]
 Tell = Callable[[str], None]

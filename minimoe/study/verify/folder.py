@@ -55,7 +55,7 @@ def checks_of_folder(path: Path, tell: Tell) -> Iterator[Check]:
 
 
 def _without(path: Path, error: UserError) -> str:
-    """Return a message without the folder's name, which is said once."""
+    """Return a message without the folder's name, which the first line has."""
     return str(error).removeprefix(f"{path}/").removeprefix(f"{path}: ")
 
 
@@ -71,8 +71,8 @@ def _weight_files(path: Path) -> tuple[list[str], Check | None]:
             names = list(folder.files)
             tensors = len(folder.keys())
     except CheckpointError as error:
-        told = not (path / CONFIG).exists() or any(str(error).startswith(str(path / name)) for name in found)  # on the line of that file
-        return found, None if told else problem(INDEX if sharded else WEIGHTS, _without(path, error))
+        reported = not (path / CONFIG).exists() or any(str(error).startswith(str(path / name)) for name in found)  # by that file's check
+        return found, None if reported else problem(INDEX if sharded else WEIGHTS, _without(path, error))
     return names, ok(INDEX, f"{len(names)} shards have all {tensors:,} tensors") if sharded else None
 
 
