@@ -198,7 +198,7 @@ def load(name: str = "auto") -> Backend:
 
 @cache
 def made_once(name: str) -> Backend:
-    """Do the work of `load`."""
+    """Make the backend of a name, once; `load` lets one thread at a time do so."""
     if name == "auto":
         return _first_that_runs()
     entry = _entry(name)

@@ -25,7 +25,7 @@ OFTEN = 10.0  # seconds between the lines about one
 def listener(quiet: bool) -> Listener:
     """Return the listener that suits where the output goes."""
     if quiet:
-        return WarningsAlone()
+        return WarningsOnly()
     return LiveProgress() if sys.stderr.isatty() else PlainProgress()
 
 
@@ -60,7 +60,7 @@ class Pace:
         return None if self.began is None or not done else max(1.0, (now() - self.began) / done * (self.steps - step))
 
 
-class WarningsAlone(Listener):
+class WarningsOnly(Listener):
     """Shows no progress, and prints warnings to standard error: what --quiet asks for."""
 
     def warned(self, text: str) -> None:
@@ -69,7 +69,7 @@ class WarningsAlone(Listener):
 
 
 class Evaluating:
-    """How far an evaluation is; one that is done within `SOON` seconds is not worth showing."""
+    """The progress of an evaluation, which is shown if it takes more than `SOON` seconds."""
 
     def __init__(self, batches: int = 0) -> None:
         self.done, self.batches, self.began = 0, batches, now()
@@ -116,7 +116,7 @@ class PlainProgress(Listener):
 
     def stopping(self) -> None:
         text = stopping_text(self.trainer, self.evaluating.done < self.evaluating.batches)
-        with suppress(OSError, AttributeError, ValueError):  # nothing that is a file
+        with suppress(OSError, AttributeError, ValueError):  # standard error is not a file
             os.write(sys.stderr.fileno(), f"{text}\n".encode())
 
     def logged(self, rows: list[dict[str, Any]]) -> None:
@@ -139,7 +139,7 @@ class PlainProgress(Listener):
         self.said(text + (f"  SKIPPED {skipped}" if skipped else ""))
 
     def said(self, text: str) -> None:
-        with suppress(OSError):  # the terminal or the pipe's reader went away, which is no reason to lose a run
+        with suppress(OSError):  # the terminal or the pipe's reader went away, and the run goes on without it
             print(text, file=sys.stderr, flush=True)
 
 
@@ -192,7 +192,7 @@ class LiveProgress(Listener):
             self.row = row
 
     def said(self, text: str) -> None:
-        with suppress(OSError):  # the terminal went away, which is no reason to lose a run
+        with suppress(OSError):  # the terminal went away, and the run goes on without it
             if hasattr(self, "live"):
                 self.live.console.print(text, style="yellow", markup=False)
             else:

@@ -119,7 +119,7 @@ def convert(table: Mapping[str, Any], kind: type[Any], path: str) -> Any:
         where = where.rstrip("`")
         message = f"{message[0].lower()}{message[1:].replace('`', '').replace(' | null', '')}"
         raise ConfigError(f"{path}{where}: {with_toml(message, value_at(table, where))}") from None
-    except UnicodeEncodeError:  # of a command line that is not UTF-8
+    except UnicodeEncodeError:  # the command line was not UTF-8
         raise ConfigError(f"{path}: has text that is not valid Unicode") from None
 
 

@@ -40,7 +40,7 @@ def check_type(key: str, value: object, field: FieldInfo) -> object:
         return convert(value, field.type)
     except ValidationError as error:
         raise ConfigError(f"{key}: {str(error)[0].lower()}{str(error)[1:].replace('`', '')}") from None
-    except UnicodeEncodeError:  # of a command line that is not UTF-8
+    except UnicodeEncodeError:  # the command line was not UTF-8
         raise ConfigError(f"{key}: has text that is not valid Unicode") from None
 
 

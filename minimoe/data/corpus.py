@@ -72,7 +72,7 @@ def whole_corpus(
 ) -> Corpus:
     """Load all of a source as both splits, to measure a trained model on.
 
-    With `sha256`, the digest that a run recorded, a text is read as earlier versions of minimoe did if only so it has this digest.
+    With `sha256`, the digest that a run recorded, a text that has this digest only as earlier versions of minimoe read it is read that way.
     Raises `UserError` if the source is missing, binary or empty.
     """
     found = read_as_recorded(source, base, sha256)
@@ -149,7 +149,7 @@ def read_source(source: str, base: Path | None = None, as_text: Decode = decode)
 
 
 def read_as_recorded(source: str, base: Path | None, sha256: str | None) -> Source:
-    """Read a source, as earlier versions of minimoe did if only so its text has the digest `sha256`."""
+    """Read a source; if its text has the digest `sha256` only as earlier versions of minimoe read it, read it that way."""
     found = read_source(source, base)
     if sha256 is None or found.piped or digest(found.text) == sha256:
         return found
@@ -159,7 +159,7 @@ def read_as_recorded(source: str, base: Path | None, sha256: str | None) -> Sour
         return found
     if digest(before.text) != sha256:
         return found
-    note = f"{source}: read as when the run began: a byte order mark is a character, what is compressed or in UTF-16 is left out"
+    note = f"{source}: read as when the run began: byte order marks are kept, and compressed or UTF-16 files are left out"
     return replace(before, notes=(note, *before.notes))
 
 

@@ -26,7 +26,7 @@ from minimoe.untrusted import Malformed, decode_text, parse_json, read_bounded
 Ids = npt.NDArray[np.int32]
 REPLACEMENT = "\ufffd"  # Unicode's replacement for bytes that are not text; minimoe also uses it for unknown ids
 BUILT_IN = ("byte", "char")
-PROBES = 1000  # names of tokens that are encoded to see what precedes a text; the first will do, but for odd vocabularies
+PROBES = 1000  # names of tokens that are encoded to see what precedes a text; the first suffices in all but odd vocabularies
 MOST_JSON = 200_000_000  # bytes of a tokenizer.json; those of vocabularies of 260,000 tokens take 35 MB
 
 
@@ -247,7 +247,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @cached_property
     def _before(self) -> list[int]:
-        """The ids that the tokenizer puts before a text: those before the first that is part of a probe, which any token's name may be."""
+        """The ids that the tokenizer puts before a text, found by encoding the name of a token, whichever works."""
         for name in islice(self._tokenizer.get_vocab(with_added_tokens=True), PROBES):
             with suppress(UserError), library_errors(name):  # a name that cannot be encoded as text
                 found = self._tokenizer.encode(name, add_special_tokens=True)
@@ -276,7 +276,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
 @contextmanager
 def library_errors(what: str) -> Iterator[None]:
-    """Raise `UserError` for an error of the library, which has no class of its own, and for a panic of its Rust code, no `Exception`."""
+    """Raise `UserError` for any error of the library, and for a panic of its Rust code, which is not an `Exception`."""
     try:
         yield
     except BaseException as error:

@@ -20,7 +20,7 @@ from minimoe.model.transformer import Transformer
 from minimoe.pretrained.transformer import PretrainedTransformer
 
 Floats = npt.NDArray[Any]
-ROOM = 4096  # new tokens that a text has room for at first: how many are asked for says little of how many will come
+ROOM = 4096  # new tokens that a text has room for at first: most texts end before they have all that were asked for
 
 
 class Decoder:

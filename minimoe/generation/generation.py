@@ -49,13 +49,12 @@ def generate_batch(
 
 
 def _warn_of_cut(model: Transformer, rows: list[list[int]]) -> None:
-    """Give a `Notice` of prompts that are longer than the model's context."""
+    """Warn of prompts that are longer than the model's context."""
     limit = context_of(model.config)
     for number, row in enumerate(rows, 1):
         if limit is not None and len(row) > limit:
             which = f"prompt {number} of {len(rows)}" if len(rows) > 1 else "the prompt"
-            said = f"{which} has {len(row):,} tokens: the model's context holds its last {limit:,}, and the others are not read"
-            notice(said)
+            notice(f"{which} has {len(row):,} tokens: the model's context holds its last {limit:,}, and the others are not read")
 
 
 def _drawn(model: Transformer, rows: list[list[int]], tokens: int, how: Sampling) -> Iterator[list[int | None]]:

@@ -165,7 +165,7 @@ class Module:
             parameter.own()[...] = parameter.backend.xp.astype(value, parameter.data.dtype)
 
     def check_state(self, arrays: Mapping[str, Any]) -> None:
-        """Compare names and shapes of arrays with those of the parameters, which need no numbers yet. Raises CheckpointError."""
+        """Compare names and shapes of arrays with those of the parameters, which need not be filled yet. Raises CheckpointError."""
         state = dict(self.named_state())
         missing, unexpected = sorted(set(state) - set(arrays)), sorted(set(arrays) - set(state))
         if missing or unexpected:

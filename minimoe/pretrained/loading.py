@@ -71,7 +71,7 @@ def open_model(
 def model_folder(given: str | Path) -> Path | None:
     """Return the path if it is a model folder, or one whose fault `ModelFolder` will name; else None.
 
-    Raises `CheckpointError` for what is known to be no model: a file of weights, a folder of the hub's cache, a name on the hub.
+    Raises `CheckpointError` for what is known not to be a model: a file of weights, a folder of the hub's cache, a name on the hub.
     """
     refuse_wrong_path(given)
     path = Path(given)

@@ -35,7 +35,7 @@ WORDS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16
 OF_A_TOKENIZER = re.compile(r"(tokenizer|special_tokens|added_tokens|vocab|merges|spiece|sentencepiece|chat_template)|.*\.tiktoken$")
 TOKENIZER_CONFIG = "tokenizer_config.json"
 AS_IT_IS = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-"""Its contents for a tokenizer.json that AutoTokenizer is to run as it is. Without a class, it would rebuild it as that of the family."""
+"""With this content AutoTokenizer runs tokenizer.json unchanged; without a class it would rebuild the tokenizer usual for the family."""
 KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id")  # of a config.json whose model was changed
 
 

@@ -208,7 +208,10 @@ class Run:
         checkpoint.prune(self.checkpoint_folder, self.config.train.keep, checkpoint.read_best(self.checkpoint_folder))
 
     def drop_bad(self, before: int) -> Path | None:
-        """Remove the checkpoints after the newest good one of a step below `before`.   -> that one; None if there is none, and none is removed"""
+        """Remove the checkpoints after the newest good one of a step below `before`, and return that.
+
+        If there is no good one, return None and remove nothing.
+        """
         folder = self.checkpoint_folder
         best = checkpoint.read_best(folder)
         for found in reversed(checkpoint.checkpoints(folder)):
