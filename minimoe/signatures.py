@@ -11,7 +11,7 @@ SIGNS: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE | re.DOTALL), meaning)
     for pattern, meaning in (
         (rb"\Z", f"is empty: its download did not begin; {FETCH}"),
-        (rb"\x00{%d}\Z" % START, f"begins with zeros alone: its download did not end; {FETCH}"),
+        (rb"\x00{%d}\Z" % START, f"begins with nothing but zeros: its download did not end; {FETCH}"),
         (
             re.escape(LFS),
             "is a git-lfs pointer, since the file itself was not fetched: run `git lfs install && git lfs pull` in its folder",
@@ -23,7 +23,7 @@ SIGNS: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
         (
             rb"\s*(?:Entry not found|Repository not found|Invalid (?:username|credentials)|Access to (?:this )?model|Unauthorized|Not Found"
             rb"|AccessDenied|\{\"error\")",
-            f"is a server's refusal in place of the file: log in (hf auth login), accept the model's terms, and {FETCH}",
+            f"is a server's error message in place of the file: log in (hf auth login), accept the model's terms, and {FETCH}",
         ),
         (rb"GGUF", "is GGUF, the format of llama.cpp: minimoe reads the folder that it was made of, with *.safetensors"),
         (rb"\x89HDF\r\n", "is HDF5, TensorFlow's format: minimoe reads folders with *.safetensors"),

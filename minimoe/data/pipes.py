@@ -89,7 +89,8 @@ class _Reading:
             self._progress()
         elif self._passed() >= GIVE_UP_AFTER:
             raise UserError(
-                f"{self.path}: nothing came through this pipe in {GIVE_UP_AFTER:g} seconds: start what writes into it first, or give a file"
+                f"{self.path}: nothing came through this pipe in {GIVE_UP_AFTER:g} seconds: "
+                "start the program that writes to it first, or give a file"
             )
         elif self._passed() >= self.next_message:
             self.next_message = float("inf")

@@ -43,9 +43,9 @@ LEFT: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
 
 
 class OtherFiles(NamedTuple):
-    """The other files of a model folder: those that are carried, by name, and those that are not, with the reason."""
+    """The other files of a model folder: those that are copied, by name, and those that are not, with the reason."""
 
-    carried: dict[str, Path]
+    copied: dict[str, Path]
     left: dict[str, str]
 
     def what_is_left(self) -> str:
@@ -76,7 +76,7 @@ def other_files(folder: Path, read: Collection[str]) -> OtherFiles:
         if reason or path is None:
             found.left[entry] = reason
         else:
-            found.carried[entry] = path
+            found.copied[entry] = path
     return found
 
 

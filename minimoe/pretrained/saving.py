@@ -80,7 +80,7 @@ def save_pretrained(
     config["dtype"] = dtype or tensors.main_dtype
     if provenance is not None and same:
         tensors.keep(provenance)
-    files = provenance.other_files().carried if provenance is not None else {}
+    files = provenance.other_files().copied if provenance is not None else {}
     texts = {}
     if tokenizer is not None and not _holds(files.get(TOKENIZER), tokenizer):
         texts[TOKENIZER] = tokenizer.to_json()

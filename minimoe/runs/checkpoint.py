@@ -108,7 +108,7 @@ def replace_state(folder: Path, state: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{folder}: cannot be saved: {reason(error)} (earlier checkpoints are untouched)") from error
 
 
-def not_finite(arrays: Arrays) -> str | None:
+def first_not_finite(arrays: Arrays) -> str | None:
     """Return the name of the first array with a number that is not finite; None if there is none."""
     import numpy as np
 
@@ -243,7 +243,7 @@ def is_good(folder: Path, best: bool = False) -> bool:
         found = load_checkpoint(folder)
     except CheckpointError:
         return False
-    return (best or found.state.get("bad") == 0) and not_finite({**found.model, **found.optimizer}) is None
+    return (best or found.state.get("bad") == 0) and first_not_finite({**found.model, **found.optimizer}) is None
 
 
 def newest_whole(folder: Path, optimizer: bool = True) -> tuple[Checkpoint, list[str]]:

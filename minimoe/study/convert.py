@@ -35,7 +35,7 @@ def convert(source: str | Path, target: Path, dtype: str | None = None) -> str:
     size = sum(file.stat().st_size for file in target.iterdir())
     line = f"{target}: {found.model_type}, {size / 1e6:,.1f} MB, for transformers' {_class(target)}"
     left = loaded.model.provenance.other_files().what_is_left() if loaded.model.provenance is not None else ""
-    return f"{line}\nnot carried from {source}: {left}" if left else line
+    return f"{line}\nnot copied from {source}: {left}" if left else line
 
 
 def _open(source: str | Path) -> Loaded:

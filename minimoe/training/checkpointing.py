@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 from minimoe.model.transformer import Transformer
-from minimoe.runs.checkpoint import Arrays, Checkpoint, not_finite
+from minimoe.runs.checkpoint import Arrays, Checkpoint, first_not_finite
 from minimoe.runs.run import Run
 from minimoe.training.optim import Optimizer
 from minimoe.training.resuming import tokenizer_json
@@ -57,7 +57,7 @@ class Checkpointer:
         """
         model = self.weights()
         optimizer = {name: self.to_host(array) for name, array in self.optimizer.state_dict().items()}
-        bad = not_finite({**model, **optimizer})
+        bad = first_not_finite({**model, **optimizer})
         if bad is not None:
             return bad
         if best is not None:

@@ -32,9 +32,9 @@ def checkpoint_to_resume(run: Run, config: Config, task: Task, machine: Mapping[
     if run.newest_checkpoint() is None:
         if run.has_begun():
             raise CheckpointError(
-                f"{run.checkpoint_folder}: holds no checkpoint, and the weights that the run had are lost with them: bring them back "
-                f"from a copy, or start anew in another folder: minimoe train {run.path / 'config.toml'} (for an upcycled model: minimoe "
-                "convert MODEL DST --upcycle N)"
+                f"{run.checkpoint_folder}: holds no checkpoint, so the weights of the run are lost: restore the checkpoints from a backup, "
+                f"or start again in another folder: minimoe train {run.path / 'config.toml'} (for an upcycled model: "
+                "minimoe convert MODEL DST --upcycle N)"
             )
         return None
     saved, problems = run.load()

@@ -22,7 +22,7 @@ from minimoe.errors import Diverged, Interrupted, UserError
 from minimoe.layers.balance import uniform_aux_loss
 from minimoe.machine import usable_processors
 from minimoe.pretrained.transformer import PretrainedTransformer
-from minimoe.runs.checkpoint import not_finite
+from minimoe.runs.checkpoint import first_not_finite
 from minimoe.runs.environment import check_memory
 from minimoe.runs.run import RUNS, Run
 from minimoe.training.checkpointing import Checkpointer
@@ -181,7 +181,7 @@ class Trainer:
         if stopping:
             self._stop()
         if asked:
-            self.listener.said(f"a signal asked for it: the state of step {step} is saved")
+            self.listener.said(f"SIGUSR1: the state of step {step} is saved")
 
     def _end(self) -> None:
         """Save the last step before its validation, which may take long and may be stopped: `_catch_up` does it again."""
@@ -275,9 +275,9 @@ class Trainer:
 
         The folder becomes a run when its weights are on the disk: they could not be drawn again.
         """
-        bad = not_finite(self.checkpointer.weights())
+        bad = first_not_finite(self.checkpointer.weights())
         if bad is not None:
-            raise UserError(f"{bad}: holds a number that is not finite: no training can start from it")
+            raise UserError(f"{bad}: has a number that is not finite: training cannot start from it")
         fields = {**self.environment(), "weights": weights}
         run = self.folder = Run.prepare(self.config, out, extra=fields, kept=self._kept, say=self.listener.warned)
         self.config = replace(self.config, data=run.config.data)

@@ -65,7 +65,7 @@ def test_files_beside_the_weights_are_carried_to_the_byte_and_others_are_listed(
     assert {name: found[name] for name in CARRIED} == CARRIED
     first, second = out.splitlines()
     listed = {reason: names.split(", ") for reason, names in (part.split(": ") for part in second.split(": ", 1)[1].split("; "))}
-    assert first.startswith(f"{tmp_path / 'out'}: llama, ") and second.startswith(f"not carried from {source}: ")
+    assert first.startswith(f"{tmp_path / 'out'}: llama, ") and second.startswith(f"not copied from {source}: ")
     assert listed == LEFT | {"folders": ["original"]}
 
 

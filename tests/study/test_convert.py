@@ -185,7 +185,7 @@ def test_weights_that_are_not_finite_are_not_upcycled(dense, tmp_path):
     saved.model["blocks.0.ffn.down_proj.weight"][0, 0] = np.nan
     text = saved.tokenizer_json()
     save_checkpoint(folder, model=saved.model, optimizer=saved.optimizer, state=saved.state, config=saved.config, tokenizer_json=text)
-    with pytest.raises(UserError, match=r"experts\.down_proj: holds a number that is not finite"):
+    with pytest.raises(UserError, match=r"experts\.down_proj: has a number that is not finite"):
         upcycle(tmp_path / "ruined", tmp_path / "routed", 4)
     assert not (tmp_path / "routed").exists()
 

@@ -103,7 +103,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "an environment that is a list": (lambda run: (run / "env.json").write_text("[]"), "env.json", "expected a JSON object"),
     "no status": (lambda run: (run / "status.json").unlink(), "status.json", "is missing"),
     "a status nested too deep": (lambda run: (run / "status.json").write_text("[" * 10**5), "status.json", "nested more than"),
-    "a status of another kind": (lambda run: (run / "status.json").write_text('{"state": "frozen"}'), "status.json", "names no state"),
+    "a status of another kind": (lambda run: (run / "status.json").write_text('{"state": "frozen"}'), "status.json", "is not known"),
     "lost checkpoints": (
         lambda run: shutil.rmtree(run / "checkpoints"), "status.json", "finished, and no checkpoint is left: the weights are lost",
     ),
@@ -387,12 +387,12 @@ def test_large_tensors_are_searched_to_their_end(monkeypatch: pytest.MonkeyPatch
     told: list[None] = []
     array = np.zeros((3, 5), np.float32)
     array[2, 4] = np.nan
-    assert checks.not_finite(array, tell=lambda: told.append(None)) == 1 and len(told) == 4
-    assert checks.not_finite(np.array([0x7F, 0xFF, 0x7E, 0], np.uint8), "F8_E4M3") == 2
-    assert checks.not_finite(np.array([0x7C, 0xFD, 0x7B], np.uint8), "F8_E5M2") == 2
-    assert checks.not_finite(np.array([0x80, 0x7F], np.uint8), "F8_E4M3FNUZ") == 1
-    assert checks.not_finite(np.array([0xFF, 0xFE], np.uint8), "F8_E8M0") == 1
-    assert checks.not_finite(np.array([0x7F80, 0xFFC0, 0x7F7F], np.uint16), "BF16") == 2
+    assert checks.count_not_finite(array, tell=lambda: told.append(None)) == 1 and len(told) == 4
+    assert checks.count_not_finite(np.array([0x7F, 0xFF, 0x7E, 0], np.uint8), "F8_E4M3") == 2
+    assert checks.count_not_finite(np.array([0x7C, 0xFD, 0x7B], np.uint8), "F8_E5M2") == 2
+    assert checks.count_not_finite(np.array([0x80, 0x7F], np.uint8), "F8_E4M3FNUZ") == 1
+    assert checks.count_not_finite(np.array([0xFF, 0xFE], np.uint8), "F8_E8M0") == 1
+    assert checks.count_not_finite(np.array([0x7F80, 0xFFC0, 0x7F7F], np.uint16), "BF16") == 2
 
 
 # ---- the command ---------------------------------------------------------------------------------------------------------------

@@ -172,7 +172,7 @@ def test_sigusr1_saves_and_training_goes_on(config: Config, unbroken: TrainedRun
     run = Run.open(root=tmp_path)
     newest = run.newest_checkpoint()
     assert newest is not None and newest.name == "step-000005" and len(run.metrics()) == 5
-    assert listener.heard == ["a signal asked for it: the state of step 5 is saved"]
+    assert listener.heard == ["SIGUSR1: the state of step 5 is saved"]
     assert_same(mm.resume(run.path, listener=At(7, raise_signal(signal.SIGUSR1))), unbroken)
 
 

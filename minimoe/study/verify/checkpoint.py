@@ -16,7 +16,7 @@ from minimoe.model.transformer import Transformer
 from minimoe.reference.extensions import UnknownName
 from minimoe.runs.checkpoint import Arrays, Checkpoint, check_resumable, load_checkpoint, step_of
 from minimoe.runs.records import State
-from minimoe.study.verify.checks import Check, bounds, named, not_finite, ok, problem, skipped
+from minimoe.study.verify.checks import Check, count_not_finite, describe_not_finite, named, ok, problem, skipped
 from minimoe.training.optim import state_shapes
 
 
@@ -97,7 +97,7 @@ def _misfits(arrays: Arrays, shapes: dict[str, tuple[int, ...]]) -> Iterator[str
 
 
 def _not_finite(arrays: Arrays) -> Iterator[str]:
-    return bounds({name: not_finite(array) for name, array in arrays.items() if np.issubdtype(array.dtype, np.floating)})
+    return describe_not_finite({name: count_not_finite(array) for name, array in arrays.items() if np.issubdtype(array.dtype, np.floating)})
 
 
 def _wrong_tokens(saved: Checkpoint, config: Config) -> Iterator[str]:

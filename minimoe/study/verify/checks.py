@@ -41,7 +41,7 @@ def skipped(what: str, text: object) -> Check:
     return Check(what, "skipped", " ".join(str(text).split()))
 
 
-def not_finite(array: Array, dtype: str = "", tell: Callable[[], None] = lambda: None) -> int:
+def count_not_finite(array: Array, dtype: str = "", tell: Callable[[], None] = lambda: None) -> int:
     """Return how many numbers of an array are NaN or infinite. `dtype`: in safetensors' words, where NumPy lacks it.
 
     `tell` is called after each piece of a large array.
@@ -70,7 +70,7 @@ def named(names: list[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def bounds(counts: dict[str, int]) -> Iterator[str]:
+def describe_not_finite(counts: dict[str, int]) -> Iterator[str]:
     """Yield a sentence for the tensors that hold numbers which are not finite: {name: how many}."""
     wrong = [f"{name} ({count:,})" for name, count in counts.items() if count]
     if wrong:

@@ -18,7 +18,7 @@ from minimoe.pretrained.opening import open_folder
 from minimoe.pretrained.transformer import PretrainedTransformer
 from minimoe.runs.checkpoint import TOKENIZER
 from minimoe.study.verify.checkpoint import beyond_embedding
-from minimoe.study.verify.checks import Check, Tell, bounds, not_finite, ok, problem, skipped
+from minimoe.study.verify.checks import Check, Tell, count_not_finite, describe_not_finite, ok, problem, skipped
 from minimoe.untrusted import MOST_JSON, Malformed, parse_json_object, read_bounded
 
 FLOATING = frozenset(word for word in STORED if word.startswith(("F", "BF", "C")))
@@ -86,7 +86,7 @@ def _weights(path: Path, name: str, tell: Tell) -> Iterator[Check]:
             for key, entry in file.entries.items():
                 if _holds_numbers(key, entry.dtype):
                     dtype = entry.dtype if entry.dtype in FLOATING else "F8_E8M0"
-                    counts[key] = not_finite(file.raw(key), dtype, lambda done=done: tell(f"{name}: {done / total:.0%}"))  # type: ignore[misc]
+                    counts[key] = count_not_finite(file.raw(key), dtype, lambda done=done: tell(f"{name}: {done / total:.0%}"))  # type: ignore[misc]
                     file.release(key)
                 done += entry.stop - entry.start
     except CheckpointError as error:
@@ -95,7 +95,7 @@ def _weights(path: Path, name: str, tell: Tell) -> Iterator[Check]:
     except OSError as error:
         yield problem(name, f"cannot be read: {reason(error)}")
         return
-    sentences = list(bounds(counts))
+    sentences = list(describe_not_finite(counts))
     yield from (problem(name, sentence) for sentence in sentences)
     if not sentences:
         yield ok(name, f"{len(file.entries):,} tensors, {total / 1e6:,.1f} MB, all finite")

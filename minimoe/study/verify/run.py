@@ -70,7 +70,7 @@ def _status(run: Run, running: bool) -> Iterator[Check]:
         yield ok(what, "none yet: the run has not begun, resume starts it")
         return
     if wrong or state not in STATES:
-        yield problem(what, wrong or f"names no state that is known: {state!r}")
+        yield problem(what, wrong or f"the state {state!r} is not known")
         return
     if running:
         owner = read_owner(run.path / LOCK)
