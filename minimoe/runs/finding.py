@@ -16,9 +16,12 @@ def find(path: str | Path | None, root: Path) -> tuple[Path, Path | None]:
     Raises `CheckpointError` with the nearest name if it does not exist.
     """
     if path is None:
-        if not (root / "last").is_file():
-            raise CheckpointError(f"{root}: no run here yet: `minimoe train` starts one")
         path = root / "last"
+        if not path.is_file():
+            known = run_names(root)
+            if known:
+                raise CheckpointError(f"{path}: is missing: name the run, such as {root / known[-1]} (minimoe runs lists them)")
+            raise CheckpointError(f"{root}: no run here yet: `minimoe train` starts one")
     for candidate in (Path(path), root / path):
         found = _at(_follow(candidate))
         if found is not None:

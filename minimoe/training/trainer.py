@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -71,7 +73,7 @@ class Trainer:
     def run(self, run: Run) -> TrainedRun:
         """Train from the current step to the last, in this run's folder."""
         self.folder = run
-        with run.training(lambda: self.step):
+        with run.training(lambda: self.step), self._saved_at_once():
             run.start(**self._sizes())
             if self.resumed:
                 if run.config != self.config:
@@ -106,19 +108,24 @@ class Trainer:
             stop_signals(self.listener.stopping) as self.stops,
             save_signals() as self.saves,
         ):
-            try:
-                if self.folder.newest_checkpoint() is None:
-                    self._save()
-                self._catch_up()
-                while self.step < settings.steps:
-                    self._step()
-                    self.listener.stepped(self.step)
-                    self._after_step()
-                self.folder.write_status("finished", step=self.step)
-            except KeyboardInterrupt:  # by the second interrupt: whatever is saved stays
-                if self.checkpointer.saved is not None:
-                    self.folder.write_status("interrupted", step=self.checkpointer.saved)
-                raise
+            if self.folder.newest_checkpoint() is None:
+                self._save()
+            self._catch_up()
+            while self.step < settings.steps:
+                self._step()
+                self.listener.stepped(self.step)
+                self._after_step()
+            self.folder.write_status("finished", step=self.step)
+
+    @contextmanager
+    def _saved_at_once(self) -> Iterator[None]:
+        """Say in the status what is saved when an interrupt ends training at once: the second, or one before the first step."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            if self.checkpointer.saved is not None:
+                self.folder.write_status("interrupted", step=self.checkpointer.saved)
+            raise
 
     def _catch_up(self) -> None:
         """Do what a run that was stopped left undone after the step of its checkpoint: an evaluation, the removal of old checkpoints."""

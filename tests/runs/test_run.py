@@ -199,6 +199,9 @@ def test_what_does_not_exist_names_the_nearest_that_does(root: Path) -> None:
     run.path.rename(root / "tiny-002")
     with pytest.raises(CheckpointError, match=r"tiny-001: no such run \(did you mean 'tiny-002'"):
         Run.open(root=root)
+    (root / "last").unlink()
+    with pytest.raises(CheckpointError, match=r"last: is missing: name the run, such as .*tiny-002 \(minimoe runs lists them\)"):
+        Run.open(root=root)
 
 
 # ---- checkpoints -------------------------------------------------------------------------------------------------------------

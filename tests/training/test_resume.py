@@ -298,6 +298,21 @@ def test_a_second_interrupt_in_a_step_says_what_is_saved(config: Config, tmp_pat
     assert (status["state"], status["step"]) == ("interrupted", 4)
 
 
+def test_an_interrupt_while_a_run_starts_again_leaves_it_interrupted_where_it_was(
+    config: Config, unbroken: TrainedRun, tmp_path: Path
+) -> None:
+    class Starting(Listener):
+        def started(self, trainer: Training) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    run = stopped(config, tmp_path, 5, raise_signal(signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt):
+        mm.resume(run.path, listener=Starting())
+    status = json.loads((run.path / "status.json").read_text())
+    assert (status["state"], status["step"]) == ("interrupted", 5)
+    assert_same(mm.resume(run.path), unbroken)
+
+
 @pytest.mark.parametrize("step", [4, 8])
 def test_an_evaluation_that_a_signal_ended_is_done_first_when_the_run_goes_on(
     longer: Config, unbroken_longer: TrainedRun, tmp_path: Path, impatient: None, step: int
