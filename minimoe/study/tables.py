@@ -117,18 +117,19 @@ def domains_table(loads: dict[str, list[list[float]]]) -> Table:
 
 
 def runs_table(rows: list[dict[str, Any]]) -> Table:
-    """Return a row for each run, as `minimoe runs` prints them."""
+    """Return a row for each run, as `minimoe runs` prints them; a narrow terminal breaks a name, but cuts none off."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table()
-    for name in ("run", "state", "step", "loss", "validation", "best", "accuracy", "parameters"):
-        table.add_column(name, justify="left" if name in ("run", "state") else "right")
+    measured = any(row["val_accuracy"] is not None for row in rows)  # of texts, nothing but a loss is
+    table = Table(show_edge=False, pad_edge=False)
+    for name in ("run", "state", "step", "loss", "validation", "best", *(["accuracy"] if measured else []), "parameters"):
+        table.add_column(name, justify="left" if name in ("run", "state") else "right", overflow="fold")
     for row in rows:
         count, name = row["parameters"], row["name"]
         table.add_row(
             Text(name if name.isprintable() else ascii(name)), row["state"], f"{row['step']}/{row['steps'] or '?'}",
-            number(row["loss"]), number(row["val_loss"]), number(row["best_val_loss"]), percent(row["val_accuracy"]),
-            "-" if count is None else f"{count:,}",
+            number(row["loss"]), number(row["val_loss"]), number(row["best_val_loss"]),
+            *([percent(row["val_accuracy"])] if measured else []), "-" if count is None else f"{count:,}",
         )  # fmt: skip
     return table

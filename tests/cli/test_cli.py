@@ -7,15 +7,18 @@ import resource
 import subprocess
 import sys
 import tomllib
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import ROOT, TINY, call, contents, environment, minimoe, one_line, sets
+from rich.console import Console
 from tiny_runs import write_text
 
 from minimoe.cli.commands import cli
 from minimoe.config import load_config, preset_names
+from minimoe.study.tables import runs_table
 
 TRAIN = ["train", *TINY, "--data", "text.txt", "--steps", "6"]
 
@@ -249,6 +252,19 @@ def test_runs_lists_every_run(here: Path, capsys: pytest.CaptureFixture[str]) ->
     assert {"name", "state", "step", "steps", "loss", "val_loss", "best_val_loss", "parameters"} <= set(row)
     assert (row["state"], row["step"], row["steps"]) == ("finished", 6, 6)
     assert "tiny-moe-001" in call(capsys, "runs")[1]
+
+
+@pytest.mark.parametrize("name", ["tiny-moe-001", "shakespeare-dense-of-many-layers-001"])
+def test_the_list_of_runs_cuts_nothing_off_in_a_terminal_of_80_columns(name: str) -> None:
+    row = {"name": name, "state": "interrupted", "step": 215, "steps": 300, "loss": 1.6463, "val_loss": 1.7254, "best_val_loss": 1.7251}
+    text = StringIO()
+    terminal = Console(width=80, file=text)
+    terminal.print(runs_table([{**row, "val_accuracy": None, "parameters": 3_413_120}]))
+    printed = text.getvalue()
+    assert "…" not in printed and all(number in printed for number in ("215/300", "1.6463", "1.7254", "1.7251"))
+    columns = list(zip(*(line.split("│") for line in printed.splitlines() if "│" in line), strict=True))
+    run, state, *_, parameters = ["".join(part.strip() for part in column) for column in columns]
+    assert (run, state, parameters) == (name, "interrupted", "3,413,120")
 
 
 def test_no_run_yet_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
