@@ -169,7 +169,7 @@ class LiveProgress(Listener):
         self.skipped = 0
         self.losses: list[float] = []
         self.spinner, self.began = Spinner("dots", style="yellow"), now()
-        self.wait_text, self.wait_began = "waiting for the first step", self.began
+        self.wait_text, self.wait_began = "waiting for the first step" if self.step < self.pace.steps else "", self.began
         screen = self.screen or Console(stderr=True)
         screen.print(describe(trainer), style="bold")
         self.live = Live(console=screen, refresh_per_second=4, get_renderable=self.draw)
@@ -182,6 +182,8 @@ class LiveProgress(Listener):
     def validating(self, done: int, batches: int) -> None:
         if not done:
             self.evaluating = Evaluating(batches)
+        else:
+            self.wait_text = ""  # a run that is resumed for its last validation has no step to wait for
         self.evaluating.done = done
 
     def logged(self, rows: list[dict[str, Any]]) -> None:

@@ -57,6 +57,18 @@ def test_before_the_first_step_a_spinner_and_the_elapsed_time_are_shown(live: Li
     assert any(frame in text for frame in "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏")
 
 
+def test_a_run_that_is_resumed_for_its_last_validation_waits_for_no_step(live: LiveProgress) -> None:
+    live.trainer.step = 10
+    live.started(live.trainer)
+    live.live.stop()
+    assert "step 10/10" in shown(live) and "waiting" not in shown(live)
+    live.waiting("compiling kernels: 1 of 9")
+    live.validating(0, 5)
+    assert "compiling kernels" in shown(live)
+    live.validating(1, 5)
+    assert "compiling" not in shown(live)
+
+
 def test_the_last_text_of_the_backend_stands_beside_the_spinner_until_a_step_is_done(live: LiveProgress, clock: list[float]) -> None:
     live.waiting("compiling 1 of 9")
     live.waiting(COMPILING)
