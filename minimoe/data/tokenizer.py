@@ -267,6 +267,10 @@ class HuggingFaceTokenizer(Tokenizer):
     def token(self, id: int) -> str:
         return self._tokenizer.id_to_token(id) or super().token(id)
 
+    def has(self, id: int) -> bool:
+        """Return True if an id is that of a token; an embedding may have more rows than there are tokens."""
+        return id >= 0 and self._tokenizer.id_to_token(id) is not None
+
     def stream(self, prompt: npt.ArrayLike = ()) -> StreamDecoder:
         return WindowStream(self, flat(prompt).tolist())
 
@@ -291,12 +295,14 @@ class WindowStream(StreamDecoder):
     At the start the last piece is the whole prompt.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: list[int]) -> None:
+    def __init__(self, tokenizer: "HuggingFaceTokenizer", prompt: list[int]) -> None:
         self._tokenizer = tokenizer
         self._ids = list(prompt)  # those of the piece returned last, then those still incomplete
         self._done = len(prompt)  # how many of them were returned
 
     def push(self, token: int) -> str:
+        if not self._tokenizer.has(token):  # it has no text: to wait for the rest of its character would be to wait for ever
+            return ""
         self._ids.append(token)
         new = self._new()
         if not new or new.endswith(REPLACEMENT):

@@ -224,3 +224,20 @@ def test_a_text_that_a_model_cannot_read_is_refused_by_encode(tmp_path: Path) ->
         model.encode("a <new> router")
     with pytest.raises(UserError, match="this model has no tokenizer"):
         small(20).encode("a")
+
+
+def test_ids_without_a_token_cost_as_much_as_others_and_add_nothing(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An embedding may have more rows than its tokenizer has tokens. A stream that waited for their text would read all again each time."""
+    decoded, decode = list[int](), type(tokenizer).decode
+
+    def counted(self: Any, ids: Any) -> str:
+        decoded.append(len(ids))
+        return decode(self, ids)
+
+    prompt, after = tokenizer.encode_prompt("the router").tolist(), tokenizer.encode(PLAIN).tolist()
+    stream = tokenizer.stream(prompt)
+    monkeypatch.setattr(type(tokenizer), "decode", counted)
+    holes = [tokenizer.vocab_size + 7] * 500
+    pieces = [stream.push(token) for token in [*holes, *after, *holes]] + [stream.flush()]
+    assert sum(decoded) < 20 * (len(prompt) + len(after)), "ids that were decoded"
+    assert decode(tokenizer, prompt) + "".join(pieces) == decode(tokenizer, [*prompt, *holes, *after, *holes])
