@@ -156,18 +156,21 @@ def read_regular(path: Path, most: int = MOST) -> bytes:
 def whole_lines(path: Path) -> list[bytes]:
     """Return the lines that end with a newline; none if there is no file. Raises `CheckpointError`."""
     lines: list[bytes] = []
+    rest = b""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise CheckpointError(f"{path}: is not a file")
         with open(path, "rb") as file:
-            while (line := file.readline(MOST_LINE)).endswith(b"\n"):
-                lines.append(line[:-1])
+            while block := file.read(MOST_LINE):
+                parts = (rest + block).split(b"\n")
+                if len(parts[0]) >= MOST_LINE:  # the only one that began in an earlier block
+                    raise CheckpointError(f"{path}: line {len(lines) + 1} is longer than {MOST_LINE:,} bytes (damaged)")
+                rest = parts.pop()
+                lines += parts
     except FileNotFoundError:
         return []
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {reason(error)}") from error
-    if len(line) == MOST_LINE:
-        raise CheckpointError(f"{path}: line {len(lines) + 1} is longer than {MOST_LINE:,} bytes (damaged)")
     return lines
 
 

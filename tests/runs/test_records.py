@@ -12,7 +12,7 @@ from command_line import call, one_line
 from tiny_runs import tiny, train, write_text
 
 from minimoe.errors import CheckpointError
-from minimoe.runs import checkpoint
+from minimoe.runs import checkpoint, records
 from minimoe.runs.listing import list_runs
 from minimoe.runs.run import Run
 
@@ -187,6 +187,17 @@ def test_metrics_that_are_no_file_of_lines_are_damaged(
 
 
 NUMBERS_THAT_ARE_NONE = {"nulls": [[None, None]], "ragged": [[0.5], [0.25, 0.75]], "empty": [[]], "none": []}
+
+
+@pytest.mark.parametrize("block", [4, 5, 7, 100])
+def test_lines_are_the_same_wherever_a_block_of_the_file_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"abc\n\nde\nfgh\nij")
+    monkeypatch.setattr(records, "MOST_LINE", block)
+    assert records.whole_lines(path) == [b"abc", b"", b"de", b"fgh"]
+    path.write_bytes(b"abc\n\n" + b"x" * 2 * block + b"\nij\n")
+    with pytest.raises(CheckpointError, match="line 3 is longer than"):
+        records.whole_lines(path)
 
 
 @pytest.mark.parametrize("load", NUMBERS_THAT_ARE_NONE.values(), ids=NUMBERS_THAT_ARE_NONE)
