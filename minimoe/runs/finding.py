@@ -1,9 +1,11 @@
 """Finds a run by its folder, by its name, by a checkpoint in it, or by a text file that names one (`last`, `best`)."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from minimoe.errors import CheckpointError, nearest
+from minimoe.runs.folders import is_left_by_a_start
 from minimoe.runs.records import read_regular
 from minimoe.untrusted import Malformed
 
@@ -27,6 +29,8 @@ def find(path: str | Path | None, root: Path) -> tuple[Path, Path | None]:
         if found is not None:
             return found
     wanted = _follow(Path(path))
+    if _is_begun_without_weights(wanted):
+        raise CheckpointError(f"{wanted}: the start of this run ended before its weights were written: give its command again")
     known = run_names(root)
     hint = nearest(wanted.name, known) if known else f" (and no run under {root} yet: `minimoe train` starts one)"
     problem = "is not a run's folder: it has no config.toml" if wanted.is_dir() else "no such run"
@@ -49,6 +53,13 @@ def run_names(root: Path) -> list[str]:
     marks = ("config.toml", "metrics.jsonl", "status.json")
     names = os.listdir(root) if root.is_dir() else []
     return sorted(name for name in names if any(os.path.lexists(root / name / mark) for mark in marks))  # even one without permission
+
+
+def _is_begun_without_weights(path: Path) -> bool:
+    """Return True for what a start left that was to write its weights before `config.toml`: it is no run, and nothing is lost."""
+    with suppress(OSError):
+        return path.is_dir() and any(path.iterdir()) and is_left_by_a_start(path)
+    return False
 
 
 def _follow(path: Path) -> Path:

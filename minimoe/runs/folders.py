@@ -40,9 +40,9 @@ def next_folder(name: str, root: Path) -> Path:
 def check_free(out: Path) -> None:
     """Refuse a folder that is neither new nor empty nor left by a start that ended early, or cannot be made. Raises `ConfigError`."""
     if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out}: is a file: --out needs a new or empty folder")
+        raise ConfigError(f"{out}: is a file: a run needs a new or empty folder")
     if out.is_dir() and any(out.iterdir()) and not is_left_by_a_start(out):
-        raise ConfigError(f"{out}: is not empty: --out needs a new or empty folder (minimoe resume continues a run)")
+        raise ConfigError(f"{out}: is not empty: a run needs a new or empty folder (minimoe resume continues a run)")
     above = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise ConfigError(f"{out}: cannot be written: {above} is not a writable folder")

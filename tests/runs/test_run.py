@@ -88,7 +88,7 @@ def test_a_folder_of_ones_own_may_be_new_or_empty_but_not_full(tmp_path: Path, r
     (tmp_path / "empty").mkdir()
     assert Run.create(TINY, out=tmp_path / "empty", root=root).name == "empty"
     save(run, 0)
-    with pytest.raises(ConfigError, match=r"deep: is not empty: --out needs a new or empty folder"):
+    with pytest.raises(ConfigError, match=r"deep: is not empty: a run needs a new or empty folder"):
         Run.create(TINY, out=tmp_path / "mine" / "deep", root=root)
     Run.create(TINY, out=root / "named", root=root)
     assert (root / "last").read_text() == "named\n"
@@ -144,7 +144,7 @@ def test_what_a_killed_start_left_is_replaced_and_said(tmp_path: Path, root: Pat
 def test_a_folder_with_anything_else_is_refused_and_untouched(tmp_path: Path, root: Path, kept: dict[str, str]) -> None:
     out = lay_out(tmp_path / "mine", kept)
     before = contents(out)
-    with pytest.raises(ConfigError, match="mine: is not empty: --out needs a new or empty folder"):
+    with pytest.raises(ConfigError, match="mine: is not empty: a run needs a new or empty folder"):
         Run.create(TINY, out=out, root=root)
     assert contents(out) == before
 
@@ -202,6 +202,15 @@ def test_what_does_not_exist_names_the_nearest_that_does(root: Path) -> None:
     (root / "last").unlink()
     with pytest.raises(CheckpointError, match=r"last: is missing: name the run, such as .*tiny-002 \(minimoe runs lists them\)"):
         Run.open(root=root)
+
+
+def test_a_start_that_ended_before_the_weights_were_written_says_what_to_do(root: Path) -> None:
+    Run.prepare(TINY, root / "upcycled", extra={"weights": "of another model"}).release()
+    with pytest.raises(CheckpointError, match=r"upcycled: the start of this run ended before its weights .*give its command again"):
+        Run.open(root / "upcycled", root=root)
+    (root / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"empty: is not a run's folder"):
+        Run.open(root / "empty", root=root)
 
 
 # ---- checkpoints -------------------------------------------------------------------------------------------------------------
