@@ -398,7 +398,7 @@ def test_a_resumed_run_must_find_the_same_data(text: Path, tmp_path: Path) -> No
 # ---- the command line --------------------------------------------------------------------------------------------------------------
 
 SMALL = sets("model.d_model=16", "model.n_layers=1", "model.n_heads=2", "model.d_hidden=16", "train.backend=numpy", "train.log_every=2",
-             "train.batch_size=8")  # fmt: skip
+             "train.batch_size=8", "train.warmup_steps=2")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
