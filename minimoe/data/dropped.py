@@ -18,11 +18,13 @@ BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 def dropped_characters(library: Library, text: str) -> dict[str, int]:
     """Return the characters of a text that its tokenizer drops, and how often each occurs; the most frequent first.
 
-    The cost is that of listing the text's distinct characters: each of them is looked up once.
+    The cost is that of counting the text's characters: each distinct one is looked up once.
     """
     if not _may_drop(library):
         return {}
-    dropped = {char: text.count(char) for char in sorted(set(text)) if _is_dropped(library, char)}
+    without = [char for char in sorted(set(text)) if _is_dropped(library, char)]
+    counts = Counter(text) if without else {}  # one pass, however many they are
+    dropped = {char: counts[char] for char in without}
     for token in library.get_added_tokens_decoder().values() if dropped else ():  # these are found before the text is split
         for char in set(token.content) & set(dropped):
             dropped[char] -= text.count(token.content) * token.content.count(char)

@@ -1,6 +1,7 @@
 """What a tokenizer puts around a text, streams that follow a prompt, and characters that a tokenizer drops."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -209,3 +210,12 @@ def test_a_token_that_the_embedding_lacks_is_named_only_where_a_text_has_it(tmp_
         f"prompt: has the token '<new>' (id {rows}), which the model lacks: its embedding has {rows} rows, "
         f"the tokenizer {rows + 1} tokens; leave the token out of the text, or resize the embedding"
     )
+
+
+def test_many_different_characters_that_are_dropped_are_counted_in_one_pass(tmp_path: Path) -> None:
+    """A text in another script than the tokenizer's has thousands of them: one search of the text for each would take a minute."""
+    characters = "".join(chr(0x4E00 + i) for i in range(20_000))
+    tokenizer, text = load_tokenizer(made_tokenizers.write("metaspace", tmp_path)), characters * 100 + PLAIN
+    start = time.process_time()
+    assert tokenizer.dropped(text) == dict.fromkeys(characters, 100)
+    assert time.process_time() - start < 10
