@@ -65,7 +65,7 @@ def open_model(
     model = PretrainedTransformer(config.model, dtype=config.train.dtype, backend=backend or current_backend())
     model.load_state_dict(saved.model)
     model.tokenizer = load_tokenizer(saved.tokenizer_path) if saved.tokenizer_path is not None else None
-    return Loaded(model, config, saved.folder, saved.step, problems, data_sha256=saved.state.get("data", {}).get("sha256"))
+    return Loaded(model, config, saved.folder, saved.step, problems, data_sha256=(saved.state.get("data") or {}).get("sha256"))
 
 
 def model_folder(given: str | Path) -> Path | None:

@@ -272,7 +272,7 @@ def load_checkpoint(folder: Path, verify: bool = True, optimizer: bool = True) -
         raise CheckpointError(f"{folder}: no such checkpoint")
     digests = _read_manifest(folder) if verify else {}
     state = _json(folder, "state.json", digests, State)
-    step = state.get("step", step_of(folder))
+    step = step_of(folder) if state.get("step") is None else state["step"]
     if step is None:
         raise CheckpointError(f"{folder.name}/state.json: names no step")
     tokenizer = folder / TOKENIZER if (folder / TOKENIZER).exists() or TOKENIZER in digests else None

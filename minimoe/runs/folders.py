@@ -84,7 +84,7 @@ def has_begun(run: Path) -> bool:
     begun = status.get("begun")
     if begun is None:
         begun = status.get("state", "unknown") not in ("unknown", "running")
-    from_elsewhere = read_environment(run).get("weights", "seed") != "seed"
+    from_elsewhere = (read_environment(run).get("weights") or "seed") != "seed"
     return begun or from_elsewhere or bool(status.get("step")) or _has_a_line(run / "metrics.jsonl")
 
 

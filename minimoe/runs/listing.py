@@ -47,14 +47,14 @@ def _summary(run: Run) -> dict[str, Any]:
     return {
         "name": run.name,
         "state": status["state"],
-        "step": rows[-1].step if rows else status.get("step", 0),
-        "steps": status.get("steps", steps),
+        "step": rows[-1].step if rows else status.get("step") or 0,
+        "steps": status.get("steps") or steps,
         "loss": rows[-1].loss if rows else None,
         "val_loss": losses[-1] if losses else None,
         "best_val_loss": min((loss for loss in compared if loss is not None), default=None),
         "val_accuracy": next((row.val_accuracy for row in reversed(rows) if row.val_loss is not None), None),
         "parameters": status.get("parameters"),
-        "created": str(read_environment(run.path).get("created", "")),
+        "created": read_environment(run.path).get("created") or "",
     }
 
 

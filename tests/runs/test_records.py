@@ -12,7 +12,9 @@ from command_line import call, one_line
 from tiny_runs import tiny, train, write_text
 
 from minimoe.errors import CheckpointError
+from minimoe.pretrained.loading import open_model
 from minimoe.runs import checkpoint, records
+from minimoe.runs.folders import has_begun
 from minimoe.runs.listing import list_runs
 from minimoe.runs.run import Run
 
@@ -225,6 +227,32 @@ def test_a_forged_state_is_damage_and_the_checkpoint_before_is_used(
     saved, problems = Run.open(run).load()
     assert saved.step == 2 and len(problems) == 1 and problems[0].startswith("step-000004/state.json: ") and f"$.{key}" in problems[0]
     check_all(run, capsys, "finished")
+
+
+@pytest.mark.parametrize("key", ["step", "best_step", "data", "metrics_sha256"])
+def test_a_null_in_a_state_says_no_more_than_an_absent_field(run: Path, capsys: pytest.CaptureFixture[str], key: str) -> None:
+    forge_state(run, key, None)
+    loaded = open_model(run)
+    assert loaded.step == 4 and not loaded.problems
+    check_all(run, capsys, "finished")
+
+
+@pytest.mark.parametrize("key", ["step", "steps", "parameters", "begun", "process", "pid"])
+def test_a_null_in_a_status_says_no_more_than_an_absent_field(run: Path, capsys: pytest.CaptureFixture[str], key: str) -> None:
+    set_field(run / "status.json", key, None)
+    listed = next(row for row in list_runs() if row["name"] == run.name)
+    assert (listed["step"], listed["steps"], listed["state"]) == (4, 4, "finished")
+    check_all(run, capsys, "finished")
+
+
+@pytest.mark.parametrize("key", ["created", "weights", "data"])
+def test_a_null_in_an_environment_says_no_more_than_an_absent_field(run: Path, capsys: pytest.CaptureFixture[str], key: str) -> None:
+    set_field(run / "env.json", key, None)
+    (run / "metrics.jsonl").unlink()
+    (run / "status.json").unlink()
+    assert not has_begun(run)
+    code, out, _ = call(capsys, "verify", str(run))
+    assert code == 1 and "None" not in out
 
 
 @pytest.mark.parametrize("key", ["elapsed_s", "best", "best_step", "bad", "data"])

@@ -96,7 +96,7 @@ def _environment(run: Run) -> Iterator[Check]:
         yield problem("env.json", wrong)
         return
     versions = [f"{name} {fields[name]}" for name in ("minimoe", "numpy") if isinstance(fields.get(name), str)]
-    yield ok("env.json", ", ".join([str(fields.get("created", "time unknown"))[:10], *versions]))
+    yield ok("env.json", ", ".join([(fields.get("created") or "time unknown")[:10], *versions]))
 
 
 # ---- the configuration ---------------------------------------------------------------------------------------------------------
