@@ -19,9 +19,7 @@ class UserError(Exception):
     exit_code = 2
 
     def __str__(self) -> str:
-        text = super().__str__()
-        if not text.isprintable():
-            text = "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
+        text = printable(super().__str__(), keep="\n")
         return text if len(text) <= MOST_MESSAGE else f"{text[: MOST_MESSAGE - 500]} ... {text[-400:]}"
 
 
@@ -54,6 +52,11 @@ class Notice(UserWarning):
 def notice(text: str) -> None:
     """Warn with a `Notice`, as from the caller's caller."""
     warnings.warn(text, Notice, stacklevel=3)
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Return a text in which what a terminal would obey is escaped, but for the characters to keep: others may have written it."""
+    return text if text.isprintable() else "".join(char if char.isprintable() or char in keep else ascii(char)[1:-1] for char in text)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

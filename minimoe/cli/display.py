@@ -9,6 +9,7 @@ from contextlib import suppress
 from time import monotonic as now
 from typing import TYPE_CHECKING, Any
 
+from minimoe.errors import printable
 from minimoe.study.tables import BARS, duration, load_table, number, percent
 from minimoe.training.listener import Listener, Training
 
@@ -38,8 +39,8 @@ def describe(trainer: Training) -> str:
     if counted.active != counted.total:
         size += f", {counted.active / 1e6:.2f} M active"
     return (
-        f"{config.name}: {size}; {trainer.task.source}: {trainer.task.size()}; {config.train.steps} steps of {trainer.task.step_size()} "
-        f"on {trainer.backend.name}"
+        f"{printable(config.name)}: {size}; {printable(trainer.task.source)}: {trainer.task.size()}; "
+        f"{config.train.steps} steps of {trainer.task.step_size()} on {trainer.backend.name}"
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from minimoe.errors import UserError
+from minimoe.errors import UserError, printable
 from minimoe.pretrained.folder import is_model_folder
 from minimoe.pretrained.loading import Loaded
 from minimoe.training.tasks import load_task
@@ -40,5 +40,5 @@ def evaluate_run(loaded: Loaded, data: str | None) -> dict[str, Any]:
     return {
         **found, "images" if images else "tokens": result.tokens, "source": task.source, "split": split,
         "expert_load": result.expert_load, "expert_load_by_domain": dict(zip(domains, result.domain_load or [], strict=True)),
-        "notes": notes, "summary": f"{loaded.folder}: {', '.join(words)}",
+        "notes": notes, "summary": printable(f"{loaded.folder}: {', '.join(words)}"),
     }  # fmt: skip

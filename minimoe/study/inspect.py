@@ -11,7 +11,7 @@ import msgspec
 
 from minimoe.config import Config, load_config, preset_names
 from minimoe.config.cost import Cost, cost, training_cost
-from minimoe.errors import CheckpointError, ConfigError, UserError
+from minimoe.errors import CheckpointError, ConfigError, UserError, printable
 from minimoe.pretrained.folder import is_model_folder
 from minimoe.pretrained.loading import model_folder
 from minimoe.runs.records import MetricsRow
@@ -164,7 +164,7 @@ def show_cost(report: Report) -> None:
 
     counted, memory = report.cost, report.cost.bytes
     parameters = f"{counted.total:,} parameters, {counted.active:,} active per token"
-    show(f"{report.name}: {parameters}, {counted.flops_per_token:,} FLOPs per token forward")
+    show(f"{printable(report.name)}: {parameters}, {counted.flops_per_token:,} FLOPs per token forward")
     show(cost_table(counted))
     show(
         f"weights {size(memory.weights)}, gradients {size(memory.gradients)}, optimizer {size(memory.optimizer)}; "

@@ -515,3 +515,20 @@ def test_a_fault_of_minimoe_is_one_line_that_says_how_to_report_it(
     monkeypatch.setenv("MINIMOE_DEBUG", "1")
     code, _, err = call(capsys, "runs")
     assert code == 70 and "Traceback" in err
+
+
+def test_a_configurations_name_and_its_datas_cannot_command_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_text(tmp_path).rename("t\x1b[31mext.txt")
+    Path("evil.toml").write_text('extends = "tiny-moe"\nname = "\\u001b[31mred\\nline"\n')
+    told = ""
+    for arguments in (["train", "evil.toml", *TINY, "--data", "t\x1b[31mext.txt", "--steps", "2", "--out", "run"],
+                      ["inspect", "evil.toml", *TINY], ["eval", "run"], ["compare", "evil.toml", "run", *TINY, "--steps", "2",
+                       "--set", "data.source=t\x1b[31mext.txt"]):  # fmt: skip
+        code, out, err = call(capsys, *arguments)
+        shown = out.partition("A sample:")[0] + err
+        assert code == 0 and "\x1b" not in shown
+        told += shown
+    assert r"\x1b[31mred\nline: 0.0" in told and r"t\x1b[31mext.txt: " in told

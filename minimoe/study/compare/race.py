@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from minimoe.config import Config, load_config, preset_names
 from minimoe.data.pipes import is_pipe
-from minimoe.errors import CheckpointError, UserError, nearest
+from minimoe.errors import CheckpointError, UserError, nearest, printable
 from minimoe.runs.run import RUNS, Run
 from minimoe.study.compare.comparison import Comparison, Row
 from minimoe.study.compare.measure import check_finished, row_of, run_cost, text_of, tokens_per_step
@@ -130,11 +130,10 @@ def find_run(source: str, root: Path) -> Run:
 
 
 def distinct_names(contenders: list[Contender]) -> None:
-    """Name those that share a name by what was given on the command line."""
+    """Name those that share a name by what was given on the command line; a name is shown, so a terminal must not obey it."""
     names = Counter(contender.name for contender in contenders)
     for contender in contenders:
-        if names[contender.name] > 1:
-            contender.name = contender.source
+        contender.name = printable(contender.source if names[contender.name] > 1 else contender.name)
 
 
 # ---- for how many steps --------------------------------------------------------------------------------------------------------------
