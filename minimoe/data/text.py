@@ -20,6 +20,8 @@ from minimoe.machine import machine_memory
 SEPARATOR = "\n\n"  # between topics and files
 SHARE = 4  # of the memory that a text's bytes may take: as tokens, 4 bytes each, it would fill the memory
 GZIP = b"\x1f\x8b"  # no UTF-8 text begins with these
+WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+CHUNK = 1 << 20  # bytes that are looked at before more are read or unpacked
 NAMED = 3  # files of a folder that a note names
 
 
@@ -40,6 +42,7 @@ class NotText(UserError):
 
 
 Decode = Callable[[bytes], str]
+BINARY = "a binary file (it has NUL bytes): data.source needs UTF-8 text"
 
 
 # ---- bytes to text ---------------------------------------------------------------------------------------------------------------
@@ -49,7 +52,7 @@ def decode(data: bytes) -> str:
     """Return the text of UTF-8, of UTF-16 that begins with a byte order mark, or of either compressed by gzip. Raises `NotText`."""
     if data.startswith(GZIP):
         data = unpack(data)
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    if data.startswith(WIDE):
         return _checked(data, "utf-16", "UTF-16")
     return _checked(data, "utf-8-sig", "UTF-8")
 
@@ -61,28 +64,32 @@ def decode_as_before(data: bytes) -> str:
 
 def _checked(data: bytes, encoding: str, name: str) -> str:
     if encoding != "utf-16" and b"\0" in data:
-        raise NotText("a binary file (it has NUL bytes): data.source needs UTF-8 text", binary=True)
+        raise NotText(BINARY, binary=True)
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
         at = f"byte 0x{data[error.start]:02x} at {error.start}"
         raise NotText(f"not {name} ({at}): data.source needs UTF-8 text", binary=False) from None
     if encoding == "utf-16" and "\0" in text:
-        raise NotText("a binary file (it has NUL bytes): data.source needs UTF-8 text", binary=True)
+        raise NotText(BINARY, binary=True)
     return text
 
 
 def unpack(data: bytes) -> bytes:
     """Return what gzip has compressed, in one part or several; what it unfolds to is bounded. Raises `NotText`."""
-    most = most_bytes()
+    most, found, wide = most_bytes(), io.BytesIO(), False
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
-            found = file.read(most + 1)
+            while chunk := file.read(CHUNK):
+                wide = wide or (not found.tell() and chunk.startswith(WIDE))
+                found.write(chunk)
+                if b"\0" in chunk and not wide:
+                    raise NotText(BINARY, binary=True)  # a packed archive may be larger than memory
+                if found.tell() > most:
+                    raise UserError(f"more than {size_text(most)} of text when unpacked: this machine's memory cannot hold its tokens")
     except (OSError, EOFError, zlib.error) as error:
         raise NotText(f"damaged gzip data: {error}", binary=True) from None
-    if len(found) > most:
-        raise UserError(f"more than {size_text(most)} of text when unpacked: this machine's memory cannot hold its tokens")
-    return found
+    return found.getvalue()
 
 
 def most_bytes() -> int:
@@ -137,12 +144,18 @@ def read_folder(folder: Path, as_text: Decode = decode) -> Text:
     binary: list[tuple[str, int]] = []
     left = most_bytes()
     for path in paths:
+        name = path.relative_to(folder).as_posix()
+        if begins_as_binary(path):
+            binary.append((name, path.stat().st_size))
+            continue
         data = read_bytes(path)
         try:
             text = as_text(data)
         except NotText as error:
-            (binary if error.binary else other).append((path.relative_to(folder).as_posix(), len(data)))
+            (binary if error.binary else other).append((name, len(data)))
             continue
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
         left -= len(text)
         if left < 0:
             raise UserError(_too_large(folder, most_bytes()))
@@ -151,6 +164,16 @@ def read_folder(folder: Path, as_text: Decode = decode) -> Text:
     if not texts:
         raise UserError(f"{folder}: no text in this folder: data.source needs at least one file of UTF-8 text that is not hidden")
     return Text(SEPARATOR.join(texts), tuple(_left_out(folder, other, binary)))
+
+
+def begins_as_binary(path: Path) -> bool:
+    """Whether the first bytes of a file show that it is no text, so that the rest, which may be larger than memory, is not read."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(CHUNK)
+    except OSError:  # `read_bytes` says so
+        return False
+    return b"\0" in data and not data.startswith((GZIP, *WIDE))
 
 
 def _left_out(folder: Path, other: list[tuple[str, int]], binary: list[tuple[str, int]]) -> Iterator[str]:

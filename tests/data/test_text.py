@@ -80,12 +80,30 @@ def test_compressed_data_are_bounded_by_what_they_unfold_to(tmp_path: Path, monk
     stream = io.BytesIO()
     with gzip.GzipFile(fileobj=stream, mode="wb") as file:
         for _ in range(100):
-            file.write(bytes(1_000_000))
+            file.write(b"x" * 1_000_000)
     (tmp_path / "bomb.gz").write_bytes(stream.getvalue())
     assert len(stream.getvalue()) < 200_000
     assert refusal(tmp_path / "bomb.gz").startswith(f"{tmp_path / 'bomb.gz'}: more than 1.0 MB of text when unpacked")
     (tmp_path / "large.txt").write_bytes(b"x" * 1_000_001)
     assert refusal(tmp_path / "large.txt").startswith(f"{tmp_path / 'large.txt'}: more than 1.0 MB")
+
+
+def test_a_folder_names_the_file_that_unfolds_to_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "good.txt").write_text(TEXT, encoding="utf-8")
+    (tmp_path / "bomb.gz").write_bytes(gzip.compress(b"x" * 2_000_000))
+    monkeypatch.setattr(text, "most_bytes", lambda: 1_000_000)
+    assert refusal(tmp_path).startswith(f"{tmp_path / 'bomb.gz'}: more than 1.0 MB of text when unpacked")
+
+
+def test_a_folder_leaves_out_binary_files_that_are_larger_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "good.txt").write_text(TEXT, encoding="utf-8")
+    (tmp_path / "archive.tar.gz").write_bytes(gzip.compress(b"name" + bytes(3_000_000)))
+    with open(tmp_path / "film", "wb") as file:
+        file.truncate(10**12)
+    monkeypatch.setattr(text, "most_bytes", lambda: 1_000_000)
+    corpus = load(tmp_path)
+    assert text_of(corpus) == TEXT
+    assert len(corpus.notes) == 1 and corpus.notes[0].startswith(f"{tmp_path}: 2 binary files (1000.0 GB) are left out")
 
 
 # ---- a text that a run began with in an earlier version --------------------------------------------------------------------------
