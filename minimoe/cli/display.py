@@ -66,7 +66,7 @@ class WarningsOnly(Listener):
 
     def warned(self, text: str) -> None:
         with suppress(OSError):
-            print(text, file=sys.stderr, flush=True)
+            print(printable(text, keep="\n"), file=sys.stderr, flush=True)
 
 
 class Evaluating:
@@ -141,7 +141,7 @@ class PlainProgress(Listener):
 
     def said(self, text: str) -> None:
         with suppress(OSError):  # the terminal or the pipe's reader went away, and the run goes on without it
-            print(text, file=sys.stderr, flush=True)
+            print(printable(text, keep="\n"), file=sys.stderr, flush=True)
 
 
 class LiveProgress(Listener):
@@ -197,9 +197,9 @@ class LiveProgress(Listener):
     def said(self, text: str) -> None:
         with suppress(OSError):  # the terminal went away, and the run goes on without it
             if hasattr(self, "live"):
-                self.live.console.print(text, style="yellow", markup=False)
+                self.live.console.print(printable(text, keep="\n"), style="yellow", markup=False)
             else:
-                print(text, file=sys.stderr)
+                print(printable(text, keep="\n"), file=sys.stderr)
 
     def waiting(self, text: str) -> None:
         if not hasattr(self, "live"):

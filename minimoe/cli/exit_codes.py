@@ -19,7 +19,7 @@ import click
 
 from minimoe.cli.commands import UnexpectedEnd, cli
 from minimoe.cli.streams import drop_unwritten, prepare_streams, written_to_the_end
-from minimoe.errors import Interrupted, Notice, UserError
+from minimoe.errors import Interrupted, Notice, UserError, printable
 
 FAULT = 70  # EX_SOFTWARE of sysexits.h
 
@@ -68,7 +68,7 @@ def notices_as_lines() -> Iterator[None]:
 
         def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
             if issubclass(category, Notice):
-                click.echo(f"minimoe: {' '.join(str(message).split())}", err=True)
+                click.echo(f"minimoe: {printable(' '.join(str(message).split()))}", err=True)
             else:
                 usual(message, category, *where, **more)
 
@@ -81,6 +81,6 @@ def fail(message: str, code: int) -> NoReturn:
     if os.environ.get("MINIMOE_DEBUG") == "1":
         traceback.print_exc()
     with suppress(OSError):  # where nobody can read it, the exit code remains
-        click.echo(f"minimoe: {' '.join(message.split())}", err=True)
+        click.echo(f"minimoe: {printable(' '.join(message.split()))}", err=True)
     drop_unwritten()
     sys.exit(code)

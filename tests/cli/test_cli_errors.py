@@ -532,3 +532,15 @@ def test_a_configurations_name_and_its_datas_cannot_command_the_terminal(
         assert code == 0 and "\x1b" not in shown
         told += shown
     assert r"\x1b[31mred\nline: 0.0" in told and r"t\x1b[31mext.txt: " in told
+
+
+@pytest.mark.parametrize("more", [[], ["--quiet"], ["--dry-run"]], ids=["plain", "quiet", "dry run"])
+def test_a_files_name_in_a_warning_cannot_command_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], more: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("texts").mkdir()
+    write_text(Path("texts"))
+    Path("texts/\x1b[31mlatin.txt").write_bytes(b"caf\xe9")
+    code, _, err = call(capsys, "train", *TINY, "--data", "texts", "--steps", "2", *more)
+    assert code == 0 and "\x1b" not in err and r"since it is not UTF-8: \x1b[31mlatin.txt" in err
