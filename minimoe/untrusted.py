@@ -16,10 +16,10 @@ from minimoe.errors import UserError
 MOST_DEPTH = 100  # tables or lists inside each other; what transformers and minimoe write needs fewer than ten
 MOST_TOML = 1_000_000  # bytes; the largest preset takes 2 kB
 MOST_JSON = 10_000_000  # bytes; files that may be larger, such as tokenizer.json, have their own bounds
-MOST_KEY_PARTS = 16  # parts of a dotted key: tomllib's time grows with their square
+MOST_KEY_PARTS = MOST_DEPTH  # parts of a dotted key: tomllib's time grows with their square
 
 BYTE_ORDER_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
-KEY_PART = r"""(?:"[^"\n]*+"|'[^'\n]*+'|[^\s.=\[\]{},#"']++)[ \t]*+"""
+KEY_PART = r"""(?:"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+'|[^\s.=\[\]{},#"']++)[ \t]*+"""
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # an escape of one half
 LONG_KEY = re.compile(rf"(?:^|[\[{{,])[ \t]*+(?:{KEY_PART}\.[ \t]*+){{{MOST_KEY_PARTS}}}", re.MULTILINE)
 

@@ -291,7 +291,7 @@ DEEP = "[" * 100_000
 
 @pytest.mark.parametrize("text, message", [
     (f"a = {DEEP}", "nested more than 100 deep"), (f"a = {'9' * 5000}", "not valid TOML: it has a number or a date that cannot be read"),
-    (".".join(["a"] * 20_000) + " = 1", "has a dotted key of more than 16 parts"),
+    (".".join(["a"] * 20_000) + " = 1", "has a dotted key of more than 100 parts"),
     ("".join(f"k{i} = 1\n" for i in range(1_000_000)), "has more than 1,000,000 bytes: too large to be what it should be"),
 ])  # fmt: skip
 def test_a_file_that_costs_more_than_it_says_is_refused_within_a_second(tmp_path: Path, text: str, message: str) -> None:
@@ -304,7 +304,7 @@ def test_a_file_that_costs_more_than_it_says_is_refused_within_a_second(tmp_path
 @pytest.mark.parametrize("override, message", [
     (f"data.source={DEEP}", "--set data.source: nested more than 100 deep"),
     (f"train.steps={'9' * 5000}", "--set train.steps: not valid TOML: it has a number or a date that cannot be read"),
-    (f"{'a.' * 20_000}a=1", f"--set {'a.' * 20}...: has a dotted key of more than 16 parts"),
+    (f"{'a.' * 20_000}a=1", f"--set {'a.' * 20}...: has a dotted key of more than 100 parts"),
 ])  # fmt: skip
 def test_set_that_costs_more_than_it_says_is_refused_within_a_second(override: str, message: str) -> None:
     began = time.process_time()
