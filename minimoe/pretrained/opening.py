@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 import numpy as np
 
 from minimoe.backend import Backend, current_backend
 from minimoe.config import ModelConfig
-from minimoe.errors import CheckpointError, ConfigError, UserError
+from minimoe.errors import CheckpointError, ConfigError, UserError, notice
+from minimoe.files import reason
 from minimoe.layers.moe import Experts
 from minimoe.pretrained.families.family import Family, Json
 from minimoe.pretrained.families.table import family
 from minimoe.pretrained.folder import ModelFolder
+from minimoe.pretrained.header import shown
 from minimoe.pretrained.locating import locate
 from minimoe.pretrained.on_demand import attach
 from minimoe.pretrained.saving import Provenance
@@ -61,8 +62,11 @@ def _end_tokens(folder: ModelFolder) -> tuple[int, ...]:
     """Return the ids that end a text."""
     given = folder.config.get("eos_token_id")
     path = folder.path / "generation_config.json"
-    with contextlib.suppress(OSError, Malformed):
+    try:
         if path.is_file():
             given = parse_json_object(read_bounded(path, MOST_JSON)).get("eos_token_id", given)
+    except (OSError, Malformed) as error:
+        why = reason(error) if isinstance(error, OSError) else error
+        notice(f"{shown(path)}: {why}: texts end at the end tokens of config.json instead")
     ids = given if isinstance(given, list) else [given]
     return tuple(dict.fromkeys(i for i in ids if type(i) is int))

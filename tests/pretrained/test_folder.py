@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -148,7 +149,11 @@ def test_the_end_tokens_are_those_of_generation_config_or_where_it_cannot_be_rea
 ) -> None:
     folder = write(tmp_path / "m", small("llama", eos_token_id=1))
     (folder / "generation_config.json").write_bytes(text.encode("latin-1"))
-    assert mm.load(folder).end_tokens == ends
+    with warnings.catch_warnings(record=True) as notices:
+        assert mm.load(folder).end_tokens == ends
+    readable = text.startswith("{") and len(text) < 100
+    said = [str(notice.message) for notice in notices]
+    assert said == [] if readable else len(said) == 1 and "generation_config.json: " in said[0] and "of config.json instead" in said[0]
 
 
 def test_a_config_that_is_too_large_is_refused(tmp_path: Path) -> None:
