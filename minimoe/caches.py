@@ -14,8 +14,8 @@ from pathlib import Path
 def user_caches() -> Iterator[Path]:
     """Yield the folders that may be the user's cache, the best first; none of them needs to exist.
 
-    MINIMOE_CACHE_DIR, or `minimoe` in XDG_CACHE_HOME or ~/.cache; last, where there is no home or it cannot be written, a folder of the
-    user's own among the temporary files.
+    The first is MINIMOE_CACHE_DIR if it is set, else `minimoe` in XDG_CACHE_HOME or ~/.cache. The last is a folder of the user's own in the
+    system's temporary folder, for users whose home is missing or read-only.
     """
     named, home = os.environ.get("MINIMOE_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     if named:

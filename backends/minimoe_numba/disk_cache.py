@@ -189,7 +189,7 @@ class KernelCacheImpl(CompileResultCacheImpl):  # type: ignore[misc]
 
 
 class KernelCache(FunctionCache):  # type: ignore[misc]
-    """Numba's cache of one function. Raises RuntimeError if there is no folder for it."""
+    """Numba's cache of one function. Raises RuntimeError if no folder can hold it."""
 
     _impl_class = KernelCacheImpl
 
@@ -207,7 +207,7 @@ class KernelCache(FunctionCache):  # type: ignore[misc]
 
 
 def cache_for(function: Callable[..., Any]) -> KernelCache | NullCache:
-    """Return the cache of a function, or one that keeps nothing where there is no folder."""
+    """Return the cache of a function, or one that stores nothing if no folder can hold it."""
     try:
         return KernelCache(function)
     except RuntimeError as error:

@@ -167,7 +167,7 @@ def read_folder(folder: Path, as_text: Decode = decode) -> Text:
 
 
 def begins_as_binary(path: Path) -> bool:
-    """Whether the first bytes of a file show that it is no text, so that the rest, which may be larger than memory, is not read."""
+    """Return True if the first bytes of a file show that it is binary, so that the rest, which may exceed the memory, is not read."""
     try:
         with open(path, "rb") as file:
             data = file.read(CHUNK)

@@ -33,8 +33,8 @@ MOST_JSON = 200_000_000  # bytes of a tokenizer.json; those of vocabularies of 2
 class StreamDecoder(ABC):
     """Turns ids into text one at a time, as they are generated.
 
-    The prompt's text and all pieces, joined, equal `Tokenizer.decode` of the prompt's and all later ids. There is one exception: a decoder
-    with tokens for bytes replaces characters that bytes which are no text follow, also those that were returned already; these stay.
+    The prompt's text and all pieces, joined, equal `Tokenizer.decode` of the prompt's and all later ids. There is one exception: if
+    invalid bytes follow a character, a decoder with byte tokens may replace the character too, even if it was returned already.
     """
 
     @abstractmethod

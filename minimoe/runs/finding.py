@@ -56,7 +56,7 @@ def run_names(root: Path) -> list[str]:
 
 
 def _is_begun_without_weights(path: Path) -> bool:
-    """Return True for what a start left that was to write its weights before `config.toml`: it is no run, and nothing is lost."""
+    """Return True for a folder that upcycling left before it wrote the weights: it is not a run yet, and nothing is lost."""
     with suppress(OSError):
         return path.is_dir() and any(path.iterdir()) and is_left_by_a_start(path)
     return False

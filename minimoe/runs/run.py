@@ -210,7 +210,7 @@ class Run:
     def drop_bad(self, before: int) -> Path | None:
         """Remove the checkpoints after the newest good one of a step below `before`, and return that.
 
-        If there is no good one, return None and remove nothing.
+        It returns None, and removes nothing, if none is good.
         """
         folder = self.checkpoint_folder
         best = checkpoint.read_best(folder)

@@ -112,7 +112,7 @@ def _configuration(run: Run, newest: Verified | None) -> Iterator[Check]:
         yield skipped(what, error) if missing_package else problem(what, error)
         return
     if newest is None or newest.config is None:
-        yield ok(what, "can be read; there is no checkpoint to compare it with")
+        yield ok(what, "can be read; no checkpoint exists to compare it with")
         return
     lines = list(configuration_differences(run.with_kept_text(newest.config), config).values())
     yield from (problem(what, f"since {newest.folder.name}: {line}") for line in lines)
