@@ -71,7 +71,7 @@ def minimoe_step(case: Case, backend: str, threads: int) -> Step:
     optimizer = AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1)
     whole = Step(model, optimizer, grad_clip=1.0)
     batch = [part[None] for part in case.random_batch()]  # one micro-batch: [1,B,T]
-    recorded = Recorded(whole, chosen, lambda why: print(f"minimoe, {backend}: {why}", flush=True))
+    recorded = Recorded(whole, chosen, lambda why: print(f"minimoe, {backend}: {why}", flush=True), whole.state)
     numbers = count()
 
     def step() -> float:

@@ -65,6 +65,20 @@ COMPOSITES = ("ffn", "expert_ffn", "moe_ffn", "add_rms_norm", "add_layer_norm", 
 """The kernels that return (outputs, saved): a backend decides what is saved, so it overrides both halves or neither."""
 
 
+class Work:
+    """What a recording repeats. Calling it does the work once."""
+
+    inputs: list[Array]  # arrays that it reads; the caller writes new arguments into them before each repetition
+    result: Array  # the array that the last call returned
+
+    def __init__(self, function: Callable[..., Array], inputs: list[Array], state: list[Array]) -> None:
+        """`state`: the arrays that `function` keeps: those it updates in place, and those it reads at every call."""
+        self.function, self.inputs, self.state = function, inputs, state
+
+    def __call__(self) -> None:
+        self.result = self.function(*self.inputs)
+
+
 class Backend(
     NormKernels,
     RopeKernels,
@@ -99,11 +113,13 @@ class Backend(
         """Compute with `count` threads of the host from now on; 0 means as many as it has. For backends that use any."""
 
     warm_up = 2  # steps before one is recorded
+    exact_recording = True  # a recorded step gives the bytes of a plain one; False: the same numbers to rounding
 
-    def record(self, work: Callable[[], None], say: Callable[[str], None]) -> Callable[[], None] | None:
+    def record(self, work: Work, say: Callable[[str], None]) -> Callable[[], None] | None:
         """Run `work` once, and return a function that repeats its device work on the same arrays at a lower cost.
 
-        Return None if it cannot be repeated, after calling `say` with the reason if there is one.
+        Return None if it cannot be repeated, after calling `say` with the reason if there is one. A backend whose library watches memory
+        need only call `work`; one that compiles pure functions finds the arrays in `work.inputs`, `work.state` and `work.result`.
         """
         work()
         return None

@@ -73,7 +73,7 @@ def minimoe_step(case: Case, name: str, dtype: str, lab: Lab) -> Made:
     model = FilledTransformer(case.model, dtype=dtype, backend=backend)
     whole = Step(model, AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1), grad_clip=1.0)
     notes: list[str] = []
-    recorded = Recorded(whole, backend, notes.append)
+    recorded = Recorded(whole, backend, notes.append, whole.state)
     number, lr, tokens, targets = whole.arrays(0, 1e-3, *(part[None] for part in case.random_batch()))  # [], [], [1,B,T], [1,B,T]
 
     def call() -> Array:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from minimoe.backend import Array, Backend
+from minimoe.backend import Array, Backend, Work
 
 
 class Recorded:
@@ -22,12 +22,14 @@ class Recorded:
     backend that cannot record, the function is called each time; `say` is called once with the reason.
     """
 
-    def __init__(self, function: Callable[..., Array], backend: Backend, say: Callable[[str], None]) -> None:
-        self.function, self.backend, self.say = function, backend, say
+    def __init__(
+        self, function: Callable[..., Array], backend: Backend, say: Callable[[str], None], state: Callable[[], list[Array]] = list
+    ) -> None:
+        """`state` returns the arrays that the function keeps: those it updates in place, and those it reads at every call."""
+        self.function, self.backend, self.say, self.state = function, backend, say, state
         self.calls = 0
-        self.inputs: list[Array] = []  # where the recorded work reads its arguments
         self.shapes: list[Any] = []
-        self.result: Array = None  # where it leaves its result
+        self.work: Work  # what was recorded, with the arrays of its arguments and its result
         self.again: Callable[[], None] | None = None
         self.possible = True
 
@@ -45,20 +47,16 @@ class Recorded:
                 return self.function(*arrays)
             self._record(arrays)
         else:
-            for own, array in zip(self.inputs, arrays, strict=True):
+            for own, array in zip(self.work.inputs, arrays, strict=True):
                 own[...] = array
             self.again()
-        return self.backend.xp.asarray(self.result, copy=True)
+        return self.backend.xp.asarray(self.work.result, copy=True)
 
     def _record(self, arrays: tuple[Array, ...]) -> None:
         """Run the function and record it."""
         xp = self.backend.xp
-        self.inputs = [xp.asarray(array, copy=True) for array in arrays]
-
-        def work() -> None:
-            self.result = self.function(*self.inputs)
-
-        self.again = self.backend.record(work, self._give_up)
+        self.work = Work(self.function, [xp.asarray(array, copy=True) for array in arrays], self.state())
+        self.again = self.backend.record(self.work, self._give_up)
         self.possible = self.again is not None
 
     def _give_up(self, why: str) -> None:

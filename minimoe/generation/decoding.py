@@ -39,7 +39,7 @@ class Decoder:
         self.positions = np.zeros((len(prompts), 1), dtype=np.int32)  # of the next token
         if isinstance(model, PretrainedTransformer) and model.file_weights is not None:
             model.file_weights.read_if_small()
-        self.recorded = Recorded(self._step, model.backend, lambda why: None) if can_record(model) else None
+        self.recorded = Recorded(self._step, model.backend, lambda why: None, self._state) if can_record(model) else None
 
     def predict(self) -> Floats:
         """Return the logits of the token that follows each text.   [B,V]"""
@@ -85,6 +85,10 @@ class Decoder:
             self.cache.length += 1
         self.positions += 1
         return logits
+
+    def _state(self) -> list[Array]:
+        """Return the weights that a step reads and the cache that it updates."""
+        return [*self.model.state_dict().values(), *self.cache.arrays()]
 
     def _step(self, tokens: Array, positions: Array, *slots: Array) -> Array:
         """The work of `_next` on device arrays, which is recorded."""

@@ -136,6 +136,11 @@ class Cache:
         for ring in self.rings:
             ring.valid[...] = False
 
+    def arrays(self) -> list[Array]:
+        """Return the buffers of all layers, which a recorded step reads and updates."""
+        rings = [array for ring in self.rings for array in (ring.positions, ring.valid)]
+        return rings + [array for layer in self.layers for array in (layer.k, layer.v)]
+
     def next_slots(self) -> list[int]:
         """Return where the next column goes, in each ring."""
         return [self.length % ring.slots for ring in self.rings]

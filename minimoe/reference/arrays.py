@@ -23,6 +23,7 @@ class ArrayLayer(ABC):
     name: str
     dtypes: tuple[str, ...]  # of FLOATS; float32 alone is enough
     xp: Any
+    reads_offsets = True  # grouped references read the experts' row offsets on the host; False: they mask, at E times the work
     cache_elements = 0  # if > 0, work of many passes takes this many elements at a time, which fit the processor's cache
 
     @abstractmethod

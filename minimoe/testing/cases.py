@@ -31,15 +31,15 @@ LEVELS: dict[str, Callable[[Backend], Iterator[Case]]] = {
 """The levels from the bottom up: fix what fails at one level before you look at the next."""
 
 
-def cases(backend: Backend, level: str | None = None, kernel: str | None = None) -> list[Case]:
-    """Return the cases of a backend: all, or those of one level or kernel.
+def cases(backend: Backend, level: str | None = None, kernel: str | None = None, quick: bool = False) -> list[Case]:
+    """Return the cases of a backend: all, or those of one level or kernel; `quick` leaves out those that take long.
 
     Each has a name, a level, a kernel, and `run()`, which raises `ConformanceError` with the kernel, the first failing shape, the worst
     error, the tolerance and what to do. Raises `UserError` for a level or kernel that does not exist.
     """
     if level is not None and level not in LEVELS:
         raise UserError(f"no conformance level {level!r}{nearest(level, LEVELS)}")
-    found = [case for name, make in LEVELS.items() if level in (None, name) for case in make(backend)]
+    found = [case for name, make in LEVELS.items() if level in (None, name) for case in make(backend) if case.quick or not quick]
     if kernel is None:
         return found
     chosen = [case for case in found if case.kernel == kernel]

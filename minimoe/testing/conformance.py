@@ -28,6 +28,7 @@ class Case:
     level: str
     kernel: str
     run: Callable[[], None]
+    quick: bool = True  # False: too long, or of too many shapes, for `backends check --quick`
 
     def __str__(self) -> str:
         return f"{self.level}: {self.name}"

@@ -157,6 +157,10 @@ class Optimizer:
 
     # ---- state -------------------------------------------------------------------------------------------------------------------
 
+    def arrays(self) -> list[Array]:
+        """Return every array that an update reads or writes: flat parameters, gradients, moments, and the number of updates."""
+        return [array for group in self.groups for array in (group.param, group.grad, *group.states.values())] + [self.steps]
+
     def state_dict(self) -> dict[str, Array]:
         """Return the moments of each group and the number of updates."""
         state = {f"group{i}.{name}": array for i, group in enumerate(self.groups) for name, array in group.states.items()}

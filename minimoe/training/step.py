@@ -4,7 +4,7 @@
     packed = step(*step.arrays(number, lr, inputs, targets))   # metrics.py says what is in it
 
 A step is a function of arrays: nothing in it is read on the host, and everything that it keeps (weights, moments, the count of bad steps)
-is updated in place. So a backend may record it once and repeat it: `Recorded(step, backend, say)`.
+is updated in place. So a backend may record it once and repeat it: `Recorded(step, backend, say, step.state)`.
 """
 
 from __future__ import annotations
@@ -75,6 +75,10 @@ class Step:
         layers = layer_figures(parts, counts, norm.dtype, self.backend)  # of each routed layer [1+E]
         verdict = xp.stack([norm, xp.astype(ok, norm.dtype), xp.astype(self.bad_steps, norm.dtype)])  # [3]
         return xp.concat([verdict, xp.astype(mean, norm.dtype), *layers])  # [9 + L (1+E)]
+
+    def state(self) -> list[Array]:
+        """Return the arrays that a step reads and updates besides its arguments, which a recording needs to know."""
+        return [*self.model.state_dict().values(), *self.optimizer.arrays(), self.bad_steps]
 
     def weights(self, targets: Array) -> Array:
         """Return what the mean cross-entropy of each micro-batch counts for: its targets, over the mean of all.   [A,B,T] -> [A]

@@ -59,7 +59,7 @@ class Trainer:
         self.one_step = Step(
             self.model, self.optimizer, seed=settings.seed, grad_clip=settings.grad_clip, recompute=settings.recompute
         )
-        self.recorded_step = Recorded(self.one_step, self.backend, self.listener.said)
+        self.recorded_step = Recorded(self.one_step, self.backend, self.listener.said, self.one_step.state)
         self.checkpointer = Checkpointer(self.task, self.model, self.optimizer, self.one_step)
         self.layers = len(config.model.moe_layers())
         self.backlog = Backlog(self.backend, self.layers, config.model.moe.n_experts if config.model.moe else 0)

@@ -44,7 +44,7 @@ class TrainingStep:
         optimizer = make_optimizer(self.model.parameters(), t)
         self.batch = random_images(config) if config.model.image_size else random_tokens(config, self.model.vocab_size)
         self.step = Step(self.model, optimizer, seed=t.seed, grad_clip=t.grad_clip, recompute=t.recompute)
-        self.recorded = Recorded(self.step, backend, lambda why: print(f"minimoe: {why}", file=sys.stderr))
+        self.recorded = Recorded(self.step, backend, lambda why: print(f"minimoe: {why}", file=sys.stderr), self.step.state)
 
     def __call__(self) -> Array:
         """Do the next step and wait for the device.   -> the packed figures (`training/metrics.py`)"""
