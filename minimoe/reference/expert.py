@@ -8,6 +8,7 @@ What a composite saves may alias its inputs, which must not change until its bac
 
 from typing import Any, NamedTuple
 
+from minimoe.reference import masked
 from minimoe.reference.activation import ActivationKernels
 from minimoe.reference.arrays import Array
 from minimoe.reference.linear import LinearKernels
@@ -54,6 +55,8 @@ class MoESaved(NamedTuple):
 class ExpertKernels(RoutingKernels, ActivationKernels, LinearKernels):
     def grouped_matmul(self, x: Array, weight: Array, offsets: Array, transpose: bool = False, out: Array | None = None) -> Array:
         """y[r] = W_e x[r], or W_e^T x[r] if `transpose`.   x [R,I], weight [E,O,I], offsets [E+1] -> [R,O]  (transpose: [R,O] -> [R,I])"""
+        if not self.reads_offsets:
+            return self.store(masked.grouped_matmul(self, x, weight, offsets, transpose), out)
         xp = self.xp
         width = weight.shape[2] if transpose else weight.shape[1]
         y = xp.empty((x.shape[0], width), dtype=x.dtype) if out is None else out
@@ -89,6 +92,8 @@ class ExpertKernels(RoutingKernels, ActivationKernels, LinearKernels):
         enter any sum. And the result is a weight's gradient, which is written, or added, where the optimizer keeps it: hence `out` and
         `accumulate`.
         """
+        if not self.reads_offsets:
+            return self.store(masked.grouped_matmul_dw(self, dy, x, offsets), out, accumulate)
         xp = self.xp
         ends = self.offsets_on_host(offsets)
         dw = xp.zeros((len(ends) - 1, dy.shape[1], x.shape[1]), dtype=x.dtype)
@@ -99,6 +104,8 @@ class ExpertKernels(RoutingKernels, ActivationKernels, LinearKernels):
 
     def grouped_bias(self, bias: Array, offsets: Array, rows: int) -> Array:
         """Give each row its expert's bias, and unused rows zero.   bias [E,O] -> [R,O]"""
+        if not self.reads_offsets:
+            return masked.grouped_bias(self, bias, offsets, rows)
         full = self.xp.zeros((rows, bias.shape[1]), dtype=bias.dtype)
         ends = self.offsets_on_host(offsets)
         for e, (start, stop) in enumerate(zip(ends, ends[1:], strict=False)):
@@ -107,6 +114,8 @@ class ExpertKernels(RoutingKernels, ActivationKernels, LinearKernels):
 
     def grouped_bias_backward(self, dy: Array, offsets: Array) -> Array:
         """db_e = sum(dy_e).   dy [R,O] -> [E,O]"""
+        if not self.reads_offsets:
+            return masked.grouped_bias_backward(self, dy, offsets)
         xp = self.xp
         ends = self.offsets_on_host(offsets)
         return xp.stack([xp.sum(dy[start:stop, :], axis=0) for start, stop in zip(ends, ends[1:], strict=False)], axis=0)
