@@ -163,8 +163,9 @@ def check_overrides(backend: Backend) -> None:
     """Refuse a backend whose contract, array layer or overrides differ from the reference's, naming the difference."""
     if backend.contract != CONTRACT:
         raise UserError(f"backend {backend.name}: made for contract {backend.contract}, this minimoe has contract {CONTRACT}")
-    known = set(dir(Backend))
-    own = {name: member for base in reversed(type(backend).__mro__) if base not in Backend.__mro__ for name, member in vars(base).items()}
+    bases = [base for base in reversed(type(backend).__mro__) if base is not object]
+    known = {name for base in bases if base.__module__.startswith("minimoe.") for name in dir(base)}  # of Backend and FunctionalBackend
+    own = {name: member for base in bases if not base.__module__.startswith("minimoe.") for name, member in vars(base).items()}
     for name, member in own.items():
         if name in kernel_names():
             compare_signatures(backend.name, name, member)

@@ -29,7 +29,7 @@ class FunctionalBackend(Backend):
     plain: Any  # the library's namespace, as far as minimoe uses the Array API standard
     reads_offsets = False
     exact_recording = False  # a compiler that fuses operations rounds in other places
-    warm_up = 1  # one plain step makes every buffer that outlives a step
+    warm_up = 0  # a step is traced at once: a plain one would compile every operation by itself
 
     def __init__(self) -> None:
         self.xp = HolderNamespace(self)

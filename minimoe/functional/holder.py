@@ -207,6 +207,9 @@ class Holder:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
         return np.asarray(self.library.to_host(self), dtype=dtype)  # to_host has copied already
 
+    def __array_namespace__(self, *, api_version: str | None = None) -> Any:
+        return self.library.xp
+
     def __dlpack__(self, **options: Any) -> Any:
         return self.value.__dlpack__(**options)
 

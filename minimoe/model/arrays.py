@@ -32,7 +32,7 @@ class DeviceArrays:
             values = values.data
         if isinstance(values, list | tuple):
             values = np.asarray(values)
-        elif hasattr(values, "__dlpack__") and not hasattr(values, "__array_namespace__"):
+        elif hasattr(values, "__dlpack__") and not isinstance(values, np.ndarray | self.array_type):
             values = np.from_dlpack(values)
         seen = self.backend.host_view(values) if limit else None
         if seen is not None:
