@@ -150,6 +150,12 @@ def overridden(backend: Backend | type[Backend], kernel: str) -> bool:
     return getattr(backend if isinstance(backend, type) else type(backend), kernel) is not getattr(Backend, kernel)
 
 
+def unproven(backend: Backend) -> bool:
+    """Return True if a kernel of the backend is not `proven`. A reference counts as proven on the array layers that minimoe comes with."""
+    built_in = backend.name in BUILT_IN
+    return any(kernel not in backend.proven for kernel in kernel_names() if overridden(backend, kernel) or not built_in)
+
+
 def kernel_kinds(backend: Backend | type[Backend]) -> dict[str, str]:
     """Return `hand-written`, `library` or `reference` for each kernel of a backend, or of the class of one."""
     kinds = {}

@@ -45,20 +45,32 @@ def describe(trainer: Training) -> str:
 
 
 class Pace:
-    """The time left, from the steps of this session except its first, which may have compiled kernels."""
+    """The time left, from the steps of this session except its first, which may have compiled kernels.
+
+    A device may be far behind the host, so only steps whose metrics were read count as done, once there are any.
+    """
 
     def __init__(self, steps: int) -> None:
-        self.steps, self.first = steps, 0
+        self.steps, self.first, self.last = steps, 0, 0
         self.began: float | None = None  # when the first step was done
+        self.until = 0.0  # when the last step that counts was done
+        self.read = False
 
     def stepped(self, step: int) -> None:
         if self.began is None:
             self.first, self.began = step, now()
+        if not self.read:
+            self.last, self.until = step, now()
+
+    def logged(self, step: int) -> None:
+        """Note that the metrics of this step have been read, for which the device must have been done with it."""
+        if self.began is not None and step > self.first:
+            self.last, self.until, self.read = step, now(), True
 
     def left(self, step: int) -> float | None:
         """Return the seconds left, at least 1; None while nothing is known yet."""
-        done = step - self.first
-        return None if self.began is None or not done else max(1.0, (now() - self.began) / done * (self.steps - step))
+        done = self.last - self.first
+        return None if self.began is None or not done else max(1.0, (self.until - self.began) / done * (self.steps - step))
 
 
 class WarningsOnly(Listener):
@@ -124,6 +136,7 @@ class PlainProgress(Listener):
         if not rows:
             return
         row = rows[-1]
+        self.pace.logged(row["step"])
         text = f"step {row['step']:>5}/{self.pace.steps}  loss {number(row['loss'])}"
         if "val_loss" in row:
             text += f"  val {number(row['val_loss'])}"
@@ -193,6 +206,7 @@ class LiveProgress(Listener):
             self.skipped += bool(row["skipped"])
             self.val, self.accuracy = row.get("val_loss", self.val), row.get("val_accuracy", self.accuracy)
             self.row = row
+            self.pace.logged(row["step"])
 
     def said(self, text: str) -> None:
         with suppress(OSError):  # the terminal went away, and the run goes on without it

@@ -10,6 +10,7 @@ A step leaves its figures in one array of 9 + L (1 + E) numbers, in this order:
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,29 +61,53 @@ def unpack(packed: Sequence[float], n_layers: int, n_experts: int) -> dict[str, 
 
 
 class Backlog:
-    """Metrics that have not left the device: a packed array for each step, and what the host knows about it."""
+    """Metrics that have not left the device: a packed array for each step, what the host knows about it, and how long it took.
 
-    def __init__(self, backend: Backend, n_layers: int, n_experts: int) -> None:
-        self.backend, self.n_layers, self.n_experts = backend, n_layers, n_experts
+    A device may be busy with a step long after the host has launched it. So the host waits for the device whenever it reads the metrics,
+    and that wait is shared evenly by the steps since the last one: the times of all steps add up to the time that passed.
+    """
+
+    def __init__(self, backend: Backend, n_layers: int, n_experts: int, tokens_per_step: int) -> None:
+        self.backend, self.n_layers, self.n_experts, self.tokens_per_step = backend, n_layers, n_experts, tokens_per_step
+        self.elapsed = 0.0  # seconds of all steps up to the last that was taken, over all sessions
         self.packed: list[Array] = []
-        self.known: list[dict[str, Any]] = []  # step, lr, step_ms, tokens_per_s, elapsed_s
+        self.known: list[dict[str, Any]] = []  # step, lr
+        self.seconds: list[float] = []  # of the host, and of the waits so far
+        self.settled = 0  # the first so many have been waited for
 
-    def add(self, packed: Array, **known: Any) -> None:
-        """Keep a step's figures without reading them."""
+    def add(self, packed: Array, seconds: float, *, step: int, lr: float) -> None:
+        """Keep a step's figures without reading them. `seconds`: how long the host took to launch it."""
         self.packed.append(packed)
-        self.known.append(known)
+        self.seconds.append(seconds)
+        self.known.append({"step": step, "lr": lr})
+
+    def wait(self) -> None:
+        """Wait for the device, and add the time to that of the steps since the last wait, to each an equal part."""
+        steps = range(self.settled, len(self.packed))
+        if not steps:
+            return
+        began = time.perf_counter()
+        self.backend.to_host(self.packed[-1])  # a library that computes only what is read has to compute it now
+        self.backend.synchronize()
+        part = (time.perf_counter() - began) / len(steps)
+        for i in steps:
+            self.seconds[i] += part
+        self.settled = len(self.packed)
 
     def take(self) -> list[tuple[dict[str, Any], int]]:
         """Read all of them in one transfer, and forget them.   -> for each step its row, and the bad steps in a row up to it"""
-        packed, known = self.packed, self.known
-        self.packed, self.known = [], []
+        self.wait()
+        packed, known, seconds = self.packed, self.known, self.seconds
+        self.packed, self.known, self.seconds, self.settled = [], [], [], 0
         if not packed:
             return []
         values = np.asarray(self.backend.to_host(self.backend.xp.stack(packed)), dtype=np.float64)  # [steps, 9 + L (1+E)]
         rows = []
-        for host, numbers in zip(known, values.tolist(), strict=True):
+        for host, took, numbers in zip(known, seconds, values.tolist(), strict=True):
             found = unpack(numbers, self.n_layers, self.n_experts)
-            rows.append((metrics_row(found, host), int(found["bad_steps"])))
+            self.elapsed += took
+            clock = {"step_ms": took * 1e3, "tokens_per_s": self.tokens_per_step / took, "elapsed_s": self.elapsed}
+            rows.append((metrics_row(found, host | clock), int(found["bad_steps"])))
         return rows
 
 

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import numpy as np
 from msgspec.structs import replace
 
-from minimoe.backend import Backend, load
+from minimoe.backend import Backend, load, unproven
 from minimoe.config import Config
 from minimoe.engine.recording import Recorded
 from minimoe.errors import Diverged, Interrupted, UserError
@@ -62,9 +62,10 @@ class Trainer:
         self.recorded_step = Recorded(self.one_step, self.backend, self.listener.said, self.one_step.state)
         self.checkpointer = Checkpointer(self.task, self.model, self.optimizer, self.one_step)
         self.layers = len(config.model.moe_layers())
-        self.backlog = Backlog(self.backend, self.layers, config.model.moe.n_experts if config.model.moe else 0)
+        experts = config.model.moe.n_experts if config.model.moe else 0
+        self.backlog = Backlog(self.backend, self.layers, experts, self.task.tokens_per_step)
         self.step = 0  # steps done
-        self.elapsed = 0.0  # seconds of training, over all sessions
+        self.alone = self.backend.warm_up + 1  # so many steps more are waited for one by one: they compile kernels, or record the step
         self.resumed = False
         self.metrics_sha256: str | None = None  # of the metrics up to the checkpoint that was resumed
         self.stops: list[int] = []  # signals that ask for an end
@@ -147,17 +148,17 @@ class Trainer:
             self.folder.prune()
 
     def _step(self) -> None:
-        """Draw the micro-batches and do one step; nothing is read back from the device."""
+        """Draw the micro-batches and do one step. Nothing is read back from the device, except after the first steps of a session."""
         settings, began = self.config.train, time.perf_counter()
         rate = learning_rate(self.step, settings)
         drawn = [self.task.batch(self.step, micro) for micro in range(settings.accumulate)]
         inputs, targets = (np.stack(part) for part in zip(*drawn, strict=True))  # [A,B,T] each
         packed = self.recorded_step(*self.one_step.arrays(self.step, rate, inputs, targets))
         self.step += 1
-        took = time.perf_counter() - began
-        self.elapsed += took
-        speed = self.task.tokens_per_step / took
-        self.backlog.add(packed, step=self.step, lr=rate, step_ms=took * 1e3, tokens_per_s=speed, elapsed_s=self.elapsed)
+        self.backlog.add(packed, time.perf_counter() - began, step=self.step, lr=rate)
+        if self.alone:
+            self.alone -= 1
+            self.backlog.wait()
 
     # ---- after a step: metrics, evaluation, checkpoint ---------------------------------------------------------------------------
 
@@ -221,7 +222,9 @@ class Trainer:
         kept = self.folder.drop_bad(before=step)
         self.folder.write_status("diverged", step=step)
         state = "no good state is left" if kept is None else f"the last good state is kept in {kept}"
-        raise Diverged(f"diverged: {why}; {state}: try a lower train.lr (now {self.config.train.lr})")
+        name = self.backend.name
+        check = f", or `minimoe backends check {name}`, since {name} has unproven kernels" if unproven(self.backend) else ""
+        raise Diverged(f"diverged: {why}; {state}: try a lower train.lr (now {self.config.train.lr}){check}")
 
     def _stop(self) -> NoReturn:
         """End a run after a signal, once its state is saved."""
@@ -251,11 +254,11 @@ class Trainer:
         self.folder.metrics_file.replace_last(row)
         if self._is_last() and not math.isfinite(row["val_loss"]):
             self._diverged(self.step, f"the validation loss is not finite after the last step, {self.step}")
-        self.checkpointer.add_evaluation(self.folder, self.step, self.elapsed, row)
+        self.checkpointer.add_evaluation(self.folder, self.step, self.backlog.elapsed, row)
 
     def _save(self, best: dict[str, Any] | None = None, prune: bool = True) -> None:
         """Save the state, with its evaluation if that is the best so far. A state that is not finite ends the run instead."""
-        bad = self.checkpointer.save(self.folder, self.step, self.elapsed, best=best, prune=prune)
+        bad = self.checkpointer.save(self.folder, self.step, self.backlog.elapsed, best=best, prune=prune)
         if bad is not None:
             self._refuse(bad)
 
@@ -301,7 +304,7 @@ class Trainer:
         if saved is None:
             return
         self.checkpointer.restore(saved)
-        self.step, self.elapsed = saved.step, saved.state["elapsed_s"]
+        self.step, self.backlog.elapsed = saved.step, saved.state["elapsed_s"]
         self.metrics_sha256 = saved.state.get("metrics_sha256")
 
     # ---- what a listener reads ---------------------------------------------------------------------------------------------------

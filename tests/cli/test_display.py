@@ -79,6 +79,17 @@ def test_the_last_text_of_the_backend_stands_beside_the_spinner_until_a_step_is_
     assert COMPILING not in shown(live) and "left" not in shown(live)  # one step, which compiled, tells nothing about the others
 
 
+def test_the_time_left_is_that_of_a_device_which_is_behind_the_host(live: LiveProgress, clock: list[float]) -> None:
+    """Four steps are launched at once and take 20 s together; the host is told when it waits for the last."""
+    live.stepped(1)
+    for step in (2, 3, 4, 5):
+        live.stepped(step)
+    clock[0] += 20
+    live.logged([row(5)])
+    live.stepped(6)
+    assert "0:20 left" in shown(live)  # four more steps, each of 5 s
+
+
 def test_after_the_second_step_the_time_left_is_shown(live: LiveProgress, clock: list[float]) -> None:
     live.stepped(1)
     clock[0] += 2
