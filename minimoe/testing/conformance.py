@@ -61,6 +61,9 @@ def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         names = [f".{name}" for name in fields] if fields else [f"[{i}]" for i in range(len(tree))]
         for name, item in zip(names, tree, strict=True):
             yield from leaves(item, path + name)
+    elif isinstance(tree, dict):
+        for name, item in tree.items():
+            yield from leaves(item, f"{path}.{name}")
     else:
         yield path, tree
 
@@ -102,6 +105,27 @@ def to_host(backend: Backend, tree: Any) -> Any:
         return host.astype(np.float64) if host.dtype.kind == "f" else host
 
     return tree_map(move, tree)
+
+
+def as_numpy(tree: Any, dtype: str) -> Any:
+    """Return NumPy arrays as a backend has them in this dtype, with float16 in place of any dtype of 16 bits."""
+    wide = np.dtype(dtype if dtype in ("float64", "float32") else "float32")
+    narrow = wide if dtype == wide.name else np.dtype("float16")
+
+    def cast(value: Any) -> Any:
+        if isinstance(value, Wide):
+            return np.array(value.array, dtype=wide)
+        return np.array(value, dtype=narrow if value.dtype.kind == "f" else None) if isinstance(value, np.ndarray) else value
+
+    return tree_map(cast, tree)
+
+
+def dtype_name(backend: Backend, array: Any) -> str:
+    """Return the name of an array's dtype."""
+    for name in (*backend.dtypes, "float32", "float64", "int32", "int64", "bool"):
+        if hasattr(backend.xp, name) and array.dtype == getattr(backend.xp, name):
+            return name
+    return str(array.dtype)
 
 
 def rounded(backend: Backend, tree: Any, dtype: str) -> Any:

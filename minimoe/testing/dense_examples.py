@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,13 +31,32 @@ class Example:
     options: dict[str, Any] = field(default_factory=dict)
     call: Callable[..., Any] | None = None
     trim: Callable[[Any], Any] = _same
+    terms: int = 0  # of its longest sum, if that has more than a hundred
+    exact: bool = False  # True: equal to the last bit, for numbers that are only copied or left alone
 
 
 Examples = Callable[[], Iterator[Example]]
 
+_others: ContextVar[bool] = ContextVar("others", default=False)
+
+
+@contextmanager
+def other_numbers() -> Iterator[None]:
+    """Within the block examples have the same labels and shapes, and other numbers."""
+    token = _others.set(True)
+    try:
+        yield
+    finally:
+        _others.reset(token)
+
+
+def generator(*seed: int) -> np.random.Generator:
+    """Return the source of an example's random numbers."""
+    return np.random.default_rng([*seed, 1] if _others.get() else seed)
+
 
 def floats(seed: int, *shape: int) -> Floats:
-    return np.asarray(np.random.default_rng([seed, *shape]).standard_normal(shape))
+    return np.asarray(generator(seed, *shape).standard_normal(shape))
 
 
 def reference() -> Backend:
@@ -78,19 +99,44 @@ def layer_norm_backward() -> Iterator[Example]:
         yield Example(label, (dy, x, w, Wide(mean), Wide(rstd)))
 
 
-def outputs_of(kernel: str, *options: Any) -> Callable[..., Any]:
-    """Return the outputs of a composite kernel, without what it saves."""
-    return lambda backend, *args: getattr(backend, kernel)(*args, *options)[0]
+@dataclass(frozen=True)
+class Forward:
+    """The forward half of a composite kernel: returns its outputs, without what it saves."""
+
+    kernel: str
+    options: tuple[Any, ...] = ()
+
+    def __call__(self, backend: Backend, *args: Any) -> Any:
+        return getattr(backend, self.kernel)(*args, *self.options)[0]
 
 
-def gradients_of(kernel: str, n_args: int, *options: Any) -> Callable[..., Any]:
-    """Run both halves of a composite kernel: the first `n_args` go forward; the others, then what was saved, backward; options to both."""
+@dataclass(frozen=True)
+class BothHalves:
+    """Both halves of a composite kernel: the first `n_args` go forward; the others, then what was saved, backward; options to both."""
 
-    def call(backend: Backend, *args: Any) -> Any:
-        _, saved = getattr(backend, kernel)(*args[:n_args], *options)
-        return getattr(backend, f"{kernel}_backward")(*args[n_args:], saved, *options)
+    kernel: str
+    n_args: int
+    options: tuple[Any, ...] = ()
 
-    return call
+    def __call__(self, backend: Backend, *args: Any, **out: Any) -> Any:
+        return self.backward(backend, args, self.forward(backend, args)[1], **out)
+
+    def forward(self, backend: Backend, args: tuple[Any, ...]) -> tuple[Any, Any]:
+        """-> outputs, saved"""
+        outputs, saved = getattr(backend, self.kernel)(*args[: self.n_args], *self.options)
+        return outputs, saved
+
+    def backward(self, backend: Backend, args: tuple[Any, ...], saved: Any, **out: Any) -> Any:
+        """Return the gradients; `out` holds `out` and `accumulate` if they are given."""
+        return getattr(backend, f"{self.kernel}_backward")(*args[self.n_args :], saved, *self.options, **out)
+
+
+def outputs_of(kernel: str, *options: Any) -> Forward:
+    return Forward(kernel, options)
+
+
+def gradients_of(kernel: str, n_args: int, *options: Any) -> BothHalves:
+    return BothHalves(kernel, n_args, options)
 
 
 def add_rms_norm() -> Iterator[Example]:

@@ -3,34 +3,71 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from minimoe.backend import TOPICS, Backend, kernel_names, overridden
-from minimoe.testing.conformance import Case, ConformanceError, compare, is_array, leaves, require, rounded, to_device, to_host
-from minimoe.testing.dense_examples import DENSE, Example, Examples, reference
+from minimoe.testing.conformance import (
+    Case,
+    ConformanceError,
+    as_numpy,
+    compare,
+    dtype_name,
+    is_array,
+    leaves,
+    require,
+    rounded,
+    to_device,
+    to_host,
+    tree_map,
+)
+from minimoe.testing.dense_examples import DENSE, BothHalves, Example, Examples, other_numbers, reference
+from minimoe.testing.large_examples import LARGE
+from minimoe.testing.not_finite_examples import NOT_FINITE
 from minimoe.testing.routed_examples import ROUTED
-from minimoe.testing.tolerances import KERNELS
+from minimoe.testing.tolerances import KERNELS, long_sum
 from minimoe.testing.training_examples import TRAINING
 
 EXAMPLES: dict[str, Examples] = {**DENSE, **TRAINING, **ROUTED}
 ANY_DTYPE = {"random_bits", "uniform", "normal", "route"}  # results that do not depend on the dtype of the model
+PAIRS = 6  # examples of a kernel that are called again with other numbers
+BESIDE = 7.0
+MARGIN = 64  # elements on either side of an `out`, which is a part of a flat buffer, as gradients of parameters are
 
 
 def kernel_cases(backend: Backend) -> Iterator[Case]:
-    """Return a case for each kernel and dtype."""
+    """Return two cases for each kernel and dtype: at many small sizes, and at sizes that are beyond tiles and counters."""
     for kernel in kernel_names():
         for dtype in backend.dtypes[: 1 if kernel in ANY_DTYPE else None]:
             yield Case(f"{kernel} [{dtype}]", "kernels", kernel, partial(check_kernel, backend, kernel, dtype))
+            if kernel in LARGE:
+                large = partial(check_large, backend, kernel, dtype)
+                yield Case(f"{kernel}, large [{dtype}]", "kernels", kernel, large, quick=False)
 
 
 def check_kernel(backend: Backend, kernel: str, dtype: str) -> None:
-    """Run every example of a kernel; the first that fails raises."""
-    for example in EXAMPLES[kernel]():
+    """Run every example of a kernel, some of them again with other numbers; the first that fails raises."""
+    examples = [*EXAMPLES[kernel](), *NOT_FINITE.get(kernel, nothing)()]
+    for example in examples:
         Run(backend, kernel, dtype, example).check()
+    with other_numbers():
+        others = [*EXAMPLES[kernel](), *NOT_FINITE.get(kernel, nothing)()]
+    every = -(-len(examples) // PAIRS)
+    for example, other in list(zip(examples, others, strict=True))[::every]:
+        check_two_calls(Run(backend, kernel, dtype, example), Run(backend, kernel, dtype, other))
+
+
+def check_large(backend: Backend, kernel: str, dtype: str) -> None:
+    """Run every large example of a kernel."""
+    for example in LARGE[kernel]():
+        run = Run(backend, kernel, dtype, example)
+        with np.errstate(all="ignore"):
+            run.check_result(run.expected())
 
 
 def advice(backend: Backend, kernel: str) -> str:
@@ -45,10 +82,12 @@ def advice(backend: Backend, kernel: str) -> str:
 class Run:
     """One example on one backend in one dtype."""
 
+    dtypes: dict[str, str] | None = None  # of the results, by their paths
+
     def __init__(self, backend: Backend, kernel: str, dtype: str, example: Example) -> None:
         self.backend, self.kernel, self.example, self.dtype = backend, kernel, example, dtype
         self.where = f"{example.label} [{dtype}]"
-        self.tolerance = KERNELS[dtype]
+        self.tolerance = 0.0 if example.exact else max(KERNELS[dtype], long_sum(dtype, example.terms))
         self.todo = advice(backend, kernel)
         self.parameters = list(inspect.signature(getattr(Backend, kernel)).parameters)[1:]
         self.given = (example.args, example.options)
@@ -57,22 +96,36 @@ class Run:
     def check(self) -> None:
         with np.errstate(all="ignore"):
             expected = self.expected()
+            self.dtypes = self.expected_dtypes()
             self.check_result(expected)
-            if self.example.call is None and "out" in self.parameters:
+            if "out" in self.parameters and (self.example.call is None or isinstance(self.example.call, BothHalves)):
                 self.check_out(expected)
 
     def expected(self) -> Any:
         args, options = to_device(reference(), self.rounded, "float64")
         return self.trim(reference(), self.call(reference(), args, options))
 
+    def expected_dtypes(self) -> dict[str, str]:
+        """Return the dtypes that the reference gives to results, by their paths: float16 stands for any dtype of 16 bits."""
+        args, options = as_numpy(self.given, self.dtype)
+        results = leaves(self.call(reference(), args, options))
+        names = {path: str(array.dtype) for path, array in results if is_array(array)}
+        return {path: self.dtype if name == "float16" else name for path, name in names.items()}
+
     def call(self, backend: Backend, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """Return what is compared: the results of the kernel, or what it wrote into its `inout_` parameters."""
-        try:
+        with self.reported():
             result = (self.example.call or getattr(type(backend), self.kernel))(backend, *args, **options)
-        except Exception as error:
-            raise ConformanceError(f"{self.kernel} at {self.where}: it raised {type(error).__name__}: {error}. {self.todo}") from error
         written = [arg for name, arg in zip(self.parameters, args, strict=False) if name.startswith("inout_")]
         return tuple(written) if written and self.example.call is None else result
+
+    @contextmanager
+    def reported(self) -> Iterator[None]:
+        """Name the kernel and the example in whatever a kernel raises."""
+        try:
+            yield
+        except Exception as error:
+            raise ConformanceError(f"{self.kernel} at {self.where}: it raised {type(error).__name__}: {error}. {self.todo}") from error
 
     def trim(self, backend: Backend, result: Any) -> Any:
         require(result is not None, self.kernel, self.where, "it returned None", "A `return` is missing")
@@ -81,16 +134,26 @@ class Run:
     def check_result(self, expected: Any) -> None:
         args, options = to_device(self.backend, self.given, self.dtype)
         result = self.call(self.backend, args, options)
+        self.compare(result, expected)
         self.check_dtypes(result)
-        compare(self.trim(self.backend, result), expected, self.tolerance, self.kernel, self.where, self.todo)
         self.check_inputs(args, options)
 
+    def compare(self, result: Any, expected: Any, what: str = "", todo: str = "") -> None:
+        """Compare results on the device with those expected; `what` says how the kernel was called, if not once and plainly."""
+        where = f"{self.where}, {what}" if what else self.where
+        compare(self.trim(self.backend, result), expected, self.tolerance, self.kernel, where, todo or self.todo)
+
     def check_dtypes(self, result: Any) -> None:
-        """Check that indices are int32."""
-        int64 = self.backend.xp.int64
+        """Check each result's dtype; without `dtypes`, which only small examples have, that indices are int32."""
+        todo = "Sums may be wider inside a kernel; what it returns has the dtype that the reference returns"
         for path, array in leaves(result):
-            right = not is_array(array) or array.dtype != int64 or self.kernel == "random_bits"
-            require(right, self.kernel, self.where, f"result{path} holds int64", "Indices and counts are int32")
+            if not is_array(array):
+                continue
+            name = dtype_name(self.backend, array)
+            right = (name != "int64" or self.kernel == "random_bits") if self.dtypes is None else name == self.dtypes[path]
+            wanted = "int32" if self.dtypes is None else self.dtypes[path]
+            hint = "Indices and counts are int32" if wanted == "int32" else todo
+            require(right, self.kernel, self.where, f"result{path} holds {name}, expected {wanted}", hint)
 
     def check_inputs(self, args: tuple[Any, ...], options: dict[str, Any]) -> None:
         """Check that nothing but `out` and `inout_` parameters was written."""
@@ -106,19 +169,114 @@ class Run:
                 require(same, self.kernel, self.where, f"it wrote its input {name}{path}", todo)
 
     def check_out(self, expected: Any) -> None:
-        """Check that `out` is filled if it holds NaN, and with `accumulate` is added to."""
-        args, options = to_device(self.backend, self.given, self.dtype)
-        first = self.call(self.backend, args, options)
-        like = first[0] if isinstance(first, tuple) else first
+        """Check that `out` is filled if it holds NaN, that with `accumulate` it is added to, and that nothing beside it is written.
+
+        The first result of a plain kernel goes there; of a composite's backward the last, the weights' gradients.
+        """
+        place = 0 if self.example.call is None else -1
         for accumulate in (False, True) if "accumulate" in self.parameters else (False,):
-            where = f"{self.where}, out given{', accumulate' if accumulate else ''}"
-            out = self.backend.xp.full_like(like, 0.5 if accumulate else float("nan"))
+            what = f"out given{', accumulate' if accumulate else ''}"
+            args, options = to_device(self.backend, self.given, self.dtype)
+            like = part_at(self.call(self.backend, args, options), place)
+            fill = 0.5 if accumulate else float("nan")
+            buffers: list[Any] = []
+            out = tree_map(partial(self.buffer, fill, buffers), like)
             extra = {"accumulate": True} if accumulate else {}
             result = self.call(self.backend, args, {**options, "out": out, **extra})
-            returned = result[0] if isinstance(result, tuple) else result
-            require(returned is out, self.kernel, where, "it does not return `out`", "Write into `out` and return it")
-            wanted = expected[0] if isinstance(first, tuple) else expected
-            wanted = wanted + 0.5 if accumulate else wanted
-            written = self.trim(self.backend, (out, *result[1:]) if isinstance(result, tuple) else out)
-            written = written[0] if isinstance(result, tuple) else written
-            compare(written, wanted, self.tolerance, self.kernel, where, "Write the whole of `out`: its old content is not zero")
+            where = f"{self.where}, {what}"
+            for (path, returned), (_, buffer) in zip(leaves(part_at(result, place)), leaves(out), strict=True):
+                require(returned is buffer, self.kernel, where, f"it does not return `out`{path}", "Write into `out` and return it")
+            added = tree_map(lambda array: array + 0.5 if is_array(array) else array, part_at(expected, place))
+            self.compare(result, with_part(expected, place, added) if accumulate else expected, what, OUT)
+            for whole in buffers:
+                host = to_host(self.backend, whole)
+                beside = np.concatenate((host[:MARGIN], host[len(host) - MARGIN :]))
+                untouched = bool(np.all(beside == BESIDE))
+                require(untouched, self.kernel, where, "it wrote beside `out`", "`out` may be a part of a larger buffer")
+
+    def buffer(self, fill: float, buffers: list[Any], like: Any) -> Any:
+        """Return an array of this shape that holds `fill`, as a part of a flat buffer, which is added to `buffers`."""
+        if like is None:
+            return None
+        xp, size = self.backend.xp, math.prod(like.shape)
+        buffers.append(xp.full((size + 2 * MARGIN,), BESIDE, dtype=like.dtype))
+        inside = xp.reshape(buffers[-1][MARGIN : MARGIN + size], like.shape)
+        inside[...] = xp.full_like(inside, fill)
+        return inside
+
+
+OUT = "Write the whole of `out`, or with `accumulate` add to it: its old content is not zero"
+KEPT = "Results of an earlier call must stay as they are: return new arrays, not a buffer that the next call fills"
+STALE = "Nothing that is kept between calls may depend on a shape or an address alone"
+
+
+def nothing() -> Iterator[Example]:
+    yield from ()
+
+
+def part_at(result: Any, place: int) -> Any:
+    return result[place] if isinstance(result, tuple) else result
+
+
+def with_part(result: Any, place: int, part: Any) -> Any:
+    """Return the results with another part at this place."""
+    if not isinstance(result, tuple):
+        return part
+    items = list(result)
+    items[place] = part
+    return tuple(items)
+
+
+# ---- two calls -----------------------------------------------------------------------------------------------------------------------
+
+
+def check_two_calls(first: Run, second: Run) -> None:
+    """Call a kernel with two inputs of the same shapes, then with one that was written in place: each result must be right and stay so."""
+    with np.errstate(all="ignore"):
+        expected = first.expected(), second.expected()
+        one, two = (to_device(run.backend, run.given, run.dtype) for run in (first, second))
+        if isinstance(first.example.call, BothHalves):
+            check_interleaved(first, second, first.example.call, expected)
+        else:
+            held = Held(first, first.call(first.backend, *one))
+            second.compare(second.call(second.backend, *two), expected[1], "called with other numbers of the same shapes", STALE)
+            held.check("the first result changed when it was called again")
+        write_anew(first.backend, to_device(first.backend, first.given, first.dtype), one)
+        first.call(first.backend, *one)
+        write_anew(first.backend, to_device(second.backend, second.given, second.dtype), one)
+        second.compare(second.call(second.backend, *one), expected[1], "called again after its inputs were written in place", STALE)
+
+
+def check_interleaved(first: Run, second: Run, halves: BothHalves, expected: tuple[Any, Any]) -> None:
+    """Run two forwards of a composite, then their backwards in the same order."""
+    backend = first.backend
+    (one, _), (two, _) = (to_device(backend, run.given, run.dtype) for run in (first, second))
+    with first.reported():
+        outputs, saved = halves.forward(backend, one)
+        held = Held(first, outputs)
+        _, saved_two = halves.forward(backend, two)
+        held.check("the first outputs changed when the forward ran again")
+        gradients = halves.backward(backend, one, saved)
+        first.compare(gradients, expected[0], "the first backward after two forwards", "Two forwards must not share what they save")
+        held = Held(first, gradients)
+        second.compare(halves.backward(backend, two, saved_two), expected[1], "the second backward after two forwards", STALE)
+        held.check("the first gradients changed when the backward ran again")
+
+
+class Held:
+    """Results, and a copy of them as they were."""
+
+    def __init__(self, run: Run, result: Any) -> None:
+        self.run, self.result, self.copy = run, result, to_host(run.backend, result)
+
+    def check(self, what: str) -> None:
+        for (path, now), (_, before) in zip(leaves(to_host(self.run.backend, self.result)), leaves(self.copy), strict=True):
+            same = not is_array(now) or np.array_equal(now, before, equal_nan=now.dtype.kind == "f")
+            require(same, self.run.kernel, self.run.where, f"{what} (result{path})", KEPT)
+
+
+def write_anew(backend: Backend, values: Any, arrays: Any) -> None:
+    """Write numbers into arrays of the same shapes, in place, as an optimizer writes parameters."""
+    for (_, value), (_, array) in zip(leaves(values), leaves(arrays), strict=True):
+        if is_array(array):
+            backend.store(value, array)

@@ -25,10 +25,9 @@ from minimoe.testing.dense_examples import Floats, floats, reference
 from minimoe.testing.gradients import check_grads
 from minimoe.testing.routed_examples import bias_of, spaced
 from minimoe.testing.tolerances import KERNELS
+from minimoe.testing.training_examples import FLAT, MATRICES, STEPS
 
-FLAT: list[tuple[int, ...]] = [(1,), (33,), (1000,)]
-MATRICES: list[tuple[int, ...]] = [(1, 1), (3, 4), (33, 5), (2, 8, 8)]
-TAKEN = [("taken", 1.0, True), ("clipped", 0.3, True), ("skipped, with a NaN in the gradient", 0.5, False), ("taken again", 1.0, True)]
+TAKEN = [*STEPS, ("taken again", 1.0, True, False)]
 
 
 def router_cases(backend: Backend) -> Iterator[Case]:
@@ -69,15 +68,15 @@ def optimizer_cases(backend: Backend) -> Iterator[Case]:
 
 
 def check_optimizer(backend: Backend, name: str, dtype: str) -> None:
-    """Compare parameters and states after each of four steps, at odd sizes; a skipped step must not change a byte."""
+    """Compare parameters and states after each of five steps, at odd sizes; a skipped step must not change a byte."""
     facts = optimizers.find(name)
     for shape in FLAT if facts.flat else MATRICES:
         tested, expected = Steps(backend, facts, dtype, shape), Steps(reference(), facts, "float64", shape, rounded_to=(backend, dtype))
-        for count, (what, scale, ok) in enumerate(TAKEN, start=1):
+        for count, (what, scale, ok, bad) in enumerate(TAKEN, start=1):
             where = f"param {list(shape)}, step {count}, {what} [{dtype}]"
             before = tested.host()
             for side in (tested, expected):
-                side.take(count, scale, ok)
+                side.take(count, scale, ok, bad)
             if not ok:
                 compare(tested.host(), before, 0.0, name, where, "If `ok` is false nothing may change")
             todo = "Use the backend's array layer alone, in the parameters' dtype"
@@ -104,11 +103,10 @@ class Steps:
             array = rounded(backend, array, dtype)
         return to_device(self.backend, array, self.dtype)
 
-    def take(self, count: int, scale: float, ok: bool) -> None:
-        """Take one step."""
+    def take(self, count: int, scale: float, ok: bool, bad: bool) -> None:
+        """Take one step; `bad`: with a NaN in the gradient."""
         grad = floats(8 + count, *self.param.shape)
-        if not ok:
-            grad.reshape(-1)[:1] = np.nan
+        grad.reshape(-1)[:1] = np.nan if bad else grad.reshape(-1)[:1]
         lr, factor = self.device(np.array(0.01)), self.device(np.array(scale))
         counter = self.backend.from_host(np.array(count, dtype=np.int32))
         step = Step(lr, factor, self.backend.from_host(np.array(ok)), counter)

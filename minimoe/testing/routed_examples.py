@@ -19,7 +19,7 @@ from minimoe.reference.expert import ExpertWeights
 from minimoe.reference.gating import Gate, Rule
 from minimoe.reference.routing import Plan
 from minimoe.testing.conformance import Wide
-from minimoe.testing.dense_examples import Example, Examples, Floats, floats, gradients_of, outputs_of, reference
+from minimoe.testing.dense_examples import Example, Examples, Floats, floats, generator, gradients_of, outputs_of, reference
 
 Ints = npt.NDArray[np.int32]
 
@@ -40,14 +40,14 @@ def bias_of(rule: Rule, e: int, spread: float) -> Floats | None:
 
 def spaced(seed: int, n: int, e: int) -> Floats:
     """Return logits with gaps that rounding does not close: they differ within a row, and down a column where that is possible."""
-    rng = np.random.default_rng([seed, n, e])
+    rng = generator(seed, n, e)
     rows = np.argsort(rng.random((n, e)), axis=1)
-    return (rows - e / 2) * 0.25 + 0.003 * rng.permutation(n)[:, None] * np.linspace(0.2, 1.0, e)
+    return (rows - e / 2) * min(0.25, 10.0 / e) + 0.003 * rng.permutation(n)[:, None] * np.linspace(0.2, 1.0, e)
 
 
 def gate_inputs() -> Iterator[tuple[str, Floats, Floats | None, npt.NDArray[np.bool_] | None, Rule]]:
     for name, make in rules().items():
-        for n, e, k in [(1, 4, 1), (31, 8, 2), (33, 32, 4), (5, 33, 3), (3, 1, 1), (7, 4, 4)]:
+        for n, e, k in [(1, 4, 1), (31, 8, 2), (33, 32, 4), (5, 33, 3), (3, 1, 1), (7, 4, 4), (9, 70, 3), (3, 132, 4)]:
             rule = make(k, e)
             if rule is None:
                 continue
@@ -80,13 +80,17 @@ def gate() -> Iterator[Example]:
 
 
 def ids_in_range(backend: Backend, z: Any, bias: Any, valid: Any, *, rule: Rule, experts: int) -> Any:
-    """Run a gate on non-finite logits; return whether every id names an expert (or none), whether the counts agree, and the finite rows."""
+    """Run a gate on non-finite logits.
+
+    -> whether every id names an expert (or none), whether the counts agree, the weights of the row whose logits are all NaN, and what the
+    finite rows have
+    """
     result = backend.gate(z, bias, valid, rule=rule)
     ids, counts = backend.to_host(result.ids), backend.to_host(result.counts)
     choice = routers.find(rule.router).by_expert
     in_range = bool(ids.min() >= (-1 if choice else 0) and ids.max() < experts)
-    finite = () if choice else (result.weights[:4, :], result.ids[:4, :])
-    return in_range, int(counts.sum()) == int(np.sum(ids >= 0)), finite
+    rows = () if choice else (result.weights[4, :], result.weights[:4, :], result.ids[:4, :])
+    return in_range, int(counts.sum()) == int(np.sum(ids >= 0)), rows
 
 
 def gate_backward() -> Iterator[Example]:
@@ -104,7 +108,7 @@ def gate_backward() -> Iterator[Example]:
 
 
 def slot_ids(n: int, e: int, k: int, kind: str) -> Ints:
-    rng = np.random.default_rng([n, e, k])
+    rng = generator(n, e, k)
     ids = np.argsort(rng.random((n, e)), axis=1)[:, :k]
     if kind == "one expert":
         ids = np.tile(np.arange(e - k, e), (n, 1))
@@ -117,7 +121,7 @@ def route_inputs() -> Iterator[tuple[str, tuple[Ints, Any, Any], dict[str, Any]]
     for n, e, k in [(1, 4, 1), (31, 8, 2), (33, 8, 8), (32, 32, 3), (64, 1, 1), (5, 33, 1)]:
         for kind in ("spread", "one expert", "empty experts"):
             ids = slot_ids(n, e, k, kind)
-            weights = Wide(np.random.default_rng(n).permutation(n * k).reshape(n, k) / (n * k))
+            weights = Wide(generator(n).permutation(n * k).reshape(n, k) / (n * k))
             base: dict[str, Any] = {"n_experts": e, "rows": n * k}
             label = f"ids [{n},{k}], {e} experts, {kind}"
             valid = np.arange(n) % 4 != 2

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from minimoe.config import TrainConfig
+from minimoe.reference.optimizers import OPTIMIZERS, Step
 from minimoe.reference.random import Draw
 from minimoe.testing.conformance import Wide
-from minimoe.testing.dense_examples import Example, Examples, Floats, floats, gradients_of, outputs_of, reference
+from minimoe.testing.dense_examples import Example, Examples, Floats, floats, generator, gradients_of, outputs_of, reference
 
 # ---- loss, embedding, random ------------------------------------------------------------------------------------------------------------
 
 
 def loss_inputs() -> Iterator[tuple[str, Floats, npt.NDArray[np.int32]]]:
     for n, v in [(1, 1), (31, 33), (33, 32), (2, 257), (0, 5)]:
-        targets = np.random.default_rng([n, v]).integers(0, v, n).astype(np.int32)
+        targets = generator(n, v).integers(0, v, n).astype(np.int32)
         yield f"logits [{n},{v}]", 3.0 * floats(1, n, v), targets
         targets = targets.copy()
         targets[::2] = -100
@@ -59,13 +62,13 @@ def embedding_inputs() -> Iterator[tuple[str, tuple[int, ...], int, int]]:
 
 def embedding() -> Iterator[Example]:
     for label, shape, v, d in embedding_inputs():
-        ids = np.random.default_rng(v).integers(0, v, shape).astype(np.int32)
+        ids = generator(v).integers(0, v, shape).astype(np.int32)
         yield Example(label, (ids, floats(1, v, d)))
 
 
 def embedding_backward() -> Iterator[Example]:
     for label, shape, v, d in embedding_inputs():
-        ids = np.random.default_rng(v).integers(0, v, shape).astype(np.int32)
+        ids = generator(v).integers(0, v, shape).astype(np.int32)
         yield Example(label, (floats(1, *shape, d), ids, v, None))
         yield Example(f"{label}, padding 0", (floats(1, *shape, d), ids, v, 0))
 
@@ -93,42 +96,52 @@ def sum_of_squares() -> Iterator[Example]:
         yield Example(f"x {list(shape)}", (floats(1, *shape),))
 
 
-def steps(shapes: list[tuple[int, ...]], moments: int, **options: Any) -> Iterator[Example]:
-    """Return optimizer steps: plain, clipped, and skipped with a NaN in the gradient."""
-    for shape in shapes:
-        state = [np.abs(floats(2 + i, *shape)) for i in range(moments)]
-        grad = floats(9, *shape)
-        bad = grad.copy()
-        bad.reshape(-1)[:1] = np.nan
-        for what, g, scale, ok in [("taken", grad, 1.0, True), ("clipped", grad, 0.3, True), ("skipped", bad, 0.5, False)]:
-            given = {"lr": Wide(np.array(0.01)), "scale": Wide(np.array(scale)), "ok": np.array(ok), **options}
-            yield Example(f"param {list(shape)}, {what}", (floats(1, *shape), *state, g), given)
-
-
 FLAT: list[tuple[int, ...]] = [(1,), (31,), (33,), (1000,), (0,)]
+MATRICES: list[tuple[int, ...]] = [(1, 1), (3, 4), (33, 5), (2, 8, 8)]
+STEPS = [
+    ("taken", 1.0, True, False),
+    ("clipped", 0.3, True, False),
+    ("skipped, with a finite gradient", 0.5, False, False),
+    ("skipped, with a NaN in the gradient", 0.5, False, True),
+]
+"""What a step does, its scale, its ok, and whether a NaN is in its gradient."""
 
 
-def adamw() -> Iterator[Example]:
-    for step in (1, 100):
-        options = {"step": np.array(step, dtype=np.int32), "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1}
-        yield from steps(FLAT, 2, **options)
+class Noted:
+    """Stands for a backend in an optimizer's update, and notes the kernel that it calls, with arguments and options."""
+
+    xp = np
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+
+    def __getattr__(self, kernel: str) -> Callable[..., None]:
+        return lambda *args, **options: self.calls.append((kernel, args, options))
 
 
-def sgd() -> Iterator[Example]:
-    yield from steps(FLAT, 1, momentum=0.9, weight_decay=0.1)
-
-
-def lion() -> Iterator[Example]:
-    yield from steps(FLAT, 1, beta1=0.9, beta2=0.99, weight_decay=0.1)
-
-
-def muon() -> Iterator[Example]:
-    yield from steps([(1, 1), (3, 4), (33, 5), (2, 8, 8)], 1, momentum=0.9, weight_decay=0.1)
+def optimizer_steps(name: str, flat: list[tuple[int, ...]] = FLAT, matrices: list[tuple[int, ...]] = MATRICES) -> Iterator[Example]:
+    """Return calls of the kernel of an optimizer in the table, at the first step and at a late one."""
+    facts = OPTIMIZERS[name]
+    settings = facts.settings(TrainConfig(optimizer=name))
+    given = {key: settings[key] for key in (*facts.reads, *facts.options)}
+    for shape in flat if facts.flat else matrices:
+        for count in (1, 100):
+            for what, scale, ok, bad in STEPS:
+                grad = floats(9, *shape)
+                grad.reshape(-1)[:1] = np.nan if bad else grad.reshape(-1)[:1]
+                states = {state: np.abs(floats(2 + i, *shape)) for i, state in enumerate(facts.states)}
+                step = Step(np.array(0.01), np.array(scale), np.array(ok), np.array(count, dtype=np.int32))
+                noted = Noted()
+                facts.update(noted, floats(1, *shape), states, grad, step, weight_decay=0.1, **given)
+                for _, args, options in noted.calls:
+                    held = {key: np.asarray(value) if isinstance(value, np.generic) else value for key, value in options.items()}
+                    wide = {key: Wide(value) if key in ("lr", "scale") else value for key, value in held.items()}
+                    yield Example(f"param {list(shape)}, step {count}, {what}", args, wide, exact=not ok)
 
 
 TRAINING: dict[str, Examples] = {
     "cross_entropy": cross_entropy, "cross_entropy_backward": cross_entropy_backward, "linear_cross_entropy": linear_cross_entropy,
     "linear_cross_entropy_backward": linear_cross_entropy_backward, "embedding": embedding, "embedding_backward": embedding_backward,
     "random_bits": random_numbers, "uniform": random_numbers, "normal": random_numbers, "dropout": dropout, "dropout_backward": dropout,
-    "adamw": adamw, "sgd": sgd, "lion": lion, "muon": muon, "sum_of_squares": sum_of_squares,
+    "sum_of_squares": sum_of_squares, **{name: partial(optimizer_steps, name) for name in OPTIMIZERS},
 }  # fmt: skip

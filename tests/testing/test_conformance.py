@@ -160,7 +160,8 @@ class FusedHeadWrong(NumpyBackend):
 
     def linear_cross_entropy_backward(self, dloss, saved, ignore=-100, out=None, accumulate=False):
         dx, dw = super().linear_cross_entropy_backward(dloss, saved, ignore, out, accumulate)
-        return dx, dw / max(1, len(saved.targets))
+        dw /= max(1, len(saved.targets))
+        return dx, dw
 
 
 class DriftsBetweenCalls(NumpyBackend):
@@ -193,14 +194,14 @@ def test_a_planted_bug_fails_with_the_kernels_name(planted, kernel, says):
     backend: Backend = planted()
     check_overrides(backend)
     failures = []
-    for case in cases(backend, level="kernels", kernel=kernel):
+    for case in cases(backend, level="kernels", kernel=kernel, quick=True):
         with pytest.raises(ConformanceError) as caught:
             case.run()
         failures.append(str(caught.value))
     for text in failures:
         assert text.startswith(f"{kernel} at ")
         assert re.search(says, text), text
-    others = [case for case in cases(backend, level="kernels") if case.kernel in ("rope", "swiglu", "cross_entropy")]
+    others = [case for case in cases(backend, level="kernels", quick=True) if case.kernel in ("rope", "swiglu", "cross_entropy")]
     for case in others:
         case.run()
 

@@ -1,0 +1,437 @@
+"""Inputs beyond what tiles and counters of fast kernels assume, and sums so long that the way in which they are taken shows.
+
+More rows than a counter of 16 bits or a grid of 65,535 blocks has, more columns than a block has threads, more experts than a register
+or a warp holds, more targets than float32 counts one by one (2^24), and sums of a million terms of one sign (`tolerances.long_sum`).
+Small in every other axis, so that they take a second or two together.
+
+Sums over the rows of a matrix (the gradients of biases and of norms' weights, `prob_sum`, the sums of embedding_backward, which have the
+order of the ids) are not among the long ones: libraries add rows one after the other, and a promise would cost every one of them a kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from minimoe.reference.gating import Gate, Rule
+from minimoe.reference.optimizers import OPTIMIZERS
+from minimoe.reference.random import Draw
+from minimoe.reference.routing import Plan
+from minimoe.testing.conformance import Wide
+from minimoe.testing.dense_examples import EPS, Example, Examples, Floats, floats, generator, gradients_of, outputs_of, reference
+from minimoe.testing.routed_examples import Ints, bias_of, expert_weights, rules, spaced, trim_plan, trim_rows
+from minimoe.testing.training_examples import optimizer_steps
+
+ROWS = 70_001  # more than 65,535
+COLUMNS = 5_003  # more than four blocks of 1,024 threads
+EXPERTS = 1_100
+TERMS = 1_000_000
+COUNTED = 2**24 + 2**18  # if ones are added up in float32 one by one, the sum stays at 2^24
+
+SHAPES = ((ROWS, 3), (3, COLUMNS))
+
+
+def terms(*shape: int) -> Floats:
+    """Return numbers of one sign for long sums: 0.1, 0.3, 0.1, ..."""
+    return np.resize(np.array([0.1, 0.3]), shape)
+
+
+# ---- dense ---------------------------------------------------------------------------------------------------------------------------
+
+
+def norm_inputs() -> Iterator[tuple[str, Floats, Floats, Floats, int]]:
+    """-> label, x, weight, dy, terms"""
+    for n, d in SHAPES:
+        yield f"x [{n},{d}]", floats(1, n, d) + 0.5, 1.0 + 0.1 * floats(2, d), floats(3, n, d), max(n, d)
+    yield f"x [1,{TERMS}], a long sum", terms(1, TERMS), np.ones(TERMS), floats(3, 1, TERMS), TERMS
+
+
+def rms_norm() -> Iterator[Example]:
+    for label, x, w, _, n in norm_inputs():
+        yield Example(label, (x, w, EPS), terms=n)
+
+
+def layer_norm() -> Iterator[Example]:
+    for label, x, w, _, n in norm_inputs():
+        yield Example(label, (x, w, None, EPS), terms=n)
+
+
+def rms_norm_backward() -> Iterator[Example]:
+    for label, x, w, dy, n in norm_inputs():
+        yield Example(label, (dy, x, w, Wide(reference().rms_norm(x, w, EPS)[1])), terms=n)
+
+
+def layer_norm_backward() -> Iterator[Example]:
+    for label, x, w, dy, n in norm_inputs():
+        yield Example(label, (dy, x, w, *map(Wide, reference().layer_norm(x, w, None, EPS)[1:])), terms=n)
+
+
+def add_rms_norm() -> Iterator[Example]:
+    for label, x, w, dy, n in norm_inputs():
+        yield Example(label, (x, dy, w, EPS), call=outputs_of("add_rms_norm"), terms=n)
+
+
+def add_rms_norm_backward() -> Iterator[Example]:
+    for label, x, w, dy, n in norm_inputs():
+        yield Example(label, (x, dy, w, EPS, None, floats(4, *x.shape)), call=gradients_of("add_rms_norm", 4), terms=n)
+
+
+def add_layer_norm() -> Iterator[Example]:
+    for label, x, w, dy, n in norm_inputs():
+        yield Example(label, (x, dy, w, None, EPS), call=outputs_of("add_layer_norm"), terms=n)
+
+
+def add_layer_norm_backward() -> Iterator[Example]:
+    for label, x, w, dy, n in norm_inputs():
+        yield Example(label, (x, dy, w, None, EPS, None, floats(4, *x.shape)), call=gradients_of("add_layer_norm", 5), terms=n)
+
+
+def swiglu() -> Iterator[Example]:
+    for n, h in SHAPES:
+        yield Example(f"x [{n},{2 * h}]", (floats(1, n, 2 * h), 0.0))
+
+
+def swiglu_backward() -> Iterator[Example]:
+    for n, h in SHAPES:
+        yield Example(f"x [{n},{2 * h}]", (floats(2, n, h), floats(1, n, 2 * h), 0.0))
+
+
+def elementwise() -> Iterator[Example]:
+    for shape in SHAPES:
+        yield Example(f"x {list(shape)}", (floats(1, *shape),))
+
+
+def elementwise_backward() -> Iterator[Example]:
+    for shape in SHAPES:
+        yield Example(f"x {list(shape)}", (floats(2, *shape), floats(1, *shape)))
+
+
+POSITIONS = (np.arange(ROWS, dtype=np.int32) % 97)[None]  # small: a large angle has a large error in float32
+FREQUENCY = Wide(np.array([1.0]))
+
+
+def rope() -> Iterator[Example]:
+    yield Example(f"x [1,{ROWS},1,2]", (floats(1, 1, ROWS, 1, 2), POSITIONS, FREQUENCY, 1.0, False))
+
+
+def split_heads() -> Iterator[Example]:
+    yield Example(f"qkv [1,{ROWS},(2+2*1)*2]", (floats(1, 1, ROWS, 8), POSITIONS, FREQUENCY), {"heads": 2, "groups": 1})
+
+
+def split_heads_backward() -> Iterator[Example]:
+    gradients = (floats(i, 1, ROWS, n, 2) for i, n in enumerate((2, 1, 1)))
+    yield Example(f"dq [1,{ROWS},2,2]", (*gradients, POSITIONS, FREQUENCY))
+
+
+def linear() -> Iterator[Example]:
+    yield Example(f"x [{ROWS},3], weight [5,3]", (floats(1, ROWS, 3), floats(2, 5, 3), floats(3, 5)))
+    yield Example(f"x [3,5], weight [{COLUMNS},5]", (floats(1, 3, 5), floats(2, COLUMNS, 5), None))
+    yield Example(f"x [2,{TERMS}], a long sum", (terms(2, TERMS), np.full((2, TERMS), 0.01), None), terms=TERMS)
+
+
+def linear_dx() -> Iterator[Example]:
+    yield Example(f"dy [{ROWS},3], weight [3,5]", (floats(1, ROWS, 3), floats(2, 3, 5)))
+    yield Example(f"dy [3,5], weight [5,{COLUMNS}]", (floats(1, 3, 5), floats(2, 5, COLUMNS)))
+
+
+def linear_dw() -> Iterator[Example]:
+    yield Example(f"dy [{ROWS},3], x [{ROWS},5]", (floats(1, ROWS, 3), floats(2, ROWS, 5)), terms=ROWS)
+    yield Example(f"dy [3,5], x [3,{COLUMNS}]", (floats(1, 3, 5), floats(2, 3, COLUMNS)))
+    yield Example(f"dy [{TERMS},4], x [{TERMS},4], a long sum", (terms(4, TERMS).T, np.full((TERMS, 4), 0.01)), terms=TERMS)
+
+
+def linear_db() -> Iterator[Example]:
+    for shape in SHAPES:
+        yield Example(f"dy {list(shape)}", (floats(1, *shape),), terms=ROWS)
+
+
+def attention_inputs() -> Iterator[tuple[str, tuple[Floats, Floats, Floats], dict[str, Any], int]]:
+    """-> label, (q, k, v), options, terms"""
+    for b, tq, tk in [(ROWS, 1, 2), (1, EXPERTS, EXPERTS), (1, 1, ROWS)]:
+        arrays = floats(1, b, tq, 1, 2), floats(2, b, tk, 1, 2), floats(3, b, tk, 1, 2)
+        positions = np.arange(tk, dtype=np.int32)[None]
+        options = {"scale": 0.7, "causal": True, "q_pos": positions[:, tk - tq :], "k_pos": positions}
+        yield f"q [{b},{tq},1,2], k [{b},{tk},1,2]", arrays, options, tk
+
+
+def attention() -> Iterator[Example]:
+    for label, arrays, options, n in attention_inputs():
+        yield Example(label, arrays, options, terms=n)
+
+
+def attention_backward() -> Iterator[Example]:
+    for label, (q, k, v), options, n in attention_inputs():
+        y, lse = reference().attention(q, k, v, **options)
+        yield Example(label, (floats(5, *y.shape), q, k, v, y, Wide(lse)), options, terms=n)
+
+
+# ---- loss, embedding, random, optimizer ----------------------------------------------------------------------------------------------
+
+
+def loss_inputs() -> Iterator[tuple[str, Floats, Ints, int]]:
+    """-> label, logits, targets, terms"""
+    for n, v in ((ROWS, 3), (3, 10 * COLUMNS)):
+        targets = generator(n, v).integers(0, v, n).astype(np.int32)
+        targets[1::7] = -100
+        yield f"logits [{n},{v}]", floats(1, n, v), targets, max(n, v)
+    first = np.where(np.arange(TERMS) == 0, 0.0, -2.3)[None]  # exp(-2.3) is about 0.1
+    yield f"logits [1,{TERMS}], a long sum", first, np.array([5], dtype=np.int32), TERMS
+
+
+def cross_entropy() -> Iterator[Example]:
+    for label, logits, targets, n in loss_inputs():
+        yield Example(label, (logits, targets), terms=n)
+    targets = np.zeros(COUNTED, dtype=np.int32)
+    yield Example(f"logits [{COUNTED},1]: more targets than float32 counts one by one", (np.zeros((COUNTED, 1)), targets), terms=TERMS)
+
+
+def cross_entropy_backward() -> Iterator[Example]:
+    for label, logits, targets, n in loss_inputs():
+        yield Example(label, (Wide(np.array(0.7)), logits, targets, Wide(reference().cross_entropy(logits, targets)[2])), terms=n)
+
+
+def linear_cross_entropy() -> Iterator[Example]:
+    for label, logits, targets, n in loss_inputs():
+        args = floats(3, logits.shape[0], 2), floats(2, logits.shape[1], 2), targets
+        yield Example(label, args, call=outputs_of("linear_cross_entropy"), terms=n)
+
+
+def linear_cross_entropy_backward() -> Iterator[Example]:
+    for label, logits, targets, n in loss_inputs():
+        args = floats(3, logits.shape[0], 2), floats(2, logits.shape[1], 2), targets, Wide(np.array(0.7))
+        yield Example(label, args, call=gradients_of("linear_cross_entropy", 3), terms=n)
+
+
+def embedding_inputs() -> Iterator[tuple[Ints, int, int]]:
+    """-> ids, V, D"""
+    for n, v, d in [(ROWS, 3, 2), (50, ROWS, 2), (3, 5, COLUMNS)]:
+        ids = generator(n, v).integers(0, v, n).astype(np.int32)
+        ids[-1] = v - 1
+        yield ids, v, d
+
+
+def embedding() -> Iterator[Example]:
+    for ids, v, d in embedding_inputs():
+        yield Example(f"ids [{len(ids)}], weight [{v},{d}]", (ids, floats(1, v, d)), exact=True)
+
+
+def embedding_backward() -> Iterator[Example]:
+    for ids, v, d in embedding_inputs():
+        yield Example(f"ids [{len(ids)}], weight [{v},{d}]", (floats(1, len(ids), d), ids, v, None), terms=ROWS)
+
+
+DRAW = Draw(2**64 - 1, 2**32 - 1, 3, 1000)
+MANY = 300_007
+
+
+def random_numbers() -> Iterator[Example]:
+    yield Example(f"count {MANY}", (MANY, DRAW))
+
+
+def dropout() -> Iterator[Example]:
+    for shape in SHAPES:
+        yield Example(f"x {list(shape)}", (floats(1, *shape), 0.1, DRAW))
+
+
+def sum_of_squares() -> Iterator[Example]:
+    yield Example(f"x [{MANY}]", (floats(1, MANY),), terms=MANY)
+    yield Example(f"x [{TERMS}], a long sum", (terms(TERMS),), terms=TERMS)
+
+
+# ---- gating and routing --------------------------------------------------------------------------------------------------------------
+
+
+def two_logits(n: int) -> Floats:
+    """Return logits of two experts with gaps that rounding does not close: within a row, and between any two rows.   -> [N,2]"""
+    gap = generator(n).permutation(np.linspace(0.1, 3.0, n)) * np.where(np.arange(n) % 3 == 0, -1.0, 1.0)
+    return np.stack((gap / 2, -gap / 2), axis=1)
+
+
+def gate_inputs() -> Iterator[tuple[str, Floats, Floats | None, Any, Rule]]:
+    for name, make in rules().items():
+        for n, e, k in [(ROWS, 2, 1), (3, EXPERTS, 8)]:
+            rule = make(k, e)
+            if rule is not None:
+                z = two_logits(n) if e == 2 else spaced(1, n, e)
+                yield f"{name}, logits [{n},{e}], K {k}", z, bias_of(rule, e, 0.01), np.arange(n) % 5 != 3, rule
+
+
+def gate() -> Iterator[Example]:
+    for label, z, bias, valid, rule in gate_inputs():
+        yield Example(label, (Wide(z), None if bias is None else Wide(bias), valid), {"rule": rule}, terms=len(z))
+        if z.shape[1] == EXPERTS:
+            equal = Wide(np.zeros_like(z)), None, None
+            yield Example(f"{label}, equal logits", equal, {"rule": rule}, terms=EXPERTS)
+            many = Wide(np.zeros((EXPERTS, 2))), None, None
+            yield Example(f"{rule.router}, logits [{EXPERTS},2], equal", many, {"rule": rule._replace(top_k=1, n_groups=1)}, terms=EXPERTS)
+
+
+def gate_backward() -> Iterator[Example]:
+    for label, z, bias, valid, rule in gate_inputs():
+        result = reference().gate(z, bias, valid, rule=rule)
+        wide = Gate(*(Wide(a) if a.dtype.kind == "f" else a for a in result))
+        gradients = Wide(floats(3, *result.weights.shape)), Wide(floats(4, z.shape[1]))
+        yield Example(label, (*gradients, wide, valid), {"rule": rule}, terms=len(z))
+
+
+def route_inputs() -> Iterator[tuple[str, tuple[Ints, Any, Any], dict[str, Any]]]:
+    for n, e, k in [(ROWS, 4, 2), (300, EXPERTS, 8)]:
+        ids = (generator(n, e).integers(0, e, (n, 1)) + np.arange(k)).astype(np.int32) % e
+        weights = Wide(generator(n).permutation(n * k).reshape(n, k) / (n * k))
+        base: dict[str, Any] = {"n_experts": e, "rows": n * k}
+        label = f"ids [{n},{k}], {e} experts"
+        yield label, (ids, weights, np.arange(n) % 5 != 3), base
+        for priority in ("position", "probability"):
+            limited = {**base, "capacity": max(2, n * k // (2 * e)), "priority": priority}
+            yield f"{label}, capacity by {priority}", (ids, weights, None), limited
+            yield f"{label}, capacity by {priority}, equal weights", (ids, Wide(np.full((n, k), 0.5)), None), limited
+
+
+def route() -> Iterator[Example]:
+    for label, args, options in route_inputs():
+        yield Example(label, args, options, trim=trim_plan)
+
+
+def plans() -> Iterator[tuple[str, int, int, Plan]]:
+    """-> label, N, W, plan"""
+    for label, (ids, weights, valid), options in route_inputs():
+        if valid is not None:
+            yield label, *ids.shape, reference().route(ids, weights.array, valid, **options)
+
+
+def dispatch() -> Iterator[Example]:
+    for label, n, _, plan in plans():
+        yield Example(f"x [{n},2], {label}", (floats(1, n, 2), plan), trim=partial(trim_rows, plan.offsets[-1]))
+
+
+def dispatch_backward() -> Iterator[Example]:
+    for label, _, _, plan in plans():
+        yield Example(f"drows [{len(plan.order)},2], {label}", (floats(1, len(plan.order), 2), plan))
+    wide = reference().route(np.array([[1], [0], [1]], dtype=np.int32), np.ones((3, 1)), None, n_experts=2, rows=3)
+    yield Example(f"drows [3,{COLUMNS}]", (floats(1, 3, COLUMNS), wide))
+
+
+def combine() -> Iterator[Example]:
+    for label, n, w, plan in plans():
+        yield Example(f"rows [{len(plan.order)},2], {label}", (floats(1, len(plan.order), 2), Wide(floats(2, n, w)), plan))
+
+
+def combine_backward() -> Iterator[Example]:
+    for label, n, w, plan in plans():
+        args = floats(1, n, 2), floats(2, len(plan.order), 2), Wide(floats(3, n, w)), plan
+        yield Example(f"dy [{n},2], {label}", args, trim=partial(used_first, int(plan.offsets[-1])))
+
+
+def used_first(used: int, gradients: Any) -> Any:
+    return gradients[0][:used], *gradients[1:]
+
+
+def noisy_inputs() -> Iterator[tuple[str, tuple[Floats, Floats, Floats], int]]:
+    for n, e, k in [(ROWS, 2, 1), (3, EXPERTS, 8)]:
+        z = two_logits(n) if e == 2 else spaced(1, n, e)
+        yield f"[{n},{e}], K {k}", (z + 0.05 * floats(2, n, e), z, 0.5 + np.abs(floats(3, n, e))), k
+
+
+def noisy_load() -> Iterator[Example]:
+    for label, arrays, k in noisy_inputs():
+        yield Example(label, (*map(Wide, arrays), None), {"k": k}, terms=ROWS)
+
+
+def noisy_load_backward() -> Iterator[Example]:
+    for label, arrays, k in noisy_inputs():
+        _, ids = reference().noisy_load(*arrays, None, k=k)
+        yield Example(label, (Wide(floats(4, arrays[0].shape[1])), *map(Wide, arrays), ids, None), {"k": k})
+
+
+# ---- experts -------------------------------------------------------------------------------------------------------------------------
+
+
+def boundaries(rows: int, experts: int) -> Ints:
+    """Return row offsets of experts of all sizes, some without a row.   -> [E+1]"""
+    inside = np.sort(generator(rows, experts).integers(0, rows, experts - 1) // 7 * 7)
+    return np.concatenate(([0], inside, [rows])).astype(np.int32)
+
+
+def grouped_matmul() -> Iterator[Example]:
+    for transpose in (False, True):
+        offsets = boundaries(ROWS, EXPERTS)
+        args = floats(1, ROWS, 2), floats(2, EXPERTS, *((2, 3) if transpose else (3, 2))), offsets, transpose
+        yield Example(f"x [{ROWS},2], {EXPERTS} experts, transpose {transpose}", args)
+    args = terms(3, TERMS), np.full((2, 2, TERMS), 0.01), np.array([0, 1, 3], dtype=np.int32), False
+    yield Example(f"x [3,{TERMS}], a long sum", args, terms=TERMS)
+
+
+def grouped_matmul_dw() -> Iterator[Example]:
+    for experts in (2, EXPERTS):
+        offsets = boundaries(ROWS, experts)
+        yield Example(f"dy [{ROWS},2], {experts} experts", (floats(1, ROWS, 2), floats(2, ROWS, 3), offsets), terms=ROWS)
+    offsets = np.array([0, 0, TERMS], dtype=np.int32)
+    yield Example(f"dy [{TERMS},4], a long sum", (terms(4, TERMS).T, np.full((TERMS, 4), 0.01), offsets), terms=TERMS)
+
+
+def grouped_bias() -> Iterator[Example]:
+    yield Example(f"bias [{EXPERTS},2], {ROWS} rows", (floats(1, EXPERTS, 2), boundaries(ROWS, EXPERTS), ROWS))
+
+
+def grouped_bias_backward() -> Iterator[Example]:
+    for experts in (2, EXPERTS):
+        yield Example(f"dy [{ROWS},2], {experts} experts", (floats(1, ROWS, 2), boundaries(ROWS, experts)), terms=ROWS)
+
+
+def ffn() -> Iterator[Example]:
+    weights = type(expert_weights(1, 3, 2, "gelu", True))(*(w[0] for w in expert_weights(1, 3, 2, "gelu", True) if w is not None))
+    yield Example(f"x [{ROWS},3], H 2", (floats(1, ROWS, 3), weights), call=outputs_of("ffn", "gelu"))
+
+
+def ffn_backward() -> Iterator[Example]:
+    for example in ffn():
+        yield Example(example.label, (*example.args, floats(5, ROWS, 3)), call=gradients_of("ffn", 2, "gelu"), terms=ROWS)
+
+
+def expert_ffn() -> Iterator[Example]:
+    args = floats(1, ROWS, 3), expert_weights(EXPERTS, 3, 2, "gelu", True), boundaries(ROWS, EXPERTS)
+    yield Example(f"rows [{ROWS},3], H 2, {EXPERTS} experts", args, call=outputs_of("expert_ffn", "gelu"))
+
+
+def expert_ffn_backward() -> Iterator[Example]:
+    for example in expert_ffn():
+        yield Example(example.label, (*example.args, floats(5, ROWS, 3)), call=gradients_of("expert_ffn", 3, "gelu"), terms=ROWS)
+
+
+def moe_ffn() -> Iterator[Example]:
+    for label, n, w, plan in plans():
+        args = floats(1, n, 3), Wide(floats(2, n, w)), plan, expert_weights(len(plan.offsets) - 1, 3, 2, "gelu", True)
+        yield Example(f"x [{n},3], H 2, {label}", args, call=outputs_of("moe_ffn", "gelu"))
+
+
+def moe_ffn_backward() -> Iterator[Example]:
+    for example in moe_ffn():
+        args = *example.args, floats(5, *example.args[0].shape)
+        yield Example(example.label, args, call=gradients_of("moe_ffn", 4, "gelu"), terms=ROWS)
+
+
+def optimizer(name: str) -> Iterator[Example]:
+    yield from optimizer_steps(name, flat=[(MANY,)], matrices=[(130, 70)])
+
+
+LARGE: dict[str, Examples] = {
+    "rms_norm": rms_norm, "rms_norm_backward": rms_norm_backward, "layer_norm": layer_norm, "layer_norm_backward": layer_norm_backward,
+    "add_rms_norm": add_rms_norm, "add_rms_norm_backward": add_rms_norm_backward, "add_layer_norm": add_layer_norm,
+    "add_layer_norm_backward": add_layer_norm_backward, "swiglu": swiglu, "swiglu_backward": swiglu_backward, "gelu": elementwise,
+    "gelu_backward": elementwise_backward, "relu": elementwise, "relu_backward": elementwise_backward, "rope": rope, "rope_backward": rope,
+    "split_heads": split_heads, "split_heads_backward": split_heads_backward, "linear": linear,
+    "linear_dx": linear_dx, "linear_dw": linear_dw, "linear_db": linear_db, "attention": attention,
+    "attention_backward": attention_backward, "cross_entropy": cross_entropy, "cross_entropy_backward": cross_entropy_backward,
+    "linear_cross_entropy": linear_cross_entropy, "linear_cross_entropy_backward": linear_cross_entropy_backward,
+    "embedding": embedding, "embedding_backward": embedding_backward, "random_bits": random_numbers, "uniform": random_numbers,
+    "normal": random_numbers, "dropout": dropout, "dropout_backward": dropout, "sum_of_squares": sum_of_squares,
+    "gate": gate, "gate_backward": gate_backward, "route": route, "dispatch": dispatch, "dispatch_backward": dispatch_backward,
+    "combine": combine, "combine_backward": combine_backward, "noisy_load": noisy_load, "noisy_load_backward": noisy_load_backward,
+    "grouped_matmul": grouped_matmul, "grouped_matmul_dw": grouped_matmul_dw, "grouped_bias": grouped_bias,
+    "grouped_bias_backward": grouped_bias_backward, "ffn": ffn, "ffn_backward": ffn_backward, "expert_ffn": expert_ffn,
+    "expert_ffn_backward": expert_ffn_backward, "moe_ffn": moe_ffn, "moe_ffn_backward": moe_ffn_backward,
+    **{name: partial(optimizer, name) for name in OPTIMIZERS},
+}  # fmt: skip
