@@ -2,7 +2,8 @@
 
 PATH is a clone of minimoe, by default this one. The rule, over the Python files of `minimoe/`:
 
-- A module is a file, and its lines are all lines of its text. A room is a file or a folder directly in `minimoe/`.
+- A module is a file, and its lines are all lines of its text. A room is a file or a folder directly in `minimoe/`. Folders that are no
+  packages, such as the templates of `minimoe backends new`, are left out.
 - An arrow points from a module to a module of minimoe that it imports, also inside functions and under `TYPE_CHECKING`; several imports
   of the same module are one arrow. `from minimoe.engine import ops` is an arrow to `engine/ops.py`.
 - Arrows to `minimoe/__init__.py` are not counted, since it finds its names lazily; `__main__.py` is left out.
@@ -28,6 +29,8 @@ def modules(root: Path) -> dict[str, Path]:
     found = {}
     for path in sorted((root / PACKAGE).rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
+        if not all((root.joinpath(*parts[:depth]) / "__init__.py").is_file() for depth in range(1, len(parts))):
+            continue
         found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found
 

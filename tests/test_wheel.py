@@ -51,6 +51,15 @@ def test_the_installed_command_trains_far_from_the_repository(programs: Path, tm
     assert [path.name for path in (tmp_path / "runs").glob("tiny-moe-*")] == ["tiny-moe-001"]
 
 
+def test_a_new_backend_is_installed_by_pip_and_conforms(programs: Path, tmp_path: Path) -> None:
+    done(programs / "minimoe", "backends", "new", "mine", "--kind", "mutable", cwd=tmp_path)
+    done(programs / "python", "-m", "pip", "install", "--quiet", "-e", "minimoe-mine", cwd=tmp_path)
+    try:
+        assert "mine: 1 passed, 0 failed" in done(programs / "minimoe", "backends", "check", "mine", "--kernel", "views", cwd=tmp_path)
+    finally:
+        done(programs / "python", "-m", "pip", "uninstall", "--quiet", "--yes", "minimoe-mine", cwd=tmp_path)
+
+
 def test_the_clone_runs_without_being_installed(programs: Path) -> None:
     done(programs / "python", "-m", "pip", "uninstall", "--quiet", "--yes", "minimoe", cwd=programs)
     assert "train" in done(programs / "python", "cli.py", "--help", cwd=ROOT)

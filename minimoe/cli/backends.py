@@ -1,8 +1,10 @@
-"""`minimoe backends` and `minimoe backends check`."""
+"""`minimoe backends`, `minimoe backends check` and `minimoe backends new`."""
 
 from __future__ import annotations
 
+import shlex
 import sys
+from pathlib import Path
 
 import click
 
@@ -33,3 +35,25 @@ def check_backend(name: str, kernel: str | None, as_json: bool) -> None:
     from minimoe.testing.report import check_backend as check
 
     sys.exit(check(name, kernel, as_json))
+
+
+@backends.command(name="new")
+@click.argument("name")
+@option("--kind", type=click.Choice(["mutable", "kernels", "device"]), required=True, help="what it is over (see above)")
+@option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="the folder to write (default: minimoe-NAME)")
+def new_backend(name: str, kind: str, out: Path | None) -> None:
+    """Write a package with a backend of your own, which works as it is: replace it function by function.
+
+    \b
+    mutable    over a library whose arrays can be written, as PyTorch's
+    kernels    your kernels over the arrays of a backend that exists
+    device     a device with a compiler of its own
+    """
+    from minimoe.study.new_backend import KINDS
+    from minimoe.study.new_backend import new_backend as write
+
+    folder = write(name, kind, out)
+    click.echo(f"{folder}: {KINDS[kind]}")
+    click.echo(f"next: pip install -e {shlex.quote(str(folder))}")
+    click.echo(f"      minimoe backends check {name} --quick")
+    click.echo(f"      minimoe train tiny-moe --backend {name} --steps 20")

@@ -37,6 +37,12 @@ def test_imports_inside_functions_count_and_repeated_ones_are_one_arrow(clone: P
     assert found["levels of imports"] == 4 and found["levels of rooms"] == 3
 
 
+def test_what_is_copied_and_not_imported_is_no_module(clone: Path) -> None:
+    before = structure(clone)
+    write(clone, {"engine/templates/one/package/__init__.py": "from . import part", "engine/templates/one/package/part.py": ""})
+    assert structure(clone) == before
+
+
 def test_a_circle_is_found_and_is_as_many_levels_as_its_longest_chain(clone: Path) -> None:
     write(clone, {"errors.py": "from minimoe.engine import ops"})
     found = structure(clone)

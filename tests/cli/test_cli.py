@@ -399,7 +399,10 @@ def test_bench_times_a_training_step(tmp_path: Path, capsys: pytest.CaptureFixtu
 # ---- help, imports, ways to start ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("verb", [*([verb] for verb in cli.commands), ["backends", "check"], ["bench", "step"], ["bench", "kernels"]])
+BELOW = ["backends check", "backends new", "bench step", "bench kernels"]
+
+
+@pytest.mark.parametrize("verb", [*([verb] for verb in cli.commands), *(verb.split() for verb in BELOW)])
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_every_verb_has_its_help(capsys: pytest.CaptureFixture[str], verb: list[str], flag: str) -> None:
     code, out, err = call(capsys, *verb, flag)
