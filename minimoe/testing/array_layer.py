@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minimoe.backend import Backend
-from minimoe.testing.conformance import Case, compare, require, rounded, to_device, to_host
+from minimoe.testing.conformance import Case, compare, dtype_name, require, rounded, to_device, to_host
 from minimoe.testing.tolerances import KERNELS
 
 XP_FUNCTIONS = (
@@ -27,9 +27,11 @@ FIX = "Fix the array layer before any kernel"
 
 
 def array_layer_cases(backend: Backend) -> Iterator[Case]:
-    """Return a case for each part of the array layer."""
+    """Return a case for each part of the array layer, and one for those that counters and tiles may limit."""
     for part, check in CHECKS.items():
         yield Case(part, "array layer", part, partial(run_quietly, check, backend))
+        if part in LARGE_CHECKS:
+            yield Case(f"{part}, large", "array layer", part, partial(run_quietly, LARGE_CHECKS[part], backend), quick=False)
 
 
 def run_quietly(check: Callable[[Backend], None], backend: Backend) -> None:
@@ -69,11 +71,25 @@ def check_scatter_add(backend: Backend) -> None:
         for n, shape in [(0, (4, 3)), (1, (1,)), (31, (4, 3)), (33, (5,)), (64, (3, 2, 2))]:
             rng = np.random.default_rng(n)
             inputs = rng.standard_normal(shape), rng.integers(0, shape[0], n).astype(np.int32), rng.standard_normal((n, *shape[1:]))
-            target, index, values = rounded(backend, inputs, dtype)
-            np.add.at(target, index, values)
-            device = to_device(backend, inputs, dtype)
-            backend.scatter_add(*device)
-            equal(backend, device[0], target, "scatter_add", f"target {list(shape)}, {n} rows [{dtype}]", KERNELS[dtype])
+            added(backend, inputs, dtype, f"target {list(shape)}, {n} rows [{dtype}]")
+            some = inputs[0], np.where(inputs[1] % 2 == 0, inputs[1] - shape[0], inputs[1]).astype(np.int32), inputs[2]
+            added(backend, some, dtype, f"target {list(shape)}, {n} rows, some counted from the end [{dtype}]")
+
+
+def added(backend: Backend, inputs: tuple[Any, ...], dtype: str, where: str) -> None:
+    """Check a sum of rows.   inputs: target, index, values"""
+    target, index, values = rounded(backend, inputs, dtype)
+    np.add.at(target, index, values)
+    device = to_device(backend, inputs, dtype)
+    backend.scatter_add(*device)
+    equal(backend, device[0], target, "scatter_add", where, KERNELS[dtype])
+
+
+def check_scatter_add_large(backend: Backend) -> None:
+    rng = np.random.default_rng(1)
+    for n, shape in [(50, (70_001, 2)), (70_001, (40_001, 2)), (3, (4, 5_003))]:
+        inputs = rng.standard_normal(shape), rng.integers(0, shape[0], n).astype(np.int32), rng.standard_normal((n, *shape[1:]))
+        added(backend, inputs, "float32", f"target {list(shape)}, {n} rows [float32]")
 
 
 def check_top_k(backend: Backend) -> None:
@@ -84,11 +100,32 @@ def check_top_k(backend: Backend) -> None:
     for dtype in backend.dtypes:
         for k in (1, 2, 5):
             for what, x, expected in [("[5,5]", array, ids), ("[5]", array[0], ids[0]), ("[0,5]", array[:0], ids[:0])]:
-                values, found = backend.top_k(to_device(backend, x, dtype), k)
-                where = f"{what}, k {k}, ties and NaN [{dtype}]"
-                equal(backend, found, expected[..., :k], "top_k", where)
-                require(found.dtype == backend.xp.int32, "top_k", where, f"ids are {found.dtype}", "Indices are int32")
-                equal(backend, values, np.take_along_axis(x, expected[..., :k].astype(np.int64), -1), "top_k", where)
+                chosen(backend, x, expected[..., :k], dtype, f"{what}, k {k}, ties and NaN [{dtype}]")
+        for k in (1, 8, 1000):
+            few = np.stack([np.zeros(1000), np.arange(1000) % 7 / 4.0])
+            chosen(backend, few, sorted_ids(few)[:, :k], dtype, f"[2,1000], k {k}, ties among 1,000 [{dtype}]")
+
+
+def sorted_ids(x: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+    """Return the ids of a row's elements from the largest down, equal ones from the first on."""
+    return np.argsort(-x, axis=-1, kind="stable").astype(np.int32)
+
+
+def chosen(backend: Backend, x: npt.NDArray[Any], ids: npt.NDArray[np.int32], dtype: str, where: str) -> None:
+    """Check which elements top_k chooses."""
+    values, found = backend.top_k(to_device(backend, x, dtype), ids.shape[-1])
+    equal(backend, found, ids, "top_k", where)
+    require(found.dtype == backend.xp.int32, "top_k", where, f"ids are {found.dtype}", "Indices are int32")
+    equal(backend, values, np.take_along_axis(rounded(backend, x, dtype), ids.astype(np.int64), -1), "top_k", where)
+    right = dtype_name(backend, values) == dtype
+    require(right, "top_k", where, f"values are {values.dtype}", "They keep the input's dtype")
+
+
+def check_top_k_large(backend: Backend) -> None:
+    rng = np.random.default_rng(1)
+    for n, width, k in [(70_001, 3, 2), (3, 5_003, 8), (2, 5_003, 5_003)]:
+        x = rng.permutation(n * width).reshape(n, width) / 8.0
+        chosen(backend, x, sorted_ids(x)[:, :k], "float32", f"[{n},{width}], k {k} [float32]")
 
 
 def check_bincount(backend: Backend) -> None:
@@ -97,6 +134,14 @@ def check_bincount(backend: Backend) -> None:
         expected = np.bincount(np.array(ids, dtype=np.int64), minlength=length).astype(np.int32)
         equal(backend, found, expected, "bincount", f"{len(ids)} ids, minlength {length}")
         require(found.dtype == backend.xp.int32, "bincount", f"minlength {length}", f"it returns {found.dtype}", "Counts are int32")
+
+
+def check_bincount_large(backend: Backend) -> None:
+    rng = np.random.default_rng(1)
+    for ids, length in [(rng.integers(0, 5_003, 70_001), 5_003), (np.ones(2**24 + 2**18, dtype=np.int64), 2)]:
+        found = backend.bincount(backend.from_host(ids.astype(np.int32)), length)
+        expected = np.bincount(ids, minlength=length).astype(np.int32)
+        equal(backend, found, expected, "bincount", f"{len(ids)} ids, minlength {length}")
 
 
 def check_erf(backend: Backend) -> None:
@@ -135,6 +180,15 @@ def check_sort(backend: Backend) -> None:
     keys = np.array([2, 0, 2, 1, 0, 2], dtype=np.int32)
     found = backend.xp.argsort(backend.from_host(keys), stable=True)
     equal(backend, backend.xp.astype(found, backend.xp.int32), np.array([1, 4, 3, 0, 2, 5], np.int32), "xp.argsort", "stable=True, ties")
+    for many in (np.zeros(1000, dtype=np.int32), (np.arange(1000) * 7 % 5).astype(np.int32)):
+        found = backend.xp.astype(backend.xp.argsort(backend.from_host(many), stable=True), backend.xp.int32)
+        equal(backend, found, np.argsort(many, kind="stable").astype(np.int32), "xp.argsort", "stable=True, ties among 1,000")
+
+
+def check_sort_large(backend: Backend) -> None:
+    keys = np.random.default_rng(1).integers(0, 1_100, 140_002).astype(np.int32)
+    found = backend.xp.astype(backend.xp.argsort(backend.from_host(keys), stable=True), backend.xp.int32)
+    equal(backend, found, np.argsort(keys, kind="stable").astype(np.int32), "xp.argsort", "140,002 keys, stable=True")
 
 
 def check_device(backend: Backend) -> None:
@@ -148,4 +202,8 @@ CHECKS: dict[str, Callable[[Backend], None]] = {
     "names and dtypes": check_names, "from_host and to_host": check_transfer, "scatter_add": check_scatter_add, "top_k": check_top_k,
     "bincount": check_bincount, "erf": check_erf, "contiguous": check_contiguous, "views": check_views, "argsort": check_sort,
     "synchronize and memory": check_device,
+}  # fmt: skip
+
+LARGE_CHECKS: dict[str, Callable[[Backend], None]] = {
+    "scatter_add": check_scatter_add_large, "top_k": check_top_k_large, "bincount": check_bincount_large, "argsort": check_sort_large,
 }  # fmt: skip
