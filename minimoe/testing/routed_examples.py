@@ -18,6 +18,7 @@ from minimoe.reference import routers
 from minimoe.reference.expert import ExpertWeights
 from minimoe.reference.gating import Gate, Rule
 from minimoe.reference.routing import Plan
+from minimoe.testing import unknown_router
 from minimoe.testing.conformance import Wide
 from minimoe.testing.dense_examples import Example, Examples, Floats, floats, generator, gradients_of, outputs_of, reference
 
@@ -77,6 +78,7 @@ def gate() -> Iterator[Example]:
             z[6, 3] = bad
             call = partial(ids_in_range, experts=8)
             yield Example(f"{name}, logits [9,8] with {bad}", (Wide(z), None, None), {"rule": chosen}, call=call)
+    yield from unknown_router.gate(spaced(3, 9, 8))
 
 
 def ids_in_range(backend: Backend, z: Any, bias: Any, valid: Any, *, rule: Rule, experts: int) -> Any:
@@ -102,6 +104,7 @@ def gate_backward() -> Iterator[Example]:
         if valid is not None:
             yield Example(f"{label}, weights alone", (dweights, None, wide, valid), {"rule": rule})
             yield Example(f"{label}, sums alone", (None, dsum, wide, valid), {"rule": rule})
+    yield from unknown_router.gate_backward(spaced(3, 9, 8))
 
 
 # ---- plans ------------------------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from strict_backend import StrictBackend
 import minimoe.reference
 from minimoe.backend import Backend, check_overrides, kernel_names, load
 from minimoe.errors import UserError
+from minimoe.reference.routers import ROUTERS
 from minimoe.reference.routing import Plan
 from minimoe.testing import LEVELS, ConformanceError, cases
 from minimoe.testing.array_layer import XP_CONSTANTS, XP_FUNCTIONS
@@ -75,6 +76,8 @@ def test_the_list_of_xp_functions_is_what_the_sources_use():
 
 
 # ---- planted bugs -----------------------------------------------------------------------------------------------------------------------
+
+KNOWN_ROUTERS = tuple(ROUTERS)
 
 
 class WrongFactor(NumpyBackend):
@@ -142,6 +145,14 @@ class IdsOutOfRange(NumpyBackend):
         return result._replace(ids=np.where(bad, logits.shape[1] + 9, result.ids).astype(np.int32))
 
 
+class KnowsAllRouters(NumpyBackend):
+    """It takes any router for the last one that it has a kernel for."""
+
+    def gate(self, logits, bias, valid, *, rule):
+        known = rule.router if rule.router in KNOWN_ROUTERS else "softmax_topk"
+        return super().gate(logits, bias, valid, rule=rule._replace(router=known))
+
+
 class SkippedStepMovesWeights(NumpyBackend):
     def sgd(self, inout_param, inout_m, grad, *, lr, scale, ok, momentum, weight_decay):
         super().sgd(inout_param, inout_m, grad, lr=lr, scale=scale, ok=ok, momentum=momentum, weight_decay=weight_decay)
@@ -183,6 +194,7 @@ BUGS = [
     (ForgetsItsReturn, "dispatch", "returned None"),
     (MaskedRowsAreNaN, "attention", "got nan"),
     (IdsOutOfRange, "gate", "logits .* with nan"),
+    (KnowsAllRouters, "gate", "a router of another package"),
     (SkippedStepMovesWeights, "sgd", "skipped"),
     (WrongIndexType, "route", "int64.*int32"),
     (FusedHeadWrong, "linear_cross_entropy_backward", "worst error"),
