@@ -241,10 +241,9 @@ def check_two_calls(first: Run, second: Run) -> None:
             held = Held(first, first.call(first.backend, *one))
             second.compare(second.call(second.backend, *two), expected[1], "called with other numbers of the same shapes", STALE)
             held.check("the first result changed when it was called again")
-        write_anew(first.backend, to_device(first.backend, first.given, first.dtype), one)
-        first.call(first.backend, *one)
-        write_anew(first.backend, to_device(second.backend, second.given, second.dtype), one)
-        second.compare(second.call(second.backend, *one), expected[1], "called again after its inputs were written in place", STALE)
+        first.call(first.backend, *written_anew(first.backend, to_device(first.backend, first.given, first.dtype), one))
+        again = written_anew(first.backend, to_device(second.backend, second.given, second.dtype), one)
+        second.compare(second.call(second.backend, *again), expected[1], "called again after its inputs were written in place", STALE)
 
 
 def check_interleaved(first: Run, second: Run, halves: BothHalves, expected: tuple[Any, Any]) -> None:
@@ -275,8 +274,12 @@ class Held:
             require(same, self.run.kernel, self.run.where, f"{what} (result{path})", KEPT)
 
 
-def write_anew(backend: Backend, values: Any, arrays: Any) -> None:
-    """Write numbers into arrays of the same shapes, in place, as an optimizer writes parameters."""
-    for (_, value), (_, array) in zip(leaves(values), leaves(arrays), strict=True):
-        if is_array(array):
-            backend.store(value, array)
+def written_anew(backend: Backend, values: Any, arrays: Any) -> Any:
+    """Write numbers into arrays of the same shapes, in place, as an optimizer writes parameters; return the arguments with these arrays."""
+    held = iter([array for _, array in leaves(arrays)])
+
+    def write(value: Any) -> Any:
+        array = next(held)
+        return backend.store(value, array) if is_array(value) else value
+
+    return tree_map(write, values)
