@@ -35,7 +35,8 @@ from minimoe.testing.training_examples import TRAINING
 
 EXAMPLES: dict[str, Examples] = {**DENSE, **TRAINING, **ROUTED}
 ANY_DTYPE = {"random_bits", "uniform", "normal", "route"}  # results that do not depend on the dtype of the model
-PAIRS = 6  # examples of a kernel that are called again with other numbers
+PAIRS = 8  # examples of a kernel that are called again with other numbers
+GOLDEN = 0.618034  # its multiples are spread evenly and meet no period of the examples' options
 BESIDE = 7.0
 MARGIN = 64  # elements on either side of an `out`, which is a part of a flat buffer, as gradients of parameters are
 
@@ -57,9 +58,8 @@ def check_kernel(backend: Backend, kernel: str, dtype: str) -> None:
         Run(backend, kernel, dtype, example).check()
     with other_numbers():
         others = [*EXAMPLES[kernel](), *NOT_FINITE.get(kernel, nothing)()]
-    every = -(-len(examples) // PAIRS)
-    for example, other in list(zip(examples, others, strict=True))[::every]:
-        check_two_calls(Run(backend, kernel, dtype, example), Run(backend, kernel, dtype, other))
+    for index in sorted({int(i * GOLDEN % 1.0 * len(examples)) for i in range(PAIRS)}):
+        check_two_calls(Run(backend, kernel, dtype, examples[index]), Run(backend, kernel, dtype, others[index]))
 
 
 def check_large(backend: Backend, kernel: str, dtype: str) -> None:
@@ -124,6 +124,8 @@ class Run:
         """Name the kernel and the example in whatever a kernel raises."""
         try:
             yield
+        except ConformanceError:
+            raise
         except Exception as error:
             raise ConformanceError(f"{self.kernel} at {self.where}: it raised {type(error).__name__}: {error}. {self.todo}") from error
 
@@ -192,7 +194,9 @@ class Run:
                 host = to_host(self.backend, whole)
                 beside = np.concatenate((host[:MARGIN], host[len(host) - MARGIN :]))
                 untouched = bool(np.all(beside == BESIDE))
-                require(untouched, self.kernel, where, "it wrote beside `out`", "`out` may be a part of a larger buffer")
+                require(
+                    untouched, self.kernel, where, "it wrote beside `out`", "Write nothing but `out`: it may be a part of a larger buffer"
+                )
 
     def buffer(self, fill: float, buffers: list[Any], like: Any) -> Any:
         """Return an array of this shape that holds `fill`, as a part of a flat buffer, which is added to `buffers`."""
