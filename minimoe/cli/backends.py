@@ -28,13 +28,23 @@ def backends(ctx: click.Context, as_json: bool) -> None:
 
 @backends.command(name="check")
 @click.argument("name")
+@option("--level", metavar="L", help="only the cases of one level: array layer, kernels, gradients, ...")
 @option("--kernel", metavar="K", help="only the cases of one kernel, or of one part of the array layer")
+@option("--quick", is_flag=True, help="a few examples of each kernel in one dtype: for a backend that compiles each shape")
+@option("--timeout", type=click.FloatRange(0), default=60.0, metavar="SECONDS", help="for each case (default: 60); 0: see above")
 @json_option
-def check_backend(name: str, kernel: str | None, as_json: bool) -> None:
-    """Run the conformance suite on a backend, and explain what fails."""
-    from minimoe.testing.report import check_backend as check
+def check_backend(name: str, level: str | None, kernel: str | None, quick: bool, timeout: float, as_json: bool) -> None:
+    """Run the conformance suite on a backend, and explain what fails.
 
-    sys.exit(check(name, kernel, as_json))
+    The cases run in a process of their own. One that takes longer than --timeout is ended and counts as failed, as does one that
+    crashes; the others still run. With --timeout 0 all run in this process without a limit, as a debugger needs it.
+
+    Exit codes: 0 it conforms, 1 it does not, 2 a mistake in the command or a backend that cannot be loaded, 130 interrupted (the
+    results so far are printed).
+    """
+    from minimoe.cli.checking import show_check
+
+    sys.exit(show_check(name, {"level": level, "kernel": kernel, "quick": quick}, timeout, as_json))
 
 
 @backends.command(name="new")

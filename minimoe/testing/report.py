@@ -1,71 +1,95 @@
-"""Runs the conformance suite for `minimoe backends check`: progress, what failed, and what to do about it."""
+"""What `minimoe backends check` says at the end: how many cases passed, which failed, and what to do about it first."""
 
 from __future__ import annotations
 
-import json
-import os
 import shlex
 import textwrap
-import traceback
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
 
-from minimoe import backend as backends
-from minimoe.testing.cases import cases
-from minimoe.testing.conformance import Case, ConformanceError
+from minimoe.testing.results import CRASHED, FAILED, PASSED, STATUSES, TIMEOUT, Listed, Result
 
-Failures = list[tuple[Case, str]]
-
-
-def check_backend(name: str, kernel: str | None, as_json: bool) -> int:
-    """Run all cases, or those of a kernel or a part of the array layer; return the exit code: 0 if all pass, else 1."""
-    from rich.console import Console
-    from rich.progress import track
-
-    backend = backends.load(name)
-    chosen = cases(backend, kernel=kernel)
-    failed: Failures = []
-    for level in dict.fromkeys(case.level for case in chosen):
-        group = [case for case in chosen if case.level == level]
-        for case in track(group, description=f"{name}: {level}", console=Console(stderr=True), disable=as_json):
-            try:
-                case.run()
-            except Exception as error:  # the author of a new backend wants to read whatever it raises
-                failed.append((case, _said(error)))
-    if as_json:
-        print(json.dumps({"backend": name, "cases": len(chosen), "failed": {str(case): text for case, text in failed}}))
-        return 1 if failed else 0
-    if failed:
-        _show(name, backend, failed)
-    conforms = "" if failed else ": it conforms" if kernel is None else f": it conforms in {kernel}"
-    print(f"{name}: {len(chosen) - len(failed)} passed, {len(failed)} failed{conforms}")
-    return 1 if failed else 0
+COLUMNS = 80
+HEADINGS = {FAILED: "FAILED", TIMEOUT: "TIMED OUT", CRASHED: "CRASHED"}
 
 
-def _said(error: Exception) -> str:
-    if os.environ.get("MINIMOE_DEBUG") == "1":
-        traceback.print_exception(error)
-    if isinstance(error, ConformanceError) and error.__cause__ is None:
-        return str(error)
-    text = str(error) if isinstance(error, ConformanceError) else f"It raised {type(error).__name__}: {error}"
-    return f"{text} (MINIMOE_DEBUG=1 shows the traceback)"
+@dataclass
+class Report:
+    """The results of a check, as far as it came."""
 
+    backend: str
+    selection: dict[str, Any]  # the arguments of `cases`
+    cases: list[Listed] = field(default_factory=list)
+    results: list[Result] = field(default_factory=list)
+    seconds: float = 0.0
 
-def _show(name: str, backend: backends.Backend, failed: Failures) -> None:
-    """Print the failures of the lowest level (only the backend's own kernels if any of them failed), and the names of the others."""
-    lowest = [pair for pair in failed if pair[0].level == failed[0][0].level]
-    shown = [pair for pair in lowest if _its_own(backend, pair[0].kernel)] or lowest
-    for case, text in shown:
-        wrapped = textwrap.fill(text, 140, initial_indent="  ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-        print(f"FAILED {case.name}, level {case.level}\n{wrapped}\n")
-    rest: dict[str, dict[str, None]] = {}
-    for pair in failed:
-        if pair not in shown:
-            rest.setdefault(pair[0].level, {})[pair[0].kernel] = None
-    if rest:
-        levels = "; ".join(f"{level}: {', '.join(kernels)}" for level, kernels in rest.items())
-        print(f"Failed too, and may pass when {'this does' if len(shown) == 1 else 'these do'}: {levels}\n")
-    first = shown[0][0].kernel
-    print(f"Fix {first} first, then check again: minimoe backends check {name} --kernel {shlex.quote(first)}")
+    @property
+    def bad(self) -> list[Result]:
+        return [result for result in self.results if result.status != PASSED]
 
+    @property
+    def not_run(self) -> int:
+        return len(self.cases) - len(self.results)
 
-def _its_own(backend: backends.Backend, kernel: str) -> bool:
-    return kernel in backends.kernel_names() and backends.overridden(backend, kernel)
+    @property
+    def conforms(self) -> bool:
+        """True if every chosen case passed."""
+        return not self.bad and not self.not_run
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `--json` prints."""
+        counts = Counter(result.status for result in self.results)
+        results = [
+            {
+                "name": result.case.name, "level": result.case.level, "kernel": result.case.kernel, "status": result.status,
+                "seconds": round(result.seconds, 4), "message": result.message,
+            }
+            for result in self.results
+        ]  # fmt: skip
+        return {
+            "backend": self.backend, "cases": len(self.cases), "failed": {str(result.case): result.message for result in self.bad},
+            "selection": self.selection, "conforms": self.conforms, "seconds": round(self.seconds, 3),
+            "summary": {**{status: counts[status] for status in STATUSES}, "not_run": self.not_run}, "results": results,
+        }  # fmt: skip
+
+    def text(self) -> str:
+        """Return the failures of the lowest level in full, the names of the others, and a line with the numbers."""
+        return "\n".join([*self._failures(), self._total()])
+
+    def _total(self) -> str:
+        counts = Counter(result.status for result in self.results)
+        parts = [f"{counts[PASSED]} passed", f"{counts[FAILED]} failed"]
+        more = ((counts[TIMEOUT], "timed out"), (counts[CRASHED], "crashed"), (self.not_run, "not run"))
+        parts += [f"{count} {what}" for count, what in more if count]
+        minutes, seconds = divmod(round(self.seconds), 60)
+        text = f"{self.backend}: {', '.join(parts)} in {minutes}:{seconds:02d}"
+        if not self.conforms:
+            return text
+        where = [f" in {self.selection['kernel']}"] if self.selection.get("kernel") else []
+        where += [f" at level {self.selection['level']}"] if self.selection.get("level") else []
+        where += [", as far as --quick looks"] if self.selection.get("quick") else []
+        return f"{text}: it conforms{''.join(where)}"
+
+    def _failures(self) -> list[str]:
+        """Return the failures of the lowest level (only its own kernels' if any of them failed), and the names of the others."""
+        failed, lines = self.bad, []
+        if not failed:
+            return []
+        lowest = [result for result in failed if result.case.level == failed[0].case.level]
+        shown = [result for result in lowest if result.case.own or result.status != FAILED] or lowest
+        for result in shown:
+            text = textwrap.fill(
+                result.message, COLUMNS, initial_indent="  ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+            )
+            lines.append(f"{HEADINGS[result.status]} {result.case.name}, level {result.case.level}\n{text}\n")
+        rest: dict[str, dict[str, None]] = {}
+        for result in failed:
+            if result not in shown:
+                rest.setdefault(result.case.level, {})[result.case.kernel] = None
+        if rest:
+            levels = "; ".join(f"{level}: {', '.join(kernels)}" for level, kernels in rest.items())
+            text = f"Failed too, and may pass when {'this does' if len(shown) == 1 else 'these do'}: {levels}"
+            lines.append(textwrap.fill(text, COLUMNS, break_on_hyphens=False) + "\n")
+        first = shown[0].case.kernel
+        return [*lines, f"Fix {first} first, then check again:", f"  minimoe backends check {self.backend} --kernel {shlex.quote(first)}\n"]

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import resource
 import subprocess
 import sys
@@ -320,16 +321,18 @@ def test_backends_tells_of_one_without_its_device(monkeypatch: pytest.MonkeyPatc
     assert code == 0 and "absent: no such device; it has 2 hand-written kernels, 1 of them unproven" in out
     assert "absent, hand-written, proven on a card, 2026-11-24: relu\n" in out
     assert "absent, hand-written, unproven: relu_backward\n" in out
-    code, out, err = call(capsys, "backends", "check", "absent")
+    code, out, err = call(capsys, "backends", "check", "absent", *HERE)
     assert (code, out) == (2, "") and one_line(err) == "backend absent: no such device"
 
 
 def test_a_conforming_backend_passes_its_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = minimoe(tmp_path, "backends", "check", "numpy", "--kernel", "rms_norm")
-    assert done.returncode == 0 and done.stdout == "numpy: 5 passed, 0 failed: it conforms in rms_norm\n"
-    assert "numpy: kernels" in done.stderr and "numpy: repeatability" in done.stderr and "curve" not in done.stderr
+    assert done.returncode == 0 and re.fullmatch(r"numpy: \d+ passed, 0 failed in 0:\d\d: it conforms in rms_norm\n", done.stdout)
     code, out, err = call(capsys, "backends", "check", "numpy", "--kernel", "gate", "--json")
     assert (code, err) == (0, "") and json.loads(out)["failed"] == {} and json.loads(out)["cases"] > 0
+
+
+HERE = ("--timeout", "0")  # in this process, which alone knows the backends of these tests
 
 
 @pytest.fixture
@@ -353,22 +356,22 @@ def wrong(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_check_that_fails_says_what_and_ends_with_1(wrong: None, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = call(capsys, "backends", "check", "wrong", "--kernel", "sum_of_squares")
+    code, out, _ = call(capsys, "backends", "check", "wrong", *HERE, "--kernel", "sum_of_squares")
     assert code == 1 and "FAILED sum_of_squares [float32], level kernels\n  sum_of_squares at " in out and "optimizer.py" in out
-    assert out.splitlines()[-1] == "wrong: 1 passed, 2 failed"
-    assert json.loads(call(capsys, "backends", "check", "wrong", "--kernel", "sum_of_squares", "--json")[1])["failed"]
+    assert re.search(r"wrong: 1 passed, \d failed in \d:\d\d$", out)
+    assert json.loads(call(capsys, "backends", "check", "wrong", *HERE, "--kernel", "sum_of_squares", "--json")[1])["failed"]
 
 
 def test_a_check_shows_the_lowest_level_that_fails_and_names_the_others(wrong: None, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = call(capsys, "backends", "check", "wrong")
+    code, out, _ = call(capsys, "backends", "check", "wrong", *HERE)
     assert code == 1 and out.startswith("FAILED scatter_add, level array layer\n") and out.count("FAILED") == 1
-    rest = out.split("Failed too, and may pass when this does: ")[1].split("\n\n")[0].split("; ")
+    rest = " ".join(out.split("Failed too, and may pass when this does: ")[1].split("\n\n")[0].split()).split("; ")
     assert [level.split(": ")[0] for level in rest] == ["kernels", "gradients", "curve", "repeatability"]
     assert "swiglu, " in rest[0] and "sum_of_squares" in rest[0] and rest[2] == "curve: training"
-    assert "Fix scatter_add first, then check again: minimoe backends check wrong --kernel scatter_add\n" in out
-    code, out, _ = call(capsys, "backends", "check", "wrong", "--kernel", "scatter_add")
+    assert "Fix scatter_add first, then check again:\n  minimoe backends check wrong --kernel scatter_add\n" in out
+    code, out, _ = call(capsys, "backends", "check", "wrong", *HERE, "--kernel", "scatter_add")
     assert code == 1 and "FAILED scatter_add" in out
-    failed = json.loads(call(capsys, "backends", "check", "wrong", "--kernel", "swiglu", "--json")[1])["failed"]
+    failed = json.loads(call(capsys, "backends", "check", "wrong", *HERE, "--kernel", "swiglu", "--json")[1])["failed"]
     assert {"kernels: swiglu [float32]", "gradients: swiglu [float32]"} <= set(failed)
 
 
@@ -379,9 +382,9 @@ def test_a_check_shows_the_backends_own_kernels_and_names_those_that_call_them(
 
     monkeypatch.setattr(type(load("wrong")), "scatter_add", type(load("numpy")).scatter_add)
     monkeypatch.setenv("MINIMOE_DEBUG", "1")
-    _, out, err = call(capsys, "backends", "check", "wrong")
-    failed = [line.split()[1] for line in out.splitlines() if line.startswith("FAILED")]
-    assert failed == ["swiglu", "swiglu", "sum_of_squares", "sum_of_squares"]
+    _, out, err = call(capsys, "backends", "check", "wrong", *HERE)
+    failed = {line.split()[1].strip(",") for line in out.splitlines() if line.startswith("FAILED")}
+    assert failed == {"swiglu", "sum_of_squares"}
     assert "may pass when these do: kernels: ffn, ffn_backward, expert_ffn," in out and "Fix swiglu first" in out
     assert "it raised RuntimeError: not written yet" in " ".join(out.split())
     assert "in swiglu\n" in err and "RuntimeError: not\nwritten yet" in err
