@@ -15,7 +15,7 @@ from minimoe_numba.creation import contiguous, empty
 from minimoe_numba.kernel import F1, F2, I1, kernel
 from minimoe_numba.linear import multiply, shared_out
 from minimoe_numba.machine import machine
-from minimoe_numba.maths import ONE, ZERO, exp, largest, softmax_into
+from minimoe_numba.maths import INFINITY, ONE, ZERO, exp, largest, softmax_into
 from minimoe_numba.native import PLAIN, TRANSPOSED, call_sgemm
 from minimoe_numpy import NumpyBackend
 
@@ -32,7 +32,9 @@ class Saved(NamedTuple):
 
 @compiled
 def logsumexp_of(z):  # type: ignore[no-untyped-def]
+    """log(sum(exp(z))); -inf for a row of -inf alone"""
     top = largest(z)
+    top = ZERO if top == -INFINITY else top
     total = ZERO
     for j in range(len(z)):
         total += exp(z[j] - top)

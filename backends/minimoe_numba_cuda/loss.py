@@ -22,6 +22,7 @@ def row_losses(logits, targets, ignore, losses, logsumexp):  # type: ignore[no-u
     for v in range(thread, width, BLOCK):
         top = max(top, logits[n, v])
     top = max_over_block(top)
+    top = ZERO if top == -INFINITY else top  # the sum of a row of -inf alone is 0, its logarithm -inf
     total = ZERO
     for v in range(thread, width, BLOCK):
         total += math.exp(logits[n, v] - top)

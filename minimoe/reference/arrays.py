@@ -1,7 +1,16 @@
 """The array layer: what an array library must offer before any kernel can run. A backend must implement it, and nothing more.
 
-`xp` is a namespace with the functions of the Array API standard (2024.12) that the references use; the rest are the few operations
-that the standard lacks. Indices are int32. Only `to_host` and `offsets_on_host` read an array on the host.
+`xp` is a namespace with the functions of the Array API standard (2024.12) that minimoe uses: `XP_FUNCTIONS` and `XP_CONSTANTS` in
+`minimoe/testing/array_layer.py`, which also checks all that is said here. The rest are the few operations that the standard lacks.
+
+- Arrays are mutable. Slices, and reshapes of contiguous slices, are views: what is written to one is seen in the other. Operators in place
+  and writes by index keep the dtype of the array that is written. A Python number takes the dtype of the array beside it (if that is
+  half precision, the result may be wider).
+- Indices, counts and plans are int32. int64 is needed too: random numbers are words of 32 bits within int64 (sums, products and shifts
+  below 2^49, and the bit operations), and the indices of `take_along_axis` are int64. float64 is not needed.
+- `xp.argsort` is stable; its result may have any integer dtype (`argsort` below casts it).
+- No array is selected by a mask (`x[mask]`), since the shape of the result would depend on numbers.
+- Only `to_host` and `offsets_on_host` read an array on the host.
 """
 
 from abc import ABC, abstractmethod
@@ -82,6 +91,10 @@ class ArrayLayer(ABC):
         wide = self.xp.result_type(x.dtype, self.xp.float32)
         return x if x.dtype == wide else self.xp.astype(x, wide)
 
+    def argsort(self, x: Array, axis: int = -1) -> Array:
+        """Return the indices that sort x along an axis, equal elements in their order.   [...] -> int32 [...]"""
+        return self.xp.astype(self.xp.argsort(x, axis=axis, stable=True), self.xp.int32, copy=False)
+
     def store(self, value: Array, out: Array | None, accumulate: bool = False) -> Array:
         """Return `value`, or write it to `out` (or add it) and return `out`."""
         if out is None:
@@ -106,8 +119,9 @@ class ArrayLayer(ABC):
         return e
 
     def logsumexp(self, x: Array) -> Array:
-        """log(sum(exp(x))) along the last axis.   [...,E] -> [...]"""
+        """log(sum(exp(x))) along the last axis; -inf for a row of -inf alone, whose sum is 0.   [...,E] -> [...]"""
         top = self.xp.max(x, axis=-1, keepdims=True)
+        top = self.xp.where(top == -self.xp.inf, self.xp.zeros_like(top), top)
         total = self.xp.sum(self.xp.exp(x - top), axis=-1, keepdims=True)
         return self.xp.squeeze(top + self.xp.log(total), axis=-1)
 

@@ -2,7 +2,7 @@
 
 Key: the 64-bit seed. Counter: (element // 4, stream, micro-batch, step); element i takes word i % 4. So a number depends on
 its purpose alone, is the same on every backend, and recomputation draws it again. uniform = (bits >> 8) * 2^-24; normals by Box and Muller.
-The words live in int64: several array libraries lack unsigned arithmetic.
+The words live in int64, and stay below 2^49 there: several array libraries lack unsigned arithmetic.
 """
 
 import math
@@ -45,7 +45,7 @@ class RandomKernels(ArrayLayer):
         They are computed in float64 if the backend has it, so that backends agree to 4 ulp.
         """
         xp = self.xp
-        real = xp.float64 if "float64" in self.dtypes else xp.float32
+        real = self.dtype("float64" if "float64" in self.dtypes else "float32")
         u = xp.reshape(xp.astype(self.uniform(count + count % 2, rng), real), (-1, 2))
         radius, angle = xp.sqrt(-2.0 * xp.log(1.0 - u[:, 0])), (2.0 * math.pi) * u[:, 1]
         pair = xp.stack((radius * xp.cos(angle), radius * xp.sin(angle)), axis=-1)

@@ -303,7 +303,7 @@ def expert_choice(b: ArrayLayer, logits: Array, bias: Array | None, valid: Array
     n, e = logits.shape
     p = b.softmax(logits)
     order = p if valid is None else xp.where(valid[:, None], p, xp.full_like(p, -xp.inf))
-    rank = xp.argsort(xp.argsort(-order, axis=0, stable=True), axis=0, stable=True)
+    rank = b.argsort(b.argsort(-order, axis=0), axis=0)
     chosen = rank < choice_size(b, n, valid, rule.top_k, e)
     if valid is not None:
         chosen = chosen & valid[:, None]

@@ -42,8 +42,8 @@ class RoutingKernels(ArrayLayer):
         if capacity is not None:
             rank = self._rank(expert, weights if priority == "probability" else None, n_experts)
             expert = xp.where(rank < capacity, expert, nowhere)
-        order = xp.argsort(expert, stable=True)
-        place = xp.reshape(xp.argsort(order, stable=True), ids.shape)
+        order = self.argsort(expert)
+        place = xp.reshape(self.argsort(order), ids.shape)
         kept = xp.reshape(expert, ids.shape) < n_experts
         inverse = xp.where(kept, place, xp.full_like(place, -1))
         offsets = self._offsets(expert, n_experts)
@@ -115,11 +115,11 @@ class RoutingKernels(ArrayLayer):
         """Return the rank of each pair among its expert's, by position or, given weights, from the largest.   [N*W] -> [N*W]"""
         xp = self.xp
         if weights is None:
-            by_expert = xp.argsort(expert, stable=True)
+            by_expert = self.argsort(expert)
         else:
-            by_weight = xp.argsort(-xp.reshape(weights, (-1,)), stable=True)
-            by_expert = xp.take(by_weight, xp.argsort(xp.take(expert, by_weight), stable=True))
-        place = xp.argsort(by_expert, stable=True)
+            by_weight = self.argsort(-xp.reshape(weights, (-1,)))
+            by_expert = xp.take(by_weight, self.argsort(xp.take(expert, by_weight)))
+        place = self.argsort(by_expert)
         starts = self._offsets(expert, n_experts)
         return place - xp.take(starts, expert)
 

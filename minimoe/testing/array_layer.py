@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from minimoe.backend import Backend
-from minimoe.testing.conformance import Case, compare, dtype_name, require, rounded, to_device, to_host
+from minimoe.testing.array_behaviour import BEHAVIOUR, FIX, equal
+from minimoe.testing.conformance import Case, dtype_name, require, rounded, to_device
 from minimoe.testing.tolerances import KERNELS
 
 XP_FUNCTIONS = (
@@ -23,7 +24,6 @@ XP_FUNCTIONS = (
 """All functions of `xp` that minimoe uses, as the Array API standard 2024.12 defines them."""
 
 XP_CONSTANTS = ("bool", "float32", "int32", "int64", "inf")
-FIX = "Fix the array layer before any kernel"
 
 
 def array_layer_cases(backend: Backend) -> Iterator[Case]:
@@ -37,11 +37,6 @@ def array_layer_cases(backend: Backend) -> Iterator[Case]:
 def run_quietly(check: Callable[[Backend], None], backend: Backend) -> None:
     with np.errstate(all="ignore"):
         check(backend)
-
-
-def equal(backend: Backend, got: Any, expected: Any, part: str, where: str, tolerance: float = 0.0) -> None:
-    wanted = expected.astype(np.float64) if expected.dtype.kind == "f" else expected
-    compare(to_host(backend, got), wanted, tolerance, part, where, FIX)
 
 
 def check_names(backend: Backend) -> None:
@@ -162,29 +157,6 @@ def check_contiguous(backend: Backend) -> None:
     equal(backend, backend.contiguous(device[:, 1:3]), array[:, 1:3], "contiguous", "[3,2], a slice")
 
 
-def check_views(backend: Backend) -> None:
-    """References write into slices of arrays that they own, in place."""
-    xp = backend.xp
-    y = xp.zeros((3, 4), dtype=xp.float32)
-    y[1:2, :] = 2.0
-    y[..., :2] += 1.0
-    y[0, :] = xp.ones_like(y[0, :]) * 5.0
-    equal(backend, y, np.array([[5, 5, 5, 5], [3, 3, 2, 2], [1, 1, 0, 0]], np.float32), "xp", "writing into slices")
-    flat = xp.zeros((6,), dtype=xp.float32)
-    view = xp.reshape(flat[2:6], (2, 2))
-    view += 1.0
-    equal(backend, flat, np.array([0, 0, 1, 1, 1, 1], np.float32), "xp", "a reshaped slice of a flat buffer, written in place")
-
-
-def check_sort(backend: Backend) -> None:
-    keys = np.array([2, 0, 2, 1, 0, 2], dtype=np.int32)
-    found = backend.xp.argsort(backend.from_host(keys), stable=True)
-    equal(backend, backend.xp.astype(found, backend.xp.int32), np.array([1, 4, 3, 0, 2, 5], np.int32), "xp.argsort", "stable=True, ties")
-    for many in (np.zeros(1000, dtype=np.int32), (np.arange(1000) * 7 % 5).astype(np.int32)):
-        found = backend.xp.astype(backend.xp.argsort(backend.from_host(many), stable=True), backend.xp.int32)
-        equal(backend, found, np.argsort(many, kind="stable").astype(np.int32), "xp.argsort", "stable=True, ties among 1,000")
-
-
 def check_sort_large(backend: Backend) -> None:
     keys = np.random.default_rng(1).integers(0, 1_100, 140_002).astype(np.int32)
     found = backend.xp.astype(backend.xp.argsort(backend.from_host(keys), stable=True), backend.xp.int32)
@@ -199,8 +171,8 @@ def check_device(backend: Backend) -> None:
 
 
 CHECKS: dict[str, Callable[[Backend], None]] = {
-    "names and dtypes": check_names, "from_host and to_host": check_transfer, "scatter_add": check_scatter_add, "top_k": check_top_k,
-    "bincount": check_bincount, "erf": check_erf, "contiguous": check_contiguous, "views": check_views, "argsort": check_sort,
+    "names and dtypes": check_names, "from_host and to_host": check_transfer, **BEHAVIOUR, "scatter_add": check_scatter_add,
+    "top_k": check_top_k, "bincount": check_bincount, "erf": check_erf, "contiguous": check_contiguous,
     "synchronize and memory": check_device,
 }  # fmt: skip
 

@@ -88,7 +88,7 @@ class Step:
         xp, a = self.backend.xp, targets.shape[0]
         valid = xp.astype(xp.reshape(targets, (a, -1)) != IGNORE, xp.int32)  # [A,B*T]
         counts = xp.sum(valid, axis=1, dtype=xp.int32)  # [A]
-        dtype = getattr(xp, np.dtype(self.rate_dtype).name)
+        dtype = self.backend.dtype(np.dtype(self.rate_dtype).name)
         return xp.astype(counts * a, dtype) / xp.astype(xp.clip(xp.sum(counts, dtype=xp.int32), min=1), dtype)
 
     def arrays(self, number: int, lr: float, inputs: Any, targets: Any) -> tuple[Array, Array, Array, Array]:

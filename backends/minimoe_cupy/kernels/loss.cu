@@ -52,8 +52,8 @@ __device__ inline Online row_merge(Online seen, Online* shared) {
     return warp_merge(lane < blockDim.x / WARP ? shared[lane] : Online{-infinity(), 0.0f});
 }
 
-// log(sum(exp(z))) of a row; NaN if it has a NaN or an infinity, or is all -inf, as in the literature.
-__device__ inline float logsumexp_of(Online seen) { return seen.top == -infinity() ? nan() : seen.top + logf(seen.sum); }
+// log(sum(exp(z))) of a row; NaN if it has a NaN or an infinity, and -inf if it is all -inf.
+__device__ inline float logsumexp_of(Online seen) { return (seen.top == -infinity() ? 0.0f : seen.top) + logf(seen.sum); }
 
 // The aligned middle of a row: where it begins, and how many accesses it has.
 struct Middle {
