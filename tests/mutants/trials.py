@@ -1,6 +1,5 @@
 """Runs the conformance suite on a mutated toy backend, in a forked child, until the first case that fails."""
 
-import ast
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -11,11 +10,12 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 from mutants.operators import Mutant
@@ -74,40 +74,21 @@ def toy(mutant: Mutant | None) -> Backend:
     return backend
 
 
-# ---- which cases first -----------------------------------------------------------------------------------------------------------
-
-
-def callers() -> dict[str, set[str]]:
-    """Return for each function of the package the names of those that use it, directly or not, itself included."""
-    uses: dict[str, set[str]] = {}
-    for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.FunctionDef):
-                names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
-                uses.setdefault(node.name, set()).update(names, {part.attr for part in ast.walk(node) if isinstance(part, ast.Attribute)})
-    found = {}
-    for function in uses:
-        reached = {function}
-        while grown := {name for name, used in uses.items() if used & reached} - reached:
-            reached |= grown
-        found[function] = reached
-    return found
-
-
 class Trials:
-    """The suite with the time that each of its cases takes on the unmutated backend."""
+    """The suite, and what each of its cases does on the unmutated backend: the seconds that it takes, and the functions that it calls."""
 
     def __init__(self, quick: bool = False) -> None:
         self.quick = quick
         load("numpy")
         curves.expected_curve()  # once, before processes are forked
-        self.callers = callers()
         self.times: dict[str, float] = {}
+        self.calls: dict[str, set[str]] = {}
         began = time.monotonic()
-        ended = self.in_child(None, 600.0)
+        ended = self.in_child(None, 900.0)
         if ended["caught_by"] != SURVIVED:
             raise RuntimeError(f"the toy backend does not conform: {ended['caught_by']}: {ended['text']}")
         self.times = ended["times"]
+        self.calls = {case: set(called) for case, called in ended["calls"].items()}
         self.limit = TIME_FACTOR * (time.monotonic() - began) + TIME_MORE
 
     def run(self, mutant: Mutant) -> Outcome:
@@ -117,9 +98,13 @@ class Trials:
         return Outcome(mutant, ended["caught_by"], ended["text"], time.monotonic() - began)
 
     def ordered(self, found: list[Case], mutant: Mutant | None) -> list[Case]:
-        """Return the cases of the kernels that run the mutated line, cheap ones first, then all others, cheap ones first."""
-        near = set() if mutant is None else self.callers.get(mutant.function, set())
-        return sorted(found, key=lambda case: (case.kernel not in near, self.times.get(str(case), 0.0)))
+        """Return the cases that call the mutated function, cheap ones first: no other can see the mutant.
+
+        All are returned if no case calls it, since it then runs when the backend is made.
+        """
+        name = "" if mutant is None else f"{mutant.file}:{mutant.function}"
+        calling = [case for case in found if name in self.calls.get(str(case), ())]
+        return sorted(calling or found, key=lambda case: self.times.get(str(case), 0.0))
 
     def in_child(self, mutant: Mutant | None, limit: float) -> dict[str, Any]:
         """Fork, run the cases there, and return what the child says; kill it after `limit` seconds."""
@@ -165,19 +150,37 @@ class Trials:
         finally:
             os._exit(0)
 
-    def outcome(self, mutant: Mutant | None, say: Any) -> dict[str, Any]:
+    def outcome(self, mutant: Mutant | None, say: Callable[[str], None]) -> dict[str, Any]:
         """Run the cases until one fails."""
         try:
             found = self.ordered(cases(toy(mutant), quick=self.quick), mutant)
         except Exception as error:
             return {"caught_by": "load", "text": f"{type(error).__name__}: {error}"}
-        times = {}
+        times, calls = {}, {}
         for case in found:
             say(str(case))
-            began = time.process_time()
+            began, called = time.process_time(), set[str]()
             try:
-                case.run()
+                with noted(called) if mutant is None else nullcontext():
+                    case.run()
             except Exception as error:
                 return {"caught_by": str(case), "text": f"{type(error).__name__}: {error}"}
-            times[str(case)] = time.process_time() - began
-        return {"caught_by": SURVIVED, "text": "", "times": times}
+            times[str(case)], calls[str(case)] = time.process_time() - began, sorted(called)
+        return {"caught_by": SURVIVED, "text": "", **({"times": times, "calls": calls} if mutant is None else {})}
+
+
+@contextmanager
+def noted(called: set[str]) -> Iterator[None]:
+    """Note the package's functions that are called, as `file:function`."""
+    folder = f"{FOLDER}{os.sep}"
+
+    def note(frame: FrameType, event: str, argument: object) -> None:
+        code = frame.f_code
+        if event == "call" and code.co_filename.startswith(folder):
+            called.add(f"{code.co_filename.removeprefix(folder)}:{code.co_name}")
+
+    sys.setprofile(note)
+    try:
+        yield
+    finally:
+        sys.setprofile(None)
