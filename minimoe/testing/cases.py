@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from minimoe.backend import Backend
 from minimoe.errors import UserError, nearest
@@ -32,14 +33,17 @@ LEVELS: dict[str, Callable[[Backend], Iterator[Case]]] = {
 
 
 def cases(backend: Backend, level: str | None = None, kernel: str | None = None, quick: bool = False) -> list[Case]:
-    """Return the cases of a backend: all, or those of one level or kernel; `quick` leaves out those that take long.
+    """Return the cases of a backend: all, or those of one level or kernel; `quick` leaves out those that take long,
+    and other dtypes than the backend's first, and lets the rest run fewer examples (`quick.py`).
 
     Each has a name, a level, a kernel, and `run()`, which raises `ConformanceError` with the kernel, the first failing shape, the worst
     error, the tolerance and what to do. Raises `UserError` for a level or kernel that does not exist.
     """
     if level is not None and level not in LEVELS:
         raise UserError(f"no conformance level {level!r}{nearest(level, LEVELS)}")
-    found = [case for name, make in LEVELS.items() if level in (None, name) for case in make(backend) if case.quick or not quick]
+    found = [case for name, make in LEVELS.items() if level in (None, name) for case in make(backend)]
+    if quick:
+        found = [replace(case, run=case.fewer or case.run) for case in found if case.quick]
     if kernel is None:
         return found
     chosen = [case for case in found if case.kernel == kernel]

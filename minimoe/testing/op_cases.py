@@ -27,7 +27,8 @@ def gradient_cases(backend: Backend) -> Iterator[Case]:
     for op, group in examples.items():
         for dtype in backend.dtypes:
             if dtype in GRADIENTS:
-                yield Case(f"{op} [{dtype}]", "gradients", op, partial(check_op, backend, dtype, group))
+                fewer = partial(check_op, backend, dtype, group[:1])
+                yield Case(f"{op} [{dtype}]", "gradients", op, partial(check_op, backend, dtype, group), dtype == backend.dtypes[0], fewer)
 
 
 def check_op(backend: Backend, dtype: str, examples: list[OpExample]) -> None:

@@ -12,6 +12,7 @@ from minimoe.reference.routers import ROUTERS
 from minimoe.reference.routing import Plan
 from minimoe.testing import LEVELS, ConformanceError, cases
 from minimoe.testing.kernels import EXAMPLES, advice
+from minimoe.testing.quick import few
 from minimoe_numpy import NumpyBackend
 
 BACKENDS = {"numpy": load("numpy"), "numba": load("numba"), "strict": StrictBackend()}
@@ -237,3 +238,41 @@ def test_results_that_differ_between_calls_fail_repeatability():
 
     with pytest.raises(ConformanceError, match=r"gate at .*two calls with equal inputs differ"):
         cases(Float64First(), level="repeatability", kernel="gate")[0].run()
+
+
+def test_quick_runs_an_example_of_odd_size_for_each_set_of_options():
+    labels = {kernel: [example.label for example in few(EXAMPLES[kernel]())] for kernel in ("swiglu", "adamw", "random_bits", "gate")}
+    assert labels["swiglu"] == ["x [33,62], limit 0.0", "x [33,62], limit 2.0"]
+    assert any("skipped" in label for label in labels["adamw"])
+    assert any(int(label.split()[1].strip(",")) > 100 for label in labels["random_bits"])
+    assert {label.split(",")[0] for label in labels["gate"]} >= {example.label.split(",")[0] for example in EXAMPLES["gate"]()}
+
+
+def test_quick_leaves_out_most_calls_and_no_kernel():
+    class Counting(NumpyBackend):
+        dtypes = ("float32", "float64")
+        calls = 0
+
+        def gelu(self, x, tanh=False, out=None):
+            Counting.calls += 1
+            return super().gelu(x, tanh, out)
+
+    counts = {}
+    for quick in (False, True):
+        Counting.calls, found = 0, cases(Counting(), kernel="gelu", quick=quick)
+        for case in found:
+            case.run()
+        counts[quick] = Counting.calls
+    assert 0 < counts[True] < counts[False] / 4
+    named = {case.kernel for case in cases(Counting(), quick=True)}
+    assert named == {case.kernel for case in cases(Counting())}
+
+
+def test_quick_finds_a_wrong_branch_of_an_option():
+    class WrongTanh(NumpyBackend):
+        def gelu(self, x, tanh=False, out=None):
+            return super().gelu(x * 1.01 if tanh else x, tanh, out)
+
+    with pytest.raises(ConformanceError, match="tanh True"):
+        for case in cases(WrongTanh(), level="kernels", kernel="gelu", quick=True):
+            case.run()

@@ -1,0 +1,54 @@
+"""Which examples `backends check --quick` runs: those of one size for each set of options.
+
+A backend that compiles each shape takes 20 to 100 ms for each operation of a new one. Options choose a kernel's branches, and sizes its
+loops, so that one example for each set of options meets every branch: the one with most numbers, which is at an odd size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from minimoe.reference.gating import Rule
+from minimoe.testing.conformance import Wide
+from minimoe.testing.dense_examples import Example
+
+MOST = 20_000  # numbers; an example that has more is one of large sizes
+
+
+def few(examples: Iterable[Example]) -> list[Example]:
+    """Return an example for each set of options, in their order."""
+    chosen: dict[Any, Example] = {}
+    for example in examples:
+        key = options_of((*example.args, *example.options.items(), example.call is None))
+        if key not in chosen or size(chosen[key]) < size(example) <= MOST:
+            chosen[key] = example
+    return list(chosen.values())
+
+
+def options_of(value: Any) -> Any:
+    """Return what of an argument is an option: not the shape and the numbers of an array, nor an integer, which is a size."""
+    if isinstance(value, tuple):
+        return tuple(options_of(item) for item in value)
+    if isinstance(value, np.ndarray) and value.dtype == bool and not value.ndim:
+        return bool(value)  # whether a step is taken
+    if isinstance(value, np.ndarray | Wide):
+        return "array"
+    if isinstance(value, Rule):
+        return value.router, value.norm, value.n_groups > 1
+    if isinstance(value, bool | str | None):
+        return value
+    return type(value).__name__, isinstance(value, int | float) and value > 0
+
+
+def size(example: Example) -> int:
+    """Return how many numbers an example has, or draws."""
+    return sum(_size(value) for value in (*example.args, *example.options.values()))
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, tuple):
+        return sum(_size(item) for item in value if not isinstance(item, int))
+    return value if isinstance(value, int) else int(getattr(getattr(value, "array", value), "size", 0))
