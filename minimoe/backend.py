@@ -170,7 +170,7 @@ def check_overrides(backend: Backend) -> None:
     if backend.contract != CONTRACT:
         raise UserError(f"backend {backend.name}: made for contract {backend.contract}, this minimoe has contract {CONTRACT}")
     bases = [base for base in reversed(type(backend).__mro__) if base is not object]
-    known = {name for base in bases if base.__module__.startswith("minimoe.") for name in dir(base)}  # of Backend and FunctionalBackend
+    known = {name for base in bases if base.__module__.startswith("minimoe.") for name in (*dir(base), *inspect.get_annotations(base))}
     own = {name: member for base in bases if not base.__module__.startswith("minimoe.") for name, member in vars(base).items()}
     for name, member in own.items():
         if name in kernel_names():

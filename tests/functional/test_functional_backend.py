@@ -88,6 +88,18 @@ def test_a_kernel_of_values_stores_its_result_where_it_is_asked_to():
         case.run()
 
 
+def test_the_plain_namespace_may_be_a_class():
+    """A class can be called, but a namespace is no kernel that the contract lacks."""
+
+    class Namespace:
+        float32 = np.float32
+
+    class OfAClass(FrozenBackend):
+        plain = Namespace
+
+    check_overrides(OfAClass())
+
+
 # ---- recording ---------------------------------------------------------------------------------------------------------------------------
 
 
