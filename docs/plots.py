@@ -271,7 +271,8 @@ FOLDERS = [
     ("cli", "commands, display"), ("study", "inspect, compare, bench"), ("testing", "gradients, conformance"),
     ("training", "step, optimizers, tasks"), ("generation", "sampling, decoding"), ("pretrained", "transformers' folders"),
     ("runs", "checkpoints"), ("data", "text, tokens, batches"), ("model", "Transformer, block"), ("layers", "attention, experts"),
-    ("engine", "Tensor, ops, backward"), ("backend", "by name"), ("config", "presets, cost"), ("reference", "kernels"),
+    ("engine", "Tensor, ops, backward"), ("functional", "immutable arrays"),
+    ("backend", "by name"), ("config", "presets, cost"), ("reference", "kernels"),
 ]  # fmt: skip
 BACKENDS = ("numpy", "numba", "cupy", "numba-cuda", "yours")
 
@@ -279,7 +280,7 @@ BACKENDS = ("numpy", "numba", "cupy", "numba-cuda", "yours")
 def sketch_code(s: Sketch) -> None:
     """The folders of minimoe/, from those that import to those that are imported, and the backends."""
     s.words(470, 13, "The layers of the code", 10.5, INK, fontweight="bold", ha="left")
-    pitch, height = 27.4, 21.5
+    pitch, height = 25.6, 20.0
     beside = {"backend", "config", "reference"}  # the backends are drawn there
     for i, (name, note) in enumerate(FOLDERS):
         top, width = 28 + pitch * i, 104 if name in beside else 170
@@ -290,7 +291,7 @@ def sketch_code(s: Sketch) -> None:
             s.arrow((527, top + height), (527, top + pitch))
     first = 28 + pitch * [name for name, _ in FOLDERS].index("backend")
     for i, name in enumerate(BACKENDS):
-        top = first + 15.6 * i
+        top = first + 14.6 * i
         s.box(584, top, 56, 13, " ", tint=COOL, dashed=name == "yours")
         s.words(612, top + 6, name, 7.5, INK)
     s.arrow((584, first + 6.5), (574, first + 6.5))

@@ -49,13 +49,14 @@ def check_backend(name: str, level: str | None, kernel: str | None, quick: bool,
 
 @backends.command(name="new")
 @click.argument("name")
-@option("--kind", type=click.Choice(["mutable", "kernels", "device"]), required=True, help="what it is over (see above)")
+@option("--kind", type=click.Choice(["mutable", "immutable", "kernels", "device"]), required=True, help="what it is over (see above)")
 @option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="the folder to write (default: minimoe-NAME)")
 def new_backend(name: str, kind: str, out: Path | None) -> None:
     """Write a package with a backend of your own, which works as it is: replace it function by function.
 
     \b
     mutable    over a library whose arrays can be written, as PyTorch's
+    immutable  over a library whose arrays cannot be written, as JAX's
     kernels    your kernels over the arrays of a backend that exists
     device     a device with a compiler of its own
     """

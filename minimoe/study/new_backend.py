@@ -18,6 +18,7 @@ from minimoe.errors import UserError
 
 KINDS = {
     "mutable": "a library whose arrays can be written; NumPy stands in for it",
+    "immutable": "a library whose arrays cannot be written; a small one over NumPy stands in for it",
     "kernels": "your kernels over the arrays of a backend that exists; one kernel in Numba to start from",
     "device": "a device with a compiler of its own; the processor, NumPy and Numba stand in for them",
 }
