@@ -1,76 +1,30 @@
-"""examples/backend_torch, loaded from its source: it conforms on the CPU, is found by its entry point, trains, and stays short."""
+"""examples/backend_torch, loaded from its source: what every port is tested for (ports.py), its devices and its one kernel."""
 
-import importlib.util
-import tomllib
-from importlib.metadata import EntryPoint
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from command_line import TINY, call
-from tiny_runs import write_text
+from parity.ports import Port, PortTests
 
 import minimoe as mm
-from minimoe import backend as backends
-from minimoe.backend import check_overrides, describe, kernel_kinds, load, made_once
-from minimoe.runs.run import Run
-from minimoe.testing import LEVELS, cases
+from minimoe.backend import describe, kernel_kinds, load
 
 pytestmark = pytest.mark.parity
-FOLDER = Path(__file__).parents[2] / "examples" / "backend_torch"
-SOURCE = FOLDER / "minimoe_torch" / "__init__.py"
+PORT = Port("torch")
+EXAMPLE, TORCH = PORT.module, PORT.backend
 
 
-def load_example():
-    spec = importlib.util.spec_from_file_location("minimoe_torch", SOURCE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-EXAMPLE = load_example()
-TORCH = EXAMPLE.TorchBackend("cpu")
-ALL = cases(TORCH)
-
-
-@pytest.mark.parametrize("case", [pytest.param(case, id=str(case)) for case in ALL])
-def test_it_conforms(case):
-    case.run()
-
-
-def test_the_cases_are_of_every_level_and_of_both_dtypes():
-    assert {case.level for case in ALL} == set(LEVELS)
-    assert TORCH.dtypes == ("float32", "float64")
-    check_overrides(TORCH)
-
-
-def test_it_is_one_file_of_less_than_150_lines():
-    assert [path.relative_to(FOLDER) for path in FOLDER.rglob("*.py")] == [SOURCE.relative_to(FOLDER)]
-    assert len(SOURCE.read_text(encoding="utf-8").splitlines()) < 150
+class TestTorch(PortTests):
+    port = PORT
 
 
 # ---- found by its entry point -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def installed(monkeypatch):
-    """Install the example as `pip install examples/backend_torch` does."""
-    project = tomllib.loads((FOLDER / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    group = project["entry-points"]["minimoe.backends"]
-    entries = [EntryPoint(name, value, "minimoe.backends") for name, value in group.items()]
-    monkeypatch.syspath_prepend(FOLDER)
-    monkeypatch.delenv("MINIMOE_TORCH_DEVICE", raising=False)
-    monkeypatch.setattr(backends, "entry_points", lambda group: entries)
-    made_once.cache_clear()
-    yield
-    made_once.cache_clear()
-
-
 def test_its_entry_point_makes_the_backend_on_the_cpu(installed):
     found = load("torch")
-    assert (found.name, found.device) == ("torch", torch.device("cpu"))
+    assert (found.name, found.device, found.dtypes) == ("torch", torch.device("cpu"), ("float32", "float64"))
     assert {kernel: kind for kernel, kind in kernel_kinds(found).items() if kind != "reference"} == {"swiglu": "library"}
 
 
@@ -80,27 +34,6 @@ def test_without_the_device_that_is_asked_for_it_says_so_and_its_kernels_are_kno
     described = describe("torch")
     assert not described.available and described.why_not.startswith("backend torch: no xpu here for PyTorch ")
     assert described.kernels["swiglu"] == "library"
-
-
-def test_it_trains_saves_and_writes_text(installed, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    write_text(tmp_path)
-    for backend in ("torch", "numpy"):
-        code, _, _ = call(capsys, "train", "tiny-moe", *TINY, "--backend", backend, "--data", "text.txt", "--steps", "3", "--out", backend)
-        assert code == 0
-    losses = {name: [row["loss"] for row in Run.open(name).metrics()] for name in ("torch", "numpy")}
-    assert len(losses["torch"]) == 3 and np.allclose(losses["torch"], losses["numpy"], rtol=1e-4)
-    tokens = np.arange(12, dtype=np.int32)[None]
-    logits = {}
-    for backend in ("torch", "numpy"):  # the same checkpoint, read by both
-        with mm.use_backend(backend):
-            model = mm.load("torch")
-            logits[backend] = model(mm.tensor(tokens).data).numpy()
-            assert type(model(mm.tensor(tokens).data).data) is (torch.Tensor if backend == "torch" else np.ndarray)
-    assert np.abs(logits["torch"] - logits["numpy"]).max() < 1e-4
-    monkeypatch.setenv("MINIMOE_BACKEND", "torch")
-    code, out, err = call(capsys, "generate", "torch", "--tokens", "5", "--prompt", "a")
-    assert (code, err) == (0, "") and out.startswith("a")
 
 
 # ---- other devices than the CPU, as far as the CPU can tell ------------------------------------------------------------------------------
