@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from benchmarks.models import Case, products
-from minimoe.backend import BUILT_IN
+from minimoe.backend import BUILT_IN, Backend, load
 
 Step = Callable[[], float]
 Kind = Literal["minimoe", "eager", "compiled", "products"]
@@ -58,24 +58,28 @@ def join(*words: str) -> str:
 
 
 def minimoe_step(case: Case, backend: str, threads: int) -> Step:
-    from minimoe.backend import load
+    return step_on(case, load(backend), threads)
+
+
+def step_on(case: Case, chosen: Backend, threads: int, recorded: bool = True) -> Step:
+    """Return a training step on a backend: recorded, if it can record, or plain."""
     from minimoe.engine.recording import Recorded
     from minimoe.model.transformer import Transformer
     from minimoe.optim import AdamW
     from minimoe.training.metrics import LOSS
     from minimoe.training.step import Step
 
-    chosen = load(backend)
     chosen.use_threads(threads)
     model = Transformer(case.model, seed=0, backend=chosen)
     optimizer = AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1)
     whole = Step(model, optimizer, grad_clip=1.0)
     batch = [part[None] for part in case.random_batch()]  # one micro-batch: [1,B,T]
-    recorded = Recorded(whole, chosen, lambda why: print(f"minimoe, {backend}: {why}", flush=True), whole.state)
+    repeated = Recorded(whole, chosen, lambda why: print(f"minimoe, {chosen.name}: {why}", flush=True), whole.state)
+    call = repeated if recorded else whole
     numbers = count()
 
     def step() -> float:
-        return float(chosen.to_host(recorded(*whole.arrays(next(numbers), 1e-3, *batch)))[LOSS])
+        return float(chosen.to_host(call(*whole.arrays(next(numbers), 1e-3, *batch)))[LOSS])
 
     return step
 
