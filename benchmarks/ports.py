@@ -10,7 +10,7 @@ It prints a Markdown table.
 - Memory: the peak of the process less what it held before the model was made; most of it is the compiler's where one compiles.
 - XLA takes as many threads as there are cores, whatever `--threads` says.
 
-`--profile NAME` shows instead where the time of a port's recorded step goes: on the host by Python function, for JAX also by XLA's operation.
+`--profile NAME` shows instead where the time of a port's recorded step goes: on the host by function, for JAX also by XLA's operation.
 """
 
 import argparse

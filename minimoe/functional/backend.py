@@ -11,6 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from functools import wraps
 from inspect import signature
+from threading import Timer
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ import numpy as np
 from minimoe.backend import Array, Backend, Work
 from minimoe.functional.holder import Holder, NotRecordable, Value, recording, refuse_while_recording, values_of
 from minimoe.functional.namespace import HolderNamespace
+
+QUICK = 2.0  # seconds: a user is told of a compilation that takes longer
 
 Pure = Callable[[list[Value], list[Value]], tuple[list[Value], Value]]
 """A step as a function without side effects: (state, arguments) -> (state afterwards, result)."""
@@ -119,7 +122,9 @@ class FunctionalBackend(Backend):
         if step is None:
             work()
             return None
-        self._listener("compiling the step")
+        news = Timer(QUICK, self._listener, ["compiling the step"])
+        news.daemon = True
+        news.start()
         try:
             after, result = step(before, arguments)
         except Exception as error:  # libraries raise errors of their own for what they cannot trace
@@ -127,6 +132,8 @@ class FunctionalBackend(Backend):
             say(str(error) if isinstance(error, NotRecordable) else f"{type(error).__name__}: {str(error).splitlines()[0]}")
             work()
             return None
+        finally:
+            news.cancel()
         replace([*state, *work.inputs], [*after, *arguments])
         work.result = Holder(result, self)
 

@@ -10,6 +10,7 @@ from minimoe.backend import check_overrides, load, use_backend
 from minimoe.config import ModelConfig
 from minimoe.engine.recording import Recorded
 from minimoe.functional import FunctionalBackend, Holder, of_values
+from minimoe.functional import backend as functional_backend
 from minimoe.generation.decoding import Decoder
 from minimoe.model.transformer import Transformer
 from minimoe.reference.expert import ExpertKernels
@@ -175,11 +176,13 @@ def test_state_of_one_buffer_is_not_donated_twice():
     assert [total(one).tolist() for _ in range(3)] == [[2, 2]] * 3 and x.tolist() == [1, 1]
 
 
-def test_the_compiler_is_announced():
+@pytest.mark.parametrize(("quick", "announced"), [(0.0, ["compiling the step"]), (60.0, [])])
+def test_a_compilation_is_announced_if_it_takes_long(quick, announced, monkeypatch):
+    monkeypatch.setattr(functional_backend, "QUICK", quick)
     backend, told = CompilingBackend(), []
     backend.tell(told.append)
-    losses(backend)
-    assert told == ["compiling the step"]
+    losses(backend, steps=1)
+    assert told == announced
 
 
 def test_decoding_is_recorded_with_its_cache(monkeypatch):

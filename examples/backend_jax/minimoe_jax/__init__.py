@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from minimoe.backend import Array, Backend, BackendUnavailable, load
+from minimoe.caches import private_folder
 from minimoe.functional import FunctionalBackend, of_values
 from minimoe.functional.backend import Pure
 
@@ -21,8 +22,9 @@ Value = Any  # jax.Array
 class JaxBackend(FunctionalBackend):
     """JAX on one device. Raises `BackendUnavailable` if this machine, or this JAX, has no such device.
 
-    It sets three of JAX's options for the whole process: 64-bit numbers, since minimoe draws random numbers in int64; products of float32
-    in float32, which GPUs and TPUs shorten otherwise; and the device on which new arrays are made.
+    It sets four of JAX's options for the whole process: 64-bit numbers, since minimoe draws random numbers in int64; products of float32
+    in float32, which GPUs and TPUs shorten otherwise; the device on which new arrays are made; and, unless one is set, the folder in which
+    compiled steps are kept.
     """
 
     name = "jax"
@@ -38,6 +40,8 @@ class JaxBackend(FunctionalBackend):
         except RuntimeError as error:
             raise BackendUnavailable(f"backend jax: no {device or 'device'} here for JAX {jax.__version__}") from error
         jax.config.update("jax_default_device", self.device)
+        if jax.config.jax_compilation_cache_dir is None and (folder := private_folder("jax")):  # compiled steps are code
+            jax.config.update("jax_compilation_cache_dir", str(folder))
         super().__init__()
 
     # ---- what FunctionalBackend asks for -------------------------------------------------------------------------------------------
