@@ -130,7 +130,7 @@ def test_the_blocks_of_a_page_run_and_print_what_it_says(page: Path, tmp_path: P
     assert ran == written_as
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "backends" / "README.md"], ids=lambda page: f"{page.parent.name}/{page.name}")
 def test_every_relative_link_of_a_page_leads_somewhere(page: Path) -> None:
     broken = []
     for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
