@@ -60,7 +60,8 @@ class PlaceholderBackend(FunctionalBackend):
         return library.with_part(x, index, part)  # replace by the library's: x.at[index].set(part)
 
     def with_added(self, x: Any, index: Any, rows: Any) -> Any:
-        return library.with_added(x, index, rows)  # replace by the library's: x.at[index].add(rows). Equal rows add in order
+        # Replace by the library's: x.at[index].add(rows). Equal rows add in order, and a negative index counts from the end.
+        return library.with_added(x, index, rows)
 
     @of_values
     def erf(self, x: Array) -> Array:

@@ -54,7 +54,8 @@ class PlaceholderBackend(Backend):
         return np.array(array)  # replace by the copy to the host: array.cpu().numpy()
 
     def scatter_add(self, inout_target: Array, index: Array, values: Array) -> None:
-        np.add.at(inout_target, index, values)  # replace by the library's: target.index_add_(0, index, values). Equal rows add in order
+        # Replace by the library's: target.index_add_(0, index, values). Equal rows add in order, and a negative index counts from the end.
+        np.add.at(inout_target, index, values)
 
     def top_k(self, x: Array, k: int) -> tuple[Array, Array]:
         # 0 - x makes -0.0 tie with 0.0. A library's own top_k is right only if ties go to the lowest index and NaN comes last.
