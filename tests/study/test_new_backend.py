@@ -64,7 +64,8 @@ def test_a_new_backend_is_found_conforms_and_trains_on_numpys_curve(kind, folder
     assert listed["available"] and listed["dtypes"] == ["float32", "float64"]
     own = {kernel for kernel, how in listed["kernels"].items() if how == "hand-written"}
     assert own == ({"swiglu"} if kind in ("kernels", "device") else set())
-    assert "it conforms" in minimoe(port, "backends", "check", NAME, "--kernel", "swiglu" if own else "training")
+    cases = ["--kernel", "swiglu"] if own else ["--quick"]  # the other kernels are references over NumPy's arrays
+    assert "it conforms" in minimoe(port, "backends", "check", NAME, *cases)
     write_text(folder)
     losses = {}
     for backend in (NAME, "numpy"):
@@ -72,13 +73,6 @@ def test_a_new_backend_is_found_conforms_and_trains_on_numpys_curve(kind, folder
         losses[backend] = [row["loss"] for row in Run.open(backend).metrics()]
     assert len(losses[NAME]) == 20 and losses[NAME][-1] < losses[NAME][0]
     assert np.allclose(losses[NAME], losses["numpy"], rtol=1e-4)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_new_backend_passes_the_quick_suite(kind, folder, capsys):
-    port = new(capsys, kind)
-    install(port)
-    assert minimoe(port, "backends", "check", NAME, "--quick").endswith("it conforms, as far as --quick looks\n")
 
 
 def test_what_is_written_has_the_name_everywhere_and_a_way_to_be_published(folder, capsys):
