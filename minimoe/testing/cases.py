@@ -9,6 +9,7 @@ from minimoe.backend import Backend
 from minimoe.errors import UserError, nearest
 from minimoe.testing.array_layer import array_layer_cases
 from minimoe.testing.conformance import Case
+from minimoe.testing.host_reads import host_read_cases
 from minimoe.testing.kernels import kernel_cases
 from minimoe.testing.op_cases import gradient_cases
 from minimoe.testing.outside import optimizer_cases, router_cases
@@ -26,6 +27,7 @@ LEVELS: dict[str, Callable[[Backend], Iterator[Case]]] = {
     "array layer": array_layer_cases,
     "kernels": compared_cases,
     "gradients": gradient_cases,
+    "host reads": host_read_cases,
     "curve": curve_cases,
     "repeatability": repeatability_cases,
 }
