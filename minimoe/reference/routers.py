@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from minimoe.reference.extensions import Option, Value, load_outside, outside_names
@@ -363,12 +363,13 @@ def refused_by_expert_choice(moe: Settings) -> str | None:
     return None
 
 
-def in_groups(k: int, e: int) -> Rule | None:
-    """Return conformance's rule for sigmoid_bias with groups of two experts, if E and K allow it."""
-    top_groups = max(1, e // 4)
-    if e % 4 or k > 2 * top_groups:
+def in_groups(size: int, k: int, e: int) -> Rule | None:
+    """Return conformance's rule for sigmoid_bias with groups of that many experts, half of them open, if E and K allow it."""
+    n_groups = e // size
+    top_groups = max(1, n_groups // 2)
+    if e % (2 * size) or k > size * top_groups:
         return None
-    return Rule("sigmoid_bias", k, n_groups=e // 2, top_groups=top_groups, norm=False)
+    return Rule("sigmoid_bias", k, n_groups=n_groups, top_groups=top_groups, norm=False)
 
 
 # ---- the table -----------------------------------------------------------------------------------------------------------------------
@@ -428,7 +429,11 @@ _TABLE = (
         norm="optional",
         groups=True,
         state=(RouterState("balance_bias", "bias"),),
-        rules=(("", lambda k, e: Rule("sigmoid_bias", k, route_scale=2.5)), ("groups", in_groups)),
+        rules=(
+            ("", lambda k, e: Rule("sigmoid_bias", k, route_scale=2.5)),
+            ("groups", partial(in_groups, 2)),
+            ("groups of four", partial(in_groups, 4)),
+        ),
     ),
     Router(
         name="expert_choice",

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from minimoe.backend import Backend
 from minimoe.testing.array_behaviour import BEHAVIOUR, FIX, equal
-from minimoe.testing.conformance import Case, dtype_name, require, rounded, to_device
+from minimoe.testing.conformance import Case, dtype_name, leaves, require, rounded, to_device, to_host
 from minimoe.testing.tolerances import KERNELS
 
 XP_FUNCTIONS = (
@@ -163,6 +163,26 @@ def check_sort_large(backend: Backend) -> None:
     equal(backend, found, np.argsort(keys, kind="stable").astype(np.int32), "xp.argsort", "140,002 keys, stable=True")
 
 
+def check_two_results(backend: Backend) -> None:
+    """What a call returned stays as it is when the next call, of the same shape, returns."""
+    first, second = np.array([[1.5, -0.5, 0.25]] * 2, np.float32), np.array([[-2.0, 3.0, 0.5]] * 2, np.float32)
+    calls: dict[str, Callable[[Any], Any]] = {
+        "from_host": lambda x: backend.from_host(x),
+        "to_host": lambda x: backend.to_host(backend.from_host(x)),
+        "top_k": lambda x: backend.top_k(backend.from_host(x), 2),
+        "bincount": lambda x: backend.bincount(backend.from_host((x[0] > 0).astype(np.int32)), 2),
+        "erf": lambda x: backend.erf(backend.from_host(x)),
+        "contiguous": lambda x: backend.contiguous(backend.xp.permute_dims(backend.from_host(x), (1, 0))),
+    }
+    for part, call in calls.items():
+        held = call(first)
+        before = to_host(backend, held)
+        call(second)
+        for (_, now), (_, then) in zip(leaves(to_host(backend, held)), leaves(before), strict=True):
+            todo = "Return a new array, not one that the next call fills"
+            require(np.array_equal(now, then), part, str(list(then.shape)), "the first result changed when it was called again", todo)
+
+
 def check_device(backend: Backend) -> None:
     backend.synchronize()
     memory = backend.memory()
@@ -173,6 +193,7 @@ def check_device(backend: Backend) -> None:
 CHECKS: dict[str, Callable[[Backend], None]] = {
     "names and dtypes": check_names, "from_host and to_host": check_transfer, **BEHAVIOUR, "scatter_add": check_scatter_add,
     "top_k": check_top_k, "bincount": check_bincount, "erf": check_erf, "contiguous": check_contiguous,
+    "two results": check_two_results,
     "synchronize and memory": check_device,
 }  # fmt: skip
 
