@@ -78,10 +78,10 @@ def test_the_toy_backend_conforms(trials):
     assert set(trials.times) == {str(case) for case in cases(ToyBackend(), quick=True)}
 
 
-def planted(old: str, new: str, file: str = "linears.py") -> Mutant:
+def planted(old: str, new: str, file: str = "linears.py", function: str = "linear") -> Mutant:
     source = (FOLDER / file).read_text(encoding="utf-8")
     start = source.index(old)
-    return Mutant(file, 0, "linear", "planted", start, start + len(old), new, old, new)
+    return Mutant(file, 0, function, "planted", start, start + len(old), new, old, new)
 
 
 PRODUCT = "np.matmul(x, weight.T, out=y)"
@@ -101,6 +101,18 @@ PRODUCT = "np.matmul(x, weight.T, out=y)"
 def test_a_trial_says_who_caught_a_mutant(trials, monkeypatch, mutant, caught_by):
     monkeypatch.setattr(trials, "limit", 5.0 if caught_by == "hang" else trials.limit)
     assert caught_by in trials.run(mutant).caught_by
+
+
+ONCE_MISSED = [
+    (planted("np.ascontiguousarray(x)", "returned_in(7, np.ascontiguousarray(x))", "array_layer.py", "contiguous"), "two results"),
+    (planted("axis=2)[:, :, -2:]", "axis=2)[:, :, -3:]", "gates.py", "keep_best_groups"), "gate"),
+    (planted("if rule.router not in self.routers", "if rule.router in self.routers", "gates.py", "gate_backward"), "gate_backward"),
+]
+
+
+@pytest.mark.parametrize("mutant, kernel", ONCE_MISSED, ids=["contiguous", "keep_best_groups", "gate_backward"])
+def test_a_mutant_that_the_suite_once_missed_is_caught(trials, mutant, kernel):
+    assert kernel in trials.run(mutant).caught_by
 
 
 @pytest.mark.parametrize("count", [6, 40])
