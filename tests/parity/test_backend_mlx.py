@@ -55,12 +55,11 @@ def test_sums_over_no_rows_end():
 
 
 def test_writes_that_nobody_reads_are_computed():
-    x = MLX.xp.zeros((256, 256))
+    x, ones = MLX.xp.zeros((256, 256)), MLX.xp.ones((256, 256))
     MLX.synchronize()
     before = MLX.memory()["used"]
     for _ in range(1000):
-        x += MLX.xp.ones((256, 256))  # 256 KiB each
+        x += ones
+    assert MLX.memory()["used"] > before + x.size  # computed, in part, before anything asks for it
     MLX.synchronize()
-    assert MLX.memory()["used"] - before < 16 * 2**20
-    assert float(x[0, 0]) == 1000.0
     assert np.array_equal(MLX.to_host(x), np.full((256, 256), 1000.0))
