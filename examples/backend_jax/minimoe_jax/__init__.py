@@ -40,7 +40,7 @@ class JaxBackend(FunctionalBackend):
         except RuntimeError as error:
             raise BackendUnavailable(f"backend jax: no {device or 'device'} here for JAX {jax.__version__}") from error
         jax.config.update("jax_default_device", self.device)
-        if jax.config.jax_compilation_cache_dir is None and (folder := private_folder("jax")):  # compiled steps are code
+        if jax.config.values["jax_compilation_cache_dir"] is None and (folder := private_folder("jax")):  # compiled steps are code
             jax.config.update("jax_compilation_cache_dir", str(folder))
         super().__init__()
 
