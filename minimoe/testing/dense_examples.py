@@ -291,6 +291,17 @@ def attention_inputs() -> Iterator[tuple[str, tuple[Floats, Floats, Floats], dic
         yield f"{label}, a rolling cache's positions", arrays, {**base, "k_pos": shifted, "window": 7}
         yield f"{label}, sinks", arrays, {**base, "sinks": floats(4, q), "k_valid": left}
         yield f"{label}, dropout", arrays, {**base, "dropout": 0.25, "rng": another(Draw(7, 11, 0, 3))}
+    yield from far_scores()
+
+
+def far_scores() -> Iterator[tuple[str, tuple[Floats, Floats, Floats], dict[str, Any]]]:
+    """Scores and sinks so far apart that e^(their difference) overflows; all are whole numbers, which every dtype holds."""
+    (b, t, q, g, c, cv), steps = (2, 6, 4, 2, 4, 3), np.arange(6, dtype=np.int32)[None]
+    query, key = np.clip(np.round(8.0 * floats(1, b, t, q, c)), -24, 24), np.clip(np.round(4.0 * floats(2, b, t, g, c)), -12, 12)
+    options = {"scale": 0.5, "causal": True, "q_pos": steps, "k_pos": steps}
+    for what, sinks in [("scores", None), ("scores and sinks", np.array([1024.0, -1024.0, 48.0, 0.0]))]:
+        label = f"q [{b},{t},{q},{c}], k [{b},{t},{g},{c}], v [..,{cv}], {what} far apart"
+        yield label, (query, key, floats(3, b, t, g, cv)), options if sinks is None else {**options, "sinks": sinks}
 
 
 def attention() -> Iterator[Example]:

@@ -63,6 +63,17 @@ def gate_inputs() -> Iterator[tuple[str, Floats, Floats | None, npt.NDArray[np.b
             yield f"{label}, equal logits", np.zeros((n, e)), None, None, rule
             one = np.where(np.arange(e) == e - 1, 9.0, -0.25 * np.arange(e))
             yield f"{label}, all on one expert", np.tile(one, (n, 1)), None, None, rule
+        far = make(2, 8)
+        if far is not None and not routers.find(far.router).by_expert:  # which orders the tokens of p = 0 too
+            yield f"{name}, logits [7,8], K 2, far apart", far_apart(7, 8), bias_of(far, 8, 0.3), None, far
+
+
+def far_apart(n: int, e: int) -> Floats:
+    """Return logits with two of each row so far above the others that e^(their difference) overflows."""
+    z = spaced(1, n, e)
+    rows = np.arange(n)
+    z[rows, rows % e], z[rows, (rows + 3) % e] = 1000.0, 999.5
+    return z
 
 
 def gate() -> Iterator[Example]:
