@@ -167,6 +167,10 @@ def cross_entropy() -> Iterator[Example]:
     yield Example(f"logits [{N},{D}] with NaN", (with_bad(floats(1, N, D)), TARGETS))
     yield Example(f"logits [{N},{D}] with NaN at the target", (with_bad(floats(1, N, D), at=(2, 1)), TARGETS))
     yield Example(f"logits [{N},{D}] with NaN in an ignored row", (with_bad(floats(1, N, D), at=(1, 7)), TARGETS))
+    nothing = floats(1, N, D)
+    nothing[1, :] = -INF
+    yield Example(f"logits [{N},{D}], -inf alone in an ignored row", (nothing, TARGETS))
+    yield Example(f"logits [{N},{D}] with infinity", (with_bad(floats(1, N, D), INF), TARGETS))
 
 
 def cross_entropy_backward() -> Iterator[Example]:
