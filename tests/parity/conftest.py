@@ -3,6 +3,7 @@
 Elsewhere these files are not collected, and the run says so.
 """
 
+import shutil
 from importlib.util import find_spec
 
 import pytest
@@ -10,8 +11,10 @@ import pytest
 from minimoe import backend as backends
 
 MISSING = [name for name in ("torch", "transformers") if find_spec(name) is None]
-LIBRARIES = {name: name for name in ("jax", "mlx", "tinygrad")}  # of each port besides torch
-MISSING_PORTS = [name for name, library in LIBRARIES.items() if find_spec(library) is None]
+PORTS = ("jax", "mlx", "tinygrad")  # besides torch, each named for its library
+MISSING_PORTS = [name for name in PORTS if find_spec(name) is None]
+if "tinygrad" not in MISSING_PORTS and shutil.which("clang") is None:  # the compiler of its CPU device
+    MISSING_PORTS.append("tinygrad")
 collect_ignore_glob = ["test_*.py"] if MISSING else [f"test_backend_{name}.py" for name in MISSING_PORTS]
 
 
@@ -31,4 +34,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if MISSING:
         terminalreporter.write_line(f"tests/parity was left out: {' and '.join(MISSING)} not installed (pip install 'minimoe[parity]')")
     elif MISSING_PORTS:
-        terminalreporter.write_line(f"ports were left out: {' and '.join(MISSING_PORTS)} not installed (pip install 'minimoe[ports]')")
+        how = "pip install 'minimoe[ports]'; tinygrad also needs the compiler clang"
+        terminalreporter.write_line(f"ports were left out: no {' and no '.join(MISSING_PORTS)} here ({how})")
