@@ -1,12 +1,13 @@
-"""Which examples `backends check --quick` runs: those of one size for each set of options.
+"""Which examples `backends check --quick` runs: as many as it takes to meet every value of every option, each at one size.
 
 A backend that compiles each shape takes 20 to 100 ms for each operation of a new one. Options choose a kernel's branches, and sizes its
-loops, so that one example for each set of options meets every branch: the one with most numbers, which is at an odd size.
+loops. Of the examples with equal options the one with most numbers is taken, which is at an odd size; then those are left out whose
+options were all met before, if in other combinations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,29 @@ MOST = 20_000  # numbers; an example that has more is one of large sizes
 
 
 def few(examples: Iterable[Example]) -> list[Example]:
-    """Return an example for each set of options, in their order."""
+    """Return examples that meet every value of an option, in their order."""
     chosen: dict[Any, Example] = {}
     for example in examples:
         key = options_of((*example.args, *example.options.items(), example.call is None))
         if key not in chosen or size(chosen[key]) < size(example) <= MOST:
             chosen[key] = example
-    return list(chosen.values())
+    met: set[Any] = set()
+    found = []
+    for key, example in chosen.items():
+        values = set(enumerate_options(key))
+        if not values <= met:
+            met |= values
+            found.append(example)
+    return found
+
+
+def enumerate_options(key: Any, place: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], Any]]:
+    """Yield each option with its place in nested tuples."""
+    if isinstance(key, tuple):
+        for i, item in enumerate(key):
+            yield from enumerate_options(item, (*place, i))
+    else:
+        yield place, key
 
 
 def options_of(value: Any) -> Any:

@@ -34,7 +34,8 @@ from minimoe_numpy import NumpyBackend
 BACKENDS = {order: NumbaCudaOnCpu(order) for order in ORDERS}
 FORWARD, NUMPY = BACKENDS["forward"], NumpyBackend()
 LEVELS = ("array layer", "kernels", "gradients")  # that equal inputs give equal bits is in the three orders
-SINGLE = [case for level in LEVELS for case in cases(FORWARD, level=level) if case.quick and "float64" not in case.name]
+EVERY = [case for level in LEVELS for case in cases(FORWARD, level=level)]
+SINGLE = [case for case in EVERY if ", large" not in case.name and "float64" not in case.name]
 OWN = [case for case in SINGLE if case.level == "kernels" and overridden(FORWARD, case.kernel)]
 
 

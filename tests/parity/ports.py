@@ -62,16 +62,14 @@ class PortTests:
     """The tests of a port; a subclass names it."""
 
     port: Port
-    one_in = 1  # a library that compiles each shape runs one case in this many, unless pytest is given --all
+    one_in = 1  # a library that compiles each shape runs one case of `--quick` in this many, unless pytest is given --all
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """Each case is a test: `quick` ones run each time, those of the `whole` suite if they are asked for (tests/long.toml)."""
+        """Each case is a test: some of `--quick` each time, those of the `whole` suite if they are asked for (tests/long.toml)."""
         if "case" in metafunc.fixturenames:
-            every = cases(self.port.backend)
-            short = [case for case in every if case.quick and (self.one_in == 1 or case.kernel != "training")]  # a test below trains
-            quick = {str(case) for case in short[:: self.one_in]}
-            names = [f"{'quick' if str(case) in quick else 'whole'}, {case}" for case in every]
-            metafunc.parametrize("case", every, ids=names)
+            quick, whole = cases(self.port.backend, quick=True)[:: self.one_in], cases(self.port.backend)
+            names = [f"quick, {case}" for case in quick] + [f"whole, {case}" for case in whole]
+            metafunc.parametrize("case", [*quick, *whole], ids=names)
 
     def test_it_conforms(self, case: Any) -> None:
         case.run()

@@ -15,7 +15,7 @@ JAX = PORT.backend
 
 class TestJax(PortTests):
     port = PORT
-    one_in = 32
+    one_in = 3
 
 
 def test_its_entry_point_makes_the_backend_on_the_cpu(installed):
