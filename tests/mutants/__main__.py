@@ -92,18 +92,25 @@ def report(chosen: list[Mutant], trials: Trials, options: argparse.Namespace) ->
     print(f"\nseed {options.seed}: {len(outcomes)} mutants, {sum(levels.values())} caught ({dict(levels)}),", end=" ")
     print(f"{len(survivors) - len(unknown)} equivalent, {len(unknown)} missed; {time.monotonic() - began:.0f} s")
     if options.json:
-        rows = [
-            {"file": o.mutant.file, "line": o.mutant.line, "function": o.mutant.function, "operator": o.mutant.operator,
-             "before": o.mutant.before, "after": o.mutant.after, "caught_by": o.caught_by, "text": o.text,
-             "reason": reasons.get(o.mutant.key(), "") if o.survived else ""}
-            for o in outcomes
-        ]  # fmt: skip
-        figures = {
-            "seed": options.seed, "count": len(outcomes), "of": len(all_mutants(options.file)), "caught": len(outcomes) - len(survivors),
-            "equivalent": len(survivors) - len(unknown), "missed": len(unknown),
-        }  # fmt: skip
-        options.json.write_text(json.dumps({**figures, "mutants": rows}, indent=1) + "\n", encoding="utf-8")
+        write(options, outcomes, reasons)
     return 1 if unknown else 0
+
+
+def write(options: argparse.Namespace, outcomes: list[Outcome], reasons: dict[tuple[str, ...], str]) -> None:
+    """Write the figures and, a line for each, the mutants of the sample."""
+    rows = []
+    for outcome in outcomes:
+        mutant, key = outcome.mutant, outcome.mutant.key()
+        named = dict(zip(("file", "function", "operator", "before", "after"), key, strict=True))
+        verdict = "caught" if not outcome.survived else "equivalent" if key in reasons else "missed"
+        found = {"caught_by": outcome.caught_by} if verdict == "caught" else {"reason": reasons.get(key, "")}
+        rows.append({"verdict": verdict, **named, "line": mutant.line, **found})
+    counts = {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in ("caught", "equivalent", "missed")}
+    command = f"PYTHONPATH=tests:backends python -m mutants {' '.join(sys.argv[1:])}"
+    figures = {"command": command, "seed": options.seed, "mutants": len(rows), "of": len(all_mutants(options.file)), **counts}
+    lines = [f" {json.dumps(name)}: {json.dumps(value)},\n" for name, value in figures.items()]
+    sample = ",\n".join(f"  {json.dumps(row)}" for row in rows)
+    options.json.write_text(f'{{\n{"".join(lines)} "sample": [\n{sample}\n ]\n}}\n', encoding="utf-8")
 
 
 if __name__ == "__main__":
