@@ -57,7 +57,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the sample (default 1)")
     parser.add_argument("--count", type=int, default=100, help="how many mutants (default 100)")
     parser.add_argument("--file", help="of this file alone, such as norms.py")
-    parser.add_argument("--quick", action="store_true", help="with the quick cases alone")
+    parser.add_argument("--small", action="store_true", help="without the cases of large sizes")
     parser.add_argument("--list", action="store_true", help="count the mutants, and run none")
     parser.add_argument("--json", type=Path, help="write the results to this file as well")
     options = parser.parse_args()
@@ -72,7 +72,7 @@ def main() -> int:
     for number, mutant in enumerate(chosen, start=1):
         print(f"{number:4} {mutant.file}:{mutant.line} {mutant.operator}: {mutant.after}")
     sys.stdout.flush()
-    return report(chosen, Trials(options.quick), options)
+    return report(chosen, Trials(large=not options.small), options)
 
 
 def report(chosen: list[Mutant], trials: Trials, options: argparse.Namespace) -> int:

@@ -77,8 +77,9 @@ def toy(mutant: Mutant | None) -> Backend:
 class Trials:
     """The suite, and what each of its cases does on the unmutated backend: the seconds that it takes, and the functions that it calls."""
 
-    def __init__(self, quick: bool = False) -> None:
-        self.quick = quick
+    def __init__(self, large: bool = True) -> None:
+        """`large`: also the cases of large sizes."""
+        self.large = large
         load("numpy")
         curves.expected_curve()  # once, before processes are forked
         self.times: dict[str, float] = {}
@@ -153,11 +154,11 @@ class Trials:
     def outcome(self, mutant: Mutant | None, say: Callable[[str], None]) -> dict[str, Any]:
         """Run the cases until one fails."""
         try:
-            found = self.ordered(cases(toy(mutant), quick=self.quick), mutant)
+            found = [case for case in cases(toy(mutant)) if case.quick or self.large]
         except Exception as error:
             return {"caught_by": "load", "text": f"{type(error).__name__}: {error}"}
         times, calls = {}, {}
-        for case in found:
+        for case in self.ordered(found, mutant):
             say(str(case))
             began, called = time.process_time(), set[str]()
             try:
