@@ -176,6 +176,8 @@ def add_layer_norm_backward() -> Iterator[Example]:
 def activation_inputs(factor: int = 1) -> Iterator[tuple[str, Floats, Floats]]:
     for n, h in [(1, 1), (31, 32), (33, 31), (2, 33), (0, 4)]:
         yield f"x [{n},{factor * h}]", 3.0 * floats(1, n, factor * h), floats(2, n, h)
+    edge = np.array([[2.0, -2.0, 2.0, -2.0, 0.0, 0.0]])  # where the clipped form begins to clip, and relu to pass
+    yield f"x [1,{6 * factor}], at the limits", np.concatenate([edge, np.roll(edge, 1)], axis=1)[:, : 6 * factor], floats(2, 1, 6)
     large = np.array([[-100.0, -30.0, 0.0, 30.0, 100.0, 8.0]])
     yield f"x [1,{6 * factor}], large", np.tile(large, (1, factor)), floats(2, 1, 6)
 

@@ -65,7 +65,7 @@ def check_kernel(backend: Backend, kernel: str, dtype: str, quick: bool = False)
         pairs = [pair for pair in pairs if any(pair[0] is example for example in chosen)]
     for example, _ in pairs:
         Run(backend, kernel, dtype, example).check()
-    for index in sorted({int(i * GOLDEN % 1.0 * len(pairs)) for i in range(PAIRS)}):
+    for index in sorted({len(pairs) - 1, *(int(i * GOLDEN % 1.0 * len(pairs)) for i in range(PAIRS))}):
         check_two_calls(*(Run(backend, kernel, dtype, example) for example in pairs[index]))
 
 

@@ -89,6 +89,8 @@ def gate() -> Iterator[Example]:
             z[6, 3] = bad
             call = partial(ids_in_range, experts=8)
             yield Example(f"{name}, logits [9,8] with {bad}", (Wide(z), None, None), {"rule": chosen}, call=call)
+    sums = Rule("sigmoid_bias", 2)
+    yield Example("sigmoid_bias, logits [9,8], sums as small as TINY", (Wide(spaced(3, 9, 8) - 48.0), None, None), {"rule": sums})
     yield from unknown_router.gate(spaced(3, 9, 8))
 
 
