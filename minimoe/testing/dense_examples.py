@@ -31,7 +31,7 @@ class Example:
     options: dict[str, Any] = field(default_factory=dict)
     call: Callable[..., Any] | None = None
     trim: Callable[[Any], Any] = _same
-    terms: int = 0  # of its longest sum, if that has more than a hundred
+    additions: int = 0  # one after the other, that a term of its longest sum may pass through, if they are many
     exact: bool = False  # True: equal to the last bit, for numbers that are only copied or left alone
 
 

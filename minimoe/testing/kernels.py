@@ -94,7 +94,7 @@ class Run:
     def __init__(self, backend: Backend, kernel: str, dtype: str, example: Example) -> None:
         self.backend, self.kernel, self.example, self.dtype = backend, kernel, example, dtype
         self.where = f"{example.label} [{dtype}]"
-        self.tolerance = 0.0 if example.exact else max(KERNELS[dtype], long_sum(dtype, example.terms))
+        self.tolerance = 0.0 if example.exact else max(KERNELS[dtype], long_sum(dtype, example.additions))
         self.todo = advice(backend, kernel)
         self.parameters = list(inspect.signature(getattr(Backend, kernel)).parameters)[1:]
         self.given = (example.args, example.options)

@@ -1,11 +1,13 @@
 """Inputs beyond what tiles and counters of fast kernels assume, and sums so long that the way in which they are taken shows.
 
 More rows than a counter of 16 bits or a grid of 65,535 blocks has, more columns than a block has threads, more experts than a register
-or a warp holds, more targets than float32 counts one by one (2^24), and sums of a million terms of one sign (`tolerances.long_sum`).
-Small in every other axis, so that they take a second or two together.
+or a warp holds, more targets than float32 counts one by one (2^24), and long sums of terms of one sign, whose rounding errors add up
+instead of cancelling. Small in every other axis, so that most take a fraction of a second.
 
-Sums over the rows of a matrix (the gradients of biases and of norms' weights, `prob_sum`, the sums of embedding_backward, which have the
-order of the ids) are not among the long ones: libraries add rows one after the other, and a promise would cost every one of them a kernel.
+A sum along the last axis, or of a whole array, must be taken in blocks, by halves, or by vectors and threads (`blocked`). A product may be
+one chain of additions, in at least float32: several libraries for linear algebra add so where a matrix is thin. Sums over the rows of a
+matrix (the gradients of biases and of norms' weights, `prob_sum`, the sums of embedding_backward, which have the order of the ids) are not
+among the long ones: libraries add row after row, and a promise would cost every one of them a kernel.
 """
 
 from __future__ import annotations
@@ -28,7 +30,17 @@ ROWS = 70_001  # more than 65,535
 COLUMNS = 5_003  # more than four blocks of 1,024 threads
 EXPERTS = 1_100
 TERMS = 1_000_000
+CHAIN = 100_000  # terms of a product
 COUNTED = 2**24 + 2**18  # if ones are added up in float32 one by one, the sum stays at 2^24
+
+
+def blocked(terms: int) -> int:
+    """Return how many additions, one after the other, a term of a long sum may pass through: blocks of sqrt(n) need 2 sqrt(n).
+
+    One chain of a million numbers like `terms` is off by 10 to 40 times the tolerance that follows.
+    """
+    return int(4 * terms**0.5)
+
 
 SHAPES = ((ROWS, 3), (3, COLUMNS))
 
@@ -51,42 +63,42 @@ def norm_inputs() -> Iterator[tuple[str, Floats, Floats, Floats, int]]:
 
 def rms_norm() -> Iterator[Example]:
     for label, x, w, _, n in norm_inputs():
-        yield Example(label, (x, w, EPS), terms=n)
+        yield Example(label, (x, w, EPS), additions=blocked(n))
 
 
 def layer_norm() -> Iterator[Example]:
     for label, x, w, _, n in norm_inputs():
-        yield Example(label, (x, w, None, EPS), terms=n)
+        yield Example(label, (x, w, None, EPS), additions=blocked(n))
 
 
 def rms_norm_backward() -> Iterator[Example]:
     for label, x, w, dy, n in norm_inputs():
-        yield Example(label, (dy, x, w, Wide(reference().rms_norm(x, w, EPS)[1])), terms=n)
+        yield Example(label, (dy, x, w, Wide(reference().rms_norm(x, w, EPS)[1])), additions=blocked(n))
 
 
 def layer_norm_backward() -> Iterator[Example]:
     for label, x, w, dy, n in norm_inputs():
-        yield Example(label, (dy, x, w, *map(Wide, reference().layer_norm(x, w, None, EPS)[1:])), terms=n)
+        yield Example(label, (dy, x, w, *map(Wide, reference().layer_norm(x, w, None, EPS)[1:])), additions=blocked(n))
 
 
 def add_rms_norm() -> Iterator[Example]:
     for label, x, w, dy, n in norm_inputs():
-        yield Example(label, (x, dy, w, EPS), call=outputs_of("add_rms_norm"), terms=n)
+        yield Example(label, (x, dy, w, EPS), call=outputs_of("add_rms_norm"), additions=blocked(n))
 
 
 def add_rms_norm_backward() -> Iterator[Example]:
     for label, x, w, dy, n in norm_inputs():
-        yield Example(label, (x, dy, w, EPS, None, floats(4, *x.shape)), call=gradients_of("add_rms_norm", 4), terms=n)
+        yield Example(label, (x, dy, w, EPS, None, floats(4, *x.shape)), call=gradients_of("add_rms_norm", 4), additions=blocked(n))
 
 
 def add_layer_norm() -> Iterator[Example]:
     for label, x, w, dy, n in norm_inputs():
-        yield Example(label, (x, dy, w, None, EPS), call=outputs_of("add_layer_norm"), terms=n)
+        yield Example(label, (x, dy, w, None, EPS), call=outputs_of("add_layer_norm"), additions=blocked(n))
 
 
 def add_layer_norm_backward() -> Iterator[Example]:
     for label, x, w, dy, n in norm_inputs():
-        yield Example(label, (x, dy, w, None, EPS, None, floats(4, *x.shape)), call=gradients_of("add_layer_norm", 5), terms=n)
+        yield Example(label, (x, dy, w, None, EPS, None, floats(4, *x.shape)), call=gradients_of("add_layer_norm", 5), additions=blocked(n))
 
 
 def swiglu() -> Iterator[Example]:
@@ -129,7 +141,7 @@ def split_heads_backward() -> Iterator[Example]:
 def linear() -> Iterator[Example]:
     yield Example(f"x [{ROWS},3], weight [5,3]", (floats(1, ROWS, 3), floats(2, 5, 3), floats(3, 5)))
     yield Example(f"x [3,5], weight [{COLUMNS},5]", (floats(1, 3, 5), floats(2, COLUMNS, 5), None))
-    yield Example(f"x [2,{TERMS}], a long sum", (terms(2, TERMS), np.full((2, TERMS), 0.01), None), terms=TERMS)
+    yield Example(f"x [2,{CHAIN}], a long sum", (terms(2, CHAIN), np.full((2, CHAIN), 0.01), None), additions=CHAIN)
 
 
 def linear_dx() -> Iterator[Example]:
@@ -138,14 +150,14 @@ def linear_dx() -> Iterator[Example]:
 
 
 def linear_dw() -> Iterator[Example]:
-    yield Example(f"dy [{ROWS},3], x [{ROWS},5]", (floats(1, ROWS, 3), floats(2, ROWS, 5)), terms=ROWS)
+    yield Example(f"dy [{ROWS},3], x [{ROWS},5]", (floats(1, ROWS, 3), floats(2, ROWS, 5)), additions=blocked(ROWS))
     yield Example(f"dy [3,5], x [3,{COLUMNS}]", (floats(1, 3, 5), floats(2, 3, COLUMNS)))
-    yield Example(f"dy [{TERMS},4], x [{TERMS},4], a long sum", (terms(4, TERMS).T, np.full((TERMS, 4), 0.01)), terms=TERMS)
+    yield Example(f"dy [{CHAIN},4], x [{CHAIN},4], a long sum", (terms(4, CHAIN).T, np.full((CHAIN, 4), 0.01)), additions=CHAIN)
 
 
 def linear_db() -> Iterator[Example]:
     for shape in SHAPES:
-        yield Example(f"dy {list(shape)}", (floats(1, *shape),), terms=ROWS)
+        yield Example(f"dy {list(shape)}", (floats(1, *shape),), additions=blocked(ROWS))
 
 
 def attention_inputs() -> Iterator[tuple[str, tuple[Floats, Floats, Floats], dict[str, Any], int]]:
@@ -159,13 +171,13 @@ def attention_inputs() -> Iterator[tuple[str, tuple[Floats, Floats, Floats], dic
 
 def attention() -> Iterator[Example]:
     for label, arrays, options, n in attention_inputs():
-        yield Example(label, arrays, options, terms=n)
+        yield Example(label, arrays, options, additions=blocked(n))
 
 
 def attention_backward() -> Iterator[Example]:
     for label, (q, k, v), options, n in attention_inputs():
         y, lse = reference().attention(q, k, v, **options)
-        yield Example(label, (floats(5, *y.shape), q, k, v, y, Wide(lse)), options, terms=n)
+        yield Example(label, (floats(5, *y.shape), q, k, v, y, Wide(lse)), options, additions=blocked(n))
 
 
 # ---- loss, embedding, random, optimizer ----------------------------------------------------------------------------------------------
@@ -183,26 +195,30 @@ def loss_inputs() -> Iterator[tuple[str, Floats, Ints, int]]:
 
 def cross_entropy() -> Iterator[Example]:
     for label, logits, targets, n in loss_inputs():
-        yield Example(label, (logits, targets), terms=n)
+        yield Example(label, (logits, targets), additions=blocked(n))
     targets = np.zeros(COUNTED, dtype=np.int32)
-    yield Example(f"logits [{COUNTED},1]: more targets than float32 counts one by one", (np.zeros((COUNTED, 1)), targets), terms=TERMS)
+    yield Example(
+        f"logits [{COUNTED},1]: more targets than float32 counts one by one", (np.zeros((COUNTED, 1)), targets), additions=blocked(TERMS)
+    )
 
 
 def cross_entropy_backward() -> Iterator[Example]:
     for label, logits, targets, n in loss_inputs():
-        yield Example(label, (Wide(np.array(0.7)), logits, targets, Wide(reference().cross_entropy(logits, targets)[2])), terms=n)
+        yield Example(
+            label, (Wide(np.array(0.7)), logits, targets, Wide(reference().cross_entropy(logits, targets)[2])), additions=blocked(n)
+        )
 
 
 def linear_cross_entropy() -> Iterator[Example]:
     for label, logits, targets, n in loss_inputs():
         args = floats(3, logits.shape[0], 2), floats(2, logits.shape[1], 2), targets
-        yield Example(label, args, call=outputs_of("linear_cross_entropy"), terms=n)
+        yield Example(label, args, call=outputs_of("linear_cross_entropy"), additions=blocked(n))
 
 
 def linear_cross_entropy_backward() -> Iterator[Example]:
     for label, logits, targets, n in loss_inputs():
         args = floats(3, logits.shape[0], 2), floats(2, logits.shape[1], 2), targets, Wide(np.array(0.7))
-        yield Example(label, args, call=gradients_of("linear_cross_entropy", 3), terms=n)
+        yield Example(label, args, call=gradients_of("linear_cross_entropy", 3), additions=blocked(n))
 
 
 def embedding_inputs() -> Iterator[tuple[Ints, int, int]]:
@@ -220,7 +236,7 @@ def embedding() -> Iterator[Example]:
 
 def embedding_backward() -> Iterator[Example]:
     for ids, v, d in embedding_inputs():
-        yield Example(f"ids [{len(ids)}], weight [{v},{d}]", (floats(1, len(ids), d), ids, v, None), terms=ROWS)
+        yield Example(f"ids [{len(ids)}], weight [{v},{d}]", (floats(1, len(ids), d), ids, v, None), additions=blocked(ROWS))
 
 
 MANY = 300_007
@@ -236,8 +252,8 @@ def dropout() -> Iterator[Example]:
 
 
 def sum_of_squares() -> Iterator[Example]:
-    yield Example(f"x [{MANY}]", (floats(1, MANY),), terms=MANY)
-    yield Example(f"x [{TERMS}], a long sum", (terms(TERMS),), terms=TERMS)
+    yield Example(f"x [{MANY}]", (floats(1, MANY),), additions=blocked(MANY))
+    yield Example(f"x [{TERMS}], a long sum", (terms(TERMS),), additions=blocked(TERMS))
 
 
 # ---- gating and routing --------------------------------------------------------------------------------------------------------------
@@ -260,12 +276,17 @@ def gate_inputs() -> Iterator[tuple[str, Floats, Floats | None, Any, Rule]]:
 
 def gate() -> Iterator[Example]:
     for label, z, bias, valid, rule in gate_inputs():
-        yield Example(label, (Wide(z), None if bias is None else Wide(bias), valid), {"rule": rule}, terms=len(z))
+        yield Example(label, (Wide(z), None if bias is None else Wide(bias), valid), {"rule": rule}, additions=blocked(len(z)))
         if z.shape[1] == EXPERTS:
             equal = Wide(np.zeros_like(z)), None, None
-            yield Example(f"{label}, equal logits", equal, {"rule": rule}, terms=EXPERTS)
+            yield Example(f"{label}, equal logits", equal, {"rule": rule}, additions=blocked(EXPERTS))
             many = Wide(np.zeros((EXPERTS, 2))), None, None
-            yield Example(f"{rule.router}, logits [{EXPERTS},2], equal", many, {"rule": rule._replace(top_k=1, n_groups=1)}, terms=EXPERTS)
+            yield Example(
+                f"{rule.router}, logits [{EXPERTS},2], equal",
+                many,
+                {"rule": rule._replace(top_k=1, n_groups=1)},
+                additions=blocked(EXPERTS),
+            )
 
 
 def gate_backward() -> Iterator[Example]:
@@ -273,7 +294,7 @@ def gate_backward() -> Iterator[Example]:
         result = reference().gate(z, bias, valid, rule=rule)
         wide = Gate(*(Wide(a) if a.dtype.kind == "f" else a for a in result))
         gradients = Wide(floats(3, *result.weights.shape)), Wide(floats(4, z.shape[1]))
-        yield Example(label, (*gradients, wide, valid), {"rule": rule}, terms=len(z))
+        yield Example(label, (*gradients, wide, valid), {"rule": rule}, additions=blocked(len(z)))
 
 
 def route_inputs() -> Iterator[tuple[str, tuple[Ints, Any, Any], dict[str, Any]]]:
@@ -336,7 +357,7 @@ def noisy_inputs() -> Iterator[tuple[str, tuple[Floats, Floats, Floats], int]]:
 
 def noisy_load() -> Iterator[Example]:
     for label, arrays, k in noisy_inputs():
-        yield Example(label, (*map(Wide, arrays), None), {"k": k}, terms=ROWS)
+        yield Example(label, (*map(Wide, arrays), None), {"k": k}, additions=blocked(ROWS))
 
 
 def noisy_load_backward() -> Iterator[Example]:
@@ -359,16 +380,16 @@ def grouped_matmul() -> Iterator[Example]:
         offsets = boundaries(ROWS, EXPERTS)
         args = floats(1, ROWS, 2), floats(2, EXPERTS, *((2, 3) if transpose else (3, 2))), offsets, transpose
         yield Example(f"x [{ROWS},2], {EXPERTS} experts, transpose {transpose}", args)
-    args = terms(3, TERMS), np.full((2, 2, TERMS), 0.01), np.array([0, 1, 3], dtype=np.int32), False
-    yield Example(f"x [3,{TERMS}], a long sum", args, terms=TERMS)
+    args = terms(3, CHAIN), np.full((2, 2, CHAIN), 0.01), np.array([0, 1, 3], dtype=np.int32), False
+    yield Example(f"x [3,{CHAIN}], a long sum", args, additions=CHAIN)
 
 
 def grouped_matmul_dw() -> Iterator[Example]:
     for experts in (2, EXPERTS):
         offsets = boundaries(ROWS, experts)
-        yield Example(f"dy [{ROWS},2], {experts} experts", (floats(1, ROWS, 2), floats(2, ROWS, 3), offsets), terms=ROWS)
-    offsets = np.array([0, 0, TERMS], dtype=np.int32)
-    yield Example(f"dy [{TERMS},4], a long sum", (terms(4, TERMS).T, np.full((TERMS, 4), 0.01), offsets), terms=TERMS)
+        yield Example(f"dy [{ROWS},2], {experts} experts", (floats(1, ROWS, 2), floats(2, ROWS, 3), offsets), additions=blocked(ROWS))
+    offsets = np.array([0, 0, CHAIN], dtype=np.int32)
+    yield Example(f"dy [{CHAIN},4], a long sum", (terms(4, CHAIN).T, np.full((CHAIN, 4), 0.01), offsets), additions=CHAIN)
 
 
 def grouped_bias() -> Iterator[Example]:
@@ -377,7 +398,7 @@ def grouped_bias() -> Iterator[Example]:
 
 def grouped_bias_backward() -> Iterator[Example]:
     for experts in (2, EXPERTS):
-        yield Example(f"dy [{ROWS},2], {experts} experts", (floats(1, ROWS, 2), boundaries(ROWS, experts)), terms=ROWS)
+        yield Example(f"dy [{ROWS},2], {experts} experts", (floats(1, ROWS, 2), boundaries(ROWS, experts)), additions=blocked(ROWS))
 
 
 def ffn() -> Iterator[Example]:
@@ -387,7 +408,7 @@ def ffn() -> Iterator[Example]:
 
 def ffn_backward() -> Iterator[Example]:
     for example in ffn():
-        yield Example(example.label, (*example.args, floats(5, ROWS, 3)), call=gradients_of("ffn", 2, "gelu"), terms=ROWS)
+        yield Example(example.label, (*example.args, floats(5, ROWS, 3)), call=gradients_of("ffn", 2, "gelu"), additions=blocked(ROWS))
 
 
 def expert_ffn() -> Iterator[Example]:
@@ -397,7 +418,9 @@ def expert_ffn() -> Iterator[Example]:
 
 def expert_ffn_backward() -> Iterator[Example]:
     for example in expert_ffn():
-        yield Example(example.label, (*example.args, floats(5, ROWS, 3)), call=gradients_of("expert_ffn", 3, "gelu"), terms=ROWS)
+        yield Example(
+            example.label, (*example.args, floats(5, ROWS, 3)), call=gradients_of("expert_ffn", 3, "gelu"), additions=blocked(ROWS)
+        )
 
 
 def moe_ffn() -> Iterator[Example]:
@@ -409,7 +432,7 @@ def moe_ffn() -> Iterator[Example]:
 def moe_ffn_backward() -> Iterator[Example]:
     for example in moe_ffn():
         args = *example.args, floats(5, *example.args[0].shape)
-        yield Example(example.label, args, call=gradients_of("moe_ffn", 4, "gelu"), terms=ROWS)
+        yield Example(example.label, args, call=gradients_of("moe_ffn", 4, "gelu"), additions=blocked(ROWS))
 
 
 def optimizer(name: str) -> Iterator[Example]:

@@ -17,13 +17,11 @@ CHECK_GRADS = 1e-6
 """A directional derivative in float64 against differences: relative."""
 
 
-def long_sum(dtype: str, terms: int) -> float:
-    """Return how far a sum of so many terms may be off, relative to a result of terms of one sign.
+def long_sum(dtype: str, additions: int) -> float:
+    """Return how far a sum may be off whose terms pass through so many additions, one after the other, relative to terms of one sign.
 
-    A term that passes through c additions, one after the other, is off by at most c u, with u the unit roundoff of the dtype that sums
-    (float32 at least): sums by blocks of sqrt(n), by halves, or by vectors and threads have chains that are not longer than 4 sqrt(n).
-    One chain of a million equal terms is off by 100 times the bound; it reaches n u only if every rounding goes the same way, but for
-    equal terms all those within a power of two do.
+    Each addition rounds by at most u, the unit roundoff of the dtype that sums (float32 at least), so that c of them are off by at most
+    c u to first order (Higham, Accuracy and Stability of Numerical Algorithms, section 4.2). Roundings of terms of random signs cancel;
+    those of equal terms do not.
     """
-    unit = 2.0**-53 if dtype == "float64" else 2.0**-24
-    return 4.0 * terms**0.5 * unit
+    return additions * (2.0**-53 if dtype == "float64" else 2.0**-24)

@@ -351,11 +351,16 @@ class NaiveMean(Planted):
         return self.store(y.astype(x.dtype), out), mean, rstd
 
 
-class NaiveProduct(Planted):
+class HalfAccumulator(Planted):
+    """Adds up the blocks of a product in float16."""
+
     def linear(self, x, weight, bias=None, out=None):
         if x.shape[-1] < 2000:
             return super().linear(x, weight, bias, out)
-        return self.store(np.stack([one_by_one(x * row) for row in weight], axis=-1), out)
+        total = np.zeros((len(x), len(weight)), np.float16)
+        for start in range(0, x.shape[-1], 100):
+            total += (x[:, start : start + 100] @ weight[:, start : start + 100].T).astype(np.float16)
+        return self.store(total.astype(x.dtype), out)
 
 
 class NaiveLogsumexp(Planted):
@@ -487,12 +492,12 @@ BUGS = [
     (OffsetsOf16Bits, "route", LARGE, r"ids \[70001,2\].*inverse"),
     (NaiveSumOfSquares, "sum_of_squares", LARGE, "a long sum"),
     (NaiveMean, "layer_norm", LARGE, "a long sum"),
-    (NaiveProduct, "linear", LARGE, "a long sum"),
+    (HalfAccumulator, "linear", LARGE, "a long sum"),
     (NaiveLogsumexp, "cross_entropy", LARGE, "a long sum"),
     (UnstableTopK, "top_k", SMALL, "ties among 1,000"),
     (UnstableGate, "gate", LARGE, r"logits \[3,1100\].*equal logits.*ids"),
     (UnstableCapacity, "route", LARGE, "capacity by probability, equal weights"),
-    (UnstableSort, "argsort", SMALL, "ties among 1,000"),
+    (UnstableSort, "argsort", SMALL, "1000 keys"),
     (UnstableSort, "gate", LARGE, r"expert_choice, logits \[1100,2\], equal"),
     (WideStatistics, "rms_norm", SMALL, r"result\[1\] holds float64, expected float32"),
     (WideLoss, "cross_entropy", SMALL, r"result\[0\] holds float64, expected float32"),
