@@ -13,6 +13,7 @@ from minimoe.testing.host_reads import host_read_cases
 from minimoe.testing.kernels import kernel_cases
 from minimoe.testing.op_cases import gradient_cases
 from minimoe.testing.outside import optimizer_cases, router_cases
+from minimoe.testing.recording import recording_cases
 from minimoe.testing.training import curve_cases, repeatability_cases
 
 
@@ -28,6 +29,7 @@ LEVELS: dict[str, Callable[[Backend], Iterator[Case]]] = {
     "kernels": compared_cases,
     "gradients": gradient_cases,
     "host reads": host_read_cases,
+    "recording": recording_cases,
     "curve": curve_cases,
     "repeatability": repeatability_cases,
 }

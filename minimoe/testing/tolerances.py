@@ -13,6 +13,9 @@ GRADIENTS = {"float64": 1e-10, "float32": 5e-5}
 CURVE = {"float64": 1e-10, "float32": 1e-3}
 """The loss over 20 training steps: relative, each step."""
 
+RECORDING = {"float64": 1e-10, "float32": 1e-4}
+"""Recorded steps against plain ones, of a backend that promises them to rounding: figures, weights and moments after a few steps."""
+
 CHECK_GRADS = 1e-6
 """A directional derivative in float64 against differences: relative."""
 
