@@ -93,7 +93,7 @@ class Refuses(Replays):
     def record(self, work, say):
         say("a sort waits for the device")
         work()
-        return None
+        return
 
 
 class NearlyExact(CompilingBackend):
