@@ -75,7 +75,8 @@ class PortTests:
         case.run()
 
     def test_its_cases_are_of_every_level_and_its_overrides_have_the_contracts_signatures(self) -> None:
-        assert {case.level for case in cases(self.port.backend)} == set(LEVELS)
+        records = type(self.port.backend).record is not Backend.record
+        assert {case.level for case in cases(self.port.backend)} == {level for level in LEVELS if records or level != "recording"}
         check_overrides(self.port.backend)
 
     def test_it_is_one_file_of_less_than_150_lines(self) -> None:
