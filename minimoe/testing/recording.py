@@ -34,12 +34,12 @@ def recording_cases(backend: Backend) -> Iterator[Case]:
     for dtype in backend.dtypes:
         if dtype in RECORDING:
             first = dtype == backend.dtypes[0]
-            yield Case(f"a dense model [{dtype}]", "recording", "record", partial(check_steps, backend, dtype, routed=False), quick=False)
+            yield Case(f"a dense model [{dtype}]", "recording", "record", partial(check_steps, backend, dtype, routed=False), quick=first)
             routed = partial(check_steps, backend, dtype, dropout=0.1, moe={"noise_std": 0.1})
-            yield Case(f"a routed model, dropout and noise [{dtype}]", "recording", "record", routed, quick=first)
+            yield Case(f"a routed model, dropout and noise [{dtype}]", "recording", "record", routed, quick=False)
             yield Case(f"one token after another [{dtype}]", "recording", "record", partial(check_decoding, backend, dtype), quick=False)
     for name in optimizers.names():
-        case = partial(check_steps, backend, backend.dtypes[0], optimizer=name)
+        case = partial(check_steps, backend, backend.dtypes[0], optimizer=name, routed=False, n_layers=1)
         yield Case(f"optimizer {name} [{backend.dtypes[0]}]", "recording", "record", case, quick=False)
     yield Case("results and arguments", "recording", "record", partial(check_results, backend))
 
