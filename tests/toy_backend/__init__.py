@@ -1,8 +1,8 @@
 """A backend on NumPy with every kernel of the contract written out: an example of own kernels, and what mutants are made of.
 
 One file for each topic, as in minimoe/reference/, but with formulas, loops and saved arrays of its own. It shares no code with the
-references, so that a wrong line here meets them as a stranger's would. Kernels take scratch memory from `parts.py` and never return it.
-`tests/mutants.py` breaks these files one line at a time and asks whether the conformance suite sees it.
+references, so the suite finds a wrong line here as it would in any other port. Kernels take scratch memory from `parts.py` and never
+return it. `tests/mutants/` changes these files one line at a time and checks that the conformance suite fails.
 """
 
 from toy_backend.activations import Activations
