@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from minimoe.backend import load
-from minimoe.functional import FunctionalBackend, of_values
+from minimoe.functional import FunctionalBackend, on_library_arrays
 from minimoe_numpy.erf import erf
 
 
@@ -39,7 +39,7 @@ class FrozenBackend(FunctionalBackend):
         np.add.at(changed, index, rows)
         return frozen(changed)
 
-    @of_values
+    @on_library_arrays
     def erf(self, x):
         return erf(x)
 

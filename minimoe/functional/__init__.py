@@ -5,8 +5,8 @@ written; it holds an immutable one, and a write replaces what it holds. A port s
 namespace with about eight functions of the library's own arrays. A training step becomes one pure function, which the library may compile.
 """
 
-from minimoe.functional.backend import FunctionalBackend, of_values
+from minimoe.functional.backend import FunctionalBackend, on_library_arrays
 from minimoe.functional.holder import Holder, values_of
 from minimoe.functional.namespace import HolderNamespace
 
-__all__ = ["FunctionalBackend", "Holder", "HolderNamespace", "of_values", "values_of"]
+__all__ = ["FunctionalBackend", "Holder", "HolderNamespace", "on_library_arrays", "values_of"]

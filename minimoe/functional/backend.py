@@ -1,4 +1,4 @@
-"""The base of a backend over immutable arrays, and how it records a step.
+"""The base class of backends over immutable arrays, and how such a backend records a step.
 
 A port sets `plain` and defines `from_numpy`, `to_numpy`, `with_part`, `with_added`, `erf`, `synchronize` and `memory`. With `compile` it
 also records steps. All of these take and return the library's own arrays; minimoe's kernels, and the references, see holders of them.
@@ -17,22 +17,22 @@ from typing import Any
 import numpy as np
 
 from minimoe.backend import Array, Backend, Work
-from minimoe.functional.holder import Holder, NotRecordable, Value, recording, refuse_while_recording, values_of
+from minimoe.functional.holder import Holder, NotRecordable, Value, holders_of, recording, refuse_while_recording, values_of
 from minimoe.functional.namespace import HolderNamespace
 
-QUICK = 2.0  # seconds: a user is told of a compilation that takes longer
+ANNOUNCED_AFTER = 2.0  # seconds: a compilation that takes longer is announced to the user
 
 Pure = Callable[[list[Value], list[Value]], tuple[list[Value], Value]]
 """A step as a function without side effects: (state, arguments) -> (state afterwards, result)."""
 
 
 class FunctionalBackend(Backend):
-    """Holders of one library's immutable arrays."""
+    """A backend whose arrays are holders of one library's immutable arrays."""
 
-    plain: Any  # the library's namespace, as far as minimoe uses the Array API standard
+    plain: Any  # the library's namespace, with the functions of the Array API standard that minimoe uses
     reads_offsets = False
     exact_recording = False  # a compiler that fuses operations rounds in other places
-    warm_up = 0  # a step is traced at once: a plain one would compile every operation by itself
+    warm_up = 0  # the first step is traced: a plain step would compile every operation separately
 
     def __init__(self) -> None:
         self.xp = HolderNamespace(self)
@@ -61,7 +61,7 @@ class FunctionalBackend(Backend):
         return x
 
     def compile(self, function: Pure) -> Pure | None:
-        """Return the function compiled: it is traced when it is called first. None if the library cannot compile.
+        """Return the function compiled: it is traced when it is called first. Return None if the library cannot compile.
 
         The first argument may be donated: nothing reads those arrays after the call.
         """
@@ -122,9 +122,9 @@ class FunctionalBackend(Backend):
         if step is None:
             work()
             return None
-        news = Timer(QUICK, self._listener, ["compiling the step"])
-        news.daemon = True
-        news.start()
+        announcement = Timer(ANNOUNCED_AFTER, self._listener, ["compiling the step"])
+        announcement.daemon = True
+        announcement.start()
         try:
             after, result = step(before, arguments)
         except Exception as error:  # libraries raise errors of their own for what they cannot trace
@@ -133,7 +133,7 @@ class FunctionalBackend(Backend):
             work()
             return None
         finally:
-            news.cancel()
+            announcement.cancel()
         replace([*state, *work.inputs], [*after, *arguments])
         work.result = Holder(result, self)
 
@@ -151,22 +151,27 @@ def replace(holders: list[Holder], values: list[Value]) -> None:
 
 
 def to_stderr(text: str) -> None:
-    """Say to a user what takes long, where nobody listens."""
+    """Print a message for the user: the listener until `tell` sets another one."""
     print(f"minimoe: {text}", file=sys.stderr)
 
 
-def of_values(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a kernel, or a part of the array layer, of functions of the library's own arrays: a decorator for methods.
+def on_library_arrays(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a kernel, or a method of the array layer, be written on the library's own arrays: a decorator for methods of a backend.
 
-    The method has the reference's signature, but is called without `out` and `accumulate`: its first result is stored there afterwards.
+    It passes the arrays that holders hold, and returns holders of the results. The method has the reference's signature, but never gets
+    `out` and `accumulate`: the decorator stores its result there, of several results the first. The backward of a composite is not for it,
+    since its `out` is a tuple.
     """
 
     @wraps(kernel)  # loading compares the signature with the reference's
     def method(self: FunctionalBackend, *args: Any, **options: Any) -> Any:
         given = signature(kernel).bind(self, *args, **options).arguments
         out, accumulate = given.pop("out", None), given.pop("accumulate", False)
-        result = kernel(**values_of(given))
-        held = tuple(Holder(value, self) for value in result) if isinstance(result, tuple) else Holder(result, self)
-        return held if out is None else self.store(held, out, accumulate)
+        result = holders_of(kernel(**values_of(given)), self)
+        if out is None:
+            return result
+        if isinstance(result, tuple):
+            return self.store(result[0], out, accumulate), *result[1:]
+        return self.store(result, out, accumulate)
 
     return method

@@ -251,6 +251,14 @@ def values_of(tree: Any) -> Any:
     return tree
 
 
+def holders_of(tree: Any, library: Library) -> Any:
+    """Return the same (named) tuples with holders of all arrays in place of them."""
+    if isinstance(tree, tuple):
+        items = [holders_of(item, library) for item in tree]
+        return type(tree)(*items) if hasattr(tree, "_fields") else tuple(items)
+    return Holder(tree, library) if hasattr(tree, "dtype") and hasattr(tree, "shape") else tree
+
+
 # ---- recording ---------------------------------------------------------------------------------------------------------------------------
 
 

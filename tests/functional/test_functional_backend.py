@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from minimoe.backend import check_overrides, load, use_backend
 from minimoe.config import ModelConfig
 from minimoe.engine.recording import Recorded
-from minimoe.functional import FunctionalBackend, Holder, of_values
+from minimoe.functional import FunctionalBackend, Holder, on_library_arrays
 from minimoe.functional import backend as functional_backend
 from minimoe.generation.decoding import Decoder
 from minimoe.model.transformer import Transformer
@@ -60,23 +60,23 @@ def test_masks_give_what_a_loop_over_the_offsets_gives(counts, unused, o, i, see
         assert got.dtype == expected.dtype and np.allclose(got[:trim], expected[:trim], atol=1e-12), name
 
 
-# ---- kernels of plain arrays -------------------------------------------------------------------------------------------------------------
+# ---- kernels on library arrays -----------------------------------------------------------------------------------------------------------
 
 
 class OwnKernels(FrozenBackend):
     library = frozenset({"gelu"})
 
-    @of_values
+    @on_library_arrays
     def linear(self, x, weight, bias=None, out=None):
         assert isinstance(x, np.ndarray) and out is None
         return x @ weight.T if bias is None else x @ weight.T + bias
 
-    @of_values
+    @on_library_arrays
     def linear_dw(self, dy, x, out=None, accumulate=False):
         return np.reshape(dy, (-1, dy.shape[-1])).T @ np.reshape(x, (-1, x.shape[-1]))
 
 
-def test_a_kernel_of_values_stores_its_result_where_it_is_asked_to():
+def test_a_kernel_on_library_arrays_writes_its_result_into_out():
     backend = OwnKernels()
     check_overrides(backend)
     x, w = (backend.from_host(np.ones(shape)) for shape in [(2, 3), (4, 3)])
@@ -86,6 +86,27 @@ def test_a_kernel_of_values_stores_its_result_where_it_is_asked_to():
     assert backend.linear_dw(dy, x, out=out, accumulate=True) is out and out.tolist() == [[6.5] * 3] * 4
     assert backend.linear_dw(dy, x, out).tolist() == [[6.0] * 3] * 4
     for case in cases(backend, kernel="linear_dw"):
+        case.run()
+
+
+class OwnNorm(FrozenBackend):
+    """Kernels with several results."""
+
+    @on_library_arrays
+    def rms_norm(self, x, weight, eps, out=None):
+        rstd = 1.0 / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps)
+        return x * rstd * weight, rstd
+
+    @on_library_arrays
+    def gate(self, logits, bias, valid, *, rule):
+        return load("numpy").gate(logits, bias, valid, rule=rule)
+
+
+@pytest.mark.parametrize("kernel", ["rms_norm", "gate"])
+def test_a_kernel_with_several_results_on_library_arrays_conforms(kernel):
+    backend = OwnNorm()
+    check_overrides(backend)
+    for case in cases(backend, level="kernels", kernel=kernel, quick=True):
         case.run()
 
 
@@ -176,13 +197,13 @@ def test_state_of_one_buffer_is_not_donated_twice():
     assert [total(one).tolist() for _ in range(3)] == [[2, 2]] * 3 and x.tolist() == [1, 1]
 
 
-@pytest.mark.parametrize(("quick", "announced"), [(0.0, ["compiling the step"]), (60.0, [])])
-def test_a_compilation_is_announced_if_it_takes_long(quick, announced, monkeypatch):
-    monkeypatch.setattr(functional_backend, "QUICK", quick)
-    backend, told = CompilingBackend(), []
-    backend.tell(told.append)
+@pytest.mark.parametrize(("seconds", "announced"), [(0.0, ["compiling the step"]), (60.0, [])])
+def test_a_compilation_is_announced_if_it_takes_long(seconds, announced, monkeypatch):
+    monkeypatch.setattr(functional_backend, "ANNOUNCED_AFTER", seconds)
+    backend, messages = CompilingBackend(), []
+    backend.tell(messages.append)
     losses(backend, steps=1)
-    assert told == announced
+    assert messages == announced
 
 
 def test_decoding_is_recorded_with_its_cache(monkeypatch):

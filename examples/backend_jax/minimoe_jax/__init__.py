@@ -13,7 +13,7 @@ import numpy as np
 
 from minimoe.backend import Array, Backend, BackendUnavailable, load
 from minimoe.caches import private_folder
-from minimoe.functional import FunctionalBackend, of_values
+from minimoe.functional import FunctionalBackend, on_library_arrays
 from minimoe.functional.backend import Pure
 
 Value = Any  # jax.Array
@@ -61,7 +61,7 @@ class JaxBackend(FunctionalBackend):
     def copied(self, x: Value) -> Value:
         return jnp.array(x, copy=True)
 
-    @of_values
+    @on_library_arrays
     def erf(self, x: Value) -> Value:
         return jax.scipy.special.erf(x)
 
@@ -79,7 +79,7 @@ class JaxBackend(FunctionalBackend):
 
     # ---- a kernel of its own -------------------------------------------------------------------------------------------------------
 
-    @of_values
+    @on_library_arrays
     def grouped_matmul(self, x: Array, weight: Array, offsets: Array, transpose: bool = False, out: Array | None = None) -> Array:
         used = (jnp.arange(x.shape[0]) < offsets[-1])[:, None]  # rows past the last offset may hold anything
         rows = jnp.where(used, x, 0)

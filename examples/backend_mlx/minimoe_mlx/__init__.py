@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from minimoe.backend import Array, Backend, BackendUnavailable
-from minimoe.functional import FunctionalBackend, Holder, of_values
+from minimoe.functional import FunctionalBackend, Holder, on_library_arrays
 from minimoe.functional.backend import Pure
 
 WRITES = 64  # so many writes later they are computed: a graph that nobody reads would grow from step to step
@@ -98,7 +98,7 @@ class MlxBackend(FunctionalBackend):
         mx.async_eval([y for y in (written() for written in self._written) if y is not None])
         self._written.clear()
 
-    erf = of_values(lambda self, x: mx.erf(x))
+    erf = on_library_arrays(lambda self, x: mx.erf(x))
 
     def synchronize(self) -> None:
         self._compute()

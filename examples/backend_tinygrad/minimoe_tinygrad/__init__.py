@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from minimoe.backend import Backend, BackendUnavailable, load
-from minimoe.functional import FunctionalBackend, of_values
+from minimoe.functional import FunctionalBackend, on_library_arrays
 from minimoe.functional.backend import Pure
 
 os.environ.setdefault("PARALLEL", "0")  # no processes that compile: each would import the running program first
@@ -111,7 +111,7 @@ class TinygradBackend(FunctionalBackend):
         here = index % x.shape[0] == Tensor.arange(x.shape[0]).unsqueeze(-1)  # [V,N]: a row of x sums those that name it
         return x + here.reshape(*here.shape, *[1] * (x.ndim - 1)).where(rows.unsqueeze(0), 0).sum(1)
 
-    @of_values
+    @on_library_arrays
     def erf(self, x: Value) -> Value:
         return x.erf()
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from minimoe.backend import Array, Backend, load
-from minimoe.functional import FunctionalBackend, of_values
+from minimoe.functional import FunctionalBackend, on_library_arrays
 
 from . import standin as library  # replace by your library: import jax.numpy as library
 
@@ -63,7 +63,7 @@ class PlaceholderBackend(FunctionalBackend):
         # Replace by the library's: x.at[index].add(rows). Equal rows add in order, and a negative index counts from the end.
         return library.with_added(x, index, rows)
 
-    @of_values
+    @on_library_arrays
     def erf(self, x: Array) -> Array:
         return library.erf(x)  # replace by the library's: jax.scipy.special.erf(x)
 
