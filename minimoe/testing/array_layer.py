@@ -27,7 +27,7 @@ XP_CONSTANTS = ("bool", "float32", "int32", "int64", "inf")
 
 
 def array_layer_cases(backend: Backend) -> Iterator[Case]:
-    """Return a case for each part of the array layer, and one for those that counters and tiles may limit."""
+    """Yield a case for each part of the array layer, and a second one, at large sizes, for parts that counters and tiles may limit."""
     for part, check in CHECKS.items():
         yield Case(part, "array layer", part, partial(run_quietly, check, backend))
         if part in LARGE_CHECKS:
@@ -97,8 +97,8 @@ def check_top_k(backend: Backend) -> None:
             for what, x, expected in [("[5,5]", array, ids), ("[5]", array[0], ids[0]), ("[0,5]", array[:0], ids[:0])]:
                 chosen(backend, x, expected[..., :k], dtype, f"{what}, k {k}, ties and NaN [{dtype}]")
         for k in (1, 8, 1000):
-            few = np.stack([np.zeros(1000), np.arange(1000) % 7 / 4.0])
-            chosen(backend, few, sorted_ids(few)[:, :k], dtype, f"[2,1000], k {k}, ties among 1,000 [{dtype}]")
+            rows_of_ties = np.stack([np.zeros(1000), np.arange(1000) % 7 / 4.0])
+            chosen(backend, rows_of_ties, sorted_ids(rows_of_ties)[:, :k], dtype, f"[2,1000], k {k}, ties among 1,000 [{dtype}]")
 
 
 def sorted_ids(x: npt.NDArray[Any]) -> npt.NDArray[np.int32]:

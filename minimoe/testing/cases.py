@@ -1,4 +1,19 @@
-"""Lists the cases that a conforming backend passes, by level; pytest and `minimoe backends check` run the same ones."""
+"""Lists the cases that a conforming backend passes, by level; pytest and `minimoe backends check` run the same ones.
+
+Each level has a file, or two:
+
+    array layer     array_layer.py: what a port defines; array_behaviour.py: how its arrays behave (views, writes, copies, dtypes)
+    kernels         kernels.py: each kernel beside its reference; outside.py: routers and optimizers of other packages
+    gradients       op_cases.py: each operation through autograd
+    host reads      host_reads.py: nothing in a training step is read on the host
+    recording       recording.py: repeated steps beside plain ones
+    curve           training.py: the losses of 20 steps
+    repeatability   training.py: equal inputs give equal bytes
+
+The inputs of kernels are in *_examples.py: by topic at small odd sizes (dense, routed, training), at large sizes (large), and with NaN and
+infinity (not_finite); those of operations in op_examples.py. `quick.py` chooses among them, `tolerances.py` says what may differ, and
+`conformance.py` compares. `results.py`, `watched.py` and `child.py` run cases for `minimoe backends check`, and `report.py` sums them up.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +52,9 @@ LEVELS: dict[str, Callable[[Backend], Iterator[Case]]] = {
 
 
 def cases(backend: Backend, level: str | None = None, kernel: str | None = None, quick: bool = False) -> list[Case]:
-    """Return the cases of a backend: all, or those of one level or kernel; `quick` leaves out those that take long,
-    and other dtypes than the backend's first, and lets the rest run fewer examples (`quick.py`).
+    """Return the cases of a backend: all, or those of one level or kernel.
+
+    `quick` leaves out cases that take long and dtypes other than the backend's first, and lets the rest run fewer examples (`quick.py`).
 
     Each has a name, a level, a kernel, and `run()`, which raises `ConformanceError` with the kernel, the first failing shape, the worst
     error, the tolerance and what to do. Raises `UserError` for a level or kernel that does not exist.
@@ -47,7 +63,7 @@ def cases(backend: Backend, level: str | None = None, kernel: str | None = None,
         raise UserError(f"no conformance level {level!r}{nearest(level, LEVELS)}")
     found = [case for name, make in LEVELS.items() if level in (None, name) for case in make(backend)]
     if quick:
-        found = [replace(case, run=case.fewer or case.run) for case in found if case.quick]
+        found = [replace(case, run=case.run_quick or case.run) for case in found if case.quick]
     if kernel is None:
         return found
     chosen = [case for case in found if case.kernel == kernel]

@@ -29,7 +29,7 @@ class Case:
     kernel: str
     run: Callable[[], None]
     quick: bool = True  # False: too long, or of too many shapes, for `backends check --quick`
-    fewer: Callable[[], None] | None = None  # the same with fewer examples, if there are fewer, for `--quick`
+    run_quick: Callable[[], None] | None = None  # what `--quick` runs instead: fewer of the examples; None: `run`
 
     def __str__(self) -> str:
         return f"{self.level}: {self.name}"

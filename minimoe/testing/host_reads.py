@@ -2,7 +2,7 @@
 
 What counts as a read: `to_host`; `offsets_on_host`, unless the backend says `reads_offsets`; and whatever makes Python or NumPy take
 numbers out of an array (`bool(x)`, `float(x)`, iteration, `np.asarray(x)`, `x.item()`, ...), where the type of the backend's arrays can
-be watched. Types in C cannot: of NumPy's own arrays only the methods of the backend are watched. A backend whose arrays can be read
+be changed. Types in C cannot: reads of NumPy's own arrays are noted only in the methods of the backend. A backend whose arrays can be read
 without waiting (`host_view`) may take numbers out of them in its own code.
 """
 
@@ -32,7 +32,7 @@ TODO = "Compute on the device: a step waits for each read, and cannot be recorde
 
 
 class Reads:
-    """What was read while a watch was on."""
+    """The reads that were noted within a block of `note_reads`."""
 
     def __init__(self, without_waiting: bool) -> None:
         self.without_waiting = without_waiting
@@ -60,7 +60,7 @@ def innermost_kernel(backend: Backend, frame: FrameType | None) -> str:
 
 
 @contextmanager
-def watched(backend: Backend) -> Iterator[Reads]:
+def note_reads(backend: Backend) -> Iterator[Reads]:
     """Note what is read on the host within the block. The backend and the type of its arrays are as before afterwards."""
     example = backend.xp.zeros(())
     reads, kind = Reads(backend.host_view(example) is not None), type(example)
@@ -119,7 +119,7 @@ def permitted(reads: Reads, function: Callable[..., Any], *args: Any, **options:
 
 
 def host_read_cases(backend: Backend) -> Iterator[Case]:
-    """Return a case for a dense model, and one for each router with everything that is added to routers."""
+    """Yield a case for a dense model, and one for each router with capacity, jitter, noise and dropout."""
     yield Case("a dense model", "host reads", "training", partial(check_reads, backend, None))
     for name in routers.names():
         case = partial(check_reads, backend, name)
@@ -128,16 +128,16 @@ def host_read_cases(backend: Backend) -> Iterator[Case]:
 
 def check_reads(backend: Backend, router: str | None) -> None:
     """Run two steps, which may compile in the first, and look at what the second reads."""
-    remedies: dict[str, Any] = {}
+    table: dict[str, Any] = {}
     if router is not None:
-        remedies = {"router": router, "jitter": 0.1, "noise_std": 0.1, "n_shared_experts": 1}
+        table = {"router": router, "jitter": 0.1, "noise_std": 0.1, "n_shared_experts": 1}
         if not routers.find(router).by_expert:
-            remedies |= {"capacity_factor": 1.1, "drop_priority": "probability"}
-    step = small_step(backend, moe=remedies, routed=router is not None, dropout=0.1, attention_dropout=0.1, sliding_window=4)
+            table |= {"capacity_factor": 1.1, "drop_priority": "probability"}
+    step = small_step(backend, moe=table, routed=router is not None, dropout=0.1, attention_dropout=0.1, sliding_window=4)
     where = "a dense model" if router is None else f"router {router}"
     for number in range(2):
         arrays = step.arrays(number, 1e-2, *micro_batches(number))
-        with np.errstate(all="ignore"), watched(backend) as reads:
+        with np.errstate(all="ignore"), note_reads(backend) as reads:
             packed = step(*arrays)
     if reads.found:
         kernel, through, place = reads.found[0]

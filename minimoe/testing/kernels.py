@@ -29,7 +29,7 @@ from minimoe.testing.conformance import (
 from minimoe.testing.dense_examples import DENSE, BothHalves, Example, Examples, other_numbers, reference
 from minimoe.testing.large_examples import LARGE
 from minimoe.testing.not_finite_examples import NOT_FINITE
-from minimoe.testing.quick import few
+from minimoe.testing.quick import quick_examples
 from minimoe.testing.routed_examples import ROUTED
 from minimoe.testing.tolerances import KERNELS, long_sum
 from minimoe.testing.training_examples import TRAINING
@@ -61,7 +61,7 @@ def check_kernel(backend: Backend, kernel: str, dtype: str, quick: bool = False)
         others = [*EXAMPLES[kernel](), *NOT_FINITE.get(kernel, nothing)()]
     pairs = list(zip(examples, others, strict=True))
     if quick:
-        chosen = few(examples)
+        chosen = quick_examples(examples)
         pairs = [pair for pair in pairs if any(pair[0] is example for example in chosen)]
     for example, _ in pairs:
         Run(backend, kernel, dtype, example).check()
@@ -196,7 +196,7 @@ class Run:
             for (path, returned), (_, buffer) in zip(leaves(part_at(result, place)), leaves(out), strict=True):
                 require(returned is buffer, self.kernel, where, f"it does not return `out`{path}", "Write into `out` and return it")
             added = tree_map(lambda array: array + 0.5 if is_array(array) else array, part_at(expected, place))
-            self.compare(result, with_part(expected, place, added) if accumulate else expected, what, OUT)
+            self.compare(result, replaced_at(expected, place, added) if accumulate else expected, what, OUT)
             for whole in buffers:
                 host = to_host(self.backend, whole)
                 beside = np.concatenate((host[:MARGIN], host[len(host) - MARGIN :]))
@@ -229,7 +229,7 @@ def part_at(result: Any, place: int) -> Any:
     return result[place] if isinstance(result, tuple) else result
 
 
-def with_part(result: Any, place: int, part: Any) -> Any:
+def replaced_at(result: Any, place: int, part: Any) -> Any:
     """Return the results with another part at this place."""
     if not isinstance(result, tuple):
         return part

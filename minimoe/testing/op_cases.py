@@ -20,15 +20,15 @@ WHAT_TO_DO = "Both halves of the kernels that it calls are compared one by one a
 
 
 def gradient_cases(backend: Backend) -> Iterator[Case]:
-    """Return a case for each operation and dtype."""
+    """Yield a case for each operation and dtype."""
     examples: dict[str, list[OpExample]] = {}
     for example in op_examples():
         examples.setdefault(example.op, []).append(example)
     for op, group in examples.items():
         for dtype in backend.dtypes:
             if dtype in GRADIENTS:
-                fewer = partial(check_op, backend, dtype, group[:1])
-                yield Case(f"{op} [{dtype}]", "gradients", op, partial(check_op, backend, dtype, group), dtype == backend.dtypes[0], fewer)
+                run, run_quick = (partial(check_op, backend, dtype, examples) for examples in (group, group[:1]))
+                yield Case(f"{op} [{dtype}]", "gradients", op, run, quick=dtype == backend.dtypes[0], run_quick=run_quick)
 
 
 def check_op(backend: Backend, dtype: str, examples: list[OpExample]) -> None:

@@ -1,8 +1,8 @@
-"""Which examples `backends check --quick` runs: as many as it takes to meet every value of every option, each at one size.
+"""Chooses the examples that `backends check --quick` runs: as many as it takes to meet every value of every option, each at one size.
 
 A backend that compiles each shape takes 20 to 100 ms for each operation of a new one. Options choose a kernel's branches, and sizes its
-loops. Of the examples with equal options the one with most numbers is taken, which is at an odd size; then those are left out whose
-options were all met before, if in other combinations.
+loops. Among examples with equal options the largest is taken, which has an odd size. Then an example is left out if earlier ones have met
+each value of its options, even in other combinations ("each choice" coverage).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from minimoe.reference.gating import Rule
 from minimoe.testing.conformance import Wide
 from minimoe.testing.dense_examples import Example
 
-MOST = 20_000  # numbers; an example that has more is one of large sizes
+MOST = 20_000  # numbers in an example; one with more is not taken for being the largest
 
 
-def few(examples: Iterable[Example]) -> list[Example]:
+def quick_examples(examples: Iterable[Example]) -> list[Example]:
     """Return examples that meet every value of an option, in their order."""
     chosen: dict[Any, Example] = {}
     for example in examples:
@@ -46,7 +46,7 @@ def enumerate_options(key: Any, place: tuple[int, ...] = ()) -> Iterator[tuple[t
 
 
 def options_of(value: Any) -> Any:
-    """Return what of an argument is an option: not the shape and the numbers of an array, nor an integer, which is a size."""
+    """Return the part of an argument that is an option: not an array's shape and numbers, nor an integer, which is a size."""
     if isinstance(value, tuple):
         return tuple(options_of(item) for item in value)
     if isinstance(value, np.ndarray) and value.dtype == bool and not value.ndim:

@@ -12,7 +12,7 @@ from minimoe.backend import Backend, kernel_names
 from minimoe.testing.conformance import Case, is_array, leaves, require, to_device, tree_map
 from minimoe.testing.dense_examples import Example, reference
 from minimoe.testing.kernels import EXAMPLES, Run
-from minimoe.testing.quick import few
+from minimoe.testing.quick import quick_examples
 from minimoe.testing.tolerances import CURVE
 
 STEPS = 20
@@ -84,14 +84,14 @@ def repeatability_cases(backend: Backend) -> Iterator[Case]:
     """Return a case for each kernel, and one for training."""
     for kernel in kernel_names():
         check = partial(check_repeats, backend, kernel)
-        yield Case(f"{kernel}, twice", "repeatability", kernel, check, fewer=partial(check, quick=True))
+        yield Case(f"{kernel}, twice", "repeatability", kernel, check, run_quick=partial(check, quick=True))
     yield Case("training, twice", "repeatability", "training", partial(check_training_repeats, backend))
 
 
 def check_repeats(backend: Backend, kernel: str, quick: bool = False) -> None:
     examples = list(EXAMPLES[kernel]())
     with np.errstate(all="ignore"):
-        for example in few(examples) if quick else examples[:12]:
+        for example in quick_examples(examples) if quick else examples[:12]:
             same = run_bytes(backend, kernel, example) == run_bytes(backend, kernel, example)
             require(same, kernel, example.label, "two calls with equal inputs differ in their bytes", REPEAT)
 

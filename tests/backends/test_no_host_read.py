@@ -13,7 +13,7 @@ from minimoe.engine.random import Rng
 from minimoe.model.transformer import Transformer
 from minimoe.reference import routers
 from minimoe.reference.loss import IGNORE
-from minimoe.testing.host_reads import watched
+from minimoe.testing.host_reads import note_reads
 from minimoe.testing.small_models import micro_batches, small_step
 from minimoe_numba.creation import Namespace
 from minimoe_numba.tape import written
@@ -26,7 +26,7 @@ def test_micro_batches_with_unequal_numbers_of_targets_are_weighed_without_a_rea
     inputs, targets = micro_batches(0)  # [A,B,T]
     targets[0, :2] = IGNORE
     arrays = step.arrays(0, 1e-2, inputs, targets)
-    with watched(backend) as reads:
+    with note_reads(backend) as reads:
         weights = step.weights(arrays[3])
         packed = step(*arrays)
     assert backend.to_host(weights).tolist() == [8 / 16, 24 / 16] and np.isfinite(backend.to_host(packed)).all()

@@ -12,7 +12,7 @@ from minimoe.reference.routers import ROUTERS
 from minimoe.reference.routing import Plan
 from minimoe.testing import LEVELS, ConformanceError, cases
 from minimoe.testing.kernels import EXAMPLES, advice
-from minimoe.testing.quick import few
+from minimoe.testing.quick import quick_examples
 from minimoe_numpy import NumpyBackend
 
 BACKENDS = {"numpy": load("numpy"), "numba": load("numba"), "strict": StrictBackend()}
@@ -243,7 +243,8 @@ def test_results_that_differ_between_calls_fail_repeatability():
 
 
 def test_quick_runs_an_example_of_odd_size_for_each_set_of_options():
-    labels = {kernel: [example.label for example in few(EXAMPLES[kernel]())] for kernel in ("swiglu", "adamw", "random_bits", "gate")}
+    kernels = ("swiglu", "adamw", "random_bits", "gate")
+    labels = {kernel: [example.label for example in quick_examples(EXAMPLES[kernel]())] for kernel in kernels}
     assert labels["swiglu"] == ["x [33,62], limit 0.0", "x [33,62], limit 2.0"]
     assert any("skipped" in label for label in labels["adamw"])
     assert any(int(label.split()[1].strip(",")) > 100 for label in labels["random_bits"])

@@ -8,7 +8,7 @@ from strict_backend import StrictBackend
 from minimoe.backend import load
 from minimoe.reference import routers
 from minimoe.testing import ConformanceError, cases
-from minimoe.testing.host_reads import watched
+from minimoe.testing.host_reads import note_reads
 
 
 class CopiesInGelu(StrictBackend):
@@ -73,17 +73,17 @@ def test_there_is_a_case_for_every_router_and_two_of_them_are_quick():
 
 def test_offsets_may_be_read_where_the_backend_says_so():
     backend = StrictBackend()
-    with watched(backend) as reads:
+    with note_reads(backend) as reads:
         assert backend.offsets_on_host(backend.from_host(np.array([0, 2], np.int32))) == [0, 2]
     assert reads.offsets == 1 and reads.found == []
 
 
-def test_the_watch_finds_each_way_to_read_and_leaves_nothing_behind():
+def test_each_way_to_read_is_noted_and_nothing_is_left_behind():
     backend = FrozenBackend()
     x = backend.from_host(np.ones(()))
     before = dict(vars(type(x))), dict(vars(backend))
     for read in (bool, int, float, np.asarray, lambda x: backend.to_host(x)):
-        with watched(backend) as reads:
+        with note_reads(backend) as reads:
             assert read(x) == 1
         assert [kernel for kernel, *_ in reads.found] == ["training"]
     assert (dict(vars(type(x))), dict(vars(backend))) == before
@@ -92,7 +92,7 @@ def test_the_watch_finds_each_way_to_read_and_leaves_nothing_behind():
 def test_arrays_that_can_be_read_without_waiting_may_be_read_by_the_backend_alone():
     backend = load("numba")
     x = backend.from_host(np.ones((), np.int32))
-    with watched(backend) as reads:
+    with note_reads(backend) as reads:
         int(x)  # here, as in code of the backend
         exec(compile("int(x)", "reference.py", "exec"), {"x": x, "__name__": "minimoe.reference.loss"})
     assert [place for _, _, place in reads.found] == ["reference.py, line 1"]
