@@ -15,7 +15,7 @@ from minimoe.cli.options import json_option, option, print_json
 @json_option
 @click.pass_context
 def backends(ctx: click.Context, as_json: bool) -> None:
-    """Show the backends here, and check them."""
+    """Show the installed backends; check one, or start a new one."""
     if ctx.invoked_subcommand is not None:
         return
     from minimoe.study.backends import backends_report, show_backends
@@ -31,13 +31,13 @@ def backends(ctx: click.Context, as_json: bool) -> None:
 @option("--level", metavar="L", help="only the cases of one level: array layer, kernels, gradients, ...")
 @option("--kernel", metavar="K", help="only the cases of one kernel, or of one part of the array layer")
 @option("--quick", is_flag=True, help="a few examples of each kernel in one dtype: for a backend that compiles each shape")
-@option("--timeout", type=click.FloatRange(0), default=60.0, metavar="SECONDS", help="for each case (default: 60); 0: see above")
+@option("--timeout", type=click.FloatRange(0), default=60.0, metavar="SECONDS", help="limit for each case (default: 60); 0: none")
 @json_option
 def check_backend(name: str, level: str | None, kernel: str | None, quick: bool, timeout: float, as_json: bool) -> None:
     """Run the conformance suite on a backend, and explain what fails.
 
-    The cases run in a process of their own. One that takes longer than --timeout is ended and counts as failed, as does one that
-    crashes; the others still run. With --timeout 0 all run in this process without a limit, as a debugger needs it.
+    The cases run in a separate process. A case that takes longer than --timeout is ended and counts as failed, as does one that
+    crashes; the others still run. With --timeout 0 all cases run in this process without a limit, as a debugger needs.
 
     Exit codes: 0 it conforms, 1 it does not, 2 a mistake in the command or a backend that cannot be loaded, 130 interrupted (the
     results so far are printed).
@@ -49,14 +49,14 @@ def check_backend(name: str, level: str | None, kernel: str | None, quick: bool,
 
 @backends.command(name="new")
 @click.argument("name")
-@option("--kind", type=click.Choice(["mutable", "immutable", "kernels", "device"]), required=True, help="what it is over (see above)")
+@option("--kind", type=click.Choice(["mutable", "immutable", "kernels", "device"]), required=True, help="what it is built on (see above)")
 @option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="the folder to write (default: minimoe-NAME)")
 def new_backend(name: str, kind: str, out: Path | None) -> None:
-    """Write a package with a backend of your own, which works as it is: replace it function by function.
+    """Write a package with a new backend, which works as it is, so that you can replace it function by function.
 
     \b
-    mutable    over a library whose arrays can be written, as PyTorch's
-    immutable  over a library whose arrays cannot be written, as JAX's
+    mutable    a library whose arrays can be written, such as PyTorch
+    immutable  a library whose arrays cannot be written, such as JAX
     kernels    your kernels over the arrays of a backend that exists
     device     a device with a compiler of its own
     """

@@ -1,4 +1,4 @@
-"""What `minimoe backends check` shows while it runs, and how it ends."""
+"""Runs `minimoe backends check`: shows its progress, and prints its report at the end."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def show_check(name: str, selection: dict[str, Any], limit: float, as_json: bool
 
 
 def _watch(report: Report, progress: Progress, limit: float) -> None:
-    """Run the cases in a process of their own, which ends with this one."""
+    """Run the cases in a separate process, which ends with this one."""
     with stop_signals(lambda: None) as stops, closing(check_watched(report.backend, report.selection, limit)) as events:
         for event in events:
             note(report, progress, event)
@@ -69,7 +69,7 @@ def here(name: str, selection: dict[str, Any]) -> Iterator[Begun | Result]:
 
 
 def note(report: Report, progress: Progress, event: Begun | Result | Printed | None) -> None:
-    """Take what happened into the report, and show it."""
+    """Add an event to the report, and show it."""
     if isinstance(event, Begun):
         report.cases = event.cases
         progress.begin(event.number, event.cases)
@@ -105,7 +105,7 @@ class Progress:
         return f"{text}  {self.case}" + (f"  {spent:.0f} s" if spent >= 2.0 else "")
 
     def draw(self) -> None:
-        """Show it, if it is time."""
+        """Draw the line again, unless that was done a moment ago."""
         pause = 0.1 if self.live else OFTEN
         if not self.shown or now() - self.last < pause:
             return

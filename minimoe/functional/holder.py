@@ -24,7 +24,7 @@ Value = Any
 
 
 class Library(Protocol):
-    """What a holder asks of its backend, `FunctionalBackend`."""
+    """What a holder needs from its backend, `FunctionalBackend`."""
 
     plain: Any
     xp: Any
@@ -43,7 +43,7 @@ class Library(Protocol):
 
 
 class View(NamedTuple):
-    """How a view reads its part of another holder, and how that holder's value looks with another part."""
+    """How a view reads its part of another holder, and how it computes that holder's value with the part replaced."""
 
     base: Holder
     read: Callable[[Value], Value]
@@ -267,7 +267,7 @@ class NotRecordable(Exception):
 
 
 class Recording:
-    """A step that is being recorded: its arrays have no numbers. `holders`: those that it may write, besides those that it makes."""
+    """A step that is being traced. `holders`: those that it may write, besides those that it makes."""
 
     def __init__(self, holders: list[Holder]) -> None:
         self.may_write = {id(holder) for holder in holders}

@@ -1,4 +1,4 @@
-"""A library's namespace of functions of immutable arrays, as one of functions of holders."""
+"""Turns a library's namespace, whose functions take immutable arrays, into one whose functions take holders."""
 
 from __future__ import annotations
 

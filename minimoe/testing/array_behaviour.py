@@ -1,4 +1,4 @@
-"""How arrays of a backend behave: views, writes, copies, dtypes, whole numbers, sorting. A part of the level "array layer".
+"""The part of the level "array layer" that checks how arrays behave: views, writes, copies, dtypes, integers, sorting.
 
 The references write into slices of flat buffers, and rely on what NumPy does there. A library whose arrays are immutable, or whose slices
 are copies, passes through a holder (`minimoe.functional`); what it gets wrong would show as a loss that is slightly off.
@@ -77,7 +77,7 @@ def scale(array: Any, value: Any) -> None:
 
 
 def check_seen(backend: Backend) -> None:
-    """What is written to the whole is seen in views that were made before, and what one view writes in another."""
+    """A write to the whole is seen in views that were made before, and a write to one view in the others."""
     xp = backend.xp
     whole = xp.zeros((12,), dtype=xp.float32)
     first, second = xp.reshape(whole[2:8], (2, 3)), whole[4:10]
@@ -167,7 +167,7 @@ def check_copies(backend: Backend) -> None:
             equal(backend, other, one, "copies", f"{what}, after the {written} was written", todo="Copy the numbers, not the reference")
 
 
-# ---- dtypes and whole numbers --------------------------------------------------------------------------------------------------------
+# ---- dtypes and integers -------------------------------------------------------------------------------------------------------------
 
 
 def check_dtypes(backend: Backend) -> None:

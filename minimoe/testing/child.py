@@ -1,7 +1,7 @@
 """The process in which `watched.py` runs cases: loads a backend, runs its cases, and reports a line of JSON for each thing that happens.
 
 {"cases": [...]} once, then {"begun": number} and {"ended": [status, seconds, message]} for each case, or {"error": text} for a mistake of
-the user. What a backend prints goes to standard error, so that it cannot stand among these lines.
+the user. What a backend prints goes to standard error, so that it does not mix with these lines.
 """
 
 from __future__ import annotations

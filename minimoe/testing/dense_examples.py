@@ -31,7 +31,7 @@ class Example:
     options: dict[str, Any] = field(default_factory=dict)
     call: Callable[..., Any] | None = None
     trim: Callable[[Any], Any] = _same
-    additions: int = 0  # one after the other, that a term of its longest sum may pass through, if they are many
+    additions: int = 0  # how many, one after the other, a term of its longest sum may pass through; 0: few
     exact: bool = False  # True: equal to the last bit, for numbers that are only copied or left alone
 
 
@@ -42,7 +42,7 @@ _others: ContextVar[bool] = ContextVar("others", default=False)
 
 @contextmanager
 def other_numbers() -> Iterator[None]:
-    """Within the block examples have the same shapes and options, and other numbers."""
+    """Within the block, examples keep their shapes and options and have other numbers."""
     token = _others.set(True)
     try:
         yield
@@ -117,7 +117,7 @@ class Forward:
 
 @dataclass(frozen=True)
 class BothHalves:
-    """Both halves of a composite kernel: the first `n_args` go forward; the others, then what was saved, backward; options to both."""
+    """Both halves of a composite kernel. The first `n_args` arguments go to the forward; the others, and what it saved, to the backward."""
 
     kernel: str
     n_args: int

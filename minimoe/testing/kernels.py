@@ -35,7 +35,7 @@ from minimoe.testing.tolerances import KERNELS, long_sum
 from minimoe.testing.training_examples import TRAINING
 
 EXAMPLES: dict[str, Examples] = {**DENSE, **TRAINING, **ROUTED}
-ANY_DTYPE = {"random_bits", "uniform", "normal", "route"}  # results that do not depend on the dtype of the model
+ANY_DTYPE = {"random_bits", "uniform", "normal", "route"}  # their results do not depend on the dtype of the model
 PAIRS = 8  # examples of a kernel that are called again with other numbers
 GOLDEN = 0.618034  # its multiples are spread evenly and meet no period of the examples' options
 BESIDE = 7.0
@@ -43,7 +43,7 @@ MARGIN = 64  # elements on either side of an `out`, which is a part of a flat bu
 
 
 def kernel_cases(backend: Backend) -> Iterator[Case]:
-    """Return two cases for each kernel and dtype: at many small sizes, and at sizes that are beyond tiles and counters."""
+    """Yield two cases for each kernel and dtype: one at many small sizes, one at sizes beyond tiles and counters."""
     for kernel in kernel_names():
         for dtype in backend.dtypes[: 1 if kernel in ANY_DTYPE else None]:
             check = partial(check_kernel, backend, kernel, dtype)
@@ -242,7 +242,7 @@ def replaced_at(result: Any, place: int, part: Any) -> Any:
 
 
 def check_two_calls(first: Run, second: Run) -> None:
-    """Call a kernel with two inputs of the same shapes, then with one that was written in place: each result must be right and stay so."""
+    """Call a kernel with two inputs of the same shapes, then after its inputs were written in place: each result must be right and stay."""
     with np.errstate(all="ignore"):
         expected = first.expected(), second.expected()
         one, two = (to_device(run.backend, run.given, run.dtype) for run in (first, second))

@@ -1,4 +1,4 @@
-"""Inputs beyond what tiles and counters of fast kernels assume, and sums so long that the way in which they are taken shows.
+"""Inputs beyond what tiles and counters of fast kernels assume, and sums so long that the order of their additions shows.
 
 More rows than a counter of 16 bits or a grid of 65,535 blocks has, more columns than a block has threads, more experts than a register
 or a warp holds, more targets than float32 counts one by one (2^24), and long sums of terms of one sign, whose rounding errors add up

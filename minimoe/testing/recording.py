@@ -1,9 +1,9 @@
 """The level "recording": steps repeated from a recording give what plain steps give.
 
-To the last bit if the backend promises it (`exact_recording`), else to rounding. A step in the backend's first dtype must be recorded, not
-refused. What changes from step to step must be read anew (the arguments, the learning rate, the count of steps, the draws of dropout), what
-is kept must be kept (weights, moments, counters, the cache), and what was returned must stay. A backend that does not override `record` has
-no cases.
+They agree to the last bit if the backend promises it (`exact_recording`), else to rounding. A step in the backend's first dtype must be
+recorded, not refused. What changes from step to step must be read again (the arguments, the learning rate, the count of steps, the draws of
+dropout), what is kept must be kept (weights, moments, counters, the cache), and what was returned must stay. A backend that does not
+override `record` has no cases.
 """
 
 from __future__ import annotations

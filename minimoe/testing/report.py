@@ -1,4 +1,4 @@
-"""What `minimoe backends check` says at the end: how many cases passed, which failed, and what to do about it first."""
+"""Writes the report of `minimoe backends check`: how many cases passed, which failed, and what to fix first."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HEADINGS = {FAILED: "FAILED", TIMEOUT: "TIMED OUT", CRASHED: "CRASHED"}
 
 @dataclass
 class Report:
-    """The results of a check, as far as it came."""
+    """The results of a check so far."""
 
     backend: str
     selection: dict[str, Any]  # the arguments of `cases`

@@ -21,7 +21,7 @@ CHECK_GRADS = 1e-6
 
 
 def long_sum(dtype: str, additions: int) -> float:
-    """Return how far a sum may be off whose terms pass through so many additions, one after the other, relative to terms of one sign.
+    """Return the relative error of a sum of terms of one sign, each of which passes through that many additions, one after the other.
 
     Each addition rounds by at most u, the unit roundoff of the dtype that sums (float32 at least), so that c of them are off by at most
     c u to first order (Higham, Accuracy and Stability of Numerical Algorithms, section 4.2). Roundings of terms of random signs cancel;

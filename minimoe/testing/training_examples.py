@@ -110,7 +110,7 @@ STEPS = [
 
 
 class Noted:
-    """Stands for a backend in an optimizer's update, and notes the kernel that it calls, with arguments and options."""
+    """Takes the place of a backend in an optimizer's update, and keeps the kernel calls with their arguments and options."""
 
     xp = np
 

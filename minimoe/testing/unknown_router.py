@@ -1,4 +1,4 @@
-"""Examples of a router that a backend cannot know, as those of other packages: it must pass the rule on to the reference.
+"""Examples of a router that a backend cannot know, like those of other packages: the backend must call the reference.
 
 The router is in the table of routers only while an example runs. Its formulas are those of no other router: the k smallest logits, weighed
 by their hyperbolic tangent.

@@ -1,7 +1,7 @@
-"""Runs conformance cases in a process of their own (`child.py`), so that one that hangs or crashes is named and the others still run.
+"""Runs conformance cases in a child process (`child.py`), so that one that hangs or crashes is named and the others still run.
 
 The process is a fresh interpreter, since many libraries do not survive a fork. It is ended when a case takes longer than the limit, and
-another one goes on with the next case. It is in a session of its own: an interrupt from the terminal reaches the parent alone, which ends
+another one goes on with the next case. It runs in its own session: an interrupt from the terminal reaches the parent alone, which ends
 it. If the parent is killed, the child ends with its standard input, or, if it hangs, at the limit of its case.
 """
 
@@ -39,7 +39,7 @@ TOO_LATE = "Timeout ("
 STACK = ("Fatal Python error: ", TOO_LATE)  # how Python's faulthandler begins
 FRAME = re.compile(r'\s+File "(.*)", line (\d+) in (.*)')
 FRAMES = 2  # shown, innermost first
-WORDS = 3  # lines that a backend printed last, shown if it crashes
+LAST_LINES = 3  # of what a backend printed, shown if it crashes
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Child:
         self.running: Listed | None = None
         self.next = first  # the case that begins next
         self.began, self.allowed = now(), LOADING
-        self.words: deque[str] = deque(maxlen=WORDS)
+        self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
         self.stack: list[str] = []
         self.ended = False
         given = {"path": sys.path, "name": name, "selection": selection, "first": first, "limit": limit}
@@ -121,10 +121,10 @@ class Child:
             yield self.lost(late or any(line.startswith(TOO_LATE) for line in self.stack))
         elif not self.cases or self.first == self.next < len(self.cases):
             how = f"not loaded after {self.allowed:g} s" if late else f"the process that loads it {self.end_text()}"
-            raise UserError(f"backend {self.name}: {how}{self.place()}{self.last_words()}")
+            raise UserError(f"backend {self.name}: {how}{self.place()}{self.printed_last()}")
 
     def event(self, kind: str, line: str) -> Iterator[Begun | Result | Printed]:
-        """Yield what a line of the process says."""
+        """Yield what a line from the process reports."""
         if not line:
             return
         if kind == "printed":
@@ -133,7 +133,7 @@ class Child:
                 if os.environ.get("MINIMOE_DEBUG") != "1":
                     return
             else:
-                self.words.append(line)
+                self.last_lines.append(line)
             yield Printed(line)
             return
         ((what, value),) = json.loads(line).items()
@@ -143,7 +143,7 @@ class Child:
             self.cases = [Listed(*fields) for fields in value]
         elif what == "begun":
             self.running, self.next, self.began, self.allowed = self.cases[value], value + 1, now(), self.limit + GRACE
-            self.words.clear()
+            self.last_lines.clear()
             yield Begun(value, self.cases)
         else:
             assert self.running is not None
@@ -161,7 +161,7 @@ class Child:
                 os.killpg(self.process.pid, signal.SIGKILL)
             else:
                 self.process.kill()
-        with suppress(subprocess.TimeoutExpired):  # a driver may hold it
+        with suppress(subprocess.TimeoutExpired):  # a driver can delay the end of a killed process
             self.process.wait(GRACE)
         for reader in self.readers:
             reader.join(GRACE)
@@ -170,7 +170,7 @@ class Child:
                 if stream is not None:
                     stream.close()
 
-    # ---- what is known of a case that did not come to its end ------------------------------------------------------------------------
+    # ---- what is known of a case that did not end --------------------------------------------------------------------------------------
 
     def lost(self, late: bool) -> Result:
         """Return the result of the case that was running: too late, or crashed."""
@@ -178,7 +178,7 @@ class Child:
         if late:
             text = f"It was not done after {self.limit:g} s{self.place()}. If it is only slow, --timeout gives it longer"
             return Result(self.running, TIMEOUT, self.limit, text)
-        return Result(self.running, CRASHED, now() - self.began, f"The process {self.end_text()}{self.place()}{self.last_words()}")
+        return Result(self.running, CRASHED, now() - self.began, f"The process {self.end_text()}{self.place()}{self.printed_last()}")
 
     def end_text(self) -> str:
         code = self.process.returncode
@@ -194,5 +194,5 @@ class Child:
         shown = [f"{function} ({os.path.join(*file.split(os.sep)[-2:])}, line {line})" for file, line, function in frames[:FRAMES]]
         return f", in {', called by '.join(shown)}" if shown else ""
 
-    def last_words(self) -> str:
-        return f". It printed: {' '.join(self.words)}" if self.words else ""
+    def printed_last(self) -> str:
+        return f". It printed: {' '.join(self.last_lines)}" if self.last_lines else ""

@@ -73,7 +73,7 @@ class Backlog:
         self.packed: list[Array] = []
         self.known: list[dict[str, Any]] = []  # step, lr
         self.seconds: list[float] = []  # of the host, and of the waits so far
-        self.settled = 0  # the first so many have been waited for
+        self.settled = 0  # how many steps, from the first, have been waited for
 
     def add(self, packed: Array, seconds: float, *, step: int, lr: float) -> None:
         """Keep a step's figures without reading them. `seconds`: how long the host took to launch it."""

@@ -65,7 +65,7 @@ class Trainer:
         experts = config.model.moe.n_experts if config.model.moe else 0
         self.backlog = Backlog(self.backend, self.layers, experts, self.task.tokens_per_step)
         self.step = 0  # steps done
-        self.alone = self.backend.warm_up + 1  # so many steps more are waited for one by one: they compile kernels, or record the step
+        self.alone = self.backend.warm_up + 1  # steps still to be waited for one by one: they compile kernels, or record the step
         self.resumed = False
         self.metrics_sha256: str | None = None  # of the metrics up to the checkpoint that was resumed
         self.stops: list[int] = []  # signals that ask for an end

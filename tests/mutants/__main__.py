@@ -1,4 +1,4 @@
-"""Measures the conformance suite: how many small changes of a whole backend does it see?
+"""Measures how many small changes of a whole backend the conformance suite sees.
 
     PYTHONPATH=tests:backends python -m mutants --seed 1                  # 100 mutants of tests/toy_backend/, sampled by a seed
     PYTHONPATH=tests:backends python -m mutants --seed 1 --count 20 --file norms.py

@@ -14,7 +14,7 @@ buffer reuse      what np.empty, zeros, ones, full (and _like) make is made once
                   buffer gets the name of the next one in its file
 
 Not mutated: annotations, strings, imports, and defaults of parameters, which loading compares with the contract's. A constant or statement
-belongs to the most special operator alone: bounds and axes are no constants.
+is changed by the most specific operator alone: bounds and axes do not count as constants.
 """
 
 import ast

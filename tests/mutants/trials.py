@@ -34,7 +34,7 @@ TIME_FACTOR, TIME_MORE = 4.0, 20.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """Who caught a mutant: a case, or `load`, `crash` or `hang`; or nobody: `SURVIVED`."""
+    """What caught a mutant: a case, `load`, `crash` or `hang`; or `SURVIVED`."""
 
     mutant: Mutant
     caught_by: str

@@ -15,11 +15,11 @@ from minimoe.backend import Array, Backend, BackendUnavailable
 from minimoe.functional import FunctionalBackend, Holder, on_library_arrays
 from minimoe.functional.backend import Pure
 
-WRITES = 64  # so many writes later they are computed: a graph that nobody reads would grow from step to step
+WRITES = 64  # they are computed after so many: a graph that nobody reads would grow from step to step
 
 
 class Namespace:
-    """`mlx.core` by the Array API standard. Sums over no elements are 0: MLX's own may never end on a CPU (MLX 0.32.4)."""
+    """`mlx.core` with the names of the Array API standard. Sums over no elements are 0: MLX's own may never end on a CPU (MLX 0.32.4)."""
 
     bool = mx.bool_
     argsort = staticmethod(lambda x, axis=-1, stable=True: mx.argsort(x, axis=axis).astype(mx.int32))  # it is stable, with NaN last
@@ -48,7 +48,7 @@ class Namespace:
 
 
 def is_long(x: Array, terms: int) -> bool:
-    """True if sums of so many terms need float64: on a CPU, where MLX adds one number after another in float32."""
+    """Return True if sums of that many terms need float64: on a CPU, where MLX adds one number after another in float32."""
     return terms > 2**15 and x.dtype == mx.float32 and mx.default_device() == mx.cpu
 
 

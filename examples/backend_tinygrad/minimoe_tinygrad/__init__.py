@@ -1,7 +1,7 @@
 """tinygrad's tensors as a minimoe backend: the array layer, and steps that TinyJit repeats. An example of backends/README.md.
 
-tinygrad computes when a number is asked for: it fuses what it can into kernels, and compiles each of them for its shapes. Its environment
-variable DEV names the device; without it, tinygrad chooses. Its autograd is not used, since minimoe has its own.
+tinygrad computes lazily, when a number is read: it fuses what it can into kernels, and compiles each of them for its shapes. The variable
+DEV of the environment names the device; without it, tinygrad chooses. Its autograd is not used, since minimoe has its own.
 """
 
 import math
@@ -24,7 +24,7 @@ KINDS = {"bool": (dtypes.bool,), "integral": dtypes.ints, "real floating": dtype
 
 
 def argsort(x: Value, axis: int = -1, stable: bool = True) -> Value:
-    """Count who stands before each, NaN last: n^2 comparisons in two kernels, where tinygrad's own sort compiles dozens."""
+    """Count the elements that sort before each, NaN last: n^2 comparisons in two kernels, where tinygrad's own sort compiles dozens."""
     x = x.transpose(axis, -1)
     place, nan, mine, other = Tensor.arange(x.shape[-1]), x != x, x.unsqueeze(-1), x.unsqueeze(-2)  # mine [...,n,1], other [...,1,n]
     less = (other < mine) | (nan.unsqueeze(-1) & ~nan.unsqueeze(-2))
@@ -35,13 +35,13 @@ def argsort(x: Value, axis: int = -1, stable: bool = True) -> Value:
 
 
 def full(shape: Any, value: Any, dtype: Any = None) -> Value:
-    """A constant: it takes no memory, and every kernel that reads it has it in its code."""
+    """Return a constant: it takes no memory, since it is part of the code of every kernel that reads it."""
     dtype = dtype or {bool: dtypes.bool, int: dtypes.int32, float: dtypes.float32}[type(value)]
     return Tensor.full(shape if isinstance(shape, tuple) else (shape,), value, dtype=dtype, buffer=False)
 
 
 def maximum_of(x: Value, axis: Any = None, keepdims: bool = False) -> Value:
-    """tinygrad's own passes over NaN."""
+    """Return the maximum, NaN if there is one, which tinygrad's own passes over."""
     return (x != x).any(axis, keepdims).where(math.nan, x.max(axis, keepdims)) if x.is_floating_point() else x.max(axis, keepdims)
 
 

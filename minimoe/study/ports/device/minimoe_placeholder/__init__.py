@@ -1,7 +1,7 @@
 """The backend `placeholder` of minimoe: a device of its own, whose compiler makes its kernels (`device.py`, `kernels.py`).
 
 The processor stands in for your device and NumPy for its arrays, so that everything here works from the first minute. Replace it function
-by function; the comments say by what. After each, run `minimoe backends check placeholder --kernel NAME`. A device without an array
+by function; the comments say with what. After each, run `minimoe backends check placeholder --kernel NAME`. A device without an array
 library needs one first: even the simplest array functions (`minimoe.testing.array_layer.XP_FUNCTIONS`) are kernels there.
 """
 

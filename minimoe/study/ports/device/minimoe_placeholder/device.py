@@ -1,7 +1,7 @@
 """The device: what compiles a kernel, launches it, waits for it, and says how much memory is free.
 
 The processor stands in for your device, and Numba for its compiler, so that everything here works from the first minute. Replace each
-function by your device's; the comments say by what. `kernels.py` has the sources, `__init__.py` the array layer.
+function by your device's; the comments say with what. `kernels.py` has the sources, `__init__.py` the array layer.
 """
 
 import math

@@ -1,7 +1,7 @@
 """The backend `placeholder` of minimoe: a library whose arrays cannot be written. Every kernel is minimoe's reference.
 
 `standin.py`, immutable arrays over NumPy, stands in for your library, so that everything here works from the first minute. Replace it
-function by function; the comments say by what. After each, run `minimoe backends check placeholder --kernel NAME`. At the end, delete
+function by function; the comments say with what. After each, run `minimoe backends check placeholder --kernel NAME`. At the end, delete
 `standin.py`. minimoe writes into arrays: `minimoe.functional` keeps yours in holders, and what you write here never sees one.
 """
 

@@ -1,4 +1,4 @@
-"""A library of immutable arrays, over NumPy, that stands in for yours.
+"""A library of immutable arrays over NumPy, in place of yours.
 
 It has `standin.exp(x)`, `x + y` and `x[1:]`, but neither `x[1:] = y` nor `x += y`.
 Delete this file when `__init__.py` imports your library.

@@ -1,7 +1,7 @@
 """The backend `placeholder` of minimoe: the array layer over a library whose arrays can be written. Every kernel is minimoe's reference.
 
 NumPy stands in for your library, so that everything here works from the first minute. Replace it function by function; the comments
-say by what. After each, run `minimoe backends check placeholder --kernel NAME`.
+say with what. After each, run `minimoe backends check placeholder --kernel NAME`.
 """
 
 from typing import Any
