@@ -40,6 +40,7 @@ class Library(Protocol):
 
     def to_host(self, array: Any) -> np.ndarray[Any, Any]:
         """Return a copy in a NumPy array."""
+        ...
 
 
 class View(NamedTuple):
