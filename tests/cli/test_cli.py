@@ -364,10 +364,11 @@ def test_a_check_that_fails_says_what_and_ends_with_1(wrong: None, capsys: pytes
 
 def test_a_check_shows_the_lowest_level_that_fails_and_names_the_others(wrong: None, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, "backends", "check", "wrong", *HERE)
-    assert code == 1 and out.startswith("FAILED scatter_add, level array layer\n") and out.count("FAILED") == 1
-    rest = " ".join(out.split("Failed too, and may pass when this does: ")[1].split("\n\n")[0].split()).split("; ")
-    assert [level.split(": ")[0] for level in rest] == ["kernels", "gradients", "curve", "repeatability"]
-    assert "swiglu, " in rest[0] and "sum_of_squares" in rest[0] and rest[2] == "curve: training"
+    assert code == 1 and out.startswith("FAILED scatter_add, level array layer\n")
+    assert "FAILED scatter_add, large, level array layer\n" in out and out.count("FAILED") == 2
+    rest = " ".join(out.split("Failed too, and may pass when these do: ")[1].split("\n\n")[0].split()).split("; ")
+    assert [level.split(": ")[0] for level in rest] == ["kernels", "gradients", "host reads", "curve", "repeatability"]
+    assert "swiglu, " in rest[0] and "sum_of_squares" in rest[0] and rest[2:4] == ["host reads: training", "curve: training"]
     assert "Fix scatter_add first, then check again:\n  minimoe backends check wrong --kernel scatter_add\n" in out
     code, out, _ = call(capsys, "backends", "check", "wrong", *HERE, "--kernel", "scatter_add")
     assert code == 1 and "FAILED scatter_add" in out
