@@ -10,8 +10,15 @@ KERNELS = {"float64": 1e-11, "float32": 1e-5, "float16": 5e-3, "bfloat16": 4e-2}
 GRADIENTS = {"float64": 1e-10, "float32": 5e-5}
 """An operation through autograd: outputs and the gradients of its inputs, a few kernels one after another."""
 
-CURVE = {"float64": 1e-10, "float32": 1e-3}
-"""The loss over 20 training steps: relative, each step."""
+CURVE = {"float64": 1e-10, "float32": 5e-5}
+"""The loss and the gradient's norm over 20 training steps: relative, each step.
+
+Measured in float32 against NumPy's float64, the main curve's norm was off by up to 5.6e-6 on NumPy and 1.4e-5 on Numba, without a choice of
+experts that flipped: none is nearly tied (tests/testing/test_curve_level.py).
+"""
+
+CURVE_START = {"float64": 1e-10, "float32": 1e-5}
+"""The same over the first six steps, where rounding has not grown yet: 2.5e-6 at most on Numba's main curve."""
 
 RECORDING = {"float64": 1e-10, "float32": 1e-4}
 """Recorded steps against plain ones, of a backend that promises them to rounding: figures, weights and moments after a few steps."""

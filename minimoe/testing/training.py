@@ -1,78 +1,98 @@
-"""The level "curve" trains a tiny Mixture of Experts for 20 steps; "repeatability" runs everything twice and compares the bytes."""
+"""The level "curve" trains small Mixtures of Experts; "repeatability" runs everything twice and compares the bytes.
+
+The main curve has 20 steps of two micro-batches, dropout and swiglu; another has gelu. Each router and
+optimizer of the tables has a curve of a few steps.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache, partial
-from typing import Any
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from minimoe.backend import Backend, kernel_names
+from minimoe.reference import optimizers, routers
 from minimoe.testing.conformance import Case, is_array, leaves, require, to_device, tree_map
 from minimoe.testing.dense_examples import Example, reference
 from minimoe.testing.kernels import EXAMPLES, Run
 from minimoe.testing.quick import quick_examples
-from minimoe.testing.tolerances import CURVE
+from minimoe.testing.small_models import micro_batches, small_step
+from minimoe.testing.tolerances import CURVE, CURVE_START
+
+if TYPE_CHECKING:
+    from minimoe.training.step import Step
+
+Figures: TypeAlias = npt.NDArray[np.float64]
 
 STEPS = 20
+RATE = 3e-3
+SEED, SEED_BY_EXPERT = 1, 14  # with these no choice of experts, or of tokens by experts, is nearly tied
+FIGURES = ("loss", "gradient's norm")
+LOSS_AT, NORM_AT = 3, 0  # in a step's packed figures (minimoe/training/metrics.py)
+FEW = 6  # steps of the curves of single routers and optimizers
+
+MAIN: dict[str, Any] = {"moe": {"router": "softmax_topk"}, "dropout": 0.1}
+"""The model of the longest curve, besides what `curve_step` gives all of them."""
 
 
 def curve_cases(backend: Backend) -> Iterator[Case]:
-    """Return a case for each dtype in which whole models are trained."""
+    """Yield the main curve in each dtype in which whole models are trained; then, in the first, gelu, and each router and optimizer."""
     for dtype in backend.dtypes:
         if dtype in CURVE:
             check = partial(check_curve, backend, dtype)
             yield Case(f"{STEPS} training steps [{dtype}]", "curve", "training", check, dtype == backend.dtypes[0])
+    dtype = backend.dtypes[0]
+    if dtype in CURVE:
+        for label in curves():
+            steps = FEW if "router" in label or "optimizer" in label else STEPS
+            check = partial(check_curve, backend, dtype, label, steps)
+            yield Case(f"{steps} training steps, {label} [{dtype}]", "curve", "training", check, quick=False)
 
 
-def check_curve(backend: Backend, dtype: str) -> None:
-    got, expected = np.array(train(backend, dtype)), np.array(expected_curve())
-    error = np.abs(got - expected) / expected
-    step = int(np.argmax(~(error <= CURVE[dtype])))
-    what = f"the loss is {got[step]:.12g}, NumPy's float64 has {expected[step]:.12g}, tolerance {CURVE[dtype]:.3g} (relative)"
-    todo = "If the levels below pass, an optimizer or the order of a sum differs"
-    require(bool(np.all(error <= CURVE[dtype])), "training", f"step {step} of {STEPS} [{dtype}]", what, todo)
+def curves() -> dict[str, dict[str, Any]]:
+    """Return the models besides the main one, with their labels."""
+    others: dict[str, dict[str, Any]] = {"activation gelu": {"activation": "gelu", "moe": {"router": "softmax_topk"}}}
+    others = others | {f"router {name}": {"moe": {"router": name}, "seed": seed_for(name)} for name in routers.names()}
+    return others | {f"optimizer {name}": {"optimizer": name} for name in optimizers.names()}
 
 
-@lru_cache(maxsize=1)
-def expected_curve() -> tuple[float, ...]:
-    return tuple(train(reference(), "float64"))
+def seed_for(router: str) -> int:
+    return SEED_BY_EXPERT if routers.find(router).by_expert else SEED
 
 
-def tiny_model(backend: Backend, dtype: str) -> Any:
-    """Return a model of two layers, one dense and one with four experts, two for each token."""
-    from minimoe.config import ModelConfig, MoEConfig
-    from minimoe.model.transformer import Transformer
-
-    moe = MoEConfig(n_experts=4, top_k=2, d_hidden=12, layers=(1,))
-    config = ModelConfig(d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, d_hidden=24, max_seq_len=12, vocab_size=19, moe=moe)
-    return Transformer(config, seed=0, dtype=dtype, backend=backend)
-
-
-def batch(step: int) -> Any:
-    """Return sequences that count up by one or two, which a model can learn.   -> [4,13] int32"""
-    rng = np.random.default_rng([5, step])
-    starts, strides = rng.integers(0, 19, (4, 1)), rng.integers(1, 3, (4, 1))
-    return ((starts + strides * np.arange(13)) % 19).astype(np.int32)
+def check_curve(backend: Backend, dtype: str, label: str = "", steps: int = STEPS) -> None:
+    """Compare the loss and the gradient's norm of each step with those of NumPy's float64."""
+    got, expected = train(backend, dtype, label, steps), expected_curve(label, steps)
+    error = np.abs(got - expected) / np.abs(expected)  # [steps,2]
+    bounds = np.where(np.arange(steps) < FEW, CURVE_START[dtype], CURVE[dtype])  # [steps]
+    right = error <= bounds[:, None]
+    step, figure = np.unravel_index(int(np.argmax(~right)), right.shape)
+    what = f"the {FIGURES[figure]} is {got[step, figure]:.12g}, NumPy's float64 has {expected[step, figure]:.12g}"
+    where = f"{label or 'router softmax_topk, optimizer adamw'}, step {step} of {steps} [{dtype}]"
+    todo = "If the levels below pass, an optimizer, a router, a micro-batch's weight or the order of a sum differs"
+    require(bool(right.all()), "training", where, f"{what}, tolerance {bounds[step]:.3g} (relative)", todo)
 
 
-def train(backend: Backend, dtype: str) -> list[float]:
-    """Return the loss before each of 20 steps."""
-    from minimoe.training import optim
+@cache
+def expected_curve(label: str = "", steps: int = STEPS) -> Figures:
+    return train(reference(), "float64", label, steps)
 
-    model = tiny_model(backend, dtype)
-    optimizer = optim.AdamW(model.parameters(), lr=1e-3)
-    losses = []
-    for step in range(STEPS):
-        tokens = batch(step)
-        inputs, targets = (backend.from_host(np.ascontiguousarray(part)) for part in (tokens[:, :-1], tokens[:, 1:]))
-        parts = model.loss(inputs, targets, rng=None)
-        parts.total.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(float(parts.total.item()))
-    return losses
+
+def curve_step(backend: Backend, dtype: str, label: str = "") -> Step:
+    """Return the step of a model of two dense and two routed layers, with weights so large that hardly any two logits are nearly equal."""
+    settings: dict[str, Any] = {"seed": SEED, **(curves()[label] if label else MAIN)}
+    return small_step(backend, dtype, n_layers=4, init_std=0.2, **settings)
+
+
+def train(backend: Backend, dtype: str, label: str = "", steps: int = STEPS) -> Figures:
+    """Return the loss before each step, and the norm of its gradient.   -> [steps,2]"""
+    step = curve_step(backend, dtype, label)
+    packed = [step(*step.arrays(number, RATE, *micro_batches(number))) for number in range(steps)]
+    figures = np.array([np.asarray(backend.to_host(array), dtype=np.float64) for array in packed])
+    return np.ascontiguousarray(figures[:, [LOSS_AT, NORM_AT]])
 
 
 # ---- repeatability ----------------------------------------------------------------------------------------------------------------------
@@ -110,4 +130,5 @@ def to_host_exact(backend: Backend, result: Any) -> Any:
 
 def check_training_repeats(backend: Backend) -> None:
     dtype = backend.dtypes[0]
-    require(train(backend, dtype) == train(backend, dtype), "training", f"{STEPS} steps [{dtype}]", "two runs differ", REPEAT)
+    same = train(backend, dtype).tobytes() == train(backend, dtype).tobytes()
+    require(same, "training", f"{STEPS} steps [{dtype}]", "two runs differ", REPEAT)

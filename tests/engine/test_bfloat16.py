@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 from cuda_on_cpu.arrays import BFLOAT16, HostArrays
+from tiny_models import batch
 
 import minimoe as mm
 from minimoe.errors import ConfigError
-from minimoe.testing.training import batch
 
 REFERENCES = HostArrays()
 SMALL = {"d_model": 16, "n_layers": 2, "n_heads": 4, "d_hidden": 24, "max_seq_len": 12, "vocab_size": 19}

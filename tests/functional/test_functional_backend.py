@@ -5,6 +5,7 @@ import pytest
 from frozen_backend import CompilingBackend, FrozenBackend
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_models import batch, tiny_model
 
 from minimoe.backend import check_overrides, load, use_backend
 from minimoe.config import ModelConfig
@@ -15,7 +16,6 @@ from minimoe.generation.decoding import Decoder
 from minimoe.model.transformer import Transformer
 from minimoe.reference.expert import ExpertKernels
 from minimoe.testing import cases
-from minimoe.testing.training import batch, tiny_model
 from minimoe.training import optim
 from minimoe.training.step import Step
 
