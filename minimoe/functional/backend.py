@@ -129,7 +129,8 @@ class FunctionalBackend(Backend):
             after, result = step(before, arguments)
         except Exception as error:  # libraries raise errors of their own for what they cannot trace
             replace([*state, *work.inputs], [*before, *arguments])
-            say(str(error) if isinstance(error, NotRecordable) else f"{type(error).__name__}: {str(error).splitlines()[0]}")
+            first_line = next(iter(str(error).splitlines()), "it says nothing more")
+            say(str(error) if isinstance(error, NotRecordable) else f"{type(error).__name__}: {first_line}")
             work()
             return None
         finally:

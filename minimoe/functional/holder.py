@@ -146,7 +146,7 @@ class Holder:
     def __getitem__(self, index: Any) -> Holder:
         """Return a view for ints, slices, Ellipsis and None; for index arrays a new holder."""
         parts = index if isinstance(index, tuple) else (index,)
-        if not all(part is None or part is Ellipsis or isinstance(part, int | slice) for part in parts):
+        if not all(part is None or part is Ellipsis or isinstance(part, int | np.integer | slice) for part in parts):
             return Holder(self.value[values_of(index)], self.library)
         if None in parts:
             return self[tuple(part for part in parts if part is not None)].reshape(tuple(self.value[index].shape))

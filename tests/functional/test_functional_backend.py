@@ -187,6 +187,19 @@ def test_what_a_compiled_step_would_repeat_wrongly_is_refused(read, why):
         assert refused(read, np.ones(2))[1].endswith(why)
 
 
+def test_an_error_without_a_message_is_named():
+    class Refusing(FrozenBackend):
+        def compile(self, function):
+            def step(state, arguments):
+                raise NotImplementedError
+
+            return step
+
+    backend, said = Refusing(), []
+    call = Recorded(lambda x: x * 2.0, backend, said.append)
+    assert call(backend.from_host(np.ones(2))).tolist() == [2, 2] and said[0].endswith(": NotImplementedError: it says nothing more")
+
+
 def test_state_of_one_buffer_is_not_donated_twice():
     backend = CompilingBackend()
     x = backend.from_host(np.ones(2))

@@ -103,3 +103,10 @@ def test_views_that_nobody_holds_do_not_live_on():
 def test_a_tensor_of_holders_is_read_by_other_libraries_through_dlpack():
     x = mm.tensor(np.arange(3.0), backend=FROZEN)
     assert isinstance(x.data, Holder) and np.from_dlpack(x).tolist() == [0, 1, 2]
+
+
+def test_an_integer_of_numpy_gives_a_view_as_one_of_python_does():
+    x = FROZEN.from_host(np.zeros((3, 2), np.float32))
+    row = x[np.int64(1)]
+    row += 2.0
+    assert FROZEN.to_host(x).tolist() == [[0, 0], [2, 2], [0, 0]]
