@@ -46,7 +46,7 @@ def check_name(name: str) -> None:
     """Raise `UserError` unless a backend may have this name: it becomes a distribution, a Python package and an argument."""
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) or len(name) > 40:
         raise UserError(f"{name!r} cannot be the name of a backend: at most 40 lower-case letters and digits, with single `-` between them")
-    if keyword.iskeyword(name) or name in ("auto", MARK):
+    if keyword.iskeyword(name) or name == "auto" or MARK in name:
         raise UserError(f"{name!r} cannot be the name of a backend: the word has a meaning of its own")
     package = package_of(name)
     if name in available() or find_spec(package):

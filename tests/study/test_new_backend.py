@@ -108,6 +108,7 @@ WRONG = {
     "class": "the word has a meaning of its own",
     "auto": "the word has a meaning of its own",
     "placeholder": "the word has a meaning of its own",
+    "my-placeholder": "the word has a meaning of its own",
     "numba-cuda": "'numba-cuda' is taken: the backend or its package, minimoe_numba_cuda, is installed here",
 }
 
