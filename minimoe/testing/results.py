@@ -12,6 +12,7 @@ from minimoe.backend import Backend, kernel_names, overridden
 from minimoe.testing.conformance import Case, ConformanceError
 
 PASSED, FAILED, TIMEOUT, CRASHED = STATUSES = ("passed", "failed", "timeout", "crashed")
+LONGEST = 4000  # characters of an error's text that are kept
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,22 @@ def run_case(case: Listed, run: Case) -> Result:
     began = time.perf_counter()
     try:
         run.run()
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a library that calls sys.exit fails this case, and does not end the check
         return Result(case, FAILED, time.perf_counter() - began, _said(error))
     return Result(case, PASSED, time.perf_counter() - began, "")
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     if os.environ.get("MINIMOE_DEBUG") == "1":
         traceback.print_exception(error)
+    try:
+        text = str(error)
+    except Exception as second:
+        text = f"its message raises {type(second).__name__}"
+    text = text.encode("utf-8", "backslashreplace").decode()  # parts of file names that are not Unicode cannot be printed
+    if len(text) > LONGEST:
+        text = f"{text[:LONGEST]}... ({len(text)} characters)"
     if isinstance(error, ConformanceError) and error.__cause__ is None:
-        return str(error)
-    text = str(error) if isinstance(error, ConformanceError) else f"It raised {type(error).__name__}: {error}"
-    return f"{text} (MINIMOE_DEBUG=1 shows the traceback)"
+        return text
+    raised = "" if isinstance(error, ConformanceError) else f"It raised {type(error).__name__}: "
+    return f"{raised}{text} (MINIMOE_DEBUG=1 shows the traceback)"

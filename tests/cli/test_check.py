@@ -24,12 +24,20 @@ import ctypes, os, sys, time
 from pathlib import Path
 from minimoe_numpy import NumpyBackend
 
+class Silent(Exception):
+    def __str__(self):
+        raise RuntimeError
+
 DO = {
     "sleep": lambda: time.sleep(600),
     "native": lambda: ctypes.PyDLL(None).sleep(600),  # holds the interpreter's lock
     "segfault": lambda: ctypes.string_at(0),
     "exit": lambda: (print("no such device", file=sys.stderr, flush=True), os._exit(7)),
     "raise": lambda: 1 / 0,
+    "sys.exit": lambda: sys.exit(0),
+    "silent": lambda: (_ for _ in ()).throw(Silent()),
+    "surrogate": lambda: (_ for _ in ()).throw(ValueError("no file \\udcff")),
+    "long": lambda: (_ for _ in ()).throw(ValueError("x" * 10**7)),
     "noise": lambda: (print("{1: noise}"), os.write(1, b"native noise\\n"), print(f"options {sys.warnoptions}")),
 }
 
@@ -143,6 +151,26 @@ def test_the_traceback_of_a_failure_is_shown_if_it_is_asked_for(site: Path, tmp_
     assert code == 1 and "ZeroDivisionError" in out and "Traceback" not in err
     code, out, err = check(site, tmp_path, "raise", "--level", "kernels", MINIMOE_DEBUG="1")
     assert code == 1 and "Traceback" in err and "in relu" in err
+
+
+@pytest.mark.parametrize(
+    "does, says",
+    [
+        ("sys.exit", "It raised SystemExit: 0"),
+        ("silent", "It raised RuntimeError"),
+        ("surrogate", "no file \\udcff"),
+        ("long", " characters)"),
+    ],
+)
+@pytest.mark.parametrize("limit", ["0", "60"])
+def test_an_odd_exception_fails_its_case_alone(site: Path, tmp_path: Path, does: str, says: str, limit: str) -> None:
+    code, out, err = check(site, tmp_path, does, "--level", "kernels", "--timeout", limit, "--json")
+    found = json.loads(out)
+    assert (code, err) == (1, "") and len(out) < 30_000
+    assert {result["name"]: result["status"] for result in found["results"]}["relu [float64]"] == "passed"
+    assert says in found["failed"]["kernels: relu [float32]"]
+    code, out, err = check(site, tmp_path, does, "--level", "kernels", "--timeout", limit)
+    assert (code, err) == (1, "") and "FAILED relu [float32]" in out
 
 
 def test_a_backend_that_ends_the_process_while_it_is_loaded_is_a_mistake_in_one_line(site: Path, tmp_path: Path) -> None:
