@@ -146,7 +146,7 @@ def kernel_names() -> list[str]:
 
 
 def overridden(backend: Backend | type[Backend], kernel: str) -> bool:
-    """Return True if the backend, or the class of one, overrides this kernel."""
+    """Return True if the backend, or the class of one, overrides this kernel, or this helper of references."""
     return getattr(backend if isinstance(backend, type) else type(backend), kernel) is not getattr(Backend, kernel)
 
 
@@ -163,6 +163,20 @@ def kernel_kinds(backend: Backend | type[Backend]) -> dict[str, str]:
         own = "library" if kernel in backend.library else "hand-written"
         kinds[kernel] = own if overridden(backend, kernel) else "reference"
     return kinds
+
+
+def helper_names() -> list[str]:
+    """Return the names of the helpers that references share (`softmax`, `_mask`, ...), which a backend may override and need not."""
+    classes = [ArrayLayer, *(kernels for kernels, _ in TOPICS.values())]
+    members = {name: member for one in classes for name, member in vars(one).items() if inspect.isfunction(member)}
+    needed = {name for name, member in members.items() if getattr(member, "__isabstractmethod__", False)}
+    return sorted(name for name in members if name not in needed and name not in kernel_names() and not name.startswith("__"))
+
+
+def helper_kinds(backend: Backend | type[Backend]) -> dict[str, str]:
+    """Return `hand-written` or `library` for each helper that a backend, or the class of one, overrides."""
+    own = [name for name in helper_names() if overridden(backend, name)]
+    return {name: "library" if name in backend.library else "hand-written" for name in own}
 
 
 def check_overrides(backend: Backend) -> None:
@@ -268,6 +282,7 @@ class BackendSummary(NamedTuple):
     kernels: dict[str, str]
     proven: dict[str, str]
     dtypes: tuple[str, ...]
+    helpers: dict[str, str] = {}  # that it overrides
 
 
 def describe(name: str) -> BackendSummary:
@@ -276,8 +291,10 @@ def describe(name: str) -> BackendSummary:
         backend = load(name)
     except UserError as error:
         kind = _class_without_device(name)
-        return BackendSummary(False, str(error), kernel_kinds(kind) if kind else {}, dict(kind.proven) if kind else {}, ())
-    return BackendSummary(True, "", kernel_kinds(backend), dict(backend.proven), backend.dtypes)
+        if kind is None:
+            return BackendSummary(False, str(error), {}, {}, ())
+        return BackendSummary(False, str(error), kernel_kinds(kind), dict(kind.proven), (), helper_kinds(kind))
+    return BackendSummary(True, "", kernel_kinds(backend), dict(backend.proven), backend.dtypes, helper_kinds(backend))
 
 
 def _class_without_device(name: str) -> type[Backend] | None:

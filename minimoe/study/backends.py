@@ -7,7 +7,7 @@ from typing import Any
 
 
 def backends_report() -> dict[str, dict[str, Any]]:
-    """Return for every known backend whether it runs here and why not, its dtypes, and the kind of each kernel."""
+    """Return for every known backend whether it runs here and why not, its dtypes, the kind of each kernel, and its own helpers."""
     from minimoe.backend import available, describe
 
     report = {}
@@ -15,7 +15,7 @@ def backends_report() -> dict[str, dict[str, Any]]:
         about = describe(name)
         report[name] = {
             "available": about.available, "why_not": about.why_not, "dtypes": list(about.dtypes), "kernels": about.kernels,
-            "proven": about.proven,
+            "proven": about.proven, "helpers": about.helpers,
         }  # fmt: skip
     return report
 
@@ -61,10 +61,12 @@ def _why_not(name: str, about: dict[str, Any]) -> str:
 
 
 def _own_kernels(about: dict[str, Any]) -> dict[str, list[str]]:
-    """Return the kernels that are not references, by their kind and by where they were proven."""
+    """Return the kernels that are not references, by their kind and by where they were proven; then the helpers, by their kind."""
     found: dict[str, list[str]] = {}
     for kernel, kind in about["kernels"].items():
         if kind != "reference":
             proof = f"proven {about['proven'][kernel]}" if kernel in about["proven"] else "unproven"
             found.setdefault(f"{kind}, {proof}", []).append(kernel)
+    for helper, kind in about["helpers"].items():
+        found.setdefault(f"helpers of references, {kind}", []).append(helper)
     return found

@@ -11,7 +11,17 @@ import pytest
 from strict_backend import StrictBackend
 
 from minimoe import backend as backends
-from minimoe.backend import BackendUnavailable, available, check_overrides, describe, kernel_kinds, kernel_names, load
+from minimoe.backend import (
+    BackendUnavailable,
+    available,
+    check_overrides,
+    describe,
+    helper_kinds,
+    helper_names,
+    kernel_kinds,
+    kernel_names,
+    load,
+)
 from minimoe.errors import UserError
 from minimoe_numpy import NumpyBackend
 
@@ -112,6 +122,24 @@ def test_kinds_say_whose_each_kernel_is():
     assert (kinds["linear"], kinds["relu"], kinds["relu_backward"]) == ("library", "hand-written", "reference")
     assert kernel_kinds(Mixed) == kinds
     assert set(kernel_kinds(load("numpy")).values()) == {"reference"}
+
+
+def test_overridden_helpers_are_told_apart_from_kernels():
+    class Masks(NumpyBackend):
+        library = frozenset({"softmax"})
+
+        def softmax(self, x):
+            return super().softmax(x)
+
+        def _mask(self, causal, window, q_pos, k_pos, k_valid):
+            return super()._mask(causal, window, q_pos, k_pos, k_valid)
+
+        def _of_its_own(self):
+            """Not a helper of the references."""
+
+    assert helper_kinds(Masks()) == helper_kinds(Masks) == {"_mask": "hand-written", "sigmoid": "hand-written", "softmax": "library"}
+    assert {"logsumexp", "wide", "offsets_on_host", "dropout_mask"} <= set(helper_names())
+    assert not {"erf", "to_host", "record", "gate", "relu_backward"} & set(helper_names())
 
 
 def test_numpy_is_here_and_made_once():

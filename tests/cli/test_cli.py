@@ -306,8 +306,10 @@ def test_backends_names_every_kernel(capsys: pytest.CaptureFixture[str]) -> None
     report = json.loads(call(capsys, "backends", "--json")[1])
     assert report["numpy"]["available"] and report["numpy"]["dtypes"] == ["float32", "float64"]
     assert set(report["numpy"]["kernels"].values()) <= {"hand-written", "library", "reference"} and "gate" in report["numpy"]["kernels"]
+    assert report["numpy"]["helpers"] == {"sigmoid": "hand-written"}
     code, out, _ = call(capsys, "backends")
     assert code == 0 and "numpy" in out and "contract 1" in out and "auto selects" in out
+    assert "numpy, helpers of references, hand-written: sigmoid\n" in out
 
 
 def test_backends_tells_of_one_without_its_device(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
