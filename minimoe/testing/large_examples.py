@@ -31,6 +31,7 @@ COLUMNS = 5_003  # more than four blocks of 1,024 threads
 EXPERTS = 1_100
 TERMS = 1_000_000
 CHAIN = 100_000  # terms of a product
+WIDE = 2**18  # columns of a norm whose sums are long: the 32 lanes of a warp may share a row
 COUNTED = 2**24 + 2**18  # if ones are added up in float32 one by one, the sum stays at 2^24
 
 
@@ -54,51 +55,51 @@ def terms(*shape: int) -> Floats:
 
 
 def norm_inputs() -> Iterator[tuple[str, Floats, Floats, Floats, int]]:
-    """-> label, x, weight, dy, terms.   Rows are spread out: the norm of nearly equal numbers magnifies their rounding."""
+    """-> label, x, weight, dy, additions.   Rows are spread out: the norm of nearly equal numbers magnifies their rounding."""
     for n, d in SHAPES:
         x = 0.3 * floats(1, n, d) + np.linspace(-1.5, 2.0, d)
-        yield f"x [{n},{d}]", x, 1.0 + 0.1 * floats(2, d), 0.3 * floats(3, n, d), max(n, d)
-    yield f"x [1,{TERMS}], a long sum", terms(1, TERMS), np.ones(TERMS), floats(3, 1, TERMS), TERMS
+        yield f"x [{n},{d}]", x, 1.0 + 0.1 * floats(2, d), 0.3 * floats(3, n, d), blocked(max(n, d))
+    yield f"x [1,{WIDE}], a long sum", terms(1, WIDE), np.ones(WIDE), floats(3, 1, WIDE), WIDE // 32
 
 
 def rms_norm() -> Iterator[Example]:
     for label, x, w, _, n in norm_inputs():
-        yield Example(label, (x, w, EPS), additions=blocked(n))
+        yield Example(label, (x, w, EPS), additions=n)
 
 
 def layer_norm() -> Iterator[Example]:
     for label, x, w, _, n in norm_inputs():
-        yield Example(label, (x, w, None, EPS), additions=blocked(n))
+        yield Example(label, (x, w, None, EPS), additions=n)
 
 
 def rms_norm_backward() -> Iterator[Example]:
     for label, x, w, dy, n in norm_inputs():
-        yield Example(label, (dy, x, w, Wide(reference().rms_norm(x, w, EPS)[1])), additions=blocked(n))
+        yield Example(label, (dy, x, w, Wide(reference().rms_norm(x, w, EPS)[1])), additions=n)
 
 
 def layer_norm_backward() -> Iterator[Example]:
     for label, x, w, dy, n in norm_inputs():
-        yield Example(label, (dy, x, w, *map(Wide, reference().layer_norm(x, w, None, EPS)[1:])), additions=blocked(n))
+        yield Example(label, (dy, x, w, *map(Wide, reference().layer_norm(x, w, None, EPS)[1:])), additions=n)
 
 
 def add_rms_norm() -> Iterator[Example]:
     for label, x, w, dy, n in norm_inputs():
-        yield Example(label, (x, dy, w, EPS), call=outputs_of("add_rms_norm"), additions=blocked(n))
+        yield Example(label, (x, dy, w, EPS), call=outputs_of("add_rms_norm"), additions=n)
 
 
 def add_rms_norm_backward() -> Iterator[Example]:
     for label, x, w, dy, n in norm_inputs():
-        yield Example(label, (x, dy, w, EPS, None, floats(4, *x.shape)), call=gradients_of("add_rms_norm", 4), additions=blocked(n))
+        yield Example(label, (x, dy, w, EPS, None, floats(4, *x.shape)), call=gradients_of("add_rms_norm", 4), additions=n)
 
 
 def add_layer_norm() -> Iterator[Example]:
     for label, x, w, dy, n in norm_inputs():
-        yield Example(label, (x, dy, w, None, EPS), call=outputs_of("add_layer_norm"), additions=blocked(n))
+        yield Example(label, (x, dy, w, None, EPS), call=outputs_of("add_layer_norm"), additions=n)
 
 
 def add_layer_norm_backward() -> Iterator[Example]:
     for label, x, w, dy, n in norm_inputs():
-        yield Example(label, (x, dy, w, None, EPS, None, floats(4, *x.shape)), call=gradients_of("add_layer_norm", 5), additions=blocked(n))
+        yield Example(label, (x, dy, w, None, EPS, None, floats(4, *x.shape)), call=gradients_of("add_layer_norm", 5), additions=n)
 
 
 def swiglu() -> Iterator[Example]:
@@ -284,7 +285,7 @@ def gate() -> Iterator[Example]:
             yield Example(
                 f"{rule.router}, logits [{EXPERTS},2], equal",
                 many,
-                {"rule": rule._replace(top_k=1, n_groups=1)},
+                {"rule": rule._replace(top_k=1, n_groups=1, top_groups=1)},
                 additions=blocked(EXPERTS),
             )
 
