@@ -127,8 +127,10 @@ class FunctionalBackend(Backend):
         announcement.start()
         try:
             after, result = step(before, arguments)
-        except Exception as error:  # libraries raise errors of their own for what they cannot trace
+        except BaseException as error:  # libraries raise errors of their own for what they cannot trace
             replace([*state, *work.inputs], [*before, *arguments])
+            if not isinstance(error, Exception):  # an interrupt: the arrays hold numbers again, which can be saved
+                raise
             first_line = next(iter(str(error).splitlines()), "it says nothing more")
             say(str(error) if isinstance(error, NotRecordable) else f"{type(error).__name__}: {first_line}")
             work()

@@ -200,6 +200,20 @@ def test_an_error_without_a_message_is_named():
     assert call(backend.from_host(np.ones(2))).tolist() == [2, 2] and said[0].endswith(": NotImplementedError: it says nothing more")
 
 
+def test_an_interrupt_while_a_step_is_traced_leaves_the_state_as_it_was():
+    backend = CompilingBackend()
+    total = backend.from_host(np.ones(2))
+
+    def work(x):
+        nonlocal total
+        total += x
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Recorded(work, backend, pytest.fail, lambda: [total])(backend.from_host(np.ones(2)))
+    assert total.tolist() == [1, 1]
+
+
 def test_state_of_one_buffer_is_not_donated_twice():
     backend = CompilingBackend()
     x = backend.from_host(np.ones(2))
