@@ -18,8 +18,10 @@ from minimoe_cupy.loader import Source
 
 BACKENDS = {order: CupyOnCpu(order) for order in ORDERS}
 FORWARD = BACKENDS["forward"]
-KERNELS = [case for case in cases(FORWARD, level="kernels") if ", large" not in case.name]  # large examples take minutes without a GPU
-OWN = [case for case in KERNELS if overridden(FORWARD, case.kernel) and "float64" not in case.name]
+KERNELS = [case for case in cases(FORWARD, level="kernels") if overridden(FORWARD, case.kernel) and "float64" not in case.name]
+OWN = [case for case in KERNELS if ", large" not in case.name]
+ON_A_CARD = {"attention", "attention_backward", "cross_entropy"}  # large examples of these take minutes here, seconds in tests/gpu
+LARGE = [case for case in KERNELS if ", large" in case.name and case.kernel not in ON_A_CARD]
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -27,6 +29,11 @@ OWN = [case for case in KERNELS if overridden(FORWARD, case.kernel) and "float64
 def test_a_kernel_conforms_in_every_thread_order(index, order):
     wanted = OWN[index]
     next(case for case in cases(BACKENDS[order], level="kernels", kernel=wanted.kernel) if case.name == wanted.name).run()
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=str(case)) for case in LARGE])
+def test_a_kernel_conforms_at_large_sizes(case):
+    case.run()
 
 
 # The three orders show that equal inputs give equal bits. What has no kernel here is computed by the reference, on NumPy.

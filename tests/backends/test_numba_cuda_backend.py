@@ -37,6 +37,11 @@ LEVELS = ("array layer", "kernels", "gradients")  # that equal inputs give equal
 EVERY = [case for level in LEVELS for case in cases(FORWARD, level=level)]
 SINGLE = [case for case in EVERY if ", large" not in case.name and "float64" not in case.name]
 OWN = [case for case in SINGLE if case.level == "kernels" and overridden(FORWARD, case.kernel)]
+ON_A_CARD = {"attention", "attention_backward", "cross_entropy"}  # large examples of these take minutes here, seconds in tests/gpu
+LARGE = [
+    case for case in EVERY
+    if ", large [float32]" in case.name and overridden(FORWARD, case.kernel) and case.kernel not in ON_A_CARD
+]  # fmt: skip
 
 
 def run_in(order, name, kernel):
@@ -47,6 +52,11 @@ def run_in(order, name, kernel):
 @pytest.mark.parametrize("case", [pytest.param(case, id=str(case)) for case in OWN])
 def test_a_kernel_conforms_in_every_thread_order(case, order):
     run_in(order, case.name, case.kernel)
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=str(case)) for case in LARGE])
+def test_a_kernel_conforms_at_large_sizes(case):
+    case.run()
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=str(case)) for case in SINGLE if case not in OWN])
