@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from long_tests import Entry, long_tests
+from parity.conftest import collect_ignore_glob
 
 ROOT = Path(__file__).parents[1]
 
@@ -20,9 +21,18 @@ def collected(*arguments: str) -> set[str]:
     return {line for line in done.stdout.splitlines() if line.startswith("tests/") and "::" in line}
 
 
+def file_of(entry: Entry) -> str:
+    return entry.tests.partition("::")[0]
+
+
+def left_out(file: str) -> bool:
+    """True for a file of tests/parity whose library is not installed; pytest would import a file that is named all the same."""
+    return file.startswith("tests/parity/") and any(Path(file).match(pattern) for pattern in collect_ignore_glob)
+
+
 @pytest.fixture(scope="module")
 def files() -> list[str]:
-    return sorted({entry.tests.partition("::")[0] for entry in long_tests()})
+    return sorted({file_of(entry) for entry in long_tests() if not left_out(file_of(entry))})
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +42,10 @@ def every(files: list[str]) -> set[str]:
 
 @pytest.mark.parametrize("entry", long_tests(), ids=lambda entry: entry.tests.rpartition("/")[2])
 def test_an_entry_names_tests_that_exist_and_says_why_they_are_long(entry: Entry, every: set[str]) -> None:
-    assert any(entry.names(node_id) for node_id in every)
+    if left_out(file_of(entry)):
+        assert (ROOT / file_of(entry)).is_file()
+    else:
+        assert any(entry.names(node_id) for node_id in every)
     assert entry.reason and entry.seconds > 0
 
 
