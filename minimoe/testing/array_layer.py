@@ -154,6 +154,11 @@ def check_contiguous(backend: Backend) -> None:
     array = np.arange(12, dtype=np.float32).reshape(3, 4)
     device = backend.from_host(array)
     equal(backend, backend.contiguous(backend.xp.permute_dims(device, (1, 0))), array.T, "contiguous", "[4,3], transposed")
+    whole = backend.contiguous(backend.xp.permute_dims(device, (1, 0)))
+    flat = backend.xp.reshape(whole, (-1,))
+    flat[1] = 50.0
+    written = np.where(array.T == 4.0, 50.0, array.T).astype(np.float32)
+    equal(backend, whole, written, "contiguous", "[4,3], transposed, after a write to its reshape to [12], which must be a view")
     equal(backend, backend.contiguous(device[:, 1:3]), array[:, 1:3], "contiguous", "[3,2], a slice")
 
 

@@ -92,14 +92,19 @@ def rms_norm_backward() -> Iterator[Example]:
         yield Example(label, (dy, x, w, Wide(rstd)))
 
 
+def far_from_zero() -> tuple[str, Floats, Floats, Floats]:
+    """Rows whose mean is far above their deviation, where mean(x^2) - mean(x)^2 cancels; whole numbers, exact in every dtype."""
+    return "x [3,33], far from zero", 100.0 + np.round(1.5 * floats(1, 3, 33)), 1.0 + 0.1 * floats(2, 33), np.round(floats(3, 3, 33))
+
+
 def layer_norm() -> Iterator[Example]:
-    for label, x, w, _ in norm_inputs():
+    for label, x, w, _ in (*norm_inputs(), far_from_zero()):
         yield Example(label, (x, w, floats(4, x.shape[-1]), EPS))
         yield Example(f"{label}, no bias", (x, w, None, EPS))
 
 
 def layer_norm_backward() -> Iterator[Example]:
-    for label, x, w, dy in norm_inputs():
+    for label, x, w, dy in (*norm_inputs(), far_from_zero()):
         _, mean, rstd = reference().layer_norm(x, w, None, EPS)
         yield Example(label, (dy, x, w, Wide(mean), Wide(rstd)))
 
@@ -157,7 +162,7 @@ def add_rms_norm_backward() -> Iterator[Example]:
 
 
 def add_layer_norm() -> Iterator[Example]:
-    for label, x, w, dy in norm_inputs():
+    for label, x, w, dy in (*norm_inputs(), far_from_zero()):
         yield Example(label, (x, dy, w, floats(4, x.shape[-1]), EPS), call=outputs_of("add_layer_norm"))
         yield Example(f"{label}, no bias", (x, dy, w, None, EPS), call=outputs_of("add_layer_norm"))
 
@@ -224,6 +229,9 @@ def rope() -> Iterator[Example]:
             for scale, positions in ((1.0, rows[:1]), (1.25, rows)):
                 label = f"x [{b},{t},{heads},{c}], {pairs} pairs, interleaved {interleaved}, scale {scale}"
                 yield Example(label, (floats(1, b, t, heads, c), positions, inv_freq, scale, interleaved))
+    late = np.array([[2_049, 5_003, 33_001]], dtype=np.int32)
+    exact = Wide(np.array([1.0, 0.25]))  # powers of two, so that the angles have no rounding
+    yield Example("x [1,3,2,4], 2 pairs, late positions", (floats(1, 1, 3, 2, 4), late, exact))
 
 
 def heads_inputs() -> Iterator[tuple[str, tuple[int, ...], Any, Any]]:
@@ -291,8 +299,10 @@ def attention_inputs() -> Iterator[tuple[str, tuple[Floats, Floats, Floats], dic
         yield f"{label}, left padding: rows without a key", arrays, {**base, "k_valid": left}
         shifted = np.concatenate([k_pos, np.roll(k_pos, 2, axis=1)])[:b]
         yield f"{label}, a rolling cache's positions", arrays, {**base, "k_pos": shifted, "window": 7}
+        own = np.concatenate([k_pos, np.maximum(k_pos - 2, 0)])[:b]  # of a batch that is padded on the left
+        yield f"{label}, positions of each sequence", arrays, {**base, "q_pos": own[:, tk - tq :], "k_pos": own, "k_valid": left}
         yield f"{label}, sinks", arrays, {**base, "sinks": floats(4, q), "k_valid": left}
-        yield f"{label}, dropout", arrays, {**base, "dropout": 0.25, "rng": another(Draw(7, 11, 0, 3))}
+        yield f"{label}, dropout", arrays, {**base, "dropout": 0.25, "rng": another(Draw(7, 11, 2, 3))}
     yield from far_scores()
 
 

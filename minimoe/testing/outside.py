@@ -25,9 +25,9 @@ from minimoe.testing.dense_examples import Floats, floats, reference
 from minimoe.testing.gradients import check_grads
 from minimoe.testing.routed_examples import bias_of, spaced
 from minimoe.testing.tolerances import KERNELS
-from minimoe.testing.training_examples import FLAT, MATRICES, STEPS
+from minimoe.testing.training_examples import FLAT, MATRICES, STEPS, gradient
 
-TAKEN = [*STEPS, ("taken again", 1.0, True, False)]
+TAKEN = [*STEPS, ("taken again", 1.0, True, "numbers")]
 
 
 def router_cases(backend: Backend) -> Iterator[Case]:
@@ -72,11 +72,11 @@ def check_optimizer(backend: Backend, name: str, dtype: str) -> None:
     facts = optimizers.find(name)
     for shape in FLAT if facts.flat else MATRICES:
         tested, expected = Steps(backend, facts, dtype, shape), Steps(reference(), facts, "float64", shape, rounded_to=(backend, dtype))
-        for count, (what, scale, ok, bad) in enumerate(TAKEN, start=1):
+        for count, (what, scale, ok, holds) in enumerate(TAKEN, start=1):
             where = f"param {list(shape)}, step {count}, {what} [{dtype}]"
             before = tested.host()
             for side in (tested, expected):
-                side.take(count, scale, ok, bad)
+                side.take(count, scale, ok, holds)
             if not ok:
                 compare(tested.host(), before, 0.0, name, where, "If `ok` is false nothing may change")
             todo = "Use the backend's array layer alone, in the parameters' dtype"
@@ -103,10 +103,9 @@ class Steps:
             array = rounded(backend, array, dtype)
         return to_device(self.backend, array, self.dtype)
 
-    def take(self, count: int, scale: float, ok: bool, bad: bool) -> None:
-        """Take one step; `bad`: with a NaN in the gradient."""
-        grad = floats(8 + count, *self.param.shape)
-        grad.reshape(-1)[:1] = np.nan if bad else grad.reshape(-1)[:1]
+    def take(self, count: int, scale: float, ok: bool, holds: str) -> None:
+        """Take one step; `holds` says what is in the gradient."""
+        grad = gradient(holds, 8 + count, self.param.shape)
         lr, factor = self.device(np.array(0.01)), self.device(np.array(scale))
         counter = self.backend.from_host(np.array(count, dtype=np.int32))
         step = Step(lr, factor, self.backend.from_host(np.array(ok)), counter)

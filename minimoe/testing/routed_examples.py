@@ -57,6 +57,8 @@ def gate_inputs() -> Iterator[tuple[str, Floats, Floats | None, npt.NDArray[np.b
             z = spaced(1, n, e)
             yield label, z, bias, None, rule
             yield f"{label}, padding", z, bias, np.arange(n) % 3 != 1, rule
+            if bias is not None and n == 31:  # closed groups stay closed
+                yield f"{label}, every choice below zero", z, bias - 2.0, None, rule
             if n not in (7, 31):
                 continue
             yield f"{label}, nothing valid", z, bias, np.zeros(n, dtype=bool), rule

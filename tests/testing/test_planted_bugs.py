@@ -14,6 +14,7 @@ from minimoe.backend import Backend, check_overrides
 from minimoe.reference.expert import ExpertWeights
 from minimoe.reference.norm import NormSaved
 from minimoe.reference.optimizers import OPTIMIZERS, names
+from minimoe.reference.routers import within_best_groups
 from minimoe.testing import ConformanceError, cases
 from minimoe.testing.training_examples import optimizer_steps
 from minimoe_numpy import NumpyBackend
@@ -451,6 +452,95 @@ class RowsFromTheStartAlone(Planted):
         super().scatter_add(inout_target, index[known], values[known])
 
 
+# ---- what only some inputs show ---------------------------------------------------------------------------------------------------------
+
+
+class OnePassVariance(Planted):
+    """var = mean(x^2) - mean(x)^2 cancels."""
+
+    def layer_norm(self, x, weight, bias, eps, out=None):
+        mean = np.mean(x, axis=-1, keepdims=True)
+        variance = np.maximum(np.mean(x * x, axis=-1, keepdims=True) - mean * mean, 0.0)
+        rstd = (1.0 / np.sqrt(variance + eps)).astype(x.dtype)
+        y = (x - mean) * rstd * weight
+        return self.store(y if bias is None else y + bias, out), mean, rstd
+
+
+class ShortTableOfAngles(Planted):
+    def rope(self, x, positions, inv_freq, scale=1.0, interleaved=False, out=None):
+        return super().rope(x, positions % 2048, inv_freq, scale, interleaved, out)
+
+
+class QueriesOfTheFirstSequence(Planted):
+    def attention(self, q, k, v, *, scale, causal, window=0, q_pos, k_pos, k_valid=None, sinks=None, dropout=0.0, rng=None, out=None):
+        options = {"scale": scale, "causal": causal, "window": window, "k_pos": k_pos, "k_valid": k_valid, "sinks": sinks}
+        return super().attention(q, k, v, q_pos=q_pos[:1], dropout=dropout, rng=rng, out=out, **options)
+
+
+class DropoutOfTheFirstMicroBatch(Planted):
+    def attention(self, q, k, v, *, scale, causal, window=0, q_pos, k_pos, k_valid=None, sinks=None, dropout=0.0, rng=None, out=None):
+        options = {"scale": scale, "causal": causal, "window": window, "k_pos": k_pos, "k_valid": k_valid, "sinks": sinks}
+        first = None if rng is None else rng._replace(micro=0)
+        return super().attention(q, k, v, q_pos=q_pos, dropout=dropout, rng=first, out=out, **options)
+
+
+class IgnoresAFixedTarget(Planted):
+    def cross_entropy(self, logits, targets, ignore=-100):
+        return super().cross_entropy(logits, targets)
+
+    def cross_entropy_backward(self, dloss, logits, targets, logsumexp, ignore=-100):
+        return super().cross_entropy_backward(dloss, logits, targets, logsumexp)
+
+
+class FixedEps(Planted):
+    def adamw(self, inout_param, inout_m, inout_v, grad, *, lr, step, scale, ok, beta1, beta2, eps, weight_decay):
+        options = {"scale": scale, "ok": ok, "beta1": beta1, "beta2": beta2, "eps": 1e-8, "weight_decay": weight_decay}
+        super().adamw(inout_param, inout_m, inout_v, grad, lr=lr, step=step, **options)
+
+
+class CorrectionStops(Planted):
+    """The bias correction of a step past 100 is that of step 100."""
+
+    def adamw(self, inout_param, inout_m, inout_v, grad, *, lr, step, scale, ok, beta1, beta2, eps, weight_decay):
+        options = {"scale": scale, "ok": ok, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay}
+        super().adamw(inout_param, inout_m, inout_v, grad, lr=lr, step=np.minimum(step, 100), **options)
+
+
+class SignOfZero(Planted):
+    """Moves what has no gradient: the sign is 1 or -1."""
+
+    def lion(self, inout_param, inout_m, grad, *, lr, scale, ok, beta1, beta2, weight_decay):
+        options = {"scale": scale, "ok": ok, "beta1": beta1, "beta2": beta2, "weight_decay": weight_decay}
+        still = (inout_m == 0) & (grad == 0) & ok
+        super().lion(inout_param, inout_m, grad, lr=lr, **options)
+        inout_param -= lr * still
+
+
+class DividesByZeroNorm(Planted):
+    def orthogonal(self, x, steps=5):
+        empty = np.sum(x * x, axis=(-2, -1), keepdims=True) == 0
+        return np.where(empty, np.float32(np.nan), super().orthogonal(x, steps))
+
+
+class ClosedGroupsScoreZero(Planted):
+    """Masks the groups that are closed by 0, which wins over choices below zero."""
+
+    def gate(self, logits, bias, valid, *, rule):
+        result = super().gate(logits, bias, valid, rule=rule)
+        if rule.n_groups < 2 or valid is not None:
+            return result
+        scores = self.sigmoid(logits)
+        choice = within_best_groups(self, scores if bias is None else scores + bias, rule.n_groups, rule.top_groups)
+        _, ids = self.top_k(np.where(np.isinf(choice), np.float32(0.0), choice), rule.top_k)
+        weights = np.take_along_axis(scores, ids.astype(np.int64), axis=-1) * rule.route_scale
+        return result._replace(weights=weights, ids=ids, counts=self.bincount(ids.reshape(-1), logits.shape[1]))
+
+
+class LeavesStrides(Planted):
+    def contiguous(self, x):
+        return x
+
+
 SMALL, LARGE = "", ", large"
 BUGS = [
     (SharedBuffer, "gelu", SMALL, "the first result changed when it was called again"),
@@ -504,6 +594,21 @@ BUGS = [
     (WideGradient, "linear_dx", SMALL, "result holds float64, expected float32"),
     (CountsAsFloats, "gate", SMALL, r"result\.counts holds int64, expected int32.*Indices and counts are int32"),
     (RowsFromTheStartAlone, "scatter_add", SMALL, "some counted from the end"),
+    (OnePassVariance, "layer_norm", SMALL, "far from zero"),
+    (OnePassVariance, "add_layer_norm", SMALL, "far from zero"),
+    (ShortTableOfAngles, "rope", SMALL, "late positions"),
+    (QueriesOfTheFirstSequence, "attention", SMALL, "positions of each sequence"),
+    (DropoutOfTheFirstMicroBatch, "attention", SMALL, "dropout"),
+    (IgnoresAFixedTarget, "cross_entropy", SMALL, "target 3 ignored"),
+    (IgnoresAFixedTarget, "cross_entropy_backward", SMALL, "target 3 ignored"),
+    (IgnoresAFixedTarget, "linear_cross_entropy", SMALL, "target 3 ignored"),
+    (IgnoresAFixedTarget, "linear_cross_entropy_backward", SMALL, "target 3 ignored"),
+    (FixedEps, "adamw", SMALL, "step 100, eps 0.1"),
+    (CorrectionStops, "adamw", SMALL, "step 2000"),
+    (SignOfZero, "lion", SMALL, "without a gradient"),
+    (DividesByZeroNorm, "muon", SMALL, "without a gradient.*got nan"),
+    (ClosedGroupsScoreZero, "gate", SMALL, "groups.*every choice below zero"),
+    (LeavesStrides, "contiguous", SMALL, "must be a view"),
 ]
 
 
