@@ -120,7 +120,7 @@ def permitted(reads: Reads, function: Callable[..., Any], *args: Any, **options:
 
 def host_read_cases(backend: Backend) -> Iterator[Case]:
     """Yield a case for a dense model, and one for each router with capacity, jitter, noise and dropout."""
-    yield Case("a dense model", "host reads", "training", partial(check_reads, backend, None))
+    yield Case("a dense model", "host reads", "training", partial(check_reads, backend, None), quick=False)
     for name in routers.names():
         case = partial(check_reads, backend, name)
         yield Case(f"router {name}, with capacity, jitter, noise and dropout", "host reads", "training", case, quick=name == "softmax_topk")

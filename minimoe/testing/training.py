@@ -105,7 +105,8 @@ def repeatability_cases(backend: Backend) -> Iterator[Case]:
     for kernel in kernel_names():
         check = partial(check_repeats, backend, kernel)
         yield Case(f"{kernel}, twice", "repeatability", kernel, check, run_quick=partial(check, quick=True))
-    yield Case("training, twice", "repeatability", "training", partial(check_training_repeats, backend))
+    twice = partial(check_training_repeats, backend)
+    yield Case("training, twice", "repeatability", "training", twice, run_quick=partial(twice, steps=FEW))
 
 
 def check_repeats(backend: Backend, kernel: str, quick: bool = False) -> None:
@@ -128,7 +129,7 @@ def to_host_exact(backend: Backend, result: Any) -> Any:
     return tree_map(lambda value: np.array(backend.to_host(value)) if is_array(value) else value, result)
 
 
-def check_training_repeats(backend: Backend) -> None:
+def check_training_repeats(backend: Backend, steps: int = STEPS) -> None:
     dtype = backend.dtypes[0]
-    same = train(backend, dtype).tobytes() == train(backend, dtype).tobytes()
-    require(same, "training", f"{STEPS} steps [{dtype}]", "two runs differ", REPEAT)
+    same = train(backend, dtype, steps=steps).tobytes() == train(backend, dtype, steps=steps).tobytes()
+    require(same, "training", f"{steps} steps [{dtype}]", "two runs differ", REPEAT)
