@@ -32,10 +32,32 @@ struct Address {
     bool wide;  // the row has 64 bits
 };
 
+// The names that a statement may use, by scope, and the rows that they stand for (decode.cpp).
+struct Names {
+    Kernel& kernel;
+    struct Row {
+        uint32_t offset;
+        uint32_t width;  // bytes per lane; 0: a predicate
+    };
+    std::vector<std::map<std::string, Row>> scopes;
+    std::map<std::string, Row> constants;                       // by width and bits
+    std::map<std::string, uint32_t> shared_arrays;              // their offsets
+    std::map<std::string, std::pair<uint32_t, uint32_t>> module_shared;  // of the module: bytes and alignment, until a kernel uses one
+    std::vector<std::string> dynamic_arrays;                    // .extern .shared
+
+    explicit Names(Kernel& kernel) : kernel(kernel), scopes(1) {}
+    Row allocate(uint32_t width);
+    Row declare(const std::string& name, uint32_t width);
+    Row constant(uint64_t bits, uint32_t width);
+    Row special(const std::string& name);
+    uint32_t shared_array(const std::string& name, uint32_t bytes, uint32_t alignment);
+};
+
 struct Decoder {
     Module& module;
     Kernel& kernel;
     const Statement& statement;
+    Names& names;
     Instruction out;
 
     // The type at the end of the opcode, or `from_the_end` parts before it.
@@ -65,6 +87,9 @@ bool decode_copies(Decoder&);        // copies.cpp: cp.async, mbarrier, fences
 bool decode_tensor_cores(Decoder&);  // tensor_cores.cpp: ldmatrix, mma, wgmma
 bool decode_control(Decoder&);       // control.cpp: bra, bar.sync, ret, exit, trap, nanosleep
 
-Instruction decode(Module&, Kernel&, const Statement&);
+Instruction decode(Module&, Kernel&, const Statement&, Names&);
+
+// Reads a PTX text. Throws Failure for what the machine does not know.
+std::unique_ptr<Module> parse(const std::string& text);
 
 }  // namespace ptx

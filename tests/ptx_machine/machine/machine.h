@@ -64,7 +64,7 @@ struct Instruction {
 struct Parameter {
     std::string name;
     uint32_t size;  // bytes
-    uint32_t row;   // where a warp has its value
+    uint32_t row;   // where a warp has its value; one of a single byte lies in a row of 16 bits
 };
 
 struct Constant {
@@ -94,6 +94,7 @@ struct Kernel {
     uint32_t dynamic_row = NONE;    // holds the address of the shared memory whose size the launch gives, if the kernel uses it
     uint32_t most_threads = 0;      // .maxntid; 0: not said
     std::vector<uint32_t> written_parameters;  // those through which it may write to global memory
+    bool global_atomics = false;    // blocks run one after another, so that a seed gives the same order each time
     bool async_proxy = false;       // tensor cores or bulk copies read shared memory by themselves (wgmma, cp.async.bulk)
 };
 
@@ -101,6 +102,7 @@ struct Kernel {
 struct Source {
     std::string file;
     int line;
+    int inlined_at;  // the place of the call, if the code was inlined: an index into Module::sources, or -1
 };
 
 // An array of a module (.global, .const).
@@ -154,7 +156,8 @@ struct Counters {
     uint64_t copied_bytes = 0;                                                    // cp.async
 };
 
-enum class State : uint8_t { RUNS, AT_BARRIER, AT_COLLECTIVE, ENDED };
+// AT_BARRIER: with its whole warp; GATHERS: at a collective instruction or a barrier, for other lanes of its warp.
+enum class State : uint8_t { RUNS, AT_BARRIER, GATHERS, ENDED };
 
 struct Warp {
     Block* block;
@@ -233,12 +236,14 @@ inline void for_lanes(uint32_t lanes, F f) {
     }
 }
 
-// Writes a row: y(lane) for the lanes that take part, which all lanes may compute.
+// Writes a row: y(lane) for the lanes that take part. It is computed for all, from rows at `lane` alone, so that lanes are independent.
 template <class T, class F>
 inline void set_row(T* to, uint32_t lanes, F y) {
     if (lanes == ALL) {
+#pragma GCC ivdep
         for (int lane = 0; lane < LANES; lane++) to[lane] = y(lane);
     } else {
+#pragma GCC ivdep
         for (int lane = 0; lane < LANES; lane++) {
             const T value = y(lane);
             to[lane] = lanes >> lane & 1 ? value : to[lane];
