@@ -143,8 +143,9 @@ static Names::Row find(Decoder& d, const std::string& text, Type type) {
     }
     for (const std::string& name : names.dynamic_arrays) {
         if (name != text) continue;
-        if (d.kernel.dynamic_row == NONE) d.kernel.dynamic_row = names.allocate(8).offset;
-        return {d.kernel.dynamic_row, 8};
+        uint32_t& row = width == 8 ? d.kernel.dynamic_row_wide : d.kernel.dynamic_row;
+        if (row == NONE) row = names.allocate(width).offset;
+        return {row, width};
     }
     for (const auto& array : d.module.arrays) {
         if (array->name == text) return names.constant(array->address, 8);

@@ -91,7 +91,7 @@ struct Kernel {
     uint32_t register_bytes = 0;    // of one warp
     uint32_t shared_bytes = 0;      // of the arrays that the kernel declares
     uint32_t dynamic_alignment = 16;
-    uint32_t dynamic_row = NONE;    // holds the address of the shared memory whose size the launch gives, if the kernel uses it
+    uint32_t dynamic_row = NONE, dynamic_row_wide = NONE;  // hold the address of the shared memory whose size the launch gives
     uint32_t most_threads = 0;      // .maxntid; 0: not said
     std::vector<uint32_t> written_parameters;  // those through which it may write to global memory
     bool global_atomics = false;    // blocks run one after another, so that a seed gives the same order each time
@@ -126,7 +126,8 @@ enum class Access : uint8_t { READ, WRITE, ATOMIC, ASYNC_READ, ASYNC_WRITE };  /
 // generic addresses. Each array of a launch has a region of its own, so that an access beyond its end is in no array.
 constexpr uint32_t SHARED_BASE = 1024;
 constexpr uint64_t SHARED_WINDOW = 0x0100000000000000ull;
-constexpr int REGION_BITS = 40;  // array i of a launch begins at (i + 1) << REGION_BITS, plus its offset in its allocation
+constexpr int REGION_BITS = 40;  // region i, first the module's arrays, then the arguments, begins at (i + 1) << REGION_BITS, plus its
+                                 // offset in its allocation
 
 inline bool in_shared_window(uint64_t address) { return address - SHARED_WINDOW < (1u << 24); }
 

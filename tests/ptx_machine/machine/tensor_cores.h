@@ -18,7 +18,8 @@ struct Products {
     std::vector<Product> open;
     std::set<uint32_t> under_way;   // rows of sums that a product will write
     std::set<uint32_t> unfenced;    // rows of sums that were accessed since the last wgmma.fence
-    void start();
+    void start();      // for the next block
+    void end(Warp&);   // the warp's last thread ends: stops the launch if a product is still under way
 };
 
 // Called before each instruction of a warp that has products: stops the launch if it touches registers of one under way.
