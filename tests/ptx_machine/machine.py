@@ -92,15 +92,16 @@ class Module:
     def launch(
         self, kernel: str, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared: int = 0, seed: int = 0,
         threads: int = 1, count: bool = False, trace: Callable[[str], None] | None = None, traced: tuple[int, int] = (0, 0),
-        title: str | None = None,
+        title: str | None = None, names: Sequence[str] | None = None,
     ) -> dict[str, int]:  # fmt: skip
         """Run a kernel; the arrays hold its results.   -> the machine's counters
 
         `grid` and `block` have one to three sizes; `args` are C-contiguous arrays and NumPy scalars of the parameters' types. `seed` 0 runs
         blocks, warps and lanes in order, any other in a random one. `threads` is how many threads of this processor run blocks. `count` adds
-        the counters of memory. `trace` is called with a line for each instruction of the warp `traced` (block, warp). Raises Fault.
+        the counters of memory. `trace` is called with a line for each instruction of the warp `traced` (block, warp). `title` and `names`
+        are what messages call the kernel and its arguments. Raises Fault.
         """
-        arrays, words = _arguments(args)
+        arrays, words = _arguments(args, names or [f"argument {i}" for i in range(len(args))])
         message, counters = ctypes.create_string_buffer(4096), (ctypes.c_uint64 * len(COUNTERS))()
         sizes = [(ctypes.c_uint32 * 3)(*(*map(int, size), 1, 1)[:3]) for size in (grid, block)]
         call = _TRACE((lambda line: trace(line.decode())) if trace else 0)
@@ -113,15 +114,15 @@ class Module:
         return dict(zip(COUNTERS, counters, strict=True))
 
 
-def _arguments(args: Sequence[Any]) -> tuple[list[_Array], list[_Argument]]:
+def _arguments(args: Sequence[Any], names: Sequence[str]) -> tuple[list[_Array], list[_Argument]]:
     """Return the arrays among the arguments, and a word for each argument."""
     arrays: list[_Array] = []
     words: list[_Argument] = []
     spans: list[tuple[int, int]] = []
-    for i, argument in enumerate(args):
+    for argument, name in zip(args, names, strict=True):
         if isinstance(argument, np.ndarray):
             words.append(_Argument(0, len(arrays)))
-            arrays.append(_array(argument, f"argument {i}, {argument.dtype}{list(argument.shape)}", spans))
+            arrays.append(_array(argument, f"{name}, {argument.dtype}{list(argument.shape)}", spans))
         elif isinstance(argument, np.generic):
             words.append(_Argument(int.from_bytes(argument.tobytes(), "little"), -1))
         else:
