@@ -3,8 +3,8 @@
     module = Module(ptx)
     module.launch("kernel", (blocks,), (threads,), (x, y, np.int32(n)), shared=1024, seed=7)
 
-PTX is what NVRTC makes of CUDA C, and NVVM of Numba's kernels; a card's driver assembles the same text. The machine (`machine/*.cpp`) executes
-it warp by warp and checks what a card does not: see docs/gpu.md.
+PTX is what NVRTC makes of CUDA C, and NVVM of Numba's kernels; a card's driver assembles the same text. The machine (`machine/*.cpp`)
+executes it warp by warp and checks what a card does not: see docs/gpu.md.
 """
 
 import ctypes

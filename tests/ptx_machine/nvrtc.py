@@ -52,9 +52,9 @@ class Program(NamedTuple):
     names: tuple[str, ...]
 
     @classmethod
-    def of(cls, path: Path, names: Sequence[str]) -> "Program":
-        """A `.cu` file and all headers beside it, so that what is compiled does not depend on the folder."""
-        headers = {header.name: header.read_text(encoding="utf-8") for header in sorted(path.parent.glob("*.*h"))}
+    def of(cls, path: Path, names: Sequence[str], include: Path | None = None) -> "Program":
+        """A `.cu` file and all headers beside it, or in `include`, so that what is compiled does not depend on the folder."""
+        headers = {header.name: header.read_text(encoding="utf-8") for header in sorted((include or path.parent).glob("*.*h"))}
         return cls(path.name, path.read_text(encoding="utf-8"), headers, tuple(names))
 
 
@@ -170,7 +170,7 @@ def loaded(path: Path) -> Nvrtc:
 
 
 def compile_ptx(
-    path: Path, names: Sequence[str], architecture: str, lineinfo: bool = True, library: Path | None = None
+    path: Path, names: Sequence[str], architecture: str, lineinfo: bool = True, library: Path | None = None, include: Path | None = None
 ) -> tuple[str, dict[str, str]]:
     """The PTX of a `.cu` file for an architecture (`sm_90a` or `compute_90a`), and the kernels' names in it, by C++ name.
 
@@ -180,7 +180,7 @@ def compile_ptx(
     library = library or next(iter(installed()), None)
     if library is None:
         raise RuntimeError("NVRTC is needed to compile CUDA C: pip install nvidia-cuda-nvrtc")
-    nvrtc, program = loaded(library), Program.of(path, names)
+    nvrtc, program = loaded(library), Program.of(path, names, include)
     options = (f"--gpu-architecture={architecture.replace('sm_', 'compute_')}", STANDARD, *(("-lineinfo",) if lineinfo else ()))
     inputs = (program, options, nvrtc.version, library.stat().st_size)  # the size: releases of one version differ
     kept = ptx_folder() / f"{path.stem}-{architecture}-{hashlib.sha256(repr(inputs).encode()).hexdigest()[:20]}.json"
