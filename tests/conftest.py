@@ -1,6 +1,7 @@
 """Setup for all tests: the backend they run on, the long tests that are left out, and the only skips that MINIMOE_STRICT_SKIPS allows."""
 
 import os
+import random
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -42,6 +43,16 @@ def signals_of_a_terminal() -> Iterator[None]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="run the long tests of tests/long.toml too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Draw the schedules in which the PTX machine runs kernels; worker processes find them in their environment."""
+    schedules = 5 if config.getoption("--all") else 1
+    os.environ.setdefault("MINIMOE_PTX_SEEDS", ",".join(str(random.randrange(1, 2**31)) for _ in range(schedules)))
+
+
+def pytest_report_header() -> str:
+    return f"PTX schedules: MINIMOE_PTX_SEEDS={os.environ['MINIMOE_PTX_SEEDS']}"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,9 +1,9 @@
 """Small model folders of every family, of random numbers, written without torch.
 
-    folder = write(tmp_path / "m", small("mixtral", num_local_experts=3))            # config.json and model.safetensors
-    arrays = tensors(config)                                                         # or: change them first
-    write(path, config, arrays | {"lm_head.weight": other}, dtype="BF16", shard_bytes=10_000)
-    write(path, config | FP8, fp8(arrays))                                           # quantised as DeepSeek-V3, as gpt-oss
+folder = write(tmp_path / "m", small("mixtral", num_local_experts=3))            # config.json and model.safetensors
+arrays = tensors(config)                                                         # or: change them first
+write(path, config, arrays | {"lm_head.weight": other}, dtype="BF16", shard_bytes=10_000)
+write(path, config | FP8, fp8(arrays))                                           # quantised as DeepSeek-V3, as gpt-oss
 """
 
 import re

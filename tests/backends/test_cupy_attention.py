@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from cuda_on_cpu.arrays import BFLOAT16, HostArrays
-from cuda_on_cpu.cpu_cuda import ORDERS
-from cuda_on_cpu.cupy_on_cpu import CpuLoader
+from ptx_machine.arrays import BFLOAT16, HostArrays
+from ptx_machine.cupy_on_ptx import PtxLoader
+from ptx_machine.schedules import SEEDS
 
 from minimoe.reference.random import Draw
 from minimoe.testing.tolerances import KERNELS
@@ -21,12 +21,12 @@ DTYPES = {"float32": np.dtype(np.float32), "bfloat16": BFLOAT16}
 class Attending(CudaAttention, HostArrays):
     name = "attending"
 
-    def __init__(self, order):
-        self.loader = CpuLoader(order)
+    def __init__(self, seed):
+        self.loader = PtxLoader(seed)
 
 
-BACKENDS = {order: Attending(order) for order in ORDERS}
-FORWARD = BACKENDS["forward"]
+BACKENDS = {seed: Attending(seed) for seed in SEEDS}
+FIRST = BACKENDS[SEEDS[0]]
 REFERENCE = NumpyBackend()
 
 
@@ -95,11 +95,11 @@ def forward_and_backward(backend, arrays, options, dy):
     return y, logsumexp, *(a for a in backend.attention_backward(dy, *arrays, y, logsumexp, **options) if a is not None)
 
 
-def both(shape, dtype, order):
+def both(shape, dtype, seed=SEEDS[0]):
     """Return the kernels' results: y, logsumexp, dq, dk, dv and, with sinks, dsinks."""
     arrays, options = call(shape, dtype)
     dy = normal(5, shape.b, shape.tq, shape.queries, shape.cv).astype(DTYPES[dtype])
-    return forward_and_backward(BACKENDS[order], arrays, options, dy)
+    return forward_and_backward(BACKENDS[seed], arrays, options, dy)
 
 
 def expected(shape, dtype):
@@ -123,14 +123,14 @@ def check_close(got, wanted, tolerance):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [pytest.param(shape, id=f"{i}") for i, shape in enumerate(SHAPES)])
-def test_attention_is_the_references_in_every_thread_order_to_the_bit(shape, dtype):
-    results = {order: both(shape, dtype, order) for order in ORDERS}
-    for other in ORDERS[1:]:
-        for first, second in zip(results["forward"], results[other], strict=True):
-            assert first.tobytes() == second.tobytes()
+def test_attention_is_the_references_in_every_schedule_to_the_bit(shape, dtype):
+    first, *others = (both(shape, dtype, seed) for seed in SEEDS)
+    for other in others:
+        for one, two in zip(first, other, strict=True):
+            assert one.tobytes() == two.tobytes()
     arrays = call(shape, dtype)[0]
     like = (arrays[2].dtype, np.float32, *(a.dtype for a in arrays), np.float32)
-    for i, (got, wanted) in enumerate(zip(results["forward"], expected(shape, dtype), strict=True)):
+    for i, (got, wanted) in enumerate(zip(first, expected(shape, dtype), strict=True)):
         assert got.dtype == like[i] and got.shape == wanted.shape and got.flags.c_contiguous
         check_close(got, wanted, KERNELS[dtype])
 
@@ -138,7 +138,7 @@ def test_attention_is_the_references_in_every_thread_order_to_the_bit(shape, dty
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_row_that_sees_nothing_gives_zero_and_takes_no_part_in_gradients(dtype):
     shape = Shape(2, 33, 33, 3, 1, 8, 20, padding="left")
-    y, logsumexp, dq, dk, dv = both(shape, dtype, "forward")
+    y, logsumexp, dq, dk, dv = both(shape, dtype)
     assert not y[1, :5].any() and np.isneginf(logsumexp[1, :, :5]).all() and not dq[1, :5].any()
     assert not dk[1, :5].any() and not dv[1, :5].any()
 
@@ -147,10 +147,10 @@ def test_a_row_that_sees_nothing_gives_zero_and_takes_no_part_in_gradients(dtype
 @pytest.mark.parametrize("c", [8, 20, 7])
 def test_a_result_is_written_where_it_is_wanted_and_inputs_may_be_views(c, dtype):
     (q, k, v), options = call(Shape(1, 5, 9, 2, 1, c, c), dtype)
-    y, logsumexp = FORWARD.attention(q, k, v, **options)
+    y, logsumexp = FIRST.attention(q, k, v, **options)
     joined = np.concatenate([k, v], axis=2)
     out = np.full(y.shape, np.nan, y.dtype)
-    again, other = FORWARD.attention(q, joined[:, :, :1], joined[:, :, 1:], out=out, **options)
+    again, other = FIRST.attention(q, joined[:, :, :1], joined[:, :, 1:], out=out, **options)
     assert again is out and out.tobytes() == y.tobytes() and other.tobytes() == logsumexp.tobytes()
 
 
@@ -158,7 +158,7 @@ def test_what_the_kernels_do_not_take_goes_to_the_reference():
     (q, k, v), options = call(Shape(1, 5, 5, 2, 1, 136, 8), "float32")
     drop = {**options, "dropout": 0.5, "rng": Draw(7, 11, 0, 3)}
     for arrays, given in (((q, k, v), options), ((q[..., :8], k[..., :8], v), drop)):
-        assert np.array_equal(FORWARD.attention(*arrays, **given)[0], REFERENCE.attention(*arrays, **given)[0])
+        assert np.array_equal(FIRST.attention(*arrays, **given)[0], REFERENCE.attention(*arrays, **given)[0])
 
 
 @pytest.mark.parametrize(
@@ -177,6 +177,6 @@ def test_shapes_and_dtypes_that_do_not_fit_never_reach_a_kernel(changed):
     assert covered(**given) and not covered(**{**given, **changed})
 
 
-@pytest.mark.parametrize("kernels", [attention.FORWARD, attention.DQ, attention.DKV])
+@pytest.mark.parametrize("kernels", [attention.FIRST, attention.DQ, attention.DKV])
 def test_every_card_has_the_shared_memory_that_is_asked_for(kernels):
     assert max(kernel.shared for kernel in kernels.values()) <= EVERY_CARD

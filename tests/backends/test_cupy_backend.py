@@ -1,12 +1,12 @@
-"""The backend `cupy`, executed on the processor: every kernel in three thread orders, a model's training, and what is refused."""
+"""The backend `cupy`, executed on the processor: every kernel in random schedules, a model's training, and what is refused."""
 
 import sys
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
-from cuda_on_cpu.cpu_cuda import ORDERS
-from cuda_on_cpu.cupy_on_cpu import CupyOnCpu
+from ptx_machine.cupy_on_ptx import CupyOnPtx
+from ptx_machine.schedules import EVERY_SCHEDULE, SEEDS
 
 import minimoe_cupy
 from minimoe.backend import BackendUnavailable, check_overrides, kernel_kinds, overridden
@@ -16,19 +16,19 @@ from minimoe_cupy.device import REQUIRED, check_device
 from minimoe_cupy.launch import parameters, writable
 from minimoe_cupy.loader import Source
 
-BACKENDS = {order: CupyOnCpu(order) for order in ORDERS}
-FORWARD = BACKENDS["forward"]
-KERNELS = [case for case in cases(FORWARD, level="kernels") if overridden(FORWARD, case.kernel) and "float64" not in case.name]
+BACKENDS = {seed: CupyOnPtx(seed) for seed in SEEDS}
+FIRST = BACKENDS[SEEDS[0]]
+KERNELS = [case for case in cases(FIRST, level="kernels") if overridden(FIRST, case.kernel) and "float64" not in case.name]
 OWN = [case for case in KERNELS if ", large" not in case.name]
 ON_A_CARD = {"attention", "attention_backward", "cross_entropy"}  # large examples of these take minutes here, seconds in tests/gpu
 LARGE = [case for case in KERNELS if ", large" in case.name and case.kernel not in ON_A_CARD]
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("seed", EVERY_SCHEDULE)
 @pytest.mark.parametrize("index", [pytest.param(i, id=str(case)) for i, case in enumerate(OWN)])
-def test_a_kernel_conforms_in_every_thread_order(index, order):
+def test_a_kernel_conforms_in_every_schedule(index, seed):
     wanted = OWN[index]
-    next(case for case in cases(BACKENDS[order], level="kernels", kernel=wanted.kernel) if case.name == wanted.name).run()
+    next(case for case in cases(BACKENDS[seed], level="kernels", kernel=wanted.kernel) if case.name == wanted.name).run()
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=str(case)) for case in LARGE])
@@ -36,9 +36,9 @@ def test_a_kernel_conforms_at_large_sizes(case):
     case.run()
 
 
-# The three orders show that equal inputs give equal bits. What has no kernel here is computed by the reference, on NumPy.
+# That equal inputs give equal bits is in the schedules. What has no kernel here is computed by the reference, on NumPy.
 UPPER = ("array layer", "gradients", "curve")
-OTHERS = [case for level in UPPER for case in cases(FORWARD, level=level) if "float64" not in case.name]
+OTHERS = [case for level in UPPER for case in cases(FIRST, level=level) if "float64" not in case.name]
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=str(case)) for case in OTHERS])
@@ -54,7 +54,7 @@ def test_a_class_of_kernels_lies_in_the_file_of_its_name():
 
 
 def test_signatures_are_the_contracts():
-    check_overrides(FORWARD)
+    check_overrides(FIRST)
 
 
 def test_an_output_buffer_that_a_kernel_cannot_write_is_filled_by_the_reference():
@@ -62,9 +62,9 @@ def test_an_output_buffer_that_a_kernel_cannot_write_is_filled_by_the_reference(
     assert writable(None, (3, 5), x.dtype) and writable(np.empty((3, 5), np.float32), (3, 5), x.dtype)
     for out in (np.zeros((3, 10), np.float32)[:, ::2], np.zeros((3, 5), np.float64)):
         assert not writable(out, (3, 5), x.dtype)
-        assert FORWARD.grouped_matmul(x, weight, offsets, out=out) is out and (out == 4).all()
+        assert FIRST.grouped_matmul(x, weight, offsets, out=out) is out and (out == 4).all()
         out[...] = 0
-        assert FORWARD.linear(x, weight[0], out=out) is out and (out == 4).all()
+        assert FIRST.linear(x, weight[0], out=out) is out and (out == 4).all()
     assert not writable(np.empty((5, 3), np.float32), (3, 5), x.dtype)
 
 
@@ -84,14 +84,14 @@ def plan_of(*, order=(0, 1), inverse=((0,), (1,)), offsets=(0, 2)):
 )
 def test_an_array_that_does_not_fit_a_kernels_declaration_is_refused(x, plan, words):
     with pytest.raises((TypeError, AttributeError), match=words):
-        FORWARD.dispatch(x, plan)
+        FIRST.dispatch(x, plan)
 
 
 def test_a_launch_takes_contiguous_arrays_only():
     source, name = minimoe_cupy.dispatch.DISPATCH, "dispatch<float, 1>"
     x, plan = np.zeros((4, 4), np.float32), plan_of()
     with pytest.raises(TypeError, match=r"dispatch<float, 1>: x is float32\[4, 4\], not contiguous: wanted a contiguous array of float32"):
-        FORWARD._launch(source, name, 1, 256, x.T, plan.inverse, x, 2, 1, 4)
+        FIRST._launch(source, name, 1, 256, x.T, plan.inverse, x, 2, 1, 4)
 
 
 def test_parameters_are_read_from_the_declaration():

@@ -4,9 +4,9 @@ from functools import cache
 
 import numpy as np
 import pytest
-from cuda_on_cpu.arrays import HostArrays
-from cuda_on_cpu.cpu_cuda import ORDERS
-from cuda_on_cpu.cupy_on_cpu import CpuLoader
+from ptx_machine.arrays import HostArrays
+from ptx_machine.cupy_on_ptx import PtxLoader
+from ptx_machine.schedules import SEEDS
 
 from minimoe.testing.conformance import compare, rounded, to_device, to_host
 from minimoe.testing.dense_examples import reference
@@ -23,13 +23,13 @@ LIMIT = 1.5
 class NormsAndActivations(CudaNorm, CudaActivation, HostArrays):
     name = "norms and activations"
 
-    def __init__(self, order):
-        self.loader = CpuLoader(order)
+    def __init__(self, seed):
+        self.loader = PtxLoader(seed)
 
 
 @cache
-def backend(order="forward"):
-    return NormsAndActivations(order)
+def backend(seed=SEEDS[0]):
+    return NormsAndActivations(seed)
 
 
 @cache
@@ -99,9 +99,9 @@ def test_nan_and_infinity_pass_as_in_the_reference(function, width, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("function", [norms, activations])
-def test_bits_are_equal_in_every_thread_order(function, width, dtype):
+def test_bits_are_equal_in_every_schedule(function, width, dtype):
     n = 2 if width > 4096 else 9
-    first, *others = (to_host(b, function(b, *to_device(b, inputs(function, n, width), dtype))) for b in map(backend, ORDERS))
+    first, *others = (to_host(b, function(b, *to_device(b, inputs(function, n, width), dtype))) for b in map(backend, SEEDS))
     for other in others:
         compare(other, first, 0.0, function.__name__, f"[{n},{width}] {dtype}", "A race: threads read what others may not have written yet")
 

@@ -3,9 +3,9 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from cuda_on_cpu.arrays import HostArrays
-from cuda_on_cpu.cpu_cuda import ORDERS
-from cuda_on_cpu.cupy_on_cpu import CpuLoader
+from ptx_machine.arrays import HostArrays
+from ptx_machine.cupy_on_ptx import PtxLoader
+from ptx_machine.schedules import SEEDS
 
 from minimoe_cupy import embedding as embedding_module
 from minimoe_cupy.embedding import CudaEmbedding
@@ -17,17 +17,17 @@ DTYPES = pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16], ids=str)
 REFERENCE = HostArrays()
 
 
-class OnCpu(CudaRope, CudaEmbedding, HostArrays):
-    """The two topics, executed on the processor in one thread order."""
+class OnPtx(CudaRope, CudaEmbedding, HostArrays):
+    """The two topics, executed by the machine in one schedule."""
 
     name = "on_cpu"
 
-    def __init__(self, order):
-        self.loader = CpuLoader(order)
+    def __init__(self, seed):
+        self.loader = PtxLoader(seed)
 
 
-BACKENDS = [OnCpu(order) for order in ORDERS]
-FORWARD = BACKENDS[0]
+BACKENDS = [OnPtx(seed) for seed in SEEDS]
+FIRST = BACKENDS[0]
 
 
 def floats(seed, *shape, dtype=FLOAT32):
@@ -38,8 +38,8 @@ def ids_of(seed, n, vocab):
     return np.random.default_rng(seed).integers(0, vocab, n).astype(np.int32)
 
 
-def same_in_every_order(work):
-    """The result of `work(backend)`, a tuple of arrays, to the bit the same in three thread orders."""
+def same_in_every_schedule(work):
+    """The result of `work(backend)`, a tuple of arrays, to the bit the same in every schedule."""
     first, *others = (work(backend) for backend in BACKENDS)
     for other in others:
         assert all(a.tobytes() == b.tobytes() for a, b in zip(first, other, strict=True))
@@ -59,14 +59,14 @@ def close(got, wanted, tolerance):
 @pytest.mark.parametrize("limit", [1, 3, 255, 256, 50_000, 2**31 - 1])
 def test_ids_are_sorted_and_equal_ones_stay_in_order(n, limit):
     keys = ids_of(n, n, limit)
-    found, turn = same_in_every_order(lambda b: b._sorted_keys(keys, limit))
+    found, turn = same_in_every_schedule(lambda b: b._sorted_keys(keys, limit))
     assert np.array_equal(turn, np.argsort(keys, kind="stable")) and np.array_equal(found, np.sort(keys))
     assert found.dtype == turn.dtype == np.int32
 
 
 def test_what_names_no_row_comes_last_and_below_zero_counts_from_the_end():
     keys = np.array([3, -1, 0, 2**31 - 1, -3, -4, -(2**31), 2], np.int32)
-    found, turn = FORWARD._sorted_keys(keys, 3)
+    found, turn = FIRST._sorted_keys(keys, 3)
     assert found.tolist() == [0, 0, 2, 2, 3, 3, 3, 3] and turn.tolist() == [2, 4, 1, 7, 0, 3, 5, 6]
 
 
@@ -84,7 +84,7 @@ def added(dy, ids, vocab):
 @pytest.mark.parametrize("n, vocab, d", [(0, 3, 7), (1, 1, 1), (33, 50_000, 7), (300, 40, 128)])
 def test_an_embedding_takes_rows(n, vocab, d, dtype):
     weight, ids = floats(1, vocab, d, dtype=dtype), ids_of(2, n, vocab)
-    (y,) = same_in_every_order(lambda b: (b.embedding(ids, weight),))
+    (y,) = same_in_every_schedule(lambda b: (b.embedding(ids, weight),))
     assert np.array_equal(y, weight[ids]) and y.dtype == dtype
 
 
@@ -97,7 +97,7 @@ def test_an_embedding_takes_rows(n, vocab, d, dtype):
 )  # fmt: skip
 def test_a_gradient_is_each_ids_sum_whatever_the_order_of_threads(n, vocab, d, dtype):
     dy, ids = floats(3, n, d, dtype=dtype), ids_of(4, n, vocab)
-    (dweight,) = same_in_every_order(lambda b: (b.embedding_backward(dy, ids, vocab),))
+    (dweight,) = same_in_every_schedule(lambda b: (b.embedding_backward(dy, ids, vocab),))
     close(dweight, added(dy, ids, vocab), ERRORS[dtype])
     assert dweight.dtype == dtype
 
@@ -107,14 +107,14 @@ def test_long_pieces_and_runs_across_many_add_up(pieces, monkeypatch):
     monkeypatch.setattr(embedding_module, "PIECES", pieces)
     ids = np.repeat(np.array([7, 0, 2, 5, 7], np.int32), [1, 700, 64, 3, 400])
     dy = floats(5, ids.size, 5)
-    (dweight,) = same_in_every_order(lambda b: (b.embedding_backward(dy, ids, 9),))
+    (dweight,) = same_in_every_schedule(lambda b: (b.embedding_backward(dy, ids, 9),))
     close(dweight, added(dy, ids, 9), 2e-6)
 
 
 def test_equal_ids_are_added_in_the_order_in_which_they_stand():
     ids = np.array([1, 0, 1, 1, 0], np.int32)
     dy = np.array([1e8, 1.0, 1.0, -1e8, 2.0], np.float32)[:, None]
-    assert FORWARD.embedding_backward(dy, ids, 2).ravel().tolist() == [3.0, 0.0]  # 1e8 + 1 is 1e8; another order would give 1
+    assert FIRST.embedding_backward(dy, ids, 2).ravel().tolist() == [3.0, 0.0]  # 1e8 + 1 is 1e8; another order would give 1
 
 
 @DTYPES
@@ -123,7 +123,7 @@ def test_equal_ids_are_added_in_the_order_in_which_they_stand():
 def test_a_gradient_is_written_or_added_and_padding_gets_none(padding, accumulate, dtype):
     dy, ids, before = floats(6, 4, 50, 8, dtype=dtype), ids_of(7, (4, 50), 3), floats(8, 3, 8, dtype=dtype)
     out = before.copy()
-    result = FORWARD.embedding_backward(dy, ids, 3, padding, out, accumulate)
+    result = FIRST.embedding_backward(dy, ids, 3, padding, out, accumulate)
     wanted = added(dy, ids, 3)
     if padding is not None:
         wanted[padding] = 0.0
@@ -137,16 +137,16 @@ NO_ROW = np.array([True, False, False, False, False, True, True, True])
 
 def test_an_id_that_names_no_row_gives_nan_and_one_below_zero_counts_from_the_end():
     weight = floats(9, 3, 8)
-    y = FORWARD.embedding(OUTSIDE, weight)
+    y = FIRST.embedding(OUTSIDE, weight)
     assert np.isnan(y[NO_ROW]).all() and np.array_equal(y[~NO_ROW], weight[OUTSIDE[~NO_ROW]])
-    assert np.isnan(FORWARD.embedding(OUTSIDE, weight[:0])).all()
+    assert np.isnan(FIRST.embedding(OUTSIDE, weight[:0])).all()
 
 
 def test_an_id_that_names_no_row_adds_nothing():
     dy = floats(10, OUTSIDE.size, 8)
     dy[NO_ROW] = np.nan
-    close(FORWARD.embedding_backward(dy, OUTSIDE, 3), added(dy[~NO_ROW], OUTSIDE[~NO_ROW], 3), 1e-6)
-    assert FORWARD.embedding_backward(dy, OUTSIDE, 0).shape == (0, 8)
+    close(FIRST.embedding_backward(dy, OUTSIDE, 3), added(dy[~NO_ROW], OUTSIDE[~NO_ROW], 3), 1e-6)
+    assert FIRST.embedding_backward(dy, OUTSIDE, 0).shape == (0, 8)
 
 
 @pytest.mark.parametrize("dtype", [np.dtype(np.float64), FLOAT32, BFLOAT16], ids=str)
@@ -161,13 +161,13 @@ def test_scatter_add_adds_to_what_is_there(n, shape, dtype):
         backend.scatter_add(result, index, values)
         return (result,)
 
-    (got,) = same_in_every_order(work)
+    (got,) = same_in_every_schedule(work)
     close(got, wanted, {**ERRORS, np.dtype(np.float64): 1e-14}[dtype])
 
 
 def test_scatter_add_reaches_a_target_that_is_not_contiguous():
     whole = np.zeros((4, 6), np.float32)
-    FORWARD.scatter_add(whole.T[::2], np.array([0, 2, 0], np.int32), np.ones((3, 4), np.float32))
+    FIRST.scatter_add(whole.T[::2], np.array([0, 2, 0], np.int32), np.ones((3, 4), np.float32))
     assert whole.sum(axis=0).tolist() == [8.0, 0.0, 0.0, 0.0, 4.0, 0.0]
 
 
@@ -197,7 +197,7 @@ def test_far_positions_turn_as_in_float64(b, t, heads, c, pairs, interleaved, dt
     x, inv_freq = floats(14, b, t, heads, c, dtype=dtype), frequencies(pairs)
     positions = (131_072 - np.arange(b * t).reshape(b, t) * 37).astype(np.int32)
     options = positions, inv_freq, 1.25, interleaved
-    y, dx = same_in_every_order(lambda backend: (backend.rope(x, *options), backend.rope_backward(x, *options)))
+    y, dx = same_in_every_schedule(lambda backend: (backend.rope(x, *options), backend.rope_backward(x, *options)))
     close(y, turned(x, *options), ERRORS[dtype])
     close(dx, turned(x, *options, turn=-1.0), ERRORS[dtype])
 
@@ -207,14 +207,14 @@ def test_cosine_and_sine_are_exact_to_the_last_bits_for_every_size_of_angle():
     positions = np.unique(np.concatenate(sizes)).astype(np.int32)
     x, inv_freq = np.zeros((1, positions.size, 1, 8), np.float32), np.array([1.0, 0.1, 1.5707964, 3e-5], np.float32)
     x[..., :4] = 1.0
-    y = FORWARD.rope(x, positions[None], inv_freq)
+    y = FIRST.rope(x, positions[None], inv_freq)
     angle = (positions.astype(np.float32)[:, None] * inv_freq).astype(np.float64)
     error = np.abs(y[0, :, 0] - np.concatenate([np.cos(angle), np.sin(angle)], axis=1)).max(axis=1)
     assert error[np.abs(positions) <= 2**26].max() < 1.2e-7 and error.max() < 5e-7
 
 
 def test_an_angle_without_a_value_gives_nan():
-    y = FORWARD.rope(np.ones((1, 2, 1, 2), np.float32), np.array([[0, 1]], np.int32), np.array([np.inf], np.float32))
+    y = FIRST.rope(np.ones((1, 2, 1, 2), np.float32), np.array([[0, 1]], np.int32), np.array([np.inf], np.float32))
     assert np.isnan(y).all()
 
 
@@ -222,7 +222,7 @@ def test_an_angle_without_a_value_gives_nan():
 def test_rope_may_write_where_it_reads(interleaved):
     x, positions, inv_freq = floats(15, 2, 7, 3, 24), np.arange(7, dtype=np.int32)[None], frequencies(8)
     inout_x = x.copy()
-    assert FORWARD.rope(inout_x, positions, inv_freq, 1.0, interleaved, inout_x) is inout_x
+    assert FIRST.rope(inout_x, positions, inv_freq, 1.0, interleaved, inout_x) is inout_x
     close(inout_x, turned(x, positions, inv_freq, 1.0, interleaved), 2e-6)
 
 
@@ -237,7 +237,7 @@ def test_heads_are_cut_turned_and_joined_again(b, t, heads, groups, c, turn, dty
         parts = backend.split_heads(qkv, positions, inv_freq, heads=heads, groups=groups)
         return *parts, backend.split_heads_backward(*parts, positions, inv_freq)
 
-    q, k, v, again = same_in_every_order(work)
+    q, k, v, again = same_in_every_schedule(work)
     rows = qkv.reshape(b, t, heads + 2 * groups, c)
     wanted = rows.astype(np.float64)
     if turn:
@@ -249,10 +249,10 @@ def test_heads_are_cut_turned_and_joined_again(b, t, heads, groups, c, turn, dty
 
 def test_other_dtypes_are_the_references():
     x, positions, inv_freq = floats(17, 1, 3, 2, 4, dtype=np.float64), np.arange(3, dtype=np.int32)[None], np.array([1.0, 0.1])
-    assert np.array_equal(FORWARD.rope(x, positions, inv_freq), REFERENCE.rope(x, positions, inv_freq))
+    assert np.array_equal(FIRST.rope(x, positions, inv_freq), REFERENCE.rope(x, positions, inv_freq))
     ids, weight = np.array([1, 0, 1], np.int64), floats(18, 2, 4)
-    assert np.array_equal(FORWARD.embedding(ids, weight), weight[ids])
-    close(FORWARD.embedding_backward(floats(19, 3, 4, dtype=np.float64), ids.astype(np.int32), 2), added(floats(19, 3, 4), ids, 2), 1e-6)
+    assert np.array_equal(FIRST.embedding(ids, weight), weight[ids])
+    close(FIRST.embedding_backward(floats(19, 3, 4, dtype=np.float64), ids.astype(np.int32), 2), added(floats(19, 3, 4), ids, 2), 1e-6)
 
 
 # ---- what is refused ---------------------------------------------------------------------------------------------------------------------
@@ -281,4 +281,4 @@ IDS, ROWS = np.zeros(5, np.int32), np.zeros((5, 8), np.float32)
 )
 def test_an_argument_that_does_not_fit_is_refused(call, words):
     with pytest.raises((ValueError, TypeError), match=words):
-        call(FORWARD)
+        call(FIRST)

@@ -1,12 +1,13 @@
 """The CuPy backend's gates, plans and loads, on the processor: odd sizes, ties, NaN, padding, capacity; compared with the reference."""
 
 import re
+from itertools import cycle
 
 import numpy as np
 import pytest
-from cuda_on_cpu.arrays import HostArrays
-from cuda_on_cpu.cpu_cuda import ORDERS
-from cuda_on_cpu.cupy_on_cpu import CpuLoader
+from ptx_machine.arrays import HostArrays
+from ptx_machine.cupy_on_ptx import PtxLoader
+from ptx_machine.schedules import SEEDS
 
 from minimoe.backend import load
 from minimoe.reference.gating import Rule
@@ -30,15 +31,15 @@ RULES = {
 SIZES = [(1, 1, 1), (31, 3, 2), (33, 8, 8), (31, 64, 40), (9, 256, 8), (5, 68, 3), (5, 70, 5), (3, 400, 2), (2, 1024, 3), (2, 1023, 2)]
 
 
-class OnCpu(CudaGating, CudaRouting, HostArrays):
+class OnPtx(CudaGating, CudaRouting, HostArrays):
     name = "routing half of cupy"
 
-    def __init__(self, order="forward"):
-        self.loader = CpuLoader(order)
+    def __init__(self, seed=SEEDS[0]):
+        self.loader = PtxLoader(seed)
 
 
-BACKENDS = {order: OnCpu(order) for order in ORDERS}
-FORWARD = BACKENDS["forward"]
+BACKENDS = {seed: OnPtx(seed) for seed in SEEDS}
+FIRST = BACKENDS[SEEDS[0]]
 
 
 class OnProbabilities(NumpyBackend):
@@ -87,8 +88,7 @@ def test_a_gate_and_its_backward_are_the_references(n, e, k, name):
     rule, z = RULES[name](k, e), logits_of(n, e)
     bias = np.linspace(-0.3, 0.3, e).astype(np.float32) if rule.router == "sigmoid_bias" else None
     draw = np.random.default_rng(1)
-    for valid, order in zip(masks_of(n), ORDERS, strict=True):
-        backend = BACKENDS[order]
+    for valid, backend in zip(masks_of(n), cycle(BACKENDS.values()), strict=False):
         ours, theirs = backend.gate(z, bias, valid, rule=rule), reference_gate(z, bias, valid, rule)
         assert np.array_equal(ours.ids, theirs.ids) and np.array_equal(ours.counts, theirs.counts)
         assert ours.ids.dtype == ours.counts.dtype == np.int32
@@ -105,8 +105,8 @@ def test_a_gate_and_its_backward_are_the_references(n, e, k, name):
 def test_experts_choose_as_in_the_reference_where_padding_and_nan_come_last(n, e, k):
     rule, z = Rule("expert_choice", k), logits_of(n, e)
     z[n // 3 :: 2] = z[n // 3]  # whole rows alike: ties across all pieces of tokens
-    for valid, order in zip(masks_of(n), ORDERS, strict=True):
-        ours = BACKENDS[order].gate(z, None, valid, rule=rule)
+    for valid, backend in zip(masks_of(n), cycle(BACKENDS.values()), strict=False):
+        ours = backend.gate(z, None, valid, rule=rule)
         wanted = OnProbabilities().gate(ours.scores, None, valid, rule=rule)
         close(ours.scores, reference_gate(z, None, valid, rule).scores)
         for mine, other in zip(ours[:4], wanted[:4], strict=True):
@@ -115,13 +115,13 @@ def test_experts_choose_as_in_the_reference_where_padding_and_nan_come_last(n, e
         if n < 100:
             dweights, dsum = np.random.default_rng(2).standard_normal((n, e)).astype(np.float32), np.linspace(-1, 1, e).astype(np.float32)
             wanted = REFERENCE.gate_backward(dweights, dsum, ours, valid, rule=rule)
-            close(BACKENDS[order].gate_backward(dweights, dsum, ours, valid, rule=rule), wanted)
+            close(backend.gate_backward(dweights, dsum, ours, valid, rule=rule), wanted)
 
 
 def test_many_tokens_are_added_over_warps_and_blocks():
     z = logits_of(1000, 8)
     z[500] = 0.0
-    ours, theirs = FORWARD.gate(z, None, None, rule=Rule("switch", 1)), reference_gate(z, None, None, Rule("switch", 1))
+    ours, theirs = FIRST.gate(z, None, None, rule=Rule("switch", 1)), reference_gate(z, None, None, Rule("switch", 1))
     close(ours.prob_sum, theirs.prob_sum)
     assert np.array_equal(ours.counts, theirs.counts) and ours.counts.sum() == 1000
 
@@ -131,8 +131,8 @@ def test_arrays_that_begin_between_multiples_of_16_bytes_and_no_tokens_do():
     z[:] = logits_of(3, 72)
     rule = Rule("softmax_topk", 4)
     assert layout(72, z) == (8, 1) and layout(72, np.zeros((3, 72), np.float32)) == (4, 4)
-    assert np.array_equal(FORWARD.gate(z, None, None, rule=rule).ids, REFERENCE.gate(z, None, None, rule=rule).ids)
-    none = FORWARD.gate(z[:0], None, None, rule=rule)
+    assert np.array_equal(FIRST.gate(z, None, None, rule=rule).ids, REFERENCE.gate(z, None, None, rule=rule).ids)
+    none = FIRST.gate(z[:0], None, None, rule=rule)
     assert none.weights.shape == (0, 4) and not none.counts.any() and not none.prob_sum.any()
 
 
@@ -144,7 +144,7 @@ def test_every_row_up_to_the_most_columns_has_a_layout(columns):
 
 def test_what_no_warp_can_hold_and_float64_are_the_references():
     for z in (np.zeros((2, 1025), np.float32), np.zeros((2, 8))):
-        gate = FORWARD.gate(z, None, None, rule=Rule("softmax_topk", 2))
+        gate = FIRST.gate(z, None, None, rule=Rule("softmax_topk", 2))
         assert gate.scores.dtype == z.dtype and np.array_equal(gate.ids, [[0, 1]] * 2)
 
 
@@ -182,7 +182,7 @@ def test_a_plan_is_the_references(n, e, k, kind):
         capacities += [(0, "position"), (0, "probability"), (n * k, "probability")]
     for i, (capacity, priority) in enumerate(capacities):
         options = {"n_experts": e, "rows": n * k, "capacity": capacity, "priority": priority}
-        backend, valid = BACKENDS[ORDERS[i % 3]], masks_of(n)[(i + 1) % 2]
+        backend, valid = BACKENDS[SEEDS[i % len(SEEDS)]], masks_of(n)[(i + 1) % 2]
         same_plan(backend.route(ids, weights, valid, **options), REFERENCE.route(ids, weights, valid, **options))
 
 
@@ -190,30 +190,30 @@ def test_nothing_valid_gives_an_empty_plan():
     ids, weights = pairs_of(31, 8, 2, "spread")
     for priority in ("position", "probability"):
         options = {"n_experts": 8, "rows": 62, "capacity": 4, "priority": priority}
-        plan = FORWARD.route(ids, weights, np.zeros(31, dtype=bool), **options)
+        plan = FIRST.route(ids, weights, np.zeros(31, dtype=bool), **options)
         assert not plan.offsets.any() and not plan.order.any() and (plan.inverse == -1).all()
 
 
 def test_a_choice_by_experts_has_rows_for_what_is_chosen_alone():
     choice = np.where(np.arange(60).reshape(20, 3) % 4 == 0, np.arange(3), -1).astype(np.int32)
     options = {"n_experts": 3, "rows": 15}
-    same_plan(FORWARD.route(choice, np.ones((20, 3), np.float32), None, **options), REFERENCE.route(choice, None, None, **options))
+    same_plan(FIRST.route(choice, np.ones((20, 3), np.float32), None, **options), REFERENCE.route(choice, None, None, **options))
 
 
 @pytest.mark.parametrize("priority", ["position", "probability"])
 def test_ids_that_are_no_expert_and_rows_that_do_not_suffice_are_left_out(priority):
     ids = np.array([[0, 7], [-5, 1], [1, 0], [2**30, 1]], np.int32)
     weights = np.ones((4, 2), np.float32)
-    plan = FORWARD.route(ids, weights, None, n_experts=2, rows=4, capacity=9, priority=priority)
+    plan = FIRST.route(ids, weights, None, n_experts=2, rows=4, capacity=9, priority=priority)
     assert np.array_equal(plan.offsets, [0, 2, 5]) and np.array_equal(plan.order, [0, 5, 3, 4])
     assert np.array_equal(plan.inverse, [[0, -1], [-1, 2], [3, 1], [-1, -1]])
 
 
-@pytest.mark.parametrize("order", ORDERS)
-def test_counts_of_more_blocks_than_threads_are_scanned(order):
+@pytest.mark.parametrize("seed", SEEDS)
+def test_counts_of_more_blocks_than_threads_are_scanned(seed):
     counts = np.random.default_rng(0).integers(0, 9, (2, 700)).astype(np.int32)
     starts, totals = counts.copy(), np.zeros(2, np.int32)
-    BACKENDS[order]._launch(ROUTE, "route_scan", 2, 256, starts, totals, 700)
+    BACKENDS[seed]._launch(ROUTE, "route_scan", 2, 256, starts, totals, 700)
     assert np.array_equal(starts, np.cumsum(counts, axis=1) - counts) and np.array_equal(totals, counts.sum(axis=1))
 
 
@@ -226,13 +226,13 @@ def test_a_noisy_load_and_its_backward_are_the_references(n, e, k):
     noisy = logits_of(n, e)
     clean, sigma = (np.abs(draw.standard_normal((n, e))).astype(np.float32) + 0.5 for _ in range(2))
     dload = draw.standard_normal(e).astype(np.float32)
-    for valid, order in zip(masks_of(n), ORDERS, strict=True):
+    for valid, backend in zip(masks_of(n), cycle(BACKENDS.values()), strict=False):
         args = clean, noisy, sigma
-        load_, ids = BACKENDS[order].noisy_load(*args, valid, k=k)
+        load_, ids = backend.noisy_load(*args, valid, k=k)
         wanted, wanted_ids = REFERENCE.noisy_load(*(a.astype(np.float64) for a in args), valid, k=k)
         assert np.array_equal(ids, wanted_ids) and ids.dtype == np.int32
         close(load_, wanted)
-        gradients = BACKENDS[order].noisy_load_backward(dload, *args, ids, valid, k=k)
+        gradients = backend.noisy_load_backward(dload, *args, ids, valid, k=k)
         for mine, other in zip(gradients, REFERENCE.noisy_load_backward(dload, *args, ids, valid, k=k), strict=True):
             close(mine, other)
 
@@ -271,7 +271,7 @@ PLAN = {"n_experts": 3, "rows": 8}
 )
 def test_what_does_not_fit_is_refused(call, words):
     with pytest.raises((TypeError, ValueError), match=words):
-        call(FORWARD)
+        call(FIRST)
 
 
 # ---- the diagram of kernels/select.cuh ------------------------------------------------------------------------------------------------
@@ -289,4 +289,4 @@ def test_the_diagram_of_a_warps_choice_shows_what_the_butterflies_do():
             assert "".join(order[value] for value in held) == shown, name
     z = np.zeros((1, 32), np.float32)
     z[0, [3, 18]] = 2.5
-    assert FORWARD.gate(z, None, None, rule=Rule("topk_softmax", 2)).ids.tolist() == [[3, 18]]
+    assert FIRST.gate(z, None, None, rule=Rule("topk_softmax", 2)).ids.tolist() == [[3, 18]]

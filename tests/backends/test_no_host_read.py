@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-from cuda_on_cpu.cupy_on_cpu import CpuLoader, CupyOnCpu
-from cuda_on_cpu.numba_cpu import NumbaOnCpu
-from cuda_on_cpu.numba_cuda_on_cpu import NumbaCudaOnCpu
+from ptx_machine.cupy_on_ptx import CupyOnPtx, PtxLoader
+from ptx_machine.numba_on_ptx import NumbaCudaOnPtx, NumbaOnPtx
 from strict_backend import StrictBackend
 
 from minimoe import optim
@@ -62,8 +61,8 @@ def on_traced_arrays(kind):
 
 
 def launch_cuda(path, names, architecture=None):
-    """The harness's launchers, on NumPy's own arrays: it copies them."""
-    made = CpuLoader()(path, names)
+    """The machine's launchers, on NumPy's own arrays."""
+    made = PtxLoader()(path, names)
     return lambda name: lambda grid, block, args, shared_mem=0: made(name)(grid, block, plain(list(args)), shared_mem=shared_mem)
 
 
@@ -71,14 +70,14 @@ class RunNumba:
     """The same for Numba-CUDA kernels."""
 
     def __init__(self, kernel):
-        self.launcher = NumbaOnCpu()(kernel)
+        self.launcher = NumbaOnPtx()(kernel)
 
     def __getitem__(self, sizes):
         return lambda *args: self.launcher[sizes](*plain(args))
 
 
 @pytest.mark.parametrize("router", routers.ROUTERS)
-@pytest.mark.parametrize("kind", [CupyOnCpu, NumbaCudaOnCpu], ids=["cupy", "numba-cuda"])
+@pytest.mark.parametrize("kind", [CupyOnPtx, NumbaCudaOnPtx], ids=["cupy", "numba-cuda"])
 def test_no_override_of_a_gpu_backend_reads_the_host(kind, router):
     backend = on_traced_arrays(kind)
     remedies = {} if router == "expert_choice" else {"capacity_factor": 1.1, "drop_priority": "probability"}

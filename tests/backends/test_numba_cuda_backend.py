@@ -1,4 +1,4 @@
-"""The backend `numba-cuda`, executed on the processor: kernels in three thread orders, all rungs, a model's training, what is refused."""
+"""The backend `numba-cuda`, executed on the processor: kernels in random schedules, all rungs, a model's training, what is refused."""
 
 import importlib
 import json
@@ -9,13 +9,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from cuda_on_cpu.arrays import HostArrays, Namespace
-from cuda_on_cpu.cpu_cuda import ORDERS
-from cuda_on_cpu.numba_cuda_on_cpu import NumbaCudaOnCpu
-from cuda_on_cpu.nvvm import ARCHITECTURES, compile_for
 from fresh_process import first_words
 from numba.cuda.dispatcher import CUDADispatcher
 from numba.cuda.typing.typeof import typeof
+from ptx_machine.arrays import HostArrays, Namespace
+from ptx_machine.numba_on_ptx import NumbaCudaOnPtx
+from ptx_machine.nvvm import ARCHITECTURES, compile_for
+from ptx_machine.schedules import EVERY_SCHEDULE, SEEDS
 
 import minimoe_numba_cuda
 from minimoe.backend import BackendUnavailable, check_overrides, describe, kernel_kinds, kernel_names, overridden
@@ -31,27 +31,27 @@ from minimoe_numba_cuda.launch import THREADS, blocks_of
 from minimoe_numba_cuda.launcher import Launcher, Memory, stream_at
 from minimoe_numpy import NumpyBackend
 
-BACKENDS = {order: NumbaCudaOnCpu(order) for order in ORDERS}
-FORWARD, NUMPY = BACKENDS["forward"], NumpyBackend()
-LEVELS = ("array layer", "kernels", "gradients")  # that equal inputs give equal bits is in the three orders
-EVERY = [case for level in LEVELS for case in cases(FORWARD, level=level)]
+BACKENDS = {seed: NumbaCudaOnPtx(seed) for seed in SEEDS}
+FIRST, NUMPY = BACKENDS[SEEDS[0]], NumpyBackend()
+LEVELS = ("array layer", "kernels", "gradients")  # that equal inputs give equal bits is in the schedules
+EVERY = [case for level in LEVELS for case in cases(FIRST, level=level)]
 SINGLE = [case for case in EVERY if ", large" not in case.name and "float64" not in case.name]
-OWN = [case for case in SINGLE if case.level == "kernels" and overridden(FORWARD, case.kernel)]
+OWN = [case for case in SINGLE if case.level == "kernels" and overridden(FIRST, case.kernel)]
 ON_A_CARD = {"attention", "attention_backward", "cross_entropy"}  # large examples of these take minutes here, seconds in tests/gpu
 LARGE = [
     case for case in EVERY
-    if ", large [float32]" in case.name and overridden(FORWARD, case.kernel) and case.kernel not in ON_A_CARD
+    if ", large [float32]" in case.name and overridden(FIRST, case.kernel) and case.kernel not in ON_A_CARD
 ]  # fmt: skip
 
 
-def run_in(order, name, kernel):
-    next(case for case in cases(BACKENDS[order], level="kernels", kernel=kernel) if case.name == name).run()
+def run_in(seed, name, kernel):
+    next(case for case in cases(BACKENDS[seed], level="kernels", kernel=kernel) if case.name == name).run()
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("seed", EVERY_SCHEDULE)
 @pytest.mark.parametrize("case", [pytest.param(case, id=str(case)) for case in OWN])
-def test_a_kernel_conforms_in_every_thread_order(case, order):
-    run_in(order, case.name, case.kernel)
+def test_a_kernel_conforms_in_every_schedule(case, seed):
+    run_in(seed, case.name, case.kernel)
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=str(case)) for case in LARGE])
@@ -65,11 +65,11 @@ def test_what_is_not_overridden_and_what_stands_on_kernels_conforms(case):
 
 
 def test_a_tiny_routed_model_trains_as_on_numpy():
-    check_curve(FORWARD, "float32")
+    check_curve(FIRST, "float32")
 
 
 def test_signatures_are_the_contracts():
-    check_overrides(FORWARD)
+    check_overrides(FIRST)
 
 
 # ---- ladders: the rungs that the backend does not use ------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ RUNGS = {
 
 
 @pytest.mark.parametrize("rung", RUNGS)
-def test_a_rung_of_a_ladder_agrees_with_the_reference_in_every_thread_order(rung):
+def test_a_rung_of_a_ladder_agrees_with_the_reference_in_every_schedule(rung):
     for backend in BACKENDS.values():
         got, expected = RUNGS[rung](backend._launch)
         for a, b in zip(got, expected, strict=True):
@@ -134,8 +134,8 @@ def test_a_rung_of_a_ladder_agrees_with_the_reference_in_every_thread_order(rung
 @pytest.mark.parametrize("kernel", ["attention", "attention_backward"])
 def test_heads_that_are_too_wide_for_tiles_go_through_the_first_rung(kernel, monkeypatch):
     monkeypatch.setattr(attention, "WIDEST", 0)
-    for order in ORDERS:
-        run_in(order, f"{kernel} [float32]", kernel)
+    for seed in SEEDS:
+        run_in(seed, f"{kernel} [float32]", kernel)
 
 
 # ---- what is refused ---------------------------------------------------------------------------------------------------------------------
@@ -219,23 +219,23 @@ def test_what_does_not_fit_is_refused_in_one_line_and_nothing_runs(what):
 
 
 def test_a_target_that_is_no_column_gives_nan_and_is_not_read():
-    total, count, _ = FORWARD.cross_entropy(floats(0, 2, 3), np.array([7, 1], I))
+    total, count, _ = FIRST.cross_entropy(floats(0, 2, 3), np.array([7, 1], I))
     assert np.isnan(total) and count == 2
 
 
 def test_ids_rows_and_offsets_out_of_range_read_and_write_nothing():
-    plan = FORWARD.route(np.array([[0, 9]], I), floats(0, 1, 2), None, n_experts=2, rows=2)
+    plan = FIRST.route(np.array([[0, 9]], I), floats(0, 1, 2), None, n_experts=2, rows=2)
     assert plan.inverse.tolist() == [[0, -1]] and plan.offsets.tolist() == [0, 1, 1]
     outside = Plan(np.array([99, 0, 0, 0], I), np.array([[99, -1], [1, 1]], I), np.array([0, 2, 4], I))
-    rows = FORWARD.dispatch(floats(0, 2, 3), outside)
+    rows = FIRST.dispatch(floats(0, 2, 3), outside)
     assert not rows[0].any() and rows[1].all()
-    y = FORWARD.combine(floats(0, 4, 3), floats(1, 2, 2), outside)
+    y = FIRST.combine(floats(0, 4, 3), floats(1, 2, 2), outside)
     assert not y[0].any() and y[1].all()
-    drows, dweights = FORWARD.combine_backward(floats(0, 2, 3), floats(1, 4, 3), floats(2, 2, 2), outside)
+    drows, dweights = FIRST.combine_backward(floats(0, 2, 3), floats(1, 4, 3), floats(2, 2, 2), outside)
     assert dweights[0].tolist() == [0.0, 0.0] and drows[1].all()
     far, x = np.array([0, 2, 99], I), floats(0, 4, 3)
-    assert np.isfinite(FORWARD.grouped_matmul(x, floats(1, 2, 5, 3), far)).all()
-    assert np.isfinite(FORWARD.grouped_matmul_dw(x, x, far)).all() and np.isfinite(FORWARD.grouped_bias_backward(x, far)).all()
+    assert np.isfinite(FIRST.grouped_matmul(x, floats(1, 2, 5, 3), far)).all()
+    assert np.isfinite(FIRST.grouped_matmul_dw(x, x, far)).all() and np.isfinite(FIRST.grouped_bias_backward(x, far)).all()
 
 
 class Grids(NumbaCudaKernels, HostArrays):

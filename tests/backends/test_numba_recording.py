@@ -56,7 +56,12 @@ RUNS = {
     "muon": {"optimizer": "muon"},
     "layer norm, gelu, learned positions, biases": {
         "model": {
-            "norm": "layer", "activation": "gelu", "position": "learned", "bias": True, "attention_bias": True, "tie_embeddings": True,
+            "norm": "layer",
+            "activation": "gelu",
+            "position": "learned",
+            "bias": True,
+            "attention_bias": True,
+            "tie_embeddings": True,
         }
     },
     "dense": {"dense": True},
@@ -169,7 +174,7 @@ def test_ids_and_targets_out_of_range_are_refused_or_harmless():
         model.loss(good, bad)
     with pytest.raises(ValueError, match="token ids run from"):
         model.loss(bad, good)
-    logits, targets = np.ones((3, 5), np.float32), np.array([1, 10**6, -10**6], np.int32)
+    logits, targets = np.ones((3, 5), np.float32), np.array([1, 10**6, -(10**6)], np.int32)
     total, _, lse = NUMBA.cross_entropy(logits, targets)
     gradient = NUMBA.cross_entropy_backward(np.float32(1.0), logits, targets, lse)
     assert np.isnan(total) and gradient[0, 1] < 0 and (gradient[1:] > 0).all()

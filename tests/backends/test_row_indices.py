@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from cuda_on_cpu.arrays import HostArrays
-from cuda_on_cpu.cupy_on_cpu import CpuLoader
-from cuda_on_cpu.numba_cuda_on_cpu import NumbaCudaOnCpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ptx_machine.arrays import HostArrays
+from ptx_machine.cupy_on_ptx import PtxLoader
+from ptx_machine.numba_on_ptx import NumbaCudaOnPtx
 from strict_backend import StrictBackend
 
 import minimoe as mm
@@ -15,17 +15,17 @@ from minimoe.engine.recording import Recorded
 from minimoe_cupy.embedding import CudaEmbedding
 
 
-class CupyOnCpu(CudaEmbedding, HostArrays):
+class RowsOfCupy(CudaEmbedding, HostArrays):
     """The rows of `cupy`, executed on the processor."""
 
     name = "cupy_on_cpu"
 
     def __init__(self):
-        self.loader = CpuLoader("forward")
+        self.loader = PtxLoader()
 
 
 BACKENDS = {
-    "numpy": load("numpy"), "numba": load("numba"), "strict": StrictBackend(), "cupy": CupyOnCpu(), "numba-cuda": NumbaCudaOnCpu("forward"),
+    "numpy": load("numpy"), "numba": load("numba"), "strict": StrictBackend(), "cupy": RowsOfCupy(), "numba-cuda": NumbaCudaOnPtx(),
 }  # fmt: skip
 
 NUMBA = BACKENDS["numba"]

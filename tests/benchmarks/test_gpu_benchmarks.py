@@ -14,10 +14,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from cuda_on_cpu.arrays import HostArrays
-from cuda_on_cpu.cupy_on_cpu import CupyOnCpu
 from gpu import fresh
 from gpu.guard import Guard
+from ptx_machine.arrays import HostArrays
+from ptx_machine.cupy_on_ptx import CupyOnPtx
 
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import layer, small, step, suite
@@ -34,7 +34,7 @@ from benchmarks.gpu.targets import SIDE, targets, verdicts
 from benchmarks.gpu.workers import Bench, Deadline, Failed, Process, kernel_problems
 from minimoe.backend import kernel_names
 
-BACKEND = CupyOnCpu()
+BACKEND = CupyOnPtx()
 
 
 def lab_of_processor():

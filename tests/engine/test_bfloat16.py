@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from cuda_on_cpu.arrays import BFLOAT16, HostArrays
+from ptx_machine.arrays import BFLOAT16, HostArrays
 from tiny_models import batch
 
 import minimoe as mm

@@ -24,7 +24,7 @@ def returning(gradients):
     """An operation named `cube` whose closure returns what it is told to."""
 
     def cube(*tensors):
-        return Tensor.from_op(tensors[0].data**3, tensors, lambda dy: gradients)
+        return Tensor.from_op(tensors[0].data ** 3, tensors, lambda dy: gradients)
 
     return cube
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from numba import cuda
 from numba.cuda import float32, int32
+
 from ptx_machine import build
 from ptx_machine.machine import Fault, Module
 from ptx_machine.numba_on_ptx import NumbaOnPtx

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from numba import cuda
 from numba.cuda import float32
+
 from ptx_machine.machine import Fault, Module, unwritten
 from ptx_machine.numba_on_ptx import NumbaOnPtx
 from ptx_machine.nvrtc import compile_ptx

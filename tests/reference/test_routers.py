@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cuda_on_cpu.arrays import HostArrays
-from cuda_on_cpu.cupy_on_cpu import CpuLoader
-from cuda_on_cpu.numba_cuda_on_cpu import NumbaCudaOnCpu
+from ptx_machine.arrays import HostArrays
+from ptx_machine.cupy_on_ptx import PtxLoader
+from ptx_machine.numba_on_ptx import NumbaCudaOnPtx
 
 import minimoe as mm
 from minimoe.backend import load
@@ -23,16 +23,16 @@ UNKNOWN = {
 }
 
 
-class CupyOnCpu(CudaGating, HostArrays):
-    """The gates of cupy, executed on the processor."""
+class GatesOfCupy(CudaGating, HostArrays):
+    """The gates of cupy, executed by the machine."""
 
     name = "gates of cupy"
 
     def __init__(self):
-        self.loader = CpuLoader("forward")
+        self.loader = PtxLoader()
 
 
-BACKENDS = {"numpy": load("numpy"), "numba": load("numba"), "cupy": CupyOnCpu(), "numba-cuda": NumbaCudaOnCpu("forward")}
+BACKENDS = {"numpy": load("numpy"), "numba": load("numba"), "cupy": GatesOfCupy(), "numba-cuda": NumbaCudaOnPtx()}
 
 
 @pytest.mark.parametrize("name", UNKNOWN)

@@ -161,9 +161,7 @@ def test_masked_accuracy_and_loss_are_those_of_the_logits(text: Path, tmp_path: 
     assert run.task.measure(run.model).tokens == count
 
 
-def test_a_masked_language_model_learns_more_than_the_most_common_byte(
-    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_masked_language_model_learns_more_than_the_most_common_byte(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BACKEND, "name", "numba")
     run = train(masked(text, model={"init_std": 0.1}, dense=True, steps=200, batch_size=16), tmp_path)
     assert run.val_accuracy is not None and run.task.chance is not None
