@@ -95,6 +95,7 @@ struct Kernel {
     uint32_t most_threads = 0;      // .maxntid; 0: not said
     std::vector<uint32_t> written_parameters;  // those through which it may write to global memory
     bool global_atomics = false;    // blocks run one after another, so that a seed gives the same order each time
+    uint32_t smallest_shared_write = 16, smallest_global_write = 16;  // bytes: of a vector, all of it
     bool async_proxy = false;       // tensor cores or bulk copies read shared memory by themselves (wgmma, cp.async.bulk)
 };
 

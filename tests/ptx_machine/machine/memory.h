@@ -1,8 +1,12 @@
-// Shared and global memory with their checks. Both have one function: `at` checks an access and returns where its bytes are.
+// Shared and global memory with their checks. Both have one function: `at` checks an access and returns where its bytes are; `at_lanes` does
+// the same for a warp at once.
 //
 // Every access is checked for bounds, to the byte, and alignment; a read, for bytes that were never written; any, for races: another access
 // to the same bytes, one of the two a write, that no barrier puts before or after this one (by the vector clocks of machine.h, within a
 // warp by its synchronisations and by lanes, and between blocks always, unless both are atomic).
+//
+// Shadows hold who accessed memory last, for granules of a few bytes. A granule is as large as the smallest write of the kernel
+// (Kernel::smallest_shared_write): then each write covers whole granules, and an access that shares a granule with it shares bytes.
 #pragma once
 #include "machine.h"
 
@@ -13,15 +17,18 @@ constexpr uint16_t UNWRITTEN = 0x7fa5;
 constexpr uint32_t UNWRITTEN_WORD = 0x7fa57fa5u;
 
 struct SharedMemory {
-    explicit SharedMemory(uint32_t bytes, int warps, bool async_proxy);
+    explicit SharedMemory(uint32_t bytes, int warps, bool async_proxy, uint32_t smallest_write = 16);
     ~SharedMemory();
-    // Forgets everything, for the next block.
+    // Forgets everything, for the next block of the same threads, whose clocks go on.
     void start();
     // `address` is in the shared space (from SHARED_BASE). Stops the launch if the access is at fault.
     uint8_t* at(Warp&, int lane, uint32_t address, uint32_t size, Access);
-    // The bytes become "not written", and nobody may read them: a copy into them has begun.
+    // For each lane that takes part: its access, checked, and its place. If they are all lanes and lie one after the other, the places
+    // are not filled in, and the first is returned; otherwise null.
+    uint8_t* at_lanes(Warp&, uint32_t lanes, const uint32_t* addresses, uint32_t size, Access, uint8_t** places);
+    // A copy into the bytes has begun: nobody may access them until it has written them, by `at` for the same lane or as ASYNC_WRITE.
     void begin_copy(Warp&, int lane, uint32_t address, uint32_t size);
-    // What this lane wrote becomes visible to the async proxy (fence.proxy.async).
+    // What these lanes wrote becomes visible to the async proxy (fence.proxy.async).
     void fence_proxy(Warp&, uint32_t lanes);
     uint32_t size() const;
     struct Shadow;
@@ -42,12 +49,15 @@ struct Region {
 };
 
 struct GlobalMemory {
-    explicit GlobalMemory(std::vector<Region> regions);
+    explicit GlobalMemory(std::vector<Region> regions, uint32_t smallest_write = 1);
     ~GlobalMemory();
+    // never_written: the access is sound only if nobody writes these bytes during the launch (ld.global.nc).
     uint8_t* at(Warp&, int lane, uint64_t address, uint32_t size, Access, bool never_written = false);
+    // As SharedMemory::at_lanes.
+    uint8_t* at_lanes(Warp&, uint32_t lanes, const uint64_t* addresses, uint32_t size, Access, uint8_t** places, bool never_written = false);
     struct Shadow;
     std::vector<Region> regions;
-    std::unique_ptr<Shadow> shadow;
+    std::vector<std::unique_ptr<Shadow>> shadows;  // of each region that may be written, by the first region of the same memory
 };
 
 }  // namespace ptx
