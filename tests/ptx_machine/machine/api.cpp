@@ -119,7 +119,7 @@ int ptx_launch(void* loaded, const PtxLaunch* given, uint64_t* counters, char* m
         launch.trace = given->trace;
         launch.trace_block = given->trace_block;
         launch.trace_warp = given->trace_warp;
-        launch.global.reset(new GlobalMemory(std::move(regions)));
+        launch.global.reset(new GlobalMemory(std::move(regions), kernel.smallest_global_write));
         execute(launch, pointers);
         memcpy(counters, &launch.counters, sizeof launch.counters);
         return 0;

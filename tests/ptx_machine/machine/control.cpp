@@ -134,7 +134,7 @@ Runner::Runner(Launch& launch, const std::vector<const uint8_t*>& arguments) : l
     std::fill(registers, registers + bytes * warps, 0xa5);
     const uint32_t aligned = (kernel.shared_bytes + kernel.dynamic_alignment - 1) / kernel.dynamic_alignment * kernel.dynamic_alignment;
     const uint32_t shared = launch.dynamic_shared ? aligned + launch.dynamic_shared : kernel.shared_bytes;
-    block.shared.reset(new SharedMemory(shared, int(warps), kernel.async_proxy));
+    block.shared.reset(new SharedMemory(shared, int(warps), kernel.async_proxy, kernel.smallest_shared_write));
     block.barriers.reset(new Barriers);
     block.warps.resize(warps);
     for (size_t i = 0; i < warps; i++) {

@@ -1,0 +1,240 @@
+// The arrays of a launch. An address names its array (REGION_BITS), so that an access beyond an array's end is found even where another
+// array's memory begins.
+//
+// Arrays that the kernel may write have a shadow: for each granule the last write and the last read, packed into 64 bits as block (from 1),
+// thread, moment of its warp, and a flag. Blocks run in any order and at once, so two accesses of different blocks race unless both are reads
+// or both are atomic. Within a block the moments of warps decide, as in shared memory. Arrays that overlap share their shadow.
+//
+// Blocks of several processor threads use a shadow at once. Its words are loaded and stored whole, without an order between threads: a race
+// that is seen when blocks run one after another may then be missed, but none is invented.
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+
+#include "memory.h"
+
+namespace ptx {
+
+namespace {
+
+constexpr int BLOCK = 33, THREAD = 23, MOMENT = 1, MOMENT_BITS = 22;  // where a word's parts begin
+constexpr uint64_t FLAG = 1;                      // of a write: it was atomic; of a read: nobody may write there (ld.global.nc)
+constexpr uint64_t SEVERAL = ~0ull << BLOCK;      // instead of a block: several have read
+
+struct Free {
+    void operator()(void* memory) const { std::free(memory); }
+};
+template <class T>
+using Zeros = std::unique_ptr<T[], Free>;
+
+template <class T>
+Zeros<T> zeros(size_t count) {
+    return Zeros<T>(static_cast<T*>(std::calloc(std::max<size_t>(count, 1), sizeof(T))));
+}
+
+uint64_t load(const uint64_t& word) { return __atomic_load_n(&word, __ATOMIC_RELAXED); }
+void store(uint64_t& word, uint64_t value) { __atomic_store_n(&word, value, __ATOMIC_RELAXED); }
+
+uint64_t block_of(uint64_t word) { return word >> BLOCK; }
+uint32_t thread_of(uint64_t word) { return uint32_t(word >> THREAD) & 1023; }
+
+// Who accesses, as a word of a shadow.
+uint64_t word_of(const Warp& warp, int lane) {
+    const uint64_t moment = warp.clock.now & ((1u << MOMENT_BITS) - 1);
+    return uint64_t(warp.block->number + 1) << BLOCK | uint64_t(warp.number * LANES + lane) << THREAD | moment << MOMENT;
+}
+
+// Is an access of the same block over? Moments are compared by their distance, since a word has only their last bits.
+bool is_over(const Warp& warp, uint64_t word) {
+    const uint32_t moment = uint32_t(word) >> MOMENT, seen = warp.clock.seen[thread_of(word) / LANES];
+    return int32_t((moment - seen) << (32 - MOMENT_BITS)) <= 0;
+}
+
+const char* verb(Access access) {
+    return access == Access::ATOMIC ? "atomic update" : access == Access::READ || access == Access::ASYNC_READ ? "read" : "write";
+}
+
+bool writes(Access access) { return access != Access::READ && access != Access::ASYNC_READ; }
+
+}  // namespace
+
+// Of memory that is written, under all names that it was given.
+struct GlobalMemory::Shadow {
+    const uint8_t* begin;  // where the first granule's bytes are
+    int shift;             // a granule has 1 << shift bytes
+    Zeros<uint64_t> written, read;
+    Zeros<uint32_t> places;  // the instruction of the last write
+
+    Shadow(const uint8_t* begin, const uint8_t* end, uint32_t granule) : begin(begin), shift(__builtin_ctz(granule)) {
+        const size_t count = (size_t(end - begin) + granule - 1) >> shift;
+        written = zeros<uint64_t>(count);
+        read = zeros<uint64_t>(count);
+        places = zeros<uint32_t>(count);
+    }
+
+    [[noreturn]] void refuse(const Warp& warp, int lane, const Region& region, Access access, size_t granule, const std::string& what) const {
+        const int64_t offset = (begin + (granule << shift)) - region.memory;
+        fail(warp, lane, format("%s of %s at byte %lld %s", verb(access), region.name.c_str(), static_cast<long long>(std::max<int64_t>(offset, 0)), what.c_str()));
+    }
+
+    std::string who(const Warp& warp, uint64_t word) const {
+        if (block_of(word) == block_of(word_of(warp, 0))) return format("thread %u", thread_of(word));
+        if (word >= SEVERAL) return "several blocks";
+        return format("thread %u of block %u", thread_of(word), uint32_t(block_of(word) - 1));
+    }
+
+    // An access to a granule that another thread wrote.
+    void judge_write(const Warp& warp, int lane, const Region& region, Access access, size_t granule, uint64_t word, bool never_written) const {
+        const std::string place = format(" (PTX line %d)", warp.block->kernel->code[places[granule]].line);
+        if (never_written) {
+            refuse(warp, lane, region, access, granule, "that " + who(warp, word) + place + " writes: ld.global.nc is for memory that is only read");
+        }
+        if ((word & FLAG && access == Access::ATOMIC) || thread_of(word ^ word_of(warp, lane)) + block_of(word ^ word_of(warp, lane)) == 0) return;
+        if (block_of(word) == block_of(word_of(warp, lane)) && is_over(warp, word)) return;
+        const char* earlier = word & FLAG ? "that races with an atomic update by " : "that races with a write by ";
+        refuse(warp, lane, region, access, granule, earlier + who(warp, word) + place);
+    }
+
+    // A write to a granule that another thread read.
+    void judge_read(const Warp& warp, int lane, const Region& region, Access access, size_t granule, uint64_t word) const {
+        if (word & FLAG) {
+            refuse(warp, lane, region, access, granule, "that " + who(warp, word) + " reads with ld.global.nc, for memory that is only read");
+        }
+        const uint64_t me = word_of(warp, lane);
+        if (block_of(word) == block_of(me) && (thread_of(word) == thread_of(me) || is_over(warp, word))) return;
+        refuse(warp, lane, region, access, granule, "that races with a read by " + who(warp, word));
+    }
+
+    // Granules from `first` on; granule i is accessed by lane `lane + (i >> each)`.
+    void access(const Warp& warp, int lane, const Region& region, size_t first, size_t count, int each, Access access, bool never_written) {
+        const uint64_t me = word_of(warp, lane) | uint64_t(access == Access::ATOMIC || never_written);
+        constexpr uint64_t mine = ~0ull << THREAD;  // the parts that say whose a word is
+        for (size_t i = 0; i < count; i++) {
+            const size_t granule = first + i;
+            const uint64_t word = me + (uint64_t(i) >> each << THREAD), old = load(written[granule]), reader = load(read[granule]);
+            const int who = lane + int(i >> each);
+            if (old && (((old ^ word) & mine) || never_written)) judge_write(warp, who, region, access, granule, old, never_written);
+            if (writes(access)) {
+                if (reader && (((reader ^ word) & mine) || reader & FLAG)) judge_read(warp, who, region, access, granule, reader);
+                store(written[granule], word);
+                __atomic_store_n(&places[granule], uint32_t(warp.at), __ATOMIC_RELAXED);
+            } else if (reader != word) {
+                const bool others = reader && block_of(reader ^ word);
+                store(read[granule], (others ? word | SEVERAL : word) | (reader & FLAG));
+            }
+        }
+    }
+};
+
+GlobalMemory::GlobalMemory(std::vector<Region> given, uint32_t smallest_write) : regions(std::move(given)), shadows(regions.size()) {
+    for (size_t i = 0; i < regions.size(); i++) {
+        const Region& first = regions[i];
+        if (first.same_as != int(i)) continue;
+        bool written = false;
+        const uint8_t *begin = first.memory, *end = first.memory;
+        uint32_t granule = std::min(smallest_write, 16u);
+        for (const Region& region : regions) {
+            if (region.same_as != int(i)) continue;
+            written |= region.written;
+            begin = std::min<const uint8_t*>(begin, region.memory - region.address % 16);
+            end = std::max<const uint8_t*>(end, region.memory + region.size);
+        }
+        for (const Region& region : regions) {  // granules begin where kernels see addresses that are multiples of them
+            if (region.same_as == int(i)) while ((uint64_t(region.memory - begin) - region.address) % granule) granule /= 2;
+        }
+        if (written) shadows[i].reset(new Shadow(begin, end, granule));
+    }
+}
+
+GlobalMemory::~GlobalMemory() = default;
+
+static const Region& region_at(const GlobalMemory& memory, const Warp& warp, int lane, uint64_t address, uint32_t size, Access access) {
+    const std::vector<Region>& regions = memory.regions;
+    const uint64_t number = (address >> REGION_BITS) - 1, unit = std::min(size & -size, 16u);
+    if (__builtin_expect(number < regions.size(), 1)) {
+        const Region& region = regions[number];
+        const uint64_t offset = address - region.address;
+        if (__builtin_expect(offset <= region.size && size <= region.size - offset && !(address & (unit - 1)), 1)) return region;
+    }
+    const std::string what = format("%s of %u bytes of global memory", verb(access), size);
+    for (const Region& region : regions) {  // nearly always the one that the address was computed from
+        const int64_t offset = int64_t(address - region.address), beyond = offset + size - int64_t(region.size);
+        if (std::abs(offset) >= 1ll << (REGION_BITS - 1)) continue;
+        const char* name = region.name.c_str();
+        if (offset < 0) fail(warp, lane, what + format(" outside %s: it begins %lld bytes before the array", name, static_cast<long long>(-offset)));
+        if (beyond > 0) fail(warp, lane, what + format(" outside %s: it ends %lld bytes after the array's %lld", name, static_cast<long long>(beyond), static_cast<long long>(region.size)));
+        fail(warp, lane, what + format(" at byte %lld of %s: the address is not a multiple of %d", static_cast<long long>(offset), name, int(unit)));
+    }
+    fail(warp, lane, what + format(" at address 0x%llx, which is in no array%s", static_cast<unsigned long long>(address),
+                                   in_shared_window(address) || address < (1u << 24) ? " (it may be one of shared memory)" : ""));
+}
+
+// Is one of an element's units the pattern of memory that nobody wrote?
+static bool is_unwritten(const Region& region, const uint8_t* place, uint32_t size) {
+    if (region.element == 1 && size == 1) {  // a byte counts as unwritten if it is half of a pattern at an even place
+        place -= (place - region.memory) & 1;
+        size = 2;
+        if (uint64_t(place - region.memory) + size > region.size) return false;
+    }
+    const uint32_t unit = std::min(std::max(region.element, 2u), size);
+    for (uint32_t at = 0; at < size; at += unit) {
+        bool all = true;
+        for (uint32_t half = 0; half + 2 <= unit; half += 2) {
+            uint16_t value;
+            memcpy(&value, place + at + half, 2);
+            all &= value == UNWRITTEN;
+        }
+        if (all && unit >= 2) return true;
+    }
+    return false;
+}
+
+static void check_contents(const GlobalMemory& memory, const Warp& warp, int lane, const Region& region, const uint8_t* place, uint32_t size) {
+    if (!is_unwritten(region, place, size)) return;
+    const int64_t offset = place - region.memory;
+    (void)memory;
+    fail(warp, lane, format("read of %u bytes at byte %lld of %s that nobody wrote", size, static_cast<long long>(offset), region.name.c_str()));
+}
+
+uint8_t* GlobalMemory::at(Warp& warp, int lane, uint64_t address, uint32_t size, Access access, bool never_written) {
+    const Region& region = region_at(*this, warp, lane, address, size, access);
+    uint8_t* place = region.memory + (address - region.address);
+    if (region.unwritten && (!writes(access) || access == Access::ATOMIC)) check_contents(*this, warp, lane, region, place, size);
+    Shadow* shadow = shadows[size_t(region.same_as)].get();
+    if (!shadow) {
+        if (__builtin_expect(writes(access), 0)) {
+            fail(warp, lane, format("%s of %s through the address of another array", verb(access), region.name.c_str()));
+        }
+        return place;
+    }
+    const size_t begin = size_t(place - shadow->begin), first = begin >> shadow->shift, end = ((begin + size - 1) >> shadow->shift) + 1;
+    shadow->access(warp, lane, region, first, end - first, 31, access, never_written);
+    return place;
+}
+
+uint8_t* GlobalMemory::at_lanes(Warp& warp, uint32_t lanes, const uint64_t* addresses, uint32_t size, Access access, uint8_t** places, bool never_written) {
+    const uint64_t number = (addresses[0] >> REGION_BITS) - 1;
+    bool run = lanes == ALL && number < regions.size() && !(addresses[0] & (size - 1)) && access != Access::ATOMIC;
+    if (run) {
+        const Region& region = regions[number];
+        const uint64_t offset = addresses[0] - region.address;
+        const Shadow* shadow = shadows[size_t(region.same_as)].get();
+        uint64_t other = 0;
+        for (uint64_t lane = 0; lane < LANES; lane++) other |= addresses[lane] - addresses[0] - lane * size;
+        run = !other && offset <= region.size && size * LANES <= region.size - offset && !region.unwritten &&
+              (shadow ? size >= 1u << shadow->shift : !writes(access));
+    }
+    if (!run) {
+        for_lanes(lanes, [&](int lane) { places[lane] = at(warp, lane, addresses[lane], size, access, never_written); });
+        return nullptr;
+    }
+    const Region& region = regions[number];
+    uint8_t* place = region.memory + (addresses[0] - region.address);
+    if (Shadow* shadow = shadows[size_t(region.same_as)].get()) {
+        const int each = __builtin_ctz(size) - shadow->shift;
+        shadow->access(warp, 0, region, size_t(place - shadow->begin) >> shadow->shift, size_t(LANES) << each, each, access, never_written);
+    }
+    return place;
+}
+
+}  // namespace ptx
