@@ -315,10 +315,10 @@ bool Runner::take_turn(Warp& warp, int length) {
 void Runner::end(Warp& warp, uint32_t lanes) {
     for_lanes(lanes, [&](int lane) {
         warp.copies->end(warp, lane);
+        warp.products->end(warp, lane);
         warp.state[lane] = State::ENDED;
     });
     warp.alive &= ~lanes;
-    if (!warp.alive) warp.products->end(warp);
 }
 
 // ---- operations of a warp ------------------------------------------------------------------------------------------------------------
