@@ -220,7 +220,8 @@ Instruction decode(Module& module, Kernel& kernel, const Statement& statement, N
         d.out.negated = statement.negated;
     }
     using Topic = bool (*)(Decoder&);
-    for (const Topic topic : {decode_control, decode_memory, decode_integer, decode_float, decode_convert, decode_collective, decode_copies, decode_tensor_cores}) {
+    for (const Topic topic : {decode_control, decode_memory, decode_integer, decode_float, decode_predicates, decode_small_floats, decode_convert,
+                              decode_collective, decode_copies, decode_tensor_cores}) {
         if (topic(d)) return std::move(d.out);
     }
     d.unknown();

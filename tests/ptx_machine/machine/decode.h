@@ -80,7 +80,9 @@ bool is_type(const std::string& part);
 
 bool decode_integer(Decoder&);       // integer.cpp: add, sub, mul, mad, div, rem, min, max, logic, shifts, bits of integers
 bool decode_float(Decoder&);         // float.cpp: the same for floats, fma, and approximations
-bool decode_convert(Decoder&);       // convert.cpp: cvt, cvta, mov, selp, setp, logic of predicates
+bool decode_convert(Decoder&);       // convert.cpp: cvt, cvta, mov
+bool decode_small_floats(Decoder&);  // small_floats.cpp: cvt to and from floats of 16 bits
+bool decode_predicates(Decoder&);    // predicates.cpp: setp, selp, logic of predicates
 bool decode_memory(Decoder&);        // access.cpp: ld, st, atom, red
 bool decode_collective(Decoder&);    // collective.cpp: shfl, vote, match, redux, bar.warp.sync, activemask
 bool decode_copies(Decoder&);        // copies.cpp: cp.async, mbarrier, fences
