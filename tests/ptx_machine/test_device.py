@@ -92,7 +92,7 @@ def numba_operations(x, y):
 
 
 @cuda.jit
-def sums_and_largest(x, y):
+def sums_and_largest(x, y, largest):
     tile = cuda.shared.array(256, float32)
     t = cuda.threadIdx.x
     tile[t] = x[cuda.blockIdx.x * 256 + t]
@@ -105,14 +105,14 @@ def sums_and_largest(x, y):
         half //= 2
     if t == 0:
         cuda.atomic.add(y, 0, tile[0])
-    cuda.atomic.max(y, 1, x[cuda.blockIdx.x * 256 + t])
+    cuda.atomic.max(largest, 0, int32(x[cuda.blockIdx.x * 256 + t] * float32(1000.0)))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_blocks_share_an_atomic_and_a_tree_of_sums(seed):
-    x, y = np.random.default_rng(0).random(16 * 256).astype(np.float32), np.zeros(2, np.float32)
-    NumbaOnPtx(seed)(sums_and_largest)[16, 256](x, y)
-    assert y[0] == pytest.approx(x.sum(dtype=np.float64), rel=1e-5) and y[1] == x.max()
+    x, y, largest = np.random.default_rng(0).random(16 * 256).astype(np.float32), np.zeros(1, np.float32), np.zeros(1, np.int32)
+    NumbaOnPtx(seed)(sums_and_largest)[16, 256](x, y, largest)
+    assert y[0] == pytest.approx(x.sum(dtype=np.float64), rel=1e-5) and largest[0] == int(x.max() * np.float32(1000))
 
 
 def test_warp_operations_of_numba_are_those_of_the_cuda_manual():
