@@ -48,7 +48,7 @@ class _Launch(ctypes.Structure):
     _fields_ = (
         ("kernel", ctypes.c_char_p), ("grid", ctypes.c_uint32 * 3), ("block", ctypes.c_uint32 * 3), ("dynamic_shared", ctypes.c_uint32),
         ("arguments", ctypes.POINTER(_Argument)), ("argument_count", ctypes.c_int32), ("arrays", ctypes.POINTER(_Array)),
-        ("array_count", ctypes.c_int32), ("seed", ctypes.c_uint64), ("threads", ctypes.c_int32), ("counts", ctypes.c_int32),
+        ("array_count", ctypes.c_int32), ("seed", ctypes.c_uint64), ("most_instructions", ctypes.c_uint64), ("threads", ctypes.c_int32), ("counts", ctypes.c_int32),
         ("trace", _TRACE), ("trace_block", ctypes.c_int32), ("trace_warp", ctypes.c_int32),
     )  # fmt: skip
 
@@ -92,14 +92,15 @@ class Module:
     def launch(
         self, kernel: str, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared: int = 0, seed: int = 0,
         threads: int = 1, count: bool = False, trace: Callable[[str], None] | None = None, traced: tuple[int, int] = (0, 0),
-        title: str | None = None, names: Sequence[str] | None = None,
+        title: str | None = None, names: Sequence[str] | None = None, most_instructions: int = 1 << 30,
     ) -> dict[str, int]:  # fmt: skip
         """Run a kernel; the arrays hold its results.   -> the machine's counters
 
         `grid` and `block` have one to three sizes; `args` are C-contiguous arrays and NumPy scalars of the parameters' types. `seed` 0 runs
         blocks, warps and lanes in order, any other in a random one. `threads` is how many threads of this processor run blocks. `count` adds
         the counters of memory. `trace` is called with a line for each instruction of the warp `traced` (block, warp). `title` and `names`
-        are what messages call the kernel and its arguments. Raises Fault.
+        are what messages call the kernel and its arguments. A block that executes more than `most_instructions` of its warps is taken not to
+        end. Raises Fault.
         """
         arrays, words = _arguments(args, names or [f"argument {i}" for i in range(len(args))])
         message, counters = ctypes.create_string_buffer(4096), (ctypes.c_uint64 * len(COUNTERS))()
@@ -107,7 +108,7 @@ class Module:
         call = _TRACE((lambda line: trace(line.decode())) if trace else 0)
         launch = _Launch(
             kernel.encode(), *sizes, int(shared), (_Argument * len(words))(*words), len(words), (_Array * len(arrays))(*arrays), len(arrays),
-            seed, threads, count, call, *traced,
+            seed, most_instructions, threads, count, call, *traced,
         )  # fmt: skip
         if _machine().ptx_launch(self._module, ctypes.byref(launch), counters, message, len(message)):
             raise Fault(f"{title or kernel}: {message.value.decode()} (seed {seed})")

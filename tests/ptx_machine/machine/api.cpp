@@ -32,7 +32,7 @@ struct PtxLaunch {
     int32_t argument_count;
     const PtxArray* arrays;
     int32_t array_count;
-    uint64_t seed;
+    uint64_t seed, most_instructions;
     int32_t threads, counts;
     void (*trace)(const char*);
     int32_t trace_block, trace_warp;
@@ -114,6 +114,7 @@ int ptx_launch(void* loaded, const PtxLaunch* given, uint64_t* counters, char* m
         std::copy_n(given->block, 3, launch.block);
         launch.dynamic_shared = given->dynamic_shared;
         launch.seed = given->seed;
+        launch.most_instructions = given->most_instructions;
         launch.threads = given->threads;
         launch.counts = given->counts != 0;
         launch.trace = given->trace;

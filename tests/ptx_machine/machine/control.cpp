@@ -19,7 +19,6 @@
 namespace ptx {
 
 constexpr int BARRIERS = 16;                     // of a block
-constexpr uint64_t MOST_INSTRUCTIONS = 1 << 30;  // of a block's warps: beyond, the kernel is taken not to end
 constexpr int MOST_POLLS = 1 << 17;              // turns in a row that only found an mbarrier closed
 constexpr int TURN = 2000, LONGEST_TURN = 128;   // instructions of a turn, without a seed and with one
 
@@ -215,7 +214,7 @@ void Runner::run(uint32_t number) {
         const bool moved = take_turn(*warp, launch.seed ? 1 + int(block.random() % LONGEST_TURN) : TURN);
         polls = moved ? 0 : polls + 1;
         if (polls > MOST_POLLS) fail(*warp, -1, "the kernel does not end: every thread that is left waits for an mbarrier whose phase does not end");
-        if (instructions > MOST_INSTRUCTIONS) fail(*warp, -1, format("the kernel does not end: %llu instructions of the block's warps", (unsigned long long)instructions));
+        if (instructions > launch.most_instructions) fail(*warp, -1, format("the kernel does not end: %llu instructions of the block's warps", (unsigned long long)instructions));
     }
     for (const Warp& warp : block.warps) {
         if (warp.alive) stuck();

@@ -215,6 +215,7 @@ struct Launch {
     uint32_t dynamic_shared;
     uint64_t seed;            // 0: everything in order
     int threads;              // of this processor
+    uint64_t most_instructions;  // of a block's warps: beyond, the kernel is taken not to end
     bool counts;              // sectors and bank conflicts too, which takes time
     std::unique_ptr<GlobalMemory> global;
     void (*trace)(const char* line) = nullptr;
