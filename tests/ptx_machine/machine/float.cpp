@@ -72,10 +72,10 @@ struct PowerOfTwo {
     }
 };
 
-struct Logarithm { static float of(float a) { return std::log2(a); } };
-struct Sine { static float of(float a) { return std::sin(a); } };
-struct Cosine { static float of(float a) { return std::cos(a); } };
-struct Tangent { static float of(float a) { return std::tanh(a); } };
+struct Logarithm { static float of(float a) { return float(std::log2(double(a))); } };
+struct Sine { static float of(float a) { return float(std::sin(double(a))); } };
+struct Cosine { static float of(float a) { return float(std::cos(double(a))); } };
+struct Tangent { static float of(float a) { return float(std::tanh(double(a))); } };
 struct ReciprocalRoot {
     static float of(float a) { return float(1.0 / std::sqrt(double(a))); }
     static double of(double a) { return 1.0 / std::sqrt(a); }
