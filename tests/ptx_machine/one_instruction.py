@@ -30,7 +30,7 @@ def dtype_of(name):
 def evaluate(text, to, *sources):
     """Execute an instruction on N values of each source, with whole warps and with some lanes.   -> the results as `to`
 
-    In its text, $d is the target and $0, $1, ... are the sources. Other braces may declare more.
+    In its text, $d is the target and $0, $1, ... are the sources. In braces it may be more than one instruction.
     """
     draw = np.random.default_rng(SEED)
     (n,) = {len(values) for _, values in sources}
@@ -69,16 +69,16 @@ def kernel(text, to, types):
             lines += [f"ld.global.{'u8' if sizes[i + 2] == 1 else f'b{8 * sizes[i + 2]}'} s{i}, [source{i}_at];"]
     for i in range(len(types)):
         text = text.replace(f"${i}", f"s{i}")
-    guarded = text.replace("$d", "d")
-    before, after = ".b8" if sizes[0] == 1 else f".b{8 * sizes[0]}", "d"
+    text = text.replace("$d", "d")
     if to == "pred":
-        load, store = ["ld.global.u16 half, [to_at];", "setp.ne.u16 d, half, 0;"], ["selp.u16 half, 1, 0, d;", "st.global.u16 [to_at], half;"]
+        load = ["ld.global.u16 half, [to_at];", "setp.ne.u16 d, half, 0;"]
+        store = ["selp.u16 half, 1, 0, d;", "st.global.u16 [to_at], half;"]
     else:
-        load, store = [f"ld.global{before} d, [to_at];"], [f"st.global{before} [to_at], {after};"]
+        load, store = [f"ld.global.b{8 * sizes[0]} d, [to_at];"], [f"st.global.b{8 * sizes[0]} [to_at], d;"]
     body = "\n".join([
         ".reg .pred takes_part, other;", ".reg .b32 i, block, size, word;", ".reg .b16 half;", f".reg {register(to)} d;",
         "mov.u32 i, %tid.x;", "mov.u32 block, %ctaid.x;", "mov.u32 size, %ntid.x;", "mad.lo.u32 i, block, size, i;", *lines, *load,
-        "ld.global.u8 half, [lanes_at];", "setp.ne.u16 takes_part, half, 0;", "@!takes_part bra DONE;", guarded, "DONE:", *store, "ret;",
+        "ld.global.u8 half, [lanes_at];", "setp.ne.u16 takes_part, half, 0;", "@!takes_part bra DONE;", text, "DONE:", *store, "ret;",
     ])  # fmt: skip
     parameters = ", ".join(f".param .u64 {name}" for name in names)
     return f".version 8.0\n.target sm_90a\n.address_size 64\n.visible .entry kernel({parameters})\n{{\n{body}\n}}\n"
@@ -95,7 +95,8 @@ def values(name, draw, n=N):
     bits = draw.integers(0, 256, n * dtype.itemsize, np.uint8).view(dtype)
     if name in ("f32", "f64"):
         info = np.finfo(dtype)
-        few = [0.0, 1.0, 0.5, 1.5, 2.5, 3.0, 2.0**24, 2.0**31, 2.0**63, 1e10, info.max, info.tiny, info.smallest_subnormal, info.tiny / 3, np.inf]
+        few = [0.0, 1.0, 0.5, 1.5, 2.5, 3.0, 2.0**24, 2.0**31, 2.0**63, 1e10, np.inf]
+        few += [info.max, info.tiny, info.smallest_subnormal, info.tiny / 3]
         extreme = np.array([*few, *np.negative(few), np.nan], dtype)
         usual = (draw.standard_normal(n) * 10.0 ** draw.integers(-3, 6, n)).astype(dtype)
         plain = np.where(draw.random(n) < 0.5, bits, usual)
@@ -139,8 +140,11 @@ def rounded(exact, name, mode="rn"):
     quantum = Fraction(2) ** (max(exponent, least) - mantissa)
     whole, rest = divmod(size, quantum)
     rest /= quantum
-    away = {"rn": rest > Fraction(1, 2) or (rest == Fraction(1, 2) and whole % 2), "rz": False, "rm": negative and rest, "rp": not negative and rest}
-    result = (whole + bool(away[mode])) * quantum
+    if mode == "rn":
+        away = rest > Fraction(1, 2) or (rest == Fraction(1, 2) and whole % 2)
+    else:
+        away = rest and mode == ("rm" if negative else "rp")
+    result = (whole + bool(away)) * quantum
     if result >= Fraction(2) ** (most + 1):
         outward = mode == "rn" or mode == ("rm" if negative else "rp")
         result = float("inf") if outward else (2 - Fraction(2) ** -mantissa) * Fraction(2) ** most

@@ -1,7 +1,7 @@
 """Every arithmetic instruction of the machine gives what PTX says, against NumPy and exact fractions, with whole warps and some lanes.
 
-Values are extreme ones (NaN, infinities, zeros of both signs, denormals, the ends of the integers) and random bits, drawn with the seed that
-pytest prints (MINIMOE_PTX_SEEDS).
+Values are extreme ones (NaN, infinities, zeros of both signs, denormals, the ends of the integers) and random bits, drawn with the seed
+that pytest prints (MINIMOE_PTX_SEEDS).
 """
 
 import math
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ptx_machine.machine import Fault, Module
-from ptx_machine.one_instruction import N, SEED, dtype_of, evaluate, flushed, kernel, rounded, values
+from ptx_machine.one_instruction import SEED, N, dtype_of, evaluate, flushed, kernel, rounded, values
 
 SIGNED, UNSIGNED = ("s16", "s32", "s64"), ("u16", "u32", "u64")
 BITS = ("b16", "b32", "b64")
@@ -341,7 +341,7 @@ def test_a_nan_loses_in_min_and_max_unless_it_is_asked_for(name, choose):
     check(f"{name}.f32", "f32", ["f32"] * 2, lambda a, b: ordered(choose, a, b))
     check(f"{name}.f64", "f64", ["f64"] * 2, lambda a, b: ordered(choose, a, b))
     check(f"{name}.ftz.f32", "f32", ["f32"] * 2, lambda a, b: ordered(choose, flushed(a), flushed(b)))
-    check(f"{name}.NaN.f32", "f32", ["f32"] * 2, lambda a, b: np.where(np.isnan(a + b) & (np.isnan(a) | np.isnan(b)), np.nan, ordered(choose, a, b)))
+    check(f"{name}.NaN.f32", "f32", ["f32"] * 2, lambda a, b: np.where(np.isnan(a) | np.isnan(b), np.nan, ordered(choose, a, b)))
 
 
 @pytest.mark.parametrize("name", ["f32", "f64"])
@@ -370,11 +370,10 @@ APPROXIMATIONS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("ftz", ["", ".ftz"])
-@pytest.mark.parametrize("operation", APPROXIMATIONS)
+@pytest.mark.parametrize(
+    "operation, ftz", [(name, ftz) for name in APPROXIMATIONS for ftz in ("", ".ftz") if name + ftz != "tanh.approx.ftz"]
+)
 def test_approximations_are_close_to_the_function(operation, ftz):
-    if operation == "tanh.approx" and ftz:
-        return
     flush = flushed if ftz else lambda x: x
     draw = draws(operation)
     x = values("f32", draw)

@@ -164,11 +164,12 @@ void choose_by_predicate(Warp& warp, const Instruction& i, uint32_t lanes) {
     set_row(warp.row<T>(i.d), lanes, [=](int lane) { return bits >> lane & 1 ? a[lane] : b[lane]; });
 }
 
-template <class T, class C>
+// With .ftz a negative denormal is -0, which is not less than 0.
+template <class T, class C, bool FTZ>
 void choose_by_sign(Warp& warp, const Instruction& i, uint32_t lanes) {
     const T *a = warp.row<T>(i.a), *b = warp.row<T>(i.b);
     const C* c = warp.row<C>(i.c);
-    set_row(warp.row<T>(i.d), lanes, [=](int lane) { return c[lane] >= 0 ? a[lane] : b[lane]; });
+    set_row(warp.row<T>(i.d), lanes, [=](int lane) { return (FTZ ? C(flushed(float(c[lane]))) : c[lane]) >= 0 ? a[lane] : b[lane]; });
 }
 
 template <class F>
@@ -190,13 +191,15 @@ bool decode_choice(Decoder& d) {
         return true;
     }
     const Type type = d.type(1), by = d.type();
-    parts_among(d, {"ftz"}, 2);  // a flushed number has its sign still
+    parts_among(d, {"ftz"}, 2);
+    const bool ftz = d.statement.has("ftz");
     if (by.bits != 32 || (by.kind != 's' && by.kind != 'f')) d.unknown();
     rows_of(d, type, {type, type, by});
     const bool is_float = by.kind == 'f';
+    if (ftz && !is_float) d.unknown();
     d.out.run = for_bits(d, type, [=](auto t) -> Run {
         using T = decltype(t);
-        return is_float ? choose_by_sign<T, float> : choose_by_sign<T, int32_t>;
+        return !is_float ? choose_by_sign<T, int32_t, false> : ftz ? choose_by_sign<T, float, true> : choose_by_sign<T, float, false>;
     });
     return true;
 }

@@ -58,9 +58,9 @@ struct ToBf16Pair {
     static uint32_t of(float high, float low) { return uint32_t(bf16_of_float(high)) << 16 | bf16_of_float(low); }
 };
 
-template <class Format>
+template <class Format, class D>
 struct Widen {
-    static double of(uint16_t bits) { return Format::widen(bits); }
+    static D of(uint16_t bits) { return canonical(D(Format::widen(bits))); }
 };
 struct WidenBf16 { static float of(uint16_t bits) { return canonical(float_of_bf16(bits)); } };
 
@@ -102,8 +102,8 @@ bool from_small(Decoder& d, const std::string& to, const std::string& from) {
     const Type type = type_of(to);
     if (type.kind != 'f' || type.bits < 32) d.unknown();
     rows_of(d, type, {Type{'b', 16}});
-    if (type.bits == 64) d.out.run = from == "bf16" ? each1<Widen<Bf16>, double, uint16_t> : each1<Widen<Half>, double, uint16_t>;
-    else d.out.run = from == "bf16" ? row1<WidenBf16, float, uint16_t> : each1<Widen<Half>, float, uint16_t>;
+    if (type.bits == 64) d.out.run = from == "bf16" ? each1<Widen<Bf16, double>, double, uint16_t> : each1<Widen<Half, double>, double, uint16_t>;
+    else d.out.run = from == "bf16" ? row1<WidenBf16, float, uint16_t> : each1<Widen<Half, float>, float, uint16_t>;
     return true;
 }
 
