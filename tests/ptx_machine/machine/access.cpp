@@ -157,7 +157,7 @@ static bool with_types(Type memory, uint32_t width, F f) {
 }
 
 // The space, and what is not a modifier that changes nothing here.
-void decode_space(Decoder& d, size_t last) {
+void decode_modifiers(Decoder& d, size_t last) {
     static const std::set<std::string> changes_nothing = {
         "weak", "volatile", "relaxed", "acquire", "release", "acq_rel", "cta", "gpu", "sys", "cluster", "ca", "cg", "cs", "lu", "cv", "wb",
         "wt", "L1::evict_normal", "L1::evict_unchanged", "L1::evict_first", "L1::evict_last", "L1::no_allocate", "L2::64B", "L2::128B",
@@ -226,7 +226,7 @@ bool decode_memory(Decoder& d) {
     if (parameter) {
         decode_parameter(d);
     } else {
-        decode_space(d, last);
+        decode_modifiers(d, last);
         decode_place(d, loads ? 1 : 0, stores ? d.out.size : 0);
     }
     const bool known = with_types(type, width, [&](auto memory, auto in_register) {

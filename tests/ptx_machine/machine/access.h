@@ -11,7 +11,7 @@ constexpr uint32_t WIDE = 1, IN_SHARED = 2, IN_GLOBAL = 4, NEVER_WRITTEN = 8;
 // Checks the access of each lane: `a` holds addresses, `immediate` is added, `size` bytes each. -> as SharedMemory::at_lanes.
 uint8_t* find(Warp&, const Instruction&, uint32_t lanes, Access, uint8_t** places);
 
-void decode_space(Decoder&, size_t last);
+void decode_modifiers(Decoder&, size_t last);
 void decode_place(Decoder&, int operand, uint32_t writes);
 bool decode_atomic(Decoder&);
 

@@ -80,7 +80,7 @@ bool decode_atomic(Decoder& d) {
         d.out.e = 0;
         d.out.size = type.bytes();
         d.out.run = variant.run;
-        decode_space(d, last - 1);
+        decode_modifiers(d, last - 1);
         const int first = returns ? 1 : 0;
         const bool compares = operation == "cas";
         if (s.operands.size() != size_t(first) + 2 + compares) d.unknown("it has another number of operands");

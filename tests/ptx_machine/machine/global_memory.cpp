@@ -37,6 +37,8 @@ void store(uint64_t& word, uint64_t value) { __atomic_store_n(&word, value, __AT
 
 uint64_t block_of(uint64_t word) { return word >> BLOCK; }
 uint32_t thread_of(uint64_t word) { return uint32_t(word >> THREAD) & 1023; }
+bool same_block(uint64_t word, uint64_t other) { return !((word ^ other) >> BLOCK); }
+bool same_thread(uint64_t word, uint64_t other) { return !((word ^ other) >> THREAD); }
 
 // Who accesses, as a word of a shadow.
 uint64_t word_of(const Warp& warp, int lane) {
@@ -78,7 +80,7 @@ struct GlobalMemory::Shadow {
     }
 
     std::string who(const Warp& warp, uint64_t word) const {
-        if (block_of(word) == block_of(word_of(warp, 0))) return format("thread %u", thread_of(word));
+        if (same_block(word, word_of(warp, 0))) return format("thread %u", thread_of(word));
         if (word >= SEVERAL) return "several blocks";
         return format("thread %u of block %u", thread_of(word), uint32_t(block_of(word) - 1));
     }
@@ -89,8 +91,8 @@ struct GlobalMemory::Shadow {
         if (never_written) {
             refuse(warp, lane, region, access, granule, "that " + who(warp, word) + place + " writes: ld.global.nc is for memory that is only read");
         }
-        if ((word & FLAG && access == Access::ATOMIC) || thread_of(word ^ word_of(warp, lane)) + block_of(word ^ word_of(warp, lane)) == 0) return;
-        if (block_of(word) == block_of(word_of(warp, lane)) && is_over(warp, word)) return;
+        const uint64_t me = word_of(warp, lane);
+        if (same_thread(word, me) || (same_block(word, me) && is_over(warp, word)) || (word & FLAG && access == Access::ATOMIC)) return;
         const char* earlier = word & FLAG ? "that races with an atomic update by " : "that races with a write by ";
         refuse(warp, lane, region, access, granule, earlier + who(warp, word) + place);
     }
@@ -101,26 +103,24 @@ struct GlobalMemory::Shadow {
             refuse(warp, lane, region, access, granule, "that " + who(warp, word) + " reads with ld.global.nc, for memory that is only read");
         }
         const uint64_t me = word_of(warp, lane);
-        if (block_of(word) == block_of(me) && (thread_of(word) == thread_of(me) || is_over(warp, word))) return;
+        if (same_thread(word, me) || (same_block(word, me) && is_over(warp, word))) return;
         refuse(warp, lane, region, access, granule, "that races with a read by " + who(warp, word));
     }
 
     // Granules from `first` on; granule i is accessed by lane `lane + (i >> each)`.
     void access(const Warp& warp, int lane, const Region& region, size_t first, size_t count, int each, Access access, bool never_written) {
         const uint64_t me = word_of(warp, lane) | uint64_t(access == Access::ATOMIC || never_written);
-        constexpr uint64_t mine = ~0ull << THREAD;  // the parts that say whose a word is
         for (size_t i = 0; i < count; i++) {
             const size_t granule = first + i;
             const uint64_t word = me + (uint64_t(i) >> each << THREAD), old = load(written[granule]), reader = load(read[granule]);
             const int who = lane + int(i >> each);
-            if (old && (((old ^ word) & mine) || never_written)) judge_write(warp, who, region, access, granule, old, never_written);
+            if (old && (!same_thread(old, word) || never_written)) judge_write(warp, who, region, access, granule, old, never_written);
             if (writes(access)) {
-                if (reader && (((reader ^ word) & mine) || reader & FLAG)) judge_read(warp, who, region, access, granule, reader);
+                if (reader && (!same_thread(reader, word) || reader & FLAG)) judge_read(warp, who, region, access, granule, reader);
                 store(written[granule], word);
                 __atomic_store_n(&places[granule], uint32_t(warp.at), __ATOMIC_RELAXED);
             } else if (reader != word) {
-                const bool others = reader && block_of(reader ^ word);
-                store(read[granule], (others ? word | SEVERAL : word) | (reader & FLAG));
+                store(read[granule], (!reader || same_block(reader, word) ? word : word | SEVERAL) | (reader & FLAG));
             }
         }
     }
@@ -157,50 +157,48 @@ static const Region& region_at(const GlobalMemory& memory, const Warp& warp, int
         if (__builtin_expect(offset <= region.size && size <= region.size - offset && !(address & (unit - 1)), 1)) return region;
     }
     const std::string what = format("%s of %u bytes of global memory", verb(access), size);
+    const std::string misaligned = format("misaligned %s of %u bytes", verb(access), size);
     for (const Region& region : regions) {  // nearly always the one that the address was computed from
         const int64_t offset = int64_t(address - region.address), beyond = offset + size - int64_t(region.size);
         if (std::abs(offset) >= 1ll << (REGION_BITS - 1)) continue;
         const char* name = region.name.c_str();
         if (offset < 0) fail(warp, lane, what + format(" outside %s: it begins %lld bytes before the array", name, static_cast<long long>(-offset)));
         if (beyond > 0) fail(warp, lane, what + format(" outside %s: it ends %lld bytes after the array's %lld", name, static_cast<long long>(beyond), static_cast<long long>(region.size)));
-        fail(warp, lane, what + format(" at byte %lld of %s: the address is not a multiple of %d", static_cast<long long>(offset), name, int(unit)));
+        fail(warp, lane, misaligned + format(" at byte %lld of %s: its address is not a multiple of %d", static_cast<long long>(offset), name, int(unit)));
     }
     fail(warp, lane, what + format(" at address 0x%llx, which is in no array%s", static_cast<unsigned long long>(address),
                                    in_shared_window(address) || address < (1u << 24) ? " (it may be one of shared memory)" : ""));
 }
 
-// Is one of an element's units the pattern of memory that nobody wrote?
-static bool is_unwritten(const Region& region, const uint8_t* place, uint32_t size) {
-    if (region.element == 1 && size == 1) {  // a byte counts as unwritten if it is half of a pattern at an even place
-        place -= (place - region.memory) & 1;
-        size = 2;
-        if (uint64_t(place - region.memory) + size > region.size) return false;
-    }
+// Where the first unit is that holds the pattern of memory that nobody wrote, as seen from `place`; -1: nowhere. A unit is an element of the
+// array, or less if less is read; a single byte counts as unwritten with its neighbour, since bytes of the pattern are common numbers.
+static int unwritten_at(const Region& region, const uint8_t* place, uint32_t size) {
+    const bool odd = size == 1 && (place - region.memory) & 1;
+    if (size == 1) size = 2, place -= odd;
+    if (uint64_t(place - region.memory) + size > region.size) return -1;
     const uint32_t unit = std::min(std::max(region.element, 2u), size);
     for (uint32_t at = 0; at < size; at += unit) {
         bool all = true;
-        for (uint32_t half = 0; half + 2 <= unit; half += 2) {
+        for (uint32_t half = 0; half < unit; half += 2) {
             uint16_t value;
             memcpy(&value, place + at + half, 2);
             all &= value == UNWRITTEN;
         }
-        if (all && unit >= 2) return true;
+        if (all) return int(at);
     }
-    return false;
-}
-
-static void check_contents(const GlobalMemory& memory, const Warp& warp, int lane, const Region& region, const uint8_t* place, uint32_t size) {
-    if (!is_unwritten(region, place, size)) return;
-    const int64_t offset = place - region.memory;
-    (void)memory;
-    fail(warp, lane, format("read of %u bytes at byte %lld of %s that nobody wrote", size, static_cast<long long>(offset), region.name.c_str()));
+    return -1;
 }
 
 uint8_t* GlobalMemory::at(Warp& warp, int lane, uint64_t address, uint32_t size, Access access, bool never_written) {
     const Region& region = region_at(*this, warp, lane, address, size, access);
     uint8_t* place = region.memory + (address - region.address);
-    if (region.unwritten && (!writes(access) || access == Access::ATOMIC)) check_contents(*this, warp, lane, region, place, size);
     Shadow* shadow = shadows[size_t(region.same_as)].get();
+    if (region.unwritten && (!writes(access) || access == Access::ATOMIC)) {
+        const int at = unwritten_at(region, place, size);
+        if (at >= 0 && !(shadow && load(shadow->written[size_t(place + at - shadow->begin) >> shadow->shift]))) {
+            fail(warp, lane, format("%s of %s at byte %lld, which nobody wrote", verb(access), region.name.c_str(), static_cast<long long>(place + at - region.memory)));
+        }
+    }
     if (!shadow) {
         if (__builtin_expect(writes(access), 0)) {
             fail(warp, lane, format("%s of %s through the address of another array", verb(access), region.name.c_str()));

@@ -307,7 +307,7 @@ static void check_place(const Warp& warp, int lane, const SharedMemory& shared, 
                                        static_cast<long long>(where < 0 ? -where : where + size - all),
                                        where < 0 ? "before its start" : "after its end"));
     }
-    fail(warp, lane, what + format(", which is not a multiple of %u", unit));
+    fail(warp, lane, "misaligned " + what + format(": its address is not a multiple of %u", unit));
 }
 
 uint8_t* SharedMemory::at(Warp& warp, int lane, uint32_t address, uint32_t size, Access access) {
