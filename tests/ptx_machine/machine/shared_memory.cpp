@@ -184,8 +184,8 @@ struct SharedMemory::Shadow {
             refuse(moment, lane, access, granule, "into which a copy is under way, begun by " + writer(moment, granule));
         }
         if (own || int32_t(entry >> CLOCK) <= seen(moment.warp, thread / LANES) || (entry & 1 && access == Access::ATOMIC)) return;
-        const char* earlier = entry & 1 ? "atomic update" : "write";
-        refuse(moment, lane, access, granule, format("that races with a %s by ", earlier) + writer(moment, granule));
+        const char* earlier = entry & 1 ? "that races with an atomic update by " : "that races with a write by ";
+        refuse(moment, lane, access, granule, earlier + writer(moment, granule));
     }
 
     // A write to a granule whose reads are not known to be over for all.
