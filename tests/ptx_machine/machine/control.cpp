@@ -213,12 +213,13 @@ void Runner::run(uint32_t number) {
     for (Warp* warp = next(turn); warp; warp = next(turn)) {
         const bool moved = take_turn(*warp, launch.seed ? 1 + int(block.random() % LONGEST_TURN) : TURN);
         polls = moved ? 0 : polls + 1;
-        if (polls > MOST_POLLS) fail(*warp, -1, "the kernel does not end: every thread that is left waits for an mbarrier whose phase does not end");
+        if (polls > MOST_POLLS) fail(*warp, -1, "the kernel does not end: every thread that is left waits for an mbarrier whose phase does not end: " + block.barriers->missing());
         if (instructions > launch.most_instructions) fail(*warp, -1, format("the kernel does not end: %llu instructions of the block's warps", (unsigned long long)instructions));
     }
     for (const Warp& warp : block.warps) {
         if (warp.alive) stuck();
     }
+    block.barriers->end(block.warps[0]);
 }
 
 // Lanes at one instruction: those furthest behind, so that others meet them there, or now and then at random. `meets`: the next instruction
@@ -314,10 +315,10 @@ bool Runner::take_turn(Warp& warp, int length) {
 void Runner::end(Warp& warp, uint32_t lanes) {
     for_lanes(lanes, [&](int lane) {
         warp.copies->end(warp, lane);
-        warp.products->end(warp, lane);
         warp.state[lane] = State::ENDED;
     });
     warp.alive &= ~lanes;
+    if (!warp.alive) warp.products->end(warp);
 }
 
 // ---- operations of a warp ------------------------------------------------------------------------------------------------------------

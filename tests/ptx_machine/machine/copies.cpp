@@ -8,9 +8,9 @@
 #include <algorithm>
 #include <cstring>
 
+#include "access.h"
 #include "decode.h"
 #include "memory.h"
-#include "tensor_cores.h"
 
 namespace ptx {
 
@@ -50,18 +50,6 @@ static void decode_global_address(Decoder& d, int operand) {
 
 // ---- cp.async ------------------------------------------------------------------------------------------------------------------------
 
-static void count_sectors(Warp& w, const Copy& copy) {
-    uint64_t sectors[LANES];
-    int n = 0;
-    for_lanes(copy.lanes, [&](int lane) {
-        if (copy.read[lane]) sectors[n++] = copy.from[lane] / 32;
-        w.block->counters.global_load_bytes += copy.read[lane];
-    });
-    std::sort(sectors, sectors + n);
-    w.block->counters.global_loads += n > 0;
-    w.block->counters.global_load_sectors += uint64_t(std::unique(sectors, sectors + n) - sectors);
-}
-
 // i.c: the row with the number of bytes to read, or NONE for all; rows[1]: the number of bytes to write.
 static void begin(Warp& w, const Instruction& i, uint32_t lanes) {
     Copies& copies = *w.copies;
@@ -86,7 +74,12 @@ static void begin(Warp& w, const Instruction& i, uint32_t lanes) {
         copy.group[lane] = copies.committed[lane];
     });
     w.block->counters.copied_bytes += uint64_t(__builtin_popcount(lanes)) * bytes;
-    if (w.block->launch->counts) count_sectors(w, copy);
+    if (w.block->launch->counts) {
+        uint32_t reading = 0;
+        for_lanes(lanes, [&](int lane) { reading |= uint32_t(copy.read[lane] != 0) << lane; });
+        if (reading) count_global(w.block->counters, reading, copy.from, bytes, false);
+        count_shared(w.block->counters, lanes, copy.to, bytes);
+    }
 }
 
 // Carries out a copy for some of its lanes. Faults are reported at the instruction that began it.
@@ -235,10 +228,6 @@ void Copies::end(Warp& w, int lane) {
         write_target(w, *store);
         store = stores.erase(store);
     }
-    if (w.products) w.products->end(w, lane);
-    bool last = true;
-    for (const Warp& other : w.block->warps) last &= !(other.alive & ~(&other == &w ? 1u << lane : 0));
-    if (last) w.block->barriers->end(w, lane);
 }
 
 // ---- fences --------------------------------------------------------------------------------------------------------------------------
@@ -283,6 +272,7 @@ static void decode_cp_async(Decoder& d) {
     decode_shared_address(d, 0);
     decode_global_address(d, 1);
     d.out.rows.push_back(uint32_t(bytes));
+    d.kernel.smallest_shared_write = std::min(d.kernel.smallest_shared_write, uint32_t(bytes));
     if (statement.operands.size() == 4) d.out.c = d.source(3, {'u', 32});
     d.out.run = begin;
 }

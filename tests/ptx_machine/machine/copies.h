@@ -74,7 +74,7 @@ struct Barrier {
 struct Barriers {
     std::map<uint32_t, Barrier> at;  // by address
     void start();                    // for the next block
-    void end(Warp&, int lane);       // the last thread of the block ends
+    void end(Warp&);                 // the block ends, with this warp
     std::string missing() const;     // for the report of a deadlock: what the barriers wait for
 };
 

@@ -222,14 +222,14 @@ static void begin_load(Warp& w, const Instruction& i, uint32_t lanes) {
 
 void Barriers::start() { at.clear(); }
 
-void Barriers::end(Warp& w, int lane) {
+void Barriers::end(Warp& w) {
     for (auto& place : at) {
         Barrier& barrier = place.second;
         if (!barrier.loads.empty())
-            fail(w, lane, format("a bulk copy (PTX line %d) was not waited for when its block ends",
+            fail(w, -1, format("a bulk copy (PTX line %d) was not waited for when its block ends",
                                  w.block->kernel->code[size_t(barrier.loads[0].at)].line));
         if (barrier.bytes)
-            fail(w, lane, format("the mbarrier at offset %u of shared memory expects %lld bytes more when its block ends", offset_of(place.first),
+            fail(w, -1, format("the mbarrier at offset %u of shared memory expects %lld bytes more when its block ends", offset_of(place.first),
                                  (long long)barrier.bytes));
         bring(barrier);
     }
@@ -303,6 +303,7 @@ bool decode_mbarrier(Decoder& d) {
         decode_shared_address(d, 0);
         d.out.b = d.source(1, {'u', 32});
         d.out.run = what == "init" ? initialise : expect_bytes;
+        d.kernel.smallest_shared_write = std::min(d.kernel.smallest_shared_write, OBJECT);
     } else if (what == "inval") {
         decode_shared_address(d, 0);
         d.out.run = invalidate;

@@ -27,8 +27,8 @@ struct Products {
     std::deque<Product> log;
     uint64_t log_start = 0;
 
-    void start();               // for the next block
-    void end(Warp&, int lane);  // a thread ends: stops the launch if a product was not waited for, or not issued by the whole warpgroup
+    void start();     // for the next block
+    void end(Warp&);  // the warp's last thread ends: stops the launch if a product was not waited for, or not issued by the whole warpgroup
 };
 
 // What a row of registers is to the products of its warp.

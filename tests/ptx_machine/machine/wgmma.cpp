@@ -7,6 +7,7 @@
 // Registers: wgmma.fence must come before the first product, and between an ordinary access to a register and a product that uses it.
 // Products of one shape may follow each other in the same sums. Until a wait, nobody may touch sums, or fragments of the first operand.
 #include <algorithm>
+#include <cstdlib>
 
 #include "decode.h"
 #include "matrix.h"
@@ -308,18 +309,17 @@ void Products::start() {
     issued = log_start = 0;
 }
 
-void Products::end(Warp& w, int lane) {
-    const auto line = [](const std::vector<Product>& group) { return group.empty() ? 0 : group[0].instruction->line; };
-    if (!open.empty()) fail(w, lane, format("a product (PTX line %d) was not committed when a thread of its warp ends", line(open)));
+void Products::end(Warp& w) {
+    const auto line = [](const std::vector<Product>& group) { return group[0].instruction->line; };
+    if (!open.empty()) fail(w, -1, format("a product (wgmma, PTX line %d) was not committed when its warp ends", line(open)));
     for (const auto& group : groups) {
-        if (!group.empty()) fail(w, lane, format("a product (PTX line %d) was not waited for when a thread of its warp ends", line(group)));
+        if (!group.empty()) fail(w, -1, format("a product (wgmma, PTX line %d) was not waited for when its warp ends", line(group)));
     }
-    if (w.alive & ~(1u << lane)) return;
     const Products& first = first_of_group(w);
     const uint64_t all = first.log_start + first.log.size();
     if (issued < all)
-        fail(w, lane, format("warp %d ends having issued %llu products of its warpgroup's %llu: the others would wait for ever", w.number,
-                             (unsigned long long)issued, (unsigned long long)all));
+        fail(w, -1, format("a warp ends that issued %llu of its warpgroup's %llu products: the others would wait for ever",
+                           (unsigned long long)issued, (unsigned long long)all));
 }
 
 // ---- decoding ------------------------------------------------------------------------------------------------------------------------
