@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from ptx_machine.nvrtc import ARCHITECTURES, compile_for
+from cuda_on_cpu.nvrtc import ARCHITECTURES, compile_for
 
 from minimoe_cupy import sources
 

@@ -10,7 +10,7 @@ import pytest
 from ptx_machine.arrays import HostArrays
 from ptx_machine.cupy_on_ptx import PtxLoader
 from ptx_machine.machine import unwritten
-from ptx_machine.nvrtc import compile_for
+from cuda_on_cpu.nvrtc import compile_for
 from ptx_machine.schedules import EVERY_SCHEDULE, SEEDS
 
 from minimoe.reference.expert import ExpertWeights

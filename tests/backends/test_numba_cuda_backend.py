@@ -14,7 +14,7 @@ from numba.cuda.dispatcher import CUDADispatcher
 from numba.cuda.typing.typeof import typeof
 from ptx_machine.arrays import HostArrays, Namespace
 from ptx_machine.numba_on_ptx import NumbaCudaOnPtx
-from ptx_machine.nvvm import ARCHITECTURES, compile_for
+from cuda_on_cpu.nvvm import ARCHITECTURES, compile_for
 from ptx_machine.schedules import EVERY_SCHEDULE, SEEDS
 
 import minimoe_numba_cuda

@@ -8,7 +8,7 @@ A kernel is a lazy `@cuda.jit` function. Numba-CUDA compiles it to the PTX that 
 
 import inspect
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,12 +35,17 @@ DTYPES = {
 @cache
 def compile_ptx(function: Any, kinds: tuple[Any, ...], fastmath: bool = False, capability: tuple[Any, ...] = CAPABILITY) -> str:
     """Return the PTX of a kernel for the types of its arguments, which are Numba's."""
+    from cuda.bindings.nvvm import nvvmError
     from numba import cuda
     from numba.cuda import dispatcher, types
 
     # functions of the device that a kernel calls are compiled for "the current device", of which there is none
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=capability)
-    ptx, _ = cuda.compile(function, types.void(*kinds), device=False, fastmath=fastmath, cc=capability, lineinfo=True, abi="numba")
+    compiled = partial(cuda.compile, function, types.void(*kinds), device=False, fastmath=fastmath, cc=capability, abi="numba")
+    try:
+        ptx, _ = compiled(lineinfo=True)
+    except nvvmError:  # libNVVM refuses the line numbers of some kernels, which are not needed
+        ptx, _ = compiled(lineinfo=False)
     return str(ptx)
 
 

@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(32 * 8) choice_histogram(
     __syncthreads();
     const int last = int(min((long long)n_tokens, (blockIdx.y + 1ll) * PIECE));
     if (expert < n_experts) {
-        const unsigned found = prefix[expert];
+        const unsigned found = mask ? prefix[expert] : 0;  // nothing is found before the first digit
 #pragma unroll 4
         for (int token = blockIdx.y * PIECE + warp; token < last; token += WARPS) {
             const unsigned key = choice_key(p[(long long)token * n_experts + expert], !valid || valid[token]);
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(32 * 8) choice_digit(
     for (int i = 0; i < BINS_PER_LANE; i++) {
         if (before < wants && wants <= before + mine[i]) {
             const unsigned digit = BINS - 1 - lane * BINS_PER_LANE - i;
-            prefix[expert] = (prefix[expert] & mask) | digit << shift;
+            prefix[expert] = (mask ? prefix[expert] & mask : 0) | digit << shift;
             wanted[expert] = shift == 0 && wants == before + mine[i] ? EVERY : wants - before;
         }
         before += mine[i];
