@@ -114,8 +114,8 @@ def values(name, draw, n=N):
 
 def written(array):
     """Return the array without the bits that stand for memory that nobody wrote."""
-    if array.itemsize > 1:
-        array.view(np.uint16)[array.view(np.uint16) == UNWRITTEN] += 1
+    halves = array.view(np.uint16)
+    halves[halves == UNWRITTEN] += 1
     return array
 
 
