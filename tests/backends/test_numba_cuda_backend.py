@@ -9,12 +9,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from cuda_on_cpu.nvvm import ARCHITECTURES, compile_for
 from fresh_process import first_words
 from numba.cuda.dispatcher import CUDADispatcher
 from numba.cuda.typing.typeof import typeof
 from ptx_machine.arrays import HostArrays, Namespace
 from ptx_machine.numba_on_ptx import NumbaCudaOnPtx
-from cuda_on_cpu.nvvm import ARCHITECTURES, compile_for
 from ptx_machine.schedules import EVERY_SCHEDULE, SEEDS
 
 import minimoe_numba_cuda
