@@ -1,21 +1,45 @@
-"""Every CUDA C kernel, compiled by NVIDIA's compiler for Ampere and Hopper: no spills, no local memory, the instructions that are meant."""
+"""Every CUDA C kernel, compiled by every release of NVIDIA's compiler that is offered: no spills, no local memory, the instructions meant.
+
+Each run compiles for Hopper with the newest release that is installed, and with the oldest that is offered up to PTX; `--all` runs the rest.
+"""
 
 import re
 
 import pytest
-from cuda_on_cpu.nvrtc import ARCHITECTURES, compile_for
+from ptx_machine.assembled import compile_for
+from ptx_machine.nvrtc import STANDARD, WHEELS, Program, installed_release, loaded, newest
+from ptx_machine.nvrtc_releases import OFFERED, OLDEST, library_of
 
 from minimoe_cupy import sources
 
-MADE_FOR = [(source, architecture) for source in sources() for architecture in ARCHITECTURES if source.architecture in (None, architecture)]
+ARCHITECTURES = ("sm_80", "sm_89", "sm_90a", "sm_100")
+INSTALLED = next(filter(None, map(installed_release, WHEELS)), None)
+RELEASES = ("newest", *(release for release in OFFERED if release != INSTALLED))
+EVERY = [
+    pytest.param(source, architecture, release, id=f"{source.file}-{architecture}-{release}")
+    for release in RELEASES
+    for architecture in ARCHITECTURES
+    for source in sources()
+    if source.architecture in (None, architecture)
+]
 
 
-@pytest.mark.parametrize("source, architecture", [pytest.param(*each, id=f"{each[0].file}-{each[1]}") for each in MADE_FOR])
-def test_a_kernel_compiles_without_spills_or_local_memory(source, architecture):
-    for name, made in compile_for(source.path, source.names, architecture).items():
+@pytest.mark.parametrize("source, architecture, release", EVERY)
+def test_a_kernel_compiles_without_spills_or_local_memory(source, architecture, release):
+    library = newest() if release == "newest" else library_of(release)
+    for name, made in compile_for(source.path, source.names, architecture, library).items():
         assert (made.stack, made.spilled) == (0, 0), f"{name}: {made.stack} bytes of local memory, {made.spilled} spilled"
+        assert made.remarks == (), name
         if "mma_bf16(" in source.path.read_text() and "bf16" in name:
             assert "mma.sync" in made.ptx or "wgmma" in made.ptx, f"{name} does not use the tensor cores"
         if name.endswith((", 4>", ", 8>")):
             for access in ("ld.global", "st.global"):
                 assert re.search(rf"{access}(\.nc)?\.v4", made.ptx), f"{name} has no {access} of 16 bytes"
+
+
+@pytest.mark.parametrize("source", sources(), ids=lambda source: f"{source.file}-{source.names[0]}")
+def test_the_oldest_compiler_takes_a_source(source):
+    """Without optimising (-G), which takes a seventh of the time: the language and the instructions are the same."""
+    architecture = (source.architecture or "sm_80").replace("sm", "compute")
+    made = loaded(library_of(OLDEST)).compile(Program.of(source.path, source.names), (f"--gpu-architecture={architecture}", STANDARD, "-G"))
+    assert all(f".entry {lowered}(" in made.ptx for lowered in made.lowered.values())

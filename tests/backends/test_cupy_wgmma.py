@@ -7,8 +7,8 @@ from types import ModuleType, SimpleNamespace
 import ml_dtypes
 import numpy as np
 import pytest
-from cuda_on_cpu.nvrtc import compile_for
 from ptx_machine.arrays import HostArrays
+from ptx_machine.assembled import compile_for
 from ptx_machine.cupy_on_ptx import PtxLoader
 from ptx_machine.machine import unwritten
 from ptx_machine.schedules import EVERY_SCHEDULE, SEEDS

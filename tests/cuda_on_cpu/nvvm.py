@@ -7,7 +7,7 @@ on a card. It needs the wheels `nvidia-nvvm`, `nvidia-nvjitlink` and `cuda-bindi
 from typing import Any
 
 from cuda_on_cpu.numba_cpu import lowered
-from cuda_on_cpu.nvrtc import ENTRY, Made
+from ptx_machine.assembled import ENTRY, Made
 
 ARCHITECTURES = {"sm_80": (8, 0), "sm_90a": (9, 0, "a")}
 

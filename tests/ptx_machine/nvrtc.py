@@ -160,6 +160,21 @@ def libraries_of(wheel: str) -> list[Path]:
     return [Path(str(file.locate())).resolve() for file in files if file.name.startswith("libnvrtc.so.")]
 
 
+def installed_release(wheel: str) -> str | None:
+    """The release in an installed wheel, such as 13.0; None if it is not installed."""
+    try:
+        return ".".join(distribution(wheel).version.split(".")[:2])
+    except PackageNotFoundError:
+        return None
+
+
+def newest() -> Path:
+    """The newest compiler that is installed. Raises RuntimeError if there is none."""
+    for library in installed():
+        return library
+    raise RuntimeError("NVRTC is needed to compile CUDA C: pip install nvidia-cuda-nvrtc")
+
+
 @cache
 def loaded(path: Path) -> Nvrtc:
     """The compiler at a path, loaded once."""
@@ -177,9 +192,7 @@ def compile_ptx(
     With `lineinfo` the PTX names the line of each instruction (`.loc`). It is kept on disk, by sources, options and compiler.
     library: the compiler; by default the newest that is installed. Raises RuntimeError without one, and if it rejects the source.
     """
-    library = library or next(iter(installed()), None)
-    if library is None:
-        raise RuntimeError("NVRTC is needed to compile CUDA C: pip install nvidia-cuda-nvrtc")
+    library = library or newest()
     nvrtc, program = loaded(library), Program.of(path, names, include)
     options = (f"--gpu-architecture={architecture.replace('sm_', 'compute_')}", STANDARD, *(("-lineinfo",) if lineinfo else ()))
     inputs = (program, options, nvrtc.version, library.stat().st_size)  # the size: releases of one version differ

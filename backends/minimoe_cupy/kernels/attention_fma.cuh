@@ -20,27 +20,24 @@ __device__ inline void read_quad(float (&to)[QUAD], const float* shared) {
     to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
 }
 
-template <int N>
-struct Piece {  // elements of an access
-    static constexpr int SIZE = N;
-};
+// SIZE rows from `first` on into shared memory, PIECE elements at a time; zeros past the last row and past the width.
+template <int W, int SIZE, int PIECE>
+__device__ inline void copy_pieces(float* tile, const Rows<const float>& rows, int first) {
+    constexpr int PIECES = W / PIECE;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < SIZE * PIECES; i += THREADS) {
+        const int row = i / PIECES, c = i % PIECES * PIECE;
+        const bool wanted = first + row < rows.count && c < rows.width;
+        float* to = tile + row * STRIDE<W> + c;
+        if constexpr (PIECE == QUAD) copy_async(to, wanted ? rows.at(first + row) + c : rows.first, wanted);
+        else *to = wanted ? rows.at(first + row)[c] : 0.0f;
+    }
+}
 
-// SIZE rows from `first` on into shared memory; zeros past the last row and past the width.
 template <int W, int SIZE>
 __device__ inline void copy_rows(float* tile, const Rows<const float>& rows, int first, bool vector) {
-    const auto copy = [&](auto piece) {
-        constexpr int PIECE = decltype(piece)::SIZE, PIECES = W / PIECE;
-#pragma unroll 1
-        for (int i = threadIdx.x; i < SIZE * PIECES; i += THREADS) {
-            const int row = i / PIECES, c = i % PIECES * PIECE;
-            const bool wanted = first + row < rows.count && c < rows.width;
-            float* to = tile + row * STRIDE<W> + c;
-            if constexpr (PIECE == QUAD) copy_async(to, wanted ? rows.at(first + row) + c : rows.first, wanted);
-            else *to = wanted ? rows.at(first + row)[c] : 0.0f;
-        }
-    };
-    if (vector) copy(Piece<QUAD>());
-    else copy(Piece<1>());
+    if (vector) copy_pieces<W, SIZE, QUAD>(tile, rows, first);
+    else copy_pieces<W, SIZE, 1>(tile, rows, first);
 }
 
 // sum += own other^T, both [rows,W] in shared memory, from the thread's first row of either on.

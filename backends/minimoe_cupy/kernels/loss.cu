@@ -66,11 +66,13 @@ __device__ inline Middle middle_of(long long begin, int width) {
     return {head, accesses, head + accesses * V};
 }
 
+// 16 numbers at a time at most: with more, not all compilers keep head_loss in 32 registers, with which two blocks of 1024 threads share an SM.
 template <int V, class T>
 __device__ inline Online online_of(const T* row, Middle middle, int width) {
+    constexpr int AT_ONCE = V == 8 ? 2 : 4;
     Online seen = {-infinity(), 0.0f};
     float z[V], one[1];
-#pragma unroll 4
+#pragma unroll AT_ONCE
     for (int i = threadIdx.x; i < middle.accesses; i += blockDim.x) {
         load(row + middle.head + i * V, z);
         see(seen, z);

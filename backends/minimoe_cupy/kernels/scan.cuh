@@ -20,13 +20,9 @@ __device__ inline int block_exclusive(int value, int* sums, int& total) {
     const int inclusive = warp_inclusive(value);
     if (lane == WARP - 1) sums[warp] = inclusive;
     __syncthreads();
-    int before = 0;
-    total = 0;
-#pragma unroll
-    for (int w = 0; w < WARPS; w++) {
-        if (w < warp) before += sums[w];
-        total += sums[w];
-    }
+    const int of_warps = warp_inclusive(lane < WARPS ? sums[lane] : 0);  // each warp adds up the sums of all
+    total = __shfl_sync(ALL_LANES, of_warps, WARPS - 1);
+    const int upto = __shfl_sync(ALL_LANES, of_warps, warp), mine = __shfl_sync(ALL_LANES, inclusive, WARP - 1);
     __syncthreads();  // `sums` may be used again
-    return before + inclusive - value;
+    return upto - mine + inclusive - value;
 }
