@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from cuda_on_cpu.nvvm import ARCHITECTURES, compile_for
+from ptx_machine.nvvm import ARCHITECTURES, compile_for
 from fresh_process import first_words
 from numba.cuda.dispatcher import CUDADispatcher
 from numba.cuda.typing.typeof import typeof

@@ -1,32 +1,5 @@
-// Wrappers of PTX, each beside its twin for a processor (tests/cuda_on_cpu). Those for sm_90a are in ptx_hopper.cuh; no other file has PTX.
-// The twins multiply in float, with the lane layouts of the PTX ISA, and copy as late as a wait allows.
+// Wrappers of PTX for every card. Those for sm_90a are in ptx_hopper.cuh; no other file has PTX.
 #pragma once
-
-#if defined(CUDA_ON_CPU)
-
-__device__ inline unsigned short round_to_bf16(float x) { return __float2bfloat16_rn(x).bits; }
-__device__ inline unsigned pack_bf16(float low, float high) { return round_to_bf16(low) | unsigned(round_to_bf16(high)) << 16; }
-inline void store_16(void* global, uint4 words) { *static_cast<uint4*>(global) = words; }
-inline float exp2_approx(float x) { return exp2f(x); }
-
-// c [16,8] += a [16,16] b [16,8], bf16 in, float sums: lane l has rows l/4 and l/4+8, columns 2(l%4) and the next of a and c.
-inline void mma_bf16(
-    float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2], int line = __builtin_LINE()
-) {
-    cuda_on_cpu::mma(c, a, b, line);
-}
-inline void ldmatrix_x4(unsigned (&r)[4], const void* row, int line = __builtin_LINE()) { cuda_on_cpu::ldmatrix<4>(r, row, false, line); }
-inline void ldmatrix_x4_transposed(unsigned (&r)[4], const void* row, int line = __builtin_LINE()) {
-    cuda_on_cpu::ldmatrix<4>(r, row, true, line);
-}
-inline void copy_async(void* shared, const void* global, bool wanted) { cuda_on_cpu::copy_16(shared, global, wanted); }
-inline void commit_copies() { cuda_on_cpu::commit_copies(); }
-template <int PENDING>
-void wait_for_copies() {
-    cuda_on_cpu::wait_for_copies(PENDING);
-}
-
-#else
 
 __device__ inline unsigned short round_to_bf16(float x) {
     unsigned short bits;
@@ -89,5 +62,3 @@ template <int PENDING>
 __device__ inline void wait_for_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
-
-#endif

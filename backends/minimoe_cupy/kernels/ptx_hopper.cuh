@@ -1,40 +1,8 @@
-// Wrappers of PTX for sm_90a, each beside its twin for a processor (tests/cuda_on_cpu/include/hopper.h). They are apart from ptx.cuh because
-// that compiles for every card. The twins multiply as late as a wait allows.
+// Wrappers of PTX for sm_90a, apart from ptx.cuh because that compiles for every card.
 #pragma once
 #include "ptx.cuh"
 
 using mbarrier = unsigned long long;  // in shared memory
-
-#if defined(CUDA_ON_CPU)
-
-#include "hopper.h"
-
-inline unsigned shared_address(const void* shared) { return cuda_on_cpu::offset_in_shared(shared); }
-inline void fence_proxy_async() { cuda_on_cpu::fence_proxy(); }
-
-inline void mbarrier_init(mbarrier* barrier, int count) {
-    *reinterpret_cast<cuda_on_cpu::Barrier*>(barrier) = {uint16_t(count), uint16_t(count), 0};
-}
-inline void mbarrier_arrive(mbarrier* barrier) { cuda_on_cpu::arrive_at(reinterpret_cast<cuda_on_cpu::Barrier*>(barrier)); }
-inline void mbarrier_wait(mbarrier* barrier, int parity, int line = __builtin_LINE()) {
-    cuda_on_cpu::wait_for_phase(reinterpret_cast<cuda_on_cpu::Barrier*>(barrier), parity, line);
-}
-
-template <int N>
-void wgmma_fence(float (&)[N]) {
-    cuda_on_cpu::threads[cuda_on_cpu::current].sums_ready = true;
-}
-inline void wgmma_commit() { cuda_on_cpu::threads[cuda_on_cpu::current].product_groups++; }
-template <int PENDING, int N>
-void wgmma_wait(float (&)[N]) {
-    cuda_on_cpu::wait_for_products(PENDING);
-}
-template <int A_MN_MAJOR, int B_MN_MAJOR, int N>
-void wgmma(float (&sum)[N], unsigned long long a, unsigned long long b, bool add, int line = __builtin_LINE()) {
-    cuda_on_cpu::wgmma<2 * N>(sum, a, b, A_MN_MAJOR, B_MN_MAJOR, add, line);
-}
-
-#else
 
 // What this thread wrote to shared memory becomes visible to the tensor cores; a barrier must follow before another thread has it read.
 __device__ inline void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
@@ -127,7 +95,6 @@ __device__ inline void wgmma(float (&sum)[128], unsigned long long a, unsigned l
 #undef SUMS_64
 #undef SUMS_128
 
-#endif
 
 // How wgmma finds an operand in shared memory under the 128-byte swizzle: 8 rows of 128 bytes, from a multiple of 1024 bytes, the next 8
 // `stride` bytes on; in one that is MN-major the next 64 of the span are `leading` bytes on.

@@ -45,19 +45,9 @@ __device__ inline float value_of(int key) { return key == NAN_KEY ? nan() : __in
 // The same order in unsigned integers, which a radix takes digit by digit.
 __device__ inline unsigned unsigned_key(float x) { return unsigned(key_of(x)) ^ 0x80000000u; }
 
-#if defined(CUDA_ON_CPU)
-inline int warp_largest(int value) {
-    for (int offset = WARP / 2; offset; offset /= 2) value = max(value, __shfl_xor_sync(ALL_LANES, value, offset));
-    return value;
-}
-inline int warp_smallest(int value) {
-    for (int offset = WARP / 2; offset; offset /= 2) value = min(value, __shfl_xor_sync(ALL_LANES, value, offset));
-    return value;
-}
-#else  // one instruction from sm_80 on
+// One instruction each, from sm_80 on.
 __device__ inline int warp_largest(int value) { return __reduce_max_sync(ALL_LANES, value); }
 __device__ inline int warp_smallest(int value) { return __reduce_min_sync(ALL_LANES, value); }
-#endif
 
 // The column of element j of lane 0; that of lane l is l * V further.
 template <int V>

@@ -1,20 +1,20 @@
 """Compiles a Numba-CUDA kernel by NVIDIA's compilers, without a card or a driver: registers, spills, local memory, instructions.
 
-numba-cuda's LLVM code, the same that the processor is given, goes through libNVVM to PTX and through nvJitLink to machine code, as it does
-on a card. It needs the wheels `nvidia-nvvm`, `nvidia-nvjitlink` and `cuda-bindings`.
+Numba-CUDA makes PTX with libNVVM, the same that the machine executes, and nvJitLink makes machine code of it, as on a card. It needs the
+wheels `nvidia-nvvm`, `nvidia-nvjitlink` and `cuda-bindings`.
 """
 
 from typing import Any
 
-from cuda_on_cpu.numba_cpu import lowered
-from ptx_machine.assembled import ENTRY, Made
+from .assembled import ENTRY, Made
+from .numba_on_ptx import compile_ptx
 
 ARCHITECTURES = {"sm_80": (8, 0), "sm_90a": (9, 0, "a")}
 
 
 def compile_for(kernel: Any, kinds: tuple[Any, ...], architecture: str) -> Made:
     """A kernel for the argument types `kinds`, which are Numba's. Raises RuntimeError with the linker's message if it rejects the code."""
-    ptx: str = lowered(kernel.py_func, kinds).get_asm_str(cc=ARCHITECTURES[architecture])
+    ptx = compile_ptx(kernel.py_func, kinds, capability=ARCHITECTURES[architecture])
     words = assemble(ptx, architecture)
     ((name, stack, stores, loads, registers),) = ENTRY.findall(words)
     return Made(name, int(stack), int(stores) + int(loads), int(registers), ptx)
