@@ -75,10 +75,12 @@ def gate_by_thread(logits, norm, weights, ids, scores):  # type: ignore[no-untyp
 def choose(values, start, count, last):  # type: ignore[no-untyped-def]
     """The key of the best of values[start : start + count] after `last`, found by a warp.   values flat"""
     best = NOTHING
-    for e in range(cuda.laneid, count, LANES):
-        key = sort_key(values[start + e], e)
-        if best < key < last:
-            best = key
+    for first in range(0, count, LANES):  # as often in each lane, or libNVVM makes a copy of the maximum for lanes without a value
+        e = first + cuda.laneid
+        if e < count:
+            key = sort_key(values[start + e], e)
+            if best < key < last:
+                best = key
     return warp_max(best)
 
 

@@ -177,6 +177,6 @@ def test_shapes_and_dtypes_that_do_not_fit_never_reach_a_kernel(changed):
     assert covered(**given) and not covered(**{**given, **changed})
 
 
-@pytest.mark.parametrize("kernels", [attention.FIRST, attention.DQ, attention.DKV])
+@pytest.mark.parametrize("kernels", [attention.FORWARD, attention.DQ, attention.DKV])
 def test_every_card_has_the_shared_memory_that_is_asked_for(kernels):
     assert max(kernel.shared for kernel in kernels.values()) <= EVERY_CARD

@@ -1,7 +1,7 @@
 // Integers: sums, products, quotients, logic, shifts, and their bits.
 //
-// They wrap, as PTX says. Two things that PTX defines are faults, because C and C++ leave them undefined, and compilers count on that: a
-// division by zero, and a shift by the width of a type or more.
+// They wrap, as PTX says. A shift by the width of a type or more is a fault: PTX defines it, but C and C++ do not, and compilers count on
+// that. A division by zero is none, because compilers divide before they know whether the quotient is wanted: it gives all ones.
 #include <algorithm>
 #include <cstring>
 
@@ -148,8 +148,7 @@ void divide(Warp& warp, const Instruction& i, uint32_t lanes) {
     T* to = warp.row<T>(i.d);
     const T *a = warp.row<T>(i.a), *b = warp.row<T>(i.b);
     for_lanes(lanes, [&](int lane) {
-        if (!b[lane]) fail(warp, lane, "division by zero");
-        to[lane] = F::of(a[lane], b[lane]);
+        to[lane] = b[lane] ? F::of(a[lane], b[lane]) : T(~T(0));
     });
 }
 
