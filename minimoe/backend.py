@@ -94,6 +94,7 @@ class Backend(
     contract = CONTRACT
     library: frozenset[str] = frozenset()  # overrides that call a library's kernel
     proven: dict[str, str] = {}  # kernel -> the device and the date on which it agreed with its reference
+    emulated = ""  # how its hand-written kernels are tested where there is no device: "executed as PTX on a CPU"
 
     def tell(self, listener: Callable[[str], None] | None) -> None:
         """Report what keeps a user waiting, or runs slower than it could, to `listener`; None: to standard error."""
@@ -283,6 +284,7 @@ class BackendSummary(NamedTuple):
     proven: dict[str, str]
     dtypes: tuple[str, ...]
     helpers: dict[str, str] = {}  # that it overrides
+    emulated: str = ""
 
 
 def describe(name: str) -> BackendSummary:
@@ -293,8 +295,8 @@ def describe(name: str) -> BackendSummary:
         kind = _class_without_device(name)
         if kind is None:
             return BackendSummary(False, str(error), {}, {}, ())
-        return BackendSummary(False, str(error), kernel_kinds(kind), dict(kind.proven), (), helper_kinds(kind))
-    return BackendSummary(True, "", kernel_kinds(backend), dict(backend.proven), backend.dtypes, helper_kinds(backend))
+        return BackendSummary(False, str(error), kernel_kinds(kind), dict(kind.proven), (), helper_kinds(kind), kind.emulated)
+    return BackendSummary(True, "", kernel_kinds(backend), dict(backend.proven), backend.dtypes, helper_kinds(backend), backend.emulated)
 
 
 def _class_without_device(name: str) -> type[Backend] | None:

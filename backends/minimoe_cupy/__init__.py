@@ -55,6 +55,7 @@ class CudaKernels(
     """The contract's kernels in CUDA C, for any array layer and loader."""
 
     name = "cupy"
+    emulated = "executed as PTX on a CPU"  # by the tests
     library = PRODUCTS
 
     def __init__(self, loader: Loader) -> None:

@@ -17,3 +17,4 @@ class NumbaCudaKernels(
     """The contract's kernels in Numba-CUDA."""
 
     name = "numba-cuda"
+    emulated = "executed as PTX on a CPU"  # by the tests

@@ -15,7 +15,7 @@ def backends_report() -> dict[str, dict[str, Any]]:
         about = describe(name)
         report[name] = {
             "available": about.available, "why_not": about.why_not, "dtypes": list(about.dtypes), "kernels": about.kernels,
-            "proven": about.proven, "helpers": about.helpers,
+            "proven": about.proven, "helpers": about.helpers, "emulated": about.emulated,
         }  # fmt: skip
     return report
 
@@ -61,12 +61,13 @@ def _why_not(name: str, about: dict[str, Any]) -> str:
 
 
 def _own_kernels(about: dict[str, Any]) -> dict[str, list[str]]:
-    """Return the kernels that are not references, by their kind and by where they were proven; then the helpers, by their kind."""
+    """Return the kernels that are not references, by their kind and by where they ran; then the helpers, by their kind."""
     found: dict[str, list[str]] = {}
     for kernel, kind in about["kernels"].items():
         if kind != "reference":
-            proof = f"proven {about['proven'][kernel]}" if kernel in about["proven"] else "unproven"
-            found.setdefault(f"{kind}, {proof}", []).append(kernel)
+            emulated = f"{about['emulated']}, " if about["emulated"] and kind == "hand-written" else ""
+            proof = f"proven {about['proven'][kernel]}" if kernel in about["proven"] else "unproven on a card" if emulated else "unproven"
+            found.setdefault(f"{kind}, {emulated}{proof}", []).append(kernel)
     for helper, kind in about["helpers"].items():
         found.setdefault(f"helpers of references, {kind}", []).append(helper)
     return found

@@ -9,18 +9,19 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from ptx_machine.nvvm import ARCHITECTURES, compile_for
 from fresh_process import first_words
 from numba.cuda.dispatcher import CUDADispatcher
 from numba.cuda.typing.typeof import typeof
 from ptx_machine.arrays import HostArrays, Namespace
 from ptx_machine.numba_on_ptx import NumbaCudaOnPtx
+from ptx_machine.nvvm import ARCHITECTURES, compile_for
 from ptx_machine.schedules import EVERY_SCHEDULE, SEEDS
 
 import minimoe_numba_cuda
 from minimoe.backend import BackendUnavailable, check_overrides, describe, kernel_kinds, kernel_names, overridden
 from minimoe.reference.gating import Rule
 from minimoe.reference.routing import Plan
+from minimoe.study.backends import show_backends
 from minimoe.testing import cases
 from minimoe.testing.conformance import to_device
 from minimoe.testing.kernels import EXAMPLES, Run
@@ -373,3 +374,12 @@ def test_numba_cuda_that_fails_to_be_imported_is_a_reason(monkeypatch):
     monkeypatch.delattr("numba.cuda")
     with pytest.raises(BackendUnavailable, match=r"Numba-CUDA cannot be imported \(.*\): pip install 'numba-cuda"):
         minimoe_numba_cuda.backend()
+
+
+def test_kernels_that_no_card_has_run_are_listed_as_executed_on_a_cpu(monkeypatch, capsys):
+    monkeypatch.setattr(NumbaCudaKernels, "proven", {"gate": "on an H200, 2026-11-30"})
+    show_backends()
+    out = " ".join(capsys.readouterr().out.split())
+    assert "numba-cuda, hand-written, executed as PTX on a CPU, proven on an H200, 2026-11-30: gate " in out
+    assert "numba-cuda, hand-written, executed as PTX on a CPU, unproven on a card: " in out
+    assert describe("cupy").emulated == describe("numba-cuda").emulated == "executed as PTX on a CPU"

@@ -10,9 +10,8 @@ import tempfile
 from pathlib import Path
 from zipfile import ZipFile
 
-from ptx_machine.nvrtc import installed_release, libraries_of
-
 from minimoe.caches import private_folder
+from ptx_machine.nvrtc import installed_release, libraries_of
 
 CUDA_12, CUDA_13 = "nvidia-cuda-nvrtc-cu12", "nvidia-cuda-nvrtc"
 OFFERED = {  # the last wheel of each release
