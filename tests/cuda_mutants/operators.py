@@ -1,4 +1,4 @@
-"""Lists every mutant of a CUDA C file or of a PTX text: one small change each, by operators that are fixed here and know nothing of the tests.
+"""Lists every mutant of a CUDA C file or of a PTX text: one small change each, by fixed operators that know nothing of the tests.
 
 In CUDA C (`mutants_of_source`):
   comparison   <, <=, >, >= lose or gain their equality; == and != swap
@@ -12,7 +12,7 @@ In PTX (`mutants_of_ptx`), where line numbers and declarations are left alone:
   offset       the constant of an address grows by the access's size
   constant     an integer added or shifted by n becomes n + 1
   operands     the operands of a subtraction, a shift or a selection swap
-  predicate    a guarded instruction, not a branch, runs for the other lanes
+  predicate    a guarded instruction, or a branch, is for the other lanes
   shuffle      a lane distance n becomes n + 1; a full member mask loses its last lane
   fragment     two registers of a vector (of mma, ldmatrix, a 16-byte access) swap
 """
@@ -128,8 +128,7 @@ PTX = (
         lambda m: f"{m['head']}{m['b']}, {m['a']};",
     ),
     ("operands", re.compile(r"(?P<head>selp\.\w+\s+%\w+, )(?P<a>[^,;]+), (?P<b>[^,;]+), "), lambda m: f"{m['head']}{m['b']}, {m['a']}, "),
-    ("predicate", re.compile(r"@(?!!)(%p\d+)(?=\s+(?!bra))"), lambda match: f"@!{match[1]}"),
-    ("predicate", re.compile(r"@(?!!)(%p\d+)(?=\s+bra)"), lambda match: f"@!{match[1]}"),
+    ("predicate", re.compile(r"@(?!!)(%p\d+)"), lambda match: f"@!{match[1]}"),
     ("shuffle", re.compile(r"shfl\.sync\.\w+\.b32\s+[^;]*-1;"), without_last_lane),
     (
         "fragment",

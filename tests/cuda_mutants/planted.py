@@ -1,0 +1,144 @@
+"""Faults planted by hand in the kernels of the backend `cupy`, by topic: what somebody who writes or changes a kernel gets wrong.
+
+Each replaces one text of one file by another. `nth` chooses among equal texts, from 0.
+"""
+
+from dataclasses import dataclass
+
+from minimoe_cupy.loader import KERNELS
+
+from .trials import Target
+
+BF16 = "bfloat16"
+GROUPED_BF16 = Target(("grouped_matmul", "grouped_matmul_dw"), BF16)
+WGMMA = Target(("grouped_matmul", "grouped_matmul_dw"), BF16, wgmma=True)
+ROUTE, SORT = Target(("route",)), Target(("embedding_backward",))
+NORM = Target(("rms_norm", "layer_norm", "rms_norm_backward", "layer_norm_backward"))
+GATE, LOSS = Target(("gate",)), Target(("cross_entropy", "cross_entropy_backward", "linear_cross_entropy"))
+FLOAT_PRODUCT = Target(("grouped_matmul", "grouped_matmul_dw"))
+ATTENTION, ATTENTION_BF16 = Target(("attention", "attention_backward")), Target(("attention", "attention_backward"), BF16)
+
+
+@dataclass(frozen=True)
+class Planted:
+    """One fault."""
+
+    topic: str
+    file: str
+    right: str
+    wrong: str
+    target: Target
+    nth: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.file}: {' '.join(self.right.split())}  ->  {' '.join(self.wrong.split()) or 'nothing'}{f' ({self.nth + 1})' if self.nth else ''}"
+
+    def text(self) -> str:
+        """Return the file with the fault. Raises LookupError if the file has changed."""
+        parts = (KERNELS / self.file).read_text(encoding="utf-8").split(self.right)
+        if len(parts) < self.nth + 2:
+            raise LookupError(f"{self.file} does not have {self.nth + 1} times: {self.right}")
+        return self.right.join(parts[: self.nth + 1]) + self.wrong + self.right.join(parts[self.nth + 1 :])
+
+
+SYNC, WARP_SYNC = "__syncthreads();", "__syncwarp();"
+
+PLANTED = [
+    # ---- barriers of a block ----
+    Planted("barriers", "norm.cuh", SYNC, "", NORM),
+    Planted("barriers", "norm.cuh", SYNC, "", NORM, 1),
+    Planted("barriers", "norm.cuh", SYNC, "", NORM, 2),
+    Planted("barriers", "scan.cuh", SYNC, "", ROUTE),
+    Planted("barriers", "scan.cuh", "__syncthreads();  // `sums` may be used again", "", ROUTE),
+    Planted("barriers", "route.cu", SYNC, "", ROUTE),
+    Planted("barriers", "route.cu", SYNC, "", ROUTE, 1),
+    Planted("barriers", "route.cu", SYNC, "", ROUTE, 2),
+    Planted("barriers", "route.cu", SYNC, "", ROUTE, 3),
+    Planted("barriers", "route.cu", SYNC, "", ROUTE, 4),
+    Planted("barriers", "sort.cu", SYNC, "", SORT),
+    Planted("barriers", "sort.cu", SYNC, "", SORT, 1),
+    Planted("barriers", "sort.cu", SYNC, "if (threadIdx.x < 128) __syncthreads();", SORT, 2),
+    Planted("barriers", "loss.cu", SYNC, "", LOSS),
+    Planted("barriers", "loss.cu", "if (blockDim.x > WARP) __syncthreads();", "", LOSS),
+    Planted("barriers", "expert_choice.cu", SYNC, "", GATE),
+    Planted("barriers", "expert_choice.cu", SYNC, "", GATE, 1),
+    Planted("barriers", "columns.cu", SYNC, "", Target(("linear_db",))),
+    Planted("barriers", "grouped_bias.cu", SYNC, "", Target(("grouped_bias_backward",))),
+    Planted("barriers", "optimizer.cu", SYNC, "", Target(("sum_of_squares",))),
+    Planted("barriers", "float_tile.cuh", SYNC, "", FLOAT_PRODUCT),
+    Planted("barriers", "attention.cuh", SYNC, "", ATTENTION, 1),
+    # ---- warps ----
+    Planted("warps", "route.cu", WARP_SYNC, "", ROUTE),
+    Planted("warps", "route.cu", WARP_SYNC, "", ROUTE, 1),
+    Planted("warps", "sort.cu", WARP_SYNC, "", SORT),
+    Planted("warps", "sort.cu", WARP_SYNC, "", SORT, 1),
+    Planted("warps", "gate.cu", WARP_SYNC, "", GATE),
+    Planted("warps", "gate.cu", WARP_SYNC, "", GATE, 1),
+    Planted("warps", "expert_choice.cu", WARP_SYNC, "", GATE),
+    Planted("warps", "attention_fma.cuh", WARP_SYNC, "", ATTENTION),
+    Planted("warps", "attention_fma.cuh", WARP_SYNC, "", ATTENTION, 1),
+    Planted("warps", "route.cu", "__match_any_sync(ALL_LANES, expert)", "__match_any_sync(0x7fffffffu, expert)", ROUTE),
+    Planted("warps", "scan.cuh", "__shfl_up_sync(ALL_LANES, value, offset)", "__shfl_down_sync(ALL_LANES, value, offset)", ROUTE),
+    Planted("warps", "loss.cu", "__shfl_xor_sync(ALL_LANES, seen.top, offset)", "__shfl_xor_sync(0xffffu, seen.top, offset)", LOSS),
+    Planted("warps", "tiles.cuh", "__ballot_sync(ALL_LANES, index < sum)", "__ballot_sync(ALL_LANES, index <= sum)", FLOAT_PRODUCT),
+    # ---- bounds and indices ----
+    Planted("bounds", "dispatch.cu", " >= ", " > ", Target(("dispatch",))),
+    Planted("bounds", "route.cu", "if (row >= n_rows) row = -1;", "if (row > n_rows) row = -1;", ROUTE),
+    Planted("bounds", "route.cu", "e <= n_experts", "e < n_experts", ROUTE),
+    Planted("bounds", "route.cu", "if (pair >= n_pairs) break;", "if (pair > n_pairs) break;", ROUTE),
+    Planted("bounds", "expert_choice.cu", "if (expert < n_experts) {", "if (expert <= n_experts) {", GATE),
+    Planted("bounds", "float_tile.cuh", " < ", " <= ", FLOAT_PRODUCT),
+    Planted("bounds", "norm.cuh", "for (int y = 1;", "for (int y = 2;", NORM),
+    # ---- memory that nobody wrote ----
+    Planted("unwritten", "route.cu", "seen[i] = 0;", "if (i) seen[i] = 0;", ROUTE),
+    Planted("unwritten", "expert_choice.cu", "bins[bin][lane] = 0;", "if (bin) bins[bin][lane] = 0;", GATE),
+    Planted("unwritten", "route.cu", "inverse[pair] = row;", "if (row >= 0) inverse[pair] = row;", ROUTE),
+    Planted("unwritten", "route.cu", "if (threadIdx.x == 0) first[n_experts] = before;", "", ROUTE),
+    # ---- copies in the background ----
+    Planted("copies", "mma_tile.cuh", "wait_for_copies<STAGES - 2>();", "", GROUPED_BF16),
+    Planted("copies", "mma_tile.cuh", "wait_for_copies<STAGES - 2>();", "", GROUPED_BF16, 1),
+    Planted("copies", "mma_tile.cuh", "wait_for_copies<STAGES - 2>();", "wait_for_copies<STAGES - 1>();", GROUPED_BF16, 1),
+    Planted("copies", "mma_tile.cuh", "commit_copies();", "", GROUPED_BF16),
+    Planted("copies", "mma_tile.cuh", "commit_copies();", "if (step + STAGES - 1 < steps) commit_copies();", GROUPED_BF16, 1),
+    Planted("copies", "mma_tile.cuh", SYNC, "", GROUPED_BF16),
+    Planted("copies", "mma_tile.cuh", SYNC, "", GROUPED_BF16, 1),
+    Planted("copies", "mma_tile.cuh", "inside ? row[i] + k : somewhere", "row[i] + k", GROUPED_BF16),
+    Planted("copies", "grouped_bf16.cu", SYNC, "", GROUPED_BF16),
+    Planted("copies", "grouped_bf16.cu", "wait_for_copies<0>();", "", GROUPED_BF16),
+    # ---- fragments of tensor cores ----
+    Planted("fragments", "mma_tile.cuh", "m + lane % 16, k / CHUNK + lane / 16", "m + lane % 16, k / CHUNK + lane / 8 % 2", GROUPED_BF16),
+    Planted("fragments", "mma_tile.cuh", "{four[j % 2 * 2], four[j % 2 * 2 + 1]}", "{four[j % 2 * 2 + 1], four[j % 2 * 2]}", GROUPED_BF16),
+    Planted("fragments", "mma_tile.cuh", "ldmatrix_x4_transposed(a,", "ldmatrix_x4(a,", GROUPED_BF16),
+    Planted("fragments", "mma_tile.cuh", "((chunk ^ row / 2) & 3)", "((chunk ^ row) & 3)", GROUPED_BF16),
+    Planted("fragments", "mma_tile.cuh", "mma_bf16(sum[i][j], a[which][i], two);", "mma_bf16(sum[i][j], a[which ^ 1][i], two);", GROUPED_BF16),
+    Planted("fragments", "ptx.cuh", '"r"(b[0]), "r"(b[1])', '"r"(b[1]), "r"(b[0])', GROUPED_BF16),
+    # ---- Hopper's products: descriptors, mbarriers, fences ----
+    Planted("wgmma", "wgmma_tile.cuh", "wait_for_copies<DEPTH>();", "", WGMMA),
+    Planted("wgmma", "wgmma_tile.cuh", "fence_proxy_async();", "", WGMMA),
+    Planted("wgmma", "wgmma_tile.cuh", "mbarrier_wait(&barriers.full[stage], step / STAGES % 2);", "", WGMMA),
+    Planted("wgmma", "wgmma_tile.cuh", "mbarrier_wait(&barriers.empty[stage], step / STAGES % 2 ^ 1);", "", WGMMA),
+    Planted("wgmma", "wgmma_tile.cuh", "mbarrier_wait(&barriers.full[stage], step / STAGES % 2);", "mbarrier_wait(&barriers.full[stage], step / STAGES % 2 ^ 1);", WGMMA),
+    Planted("wgmma", "wgmma_tile.cuh", "wgmma_wait<1>(sum);", "wgmma_wait<2>(sum);", WGMMA),
+    Planted("wgmma", "wgmma_tile.cuh", "wgmma_wait<0>(sum);", "", WGMMA),
+    Planted("wgmma", "wgmma_tile.cuh", "wgmma_fence(sum);", "", WGMMA),
+    Planted("wgmma", "wgmma_tile.cuh", "wgmma_commit();", "", WGMMA),
+    Planted("wgmma", "wgmma_tile.cuh", "mbarrier_wait(&barriers.end, 0);", "", WGMMA),
+    Planted("wgmma", "wgmma_tile.cuh", "(chunk ^ row % 8) * CHUNK", "chunk * CHUNK", WGMMA),
+    Planted("wgmma", "wgmma_tile.cuh", "warp_arrives(&barriers.full[(step - DEPTH) % STAGES]);", "warp_arrives(&barriers.full[0]);", WGMMA),
+    Planted("wgmma", "wgmma_tile.cuh", "mbarrier_init(&barriers.empty[stage], MULTIPLIERS / WARP);", "mbarrier_init(&barriers.empty[stage], GROUP / WARP);", WGMMA),
+    Planted("wgmma", "wgmma_tile.cuh", "__syncthreads();", "", WGMMA),
+    Planted("wgmma", "wgmma_tile.cuh", "SIXTEEN = 16 * sizeof(bf16);", "SIXTEEN = 32 * sizeof(bf16);", WGMMA),
+    Planted("wgmma", "wgmma_tile.cuh", "EIGHT_ROWS = 8 * ROW_BYTES", "EIGHT_ROWS = 16 * ROW_BYTES", WGMMA),
+    Planted("wgmma", "ptx_hopper.cuh", "SWIZZLE_128 = 1ull << 62", "SWIZZLE_128 = 2ull << 62", WGMMA),
+    Planted("wgmma", "wgmma_tile.cuh", "step || k);", "k != 0);", WGMMA),
+    # ---- blocks ----
+    Planted("blocks", "route.cu", "if (blockIdx.x == 0)\n", "", ROUTE),
+    Planted("blocks", "expert_choice.cu", "atomicAdd(&histogram[bin * n_experts + expert], bins[bin][lane]);", "histogram[bin * n_experts + expert] += bins[bin][lane];", GATE),
+    Planted("blocks", "expert_choice.cu", "atomicAdd(&bins[key >> shift & (BINS - 1)][lane], 1);", "bins[key >> shift & (BINS - 1)][lane]++;", GATE),
+    # ---- arithmetic ----
+    Planted("arithmetic", "norm.cuh", " += __shfl_xor_sync(", " = __shfl_xor_sync(", NORM),
+    Planted("arithmetic", "loss.cu", "merge(seen, {__shfl_xor_sync", "merge(merge(seen, seen), {__shfl_xor_sync", LOSS),
+    Planted("arithmetic", "route.cu", "rank < first[expert + 1] - first[expert]", "rank <= first[expert + 1] - first[expert]", ROUTE),
+    Planted("arithmetic", "route.cu", "same & ((1u << lane) - 1)", "same & ((2u << lane) - 1)", ROUTE),
+]  # fmt: skip
