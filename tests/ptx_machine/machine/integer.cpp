@@ -80,12 +80,11 @@ struct CountLeadingZeros {
 };
 struct ReverseBits {
     template <class T> static T of(T a) {
-        constexpr T ones = T(~T(0));
-        for (uint32_t step = BITS<T> / 2; step; step /= 2) {
-            const T low = ones / T((T(1) << step) + 1);  // groups of `step` ones
-            a = T((a >> step & low) | (a & low) << step);
-        }
-        return a;
+        constexpr T ones = T(0x5555555555555555), twos = T(0x3333333333333333), fours = T(0x0f0f0f0f0f0f0f0f);
+        a = (a >> 1 & ones) | (a & ones) << 1;
+        a = (a >> 2 & twos) | (a & twos) << 2;
+        a = (a >> 4 & fours) | (a & fours) << 4;
+        return sizeof(T) == 8 ? T(__builtin_bswap64(a)) : T(__builtin_bswap32(uint32_t(a)));
     }
 };
 
@@ -338,7 +337,8 @@ bool decode_integer(Decoder& d) {
     if (is("bfi")) return insert_field(d, type);
     if (is("brev")) {
         rows_of(d, type, {type});
-        d.out.run = for_integer(d, without_sign(type), [](auto t) -> Run { return row1<ReverseBits, decltype(t), decltype(t)>; });
+        if (type.bits < 32) d.unknown();
+        d.out.run = type.bits == 32 ? row1<ReverseBits, uint32_t, uint32_t> : row1<ReverseBits, uint64_t, uint64_t>;
         return true;
     }
     // prmt, whose other modes no compiler makes

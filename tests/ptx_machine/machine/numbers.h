@@ -8,6 +8,10 @@
 #include <cstdint>
 #include <cstring>
 
+#ifdef __SSE2__
+#include <xmmintrin.h>
+#endif
+
 namespace ptx {
 
 template <class To, class From>
@@ -32,8 +36,20 @@ inline float saturated(float x) { return x > 0.0f ? (x < 1.0f ? x : 1.0f) : 0.0f
 inline double saturated(double x) { return x > 0.0 ? (x < 1.0 ? x : 1.0) : 0.0; }
 
 // While it lives, operations round as `mode` says (FE_DOWNWARD, ...). The compiler knows nothing of modes: what is to be rounded must be
-// read from memory after it begins, and be written before it ends.
+// read from memory after it begins, and be written before it ends. fesetround would also set the mode of instructions that nobody uses,
+// which takes longer than a row.
 struct Rounding {
+#ifdef __SSE2__
+    const unsigned before = _mm_getcsr();
+    explicit Rounding(int mode) {
+        _mm_setcsr((before & ~0x6000u) | unsigned(mode) << 3);
+        asm volatile("" ::: "memory");
+    }
+    ~Rounding() {
+        asm volatile("" ::: "memory");
+        _mm_setcsr(before);
+    }
+#else
     const int before = fegetround();
     explicit Rounding(int mode) {
         fesetround(mode);
@@ -43,6 +59,7 @@ struct Rounding {
         asm volatile("" ::: "memory");
         fesetround(before);
     }
+#endif
 };
 
 // The sum rounded to odd: if it is inexact, the neighbour whose last bit is 1. Rounded once more, to a format with at least two bits less,
