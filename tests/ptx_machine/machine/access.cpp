@@ -54,9 +54,13 @@ uint8_t* find(Warp& warp, const Instruction& i, uint32_t lanes, Access access, u
         addresses[lane] -= SHARED_WINDOW;
     }
     if (!shared) return find_global(warp, i, lanes, addresses, access, places);
-    uint8_t* run = find_shared(warp, shared, addresses, i.size, access, places);
-    if (lanes & ~shared) find_global(warp, i, lanes & ~shared, addresses, access, places);
-    return run;
+    const uint32_t global = lanes & ~shared;
+    if (!global) return find_shared(warp, shared, addresses, i.size, access, places);
+    uint8_t* others[LANES];
+    find_shared(warp, shared, addresses, i.size, access, places);
+    find_global(warp, i, global, addresses, access, others);
+    for_lanes(global, [&](int lane) { places[lane] = others[lane]; });
+    return nullptr;
 }
 
 // ---- loads and stores ----------------------------------------------------------------------------------------------------------------

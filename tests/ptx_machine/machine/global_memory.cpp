@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <type_traits>
 
 #include "memory.h"
 
@@ -19,6 +20,7 @@ namespace {
 
 constexpr int BLOCK = 33, THREAD = 23, MOMENT = 1, MOMENT_BITS = 22;  // where a word's parts begin
 constexpr uint64_t FLAG = 1;                      // of a write: it was atomic; of a read: nobody may write there (ld.global.nc)
+constexpr int ONE_LANE = 31;                      // for `each` below: no granule is of the next lane
 constexpr uint64_t SEVERAL = ~0ull << BLOCK;      // instead of a block: several have read
 
 struct Free {
@@ -120,9 +122,41 @@ struct GlobalMemory::Shadow {
                 store(written[granule], word);
                 __atomic_store_n(&places[granule], uint32_t(warp.at), __ATOMIC_RELAXED);
             } else if (reader != word) {
-                store(read[granule], (!reader || same_block(reader, word) ? word : word | SEVERAL) | (reader & FLAG));
+                store(read[granule], read_by(word, reader));
             }
         }
+    }
+
+    // What is known of reads after one more.
+    static uint64_t read_by(uint64_t word, uint64_t reader) {
+        return word | (reader && !same_block(reader, word) ? SEVERAL : 0) | (reader & FLAG);
+    }
+
+    // The same for a warp whose lanes access one piece after the other, if no granule was accessed by another thread; false: it was. Loops
+    // of plain loads and stores, which the compiler makes vector instructions of; processors load and store their words whole.
+    template <class Count>
+    bool access_run(const Warp& warp, size_t first, Count count, int each, Access access, bool never_written) {
+        const uint64_t me = word_of(warp, 0) | uint64_t(never_written);
+        uint64_t *write = &written[first], *reader = &read[first];
+        uint64_t other = 0;
+        if (writes(access)) {
+            for (size_t i = 0; i < count; i++) {
+                const uint64_t word = me + (uint64_t(i) >> each << THREAD);
+                other |= write[i] ? (write[i] ^ word) >> THREAD : 0;
+                other |= reader[i] ? ((reader[i] ^ word) >> THREAD) | (reader[i] & FLAG) : 0;
+            }
+            if (other) return false;
+            for (size_t i = 0; i < count; i++) write[i] = me + (uint64_t(i) >> each << THREAD);
+            std::fill_n(&places[first], size_t(count), uint32_t(warp.at));
+        } else {
+            for (size_t i = 0; i < count; i++) {
+                const uint64_t word = me + (uint64_t(i) >> each << THREAD);
+                other |= write[i] ? (write[i] ^ word) >> THREAD | uint64_t(never_written) : 0;
+            }
+            if (other) return false;
+            for (size_t i = 0; i < count; i++) reader[i] = read_by(me + (uint64_t(i) >> each << THREAD), reader[i]);
+        }
+        return true;
     }
 };
 
@@ -173,6 +207,13 @@ static const Region& region_at(const GlobalMemory& memory, const Warp& warp, int
 // Where the first unit is that holds the pattern of memory that nobody wrote, as seen from `place`; -1: nowhere. A unit is an element of the
 // array, or less if less is read; a single byte counts as unwritten with its neighbour, since bytes of the pattern are common numbers.
 static int unwritten_at(const Region& region, const uint8_t* place, uint32_t size) {
+    uint32_t pattern = 0;
+    for (uint32_t at = 0; at + 2 <= size; at += 2) {
+        uint16_t half;
+        memcpy(&half, place + at, 2);
+        pattern |= uint32_t(half == UNWRITTEN);
+    }
+    if (!pattern && size > 1) return -1;
     const bool odd = size == 1 && (place - region.memory) & 1;
     if (size == 1) size = 2, place -= odd;
     if (uint64_t(place - region.memory) + size > region.size) return -1;
@@ -206,33 +247,51 @@ uint8_t* GlobalMemory::at(Warp& warp, int lane, uint64_t address, uint32_t size,
         return place;
     }
     const size_t begin = size_t(place - shadow->begin), first = begin >> shadow->shift, end = ((begin + size - 1) >> shadow->shift) + 1;
-    shadow->access(warp, lane, region, first, end - first, 31, access, never_written);
+    shadow->access(warp, lane, region, first, end - first, ONE_LANE, access, never_written);
     return place;
 }
 
 uint8_t* GlobalMemory::at_lanes(Warp& warp, uint32_t lanes, const uint64_t* addresses, uint32_t size, Access access, uint8_t** places, bool never_written) {
-    const uint64_t number = (addresses[0] >> REGION_BITS) - 1;
-    bool run = lanes == ALL && number < regions.size() && !(addresses[0] & (size - 1)) && access != Access::ATOMIC;
-    if (run) {
-        const Region& region = regions[number];
-        const uint64_t offset = addresses[0] - region.address;
-        const Shadow* shadow = shadows[size_t(region.same_as)].get();
-        uint64_t other = 0;
-        for (uint64_t lane = 0; lane < LANES; lane++) other |= addresses[lane] - addresses[0] - lane * size;
-        run = !other && offset <= region.size && size * LANES <= region.size - offset && !region.unwritten &&
-              (shadow ? size >= 1u << shadow->shift : !writes(access));
-    }
-    if (!run) {
+    const uint64_t one = addresses[__builtin_ctz(lanes)], number = (one >> REGION_BITS) - 1;
+    const auto one_by_one = [&] {
         for_lanes(lanes, [&](int lane) { places[lane] = at(warp, lane, addresses[lane], size, access, never_written); });
         return nullptr;
-    }
+    };
+    if (__builtin_expect(number >= regions.size() || access == Access::ATOMIC || regions[number].size < size, 0)) return one_by_one();
     const Region& region = regions[number];
-    uint8_t* place = region.memory + (addresses[0] - region.address);
-    if (Shadow* shadow = shadows[size_t(region.same_as)].get()) {
-        const int each = __builtin_ctz(size) - shadow->shift;
-        shadow->access(warp, 0, region, size_t(place - shadow->begin) >> shadow->shift, size_t(LANES) << each, each, access, never_written);
+    Shadow* shadow = shadows[size_t(region.same_as)].get();
+    const uint64_t last = region.size - size;
+    uint64_t outside = 0, low = 0, scattered = 0;
+    for (uint64_t lane = 0; lane < LANES; lane++) {
+        const uint64_t address = lanes >> lane & 1 ? addresses[lane] : one, offset = address - region.address;
+        outside |= uint64_t(offset > last);
+        low |= address;
+        scattered |= address - one - lane * size;
+        places[lane] = region.memory + offset;
     }
-    return place;
+    if (__builtin_expect(outside || low & (size - 1) || (!shadow && writes(access)), 0)) return one_by_one();
+    const bool run = lanes == ALL && !scattered;
+    if (region.unwritten && !writes(access)) {
+        bool found = false;
+        if (run) found = unwritten_at(region, places[0], size * LANES) >= 0;
+        else for_lanes(lanes, [&](int lane) { found |= unwritten_at(region, places[lane], size) >= 0; });
+        if (found) return one_by_one();
+    }
+    if (!shadow) return run ? places[0] : nullptr;
+    const int shift = shadow->shift;
+    const size_t first = size_t(places[0] - shadow->begin) >> shift, count = std::max(size >> shift, 1u);
+    if (run && size >= 1u << shift) {
+        const int each = __builtin_ctz(size) - shift;
+        const bool alone = count == 1 ? shadow->access_run(warp, first, std::integral_constant<size_t, LANES>(), each, access, never_written)
+                                      : shadow->access_run(warp, first, count * LANES, each, access, never_written);
+        if (!alone) shadow->access(warp, 0, region, first, count * LANES, each, access, never_written);
+        return places[0];
+    }
+    for_lanes(lanes, [&](int lane) {
+        const size_t own = size_t(places[lane] - shadow->begin) >> shift;
+        shadow->access(warp, lane, region, own, count, ONE_LANE, access, never_written);
+    });
+    return run ? places[0] : nullptr;
 }
 
 }  // namespace ptx

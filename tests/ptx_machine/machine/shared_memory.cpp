@@ -4,7 +4,7 @@
 // atomic. For reads, `latest` has the last one; its flag says that several threads have read since what all know to be over, and then
 // `reads`, an array per warp, has the last read of each warp. An access at entry e is sound if the moment of e is at most `seen` of its warp,
 // or if e is by the same thread. Nearly always the moment is even one that every warp has seen: then e is less than `settled`, and one
-// comparison of vectors decides for a whole access. The rest, thread by thread, is `judge_write` and `judge_reads`.
+// comparison of vectors decides for a whole access. The rest, granule by granule, is `judge_write` and `judge_reads`.
 //
 // The clocks of a block's warps go on from block to block, so that an old read needs no erasing; old writes are erased, since no entry means
 // that the bytes were never written.
@@ -19,8 +19,10 @@ namespace ptx {
 namespace {
 
 constexpr int CLOCK = 11;                           // an entry is moment << CLOCK | thread << 1 | flag
+constexpr uint32_t THREAD = 1023u << 1;
 constexpr uint32_t COPY = 0xffffffffu << CLOCK;     // instead of a moment: a copy into the granule is under way
 constexpr uint32_t LONG_AGO = 1;                    // a write that everybody has seen
+constexpr uint32_t NOTHING_YET = 1u << CLOCK;       // above no moment but the one before all
 constexpr uint32_t LAST_MOMENT = (COPY >> CLOCK) - 2;
 constexpr uint32_t SEVERAL = 63;                    // an entry of `reads` is moment << 6 | lane, or this
 constexpr int REMEMBERED_FENCES = 8;
@@ -61,7 +63,7 @@ struct SharedMemory::Shadow {
     Entries reads;      // [warps, granules]
     Entries unfenced;   // for the async proxy: one more than how many fences the writing thread had behind it, or 0
     uint32_t zero[LANES] = {};     // per warp: where its moments begin
-    uint32_t settled[LANES] = {};  // per warp: what it last found for Moment::settled
+    uint32_t settled[LANES];       // per warp: what it last found for Moment::settled
     struct Fences {
         uint32_t count = 0, moments[REMEMBERED_FENCES] = {};
     };
@@ -93,7 +95,7 @@ struct SharedMemory::Shadow {
         std::fill_n(latest.get(), granules, 0u);
         std::fill_n(reads.get(), granules * size_t(warps), 0u);
         for (const Warp& other : warp.block->warps) zero[other.number] = other.clock.now - 1;
-        std::fill_n(settled, LANES, 0u);
+        std::fill_n(settled, LANES, NOTHING_YET);
     }
 
     // Makes granules of `bytes`, for a write that is smaller than those that were foreseen.
@@ -113,16 +115,19 @@ struct SharedMemory::Shadow {
 
     // ---- reads -------------------------------------------------------------------------------------------------------------------
 
-    // Is each last write of `count` granules there, and over for all?
+    // Was each of `count` granules written, and is that over for all, or by the thread that reads? Granule i is accessed by lane
+    // `lane + (i >> each)`, here and below.
     template <class Count>
-    bool settled_writes(size_t first, Count count, uint32_t limit) const {
-        const uint32_t* entry = &writes[first];
+    bool readable(const Moment& moment, int lane, size_t first, Count count, int each) const {
+        const uint32_t *entry = &writes[first], me = moment.of(lane), limit = moment.settled;
         uint32_t other = 0;
-        for (size_t i = 0; i < count; i++) other |= uint32_t(entry[i] - 1 >= limit - 1);
+        for (size_t i = 0; i < count; i++) {
+            const uint32_t own = me + (uint32_t(i) >> each << 1);
+            other |= uint32_t(entry[i] - 1 >= limit - 1) & uint32_t(bool((entry[i] ^ own) & THREAD) | (entry[i] - 1 >= COPY - 1));
+        }
         return !other;
     }
 
-    // Remembers reads: granule i is read by lane `lane + (i >> each)`.
     template <class Count>
     void note_reads(const Moment& moment, int lane, size_t first, Count count, int each) {
         uint32_t* last = &latest[first];
@@ -139,11 +144,16 @@ struct SharedMemory::Shadow {
 
     // ---- writes ------------------------------------------------------------------------------------------------------------------
 
-    // Is each last write, if there is one, and each last read over for all?
+    // Is each last write, if there is one, and each last read over for all, or by the thread that writes?
     template <class Count>
-    bool settled_accesses(size_t first, Count count, uint32_t limit) const {
+    bool writable(const Moment& moment, int lane, size_t first, Count count, int each) const {
+        const uint32_t *entry = &writes[first], *last = &latest[first], me = moment.of(lane), limit = moment.settled;
         uint32_t other = 0;
-        for (size_t i = 0; i < count; i++) other |= uint32_t(writes[first + i] >= limit) | uint32_t(latest[first + i] >= limit);
+        for (size_t i = 0; i < count; i++) {
+            const uint32_t own = me + (uint32_t(i) >> each << 1);
+            other |= uint32_t(entry[i] >= limit) & uint32_t(bool((entry[i] ^ own) & THREAD) | (entry[i] >= COPY));
+            other |= uint32_t(last[i] >= limit) & uint32_t(bool((last[i] ^ own) & (THREAD | 1)));
+        }
         return !other;
     }
 
@@ -232,7 +242,7 @@ struct SharedMemory::Shadow {
 
     template <class Count>
     void read(Moment moment, int lane, size_t first, Count count, int each, Access access) {
-        if (!settled_writes(first, count, moment.settled) && !(settle(moment) && settled_writes(first, count, moment.settled))) {
+        if (!readable(moment, lane, first, count, each) && !(settle(moment) && readable(moment, lane, first, count, each))) {
             for (size_t i = 0; i < count; i++) {
                 if (writes[first + i] - 1 >= moment.settled - 1) judge_write(moment, lane + int(i >> each), first + i, access);
             }
@@ -244,8 +254,7 @@ struct SharedMemory::Shadow {
     template <class Count>
     void write(Moment moment, int lane, size_t first, Count count, int each, Access access) {
         const bool atomic = access == Access::ATOMIC;
-        if (atomic || (!settled_accesses(first, count, moment.settled) &&
-                       !(settle(moment) && settled_accesses(first, count, moment.settled)))) {
+        if (atomic || (!writable(moment, lane, first, count, each) && !(settle(moment) && writable(moment, lane, first, count, each)))) {
             for (size_t i = 0; i < count; i++) {
                 if (atomic || writes[first + i] >= moment.settled) judge_write(moment, lane + int(i >> each), first + i, access);
                 if (latest[first + i] >= moment.settled) judge_reads(moment, lane + int(i >> each), first + i, access);
@@ -262,6 +271,52 @@ struct SharedMemory::Shadow {
             read(moment, lane, first, count, each, access);
         }
     }
+
+    // ---- accesses of a warp's lanes to scattered places ------------------------------------------------------------------------------
+
+    template <class Count>
+    void read_lanes(Moment moment, uint32_t lanes, const uint32_t* offsets, Count count, Access access) {
+        const auto all_readable = [&] {
+            uint32_t no = 0;
+            for_lanes(lanes, [&](int lane) { no |= uint32_t(!readable(moment, lane, offsets[lane] >> shift, count, ONE_LANE)); });
+            return !no;
+        };
+        if (access == Access::ASYNC_READ || (!all_readable() && !(settle(moment) && all_readable()))) {
+            for_lanes(lanes, [&](int lane) { read(moment, lane, offsets[lane] >> shift, count, ONE_LANE, access); });
+        } else {
+            for_lanes(lanes, [&](int lane) { note_reads(moment, lane, offsets[lane] >> shift, count, ONE_LANE); });
+        }
+    }
+
+    template <class Count>
+    void write_lanes(Moment moment, uint32_t lanes, const uint32_t* offsets, Count count, Access access) {
+        const auto all_writable = [&] {
+            uint32_t no = 0;
+            for_lanes(lanes, [&](int lane) { no |= uint32_t(!writable(moment, lane, offsets[lane] >> shift, count, ONE_LANE)); });
+            return !no;
+        };
+        if (!all_writable() && !(settle(moment) && all_writable())) {
+            for_lanes(lanes, [&](int lane) { write(moment, lane, offsets[lane] >> shift, count, ONE_LANE, access); });
+            return;
+        }
+        for_lanes(lanes, [&](int lane) { note_writes(moment, lane, offsets[lane] >> shift, count, ONE_LANE, access); });
+        uint32_t overwritten = 0;  // do two lanes write one place? then the first finds the other's entry
+        for_lanes(lanes, [&](int lane) { overwritten |= writes[offsets[lane] >> shift] ^ moment.of(lane); });
+        if (!overwritten) return;
+        for_lanes(lanes, [&](int lane) {
+            for (size_t i = 0; i < count; i++) judge_write(moment, lane, (offsets[lane] >> shift) + i, access);
+        });
+    }
+
+    // All lanes read the same.
+    template <class Count>
+    void read_same(const Moment& moment, size_t first, Count count) {
+        read(moment, 0, first, count, ONE_LANE, Access::READ);
+        for (size_t i = 0; i < count; i++) {
+            latest[first + i] |= 1;
+            reads[size_t(moment.warp.number) * granules + first + i] = moment.now << 6 | SEVERAL;
+        }
+    }
 };
 
 namespace {
@@ -271,6 +326,19 @@ template <size_t N>
 struct Exactly {
     constexpr operator size_t() const { return N; }
 };
+
+template <class F>
+void with_count(size_t count, F f) {
+    switch (count) {
+        case 1: return f(Exactly<1>());
+        case 2: return f(Exactly<2>());
+        case 4: return f(Exactly<4>());
+        case 8: return f(Exactly<8>());
+        case 32: return f(Exactly<32>());
+        case 128: return f(Exactly<128>());
+        default: return f(count);
+    }
+}
 
 }  // namespace
 
@@ -294,10 +362,10 @@ uint32_t SharedMemory::size() const { return uint32_t(bytes.size()); }
 void SharedMemory::start() {
     std::fill_n(shadow->writes.get(), shadow->granules, 0u);
     std::fill_n(shadow->latest.get(), shadow->granules, 0u);
-    std::fill_n(shadow->settled, LANES, 0u);
+    std::fill_n(shadow->settled, LANES, NOTHING_YET);
 }
 
-static void check_place(const Warp& warp, int lane, const SharedMemory& shared, uint32_t address, uint32_t size, Access access) {
+static inline void check_place(const Warp& warp, int lane, const SharedMemory& shared, uint32_t address, uint32_t size, Access access) {
     const uint32_t offset = address - SHARED_BASE, all = shared.size(), unit = std::min(size & -size, 16u);
     if (__builtin_expect(offset <= all && size <= all - offset && !(offset & (unit - 1)), 1)) return;
     const int64_t where = int64_t(address) - SHARED_BASE;
@@ -316,32 +384,41 @@ uint8_t* SharedMemory::at(Warp& warp, int lane, uint32_t address, uint32_t size,
     if (writes(access) && size < 1u << shadow->shift) shadow->refine(size);
     const Moment moment = shadow->moment(warp);
     const size_t first = offset >> shadow->shift, count = ((offset + size - 1) >> shadow->shift) - first + 1;
-    switch (count) {
-        case 1: shadow->access(moment, lane, first, Exactly<1>(), ONE_LANE, access); break;
-        case 2: shadow->access(moment, lane, first, Exactly<2>(), ONE_LANE, access); break;
-        case 4: shadow->access(moment, lane, first, Exactly<4>(), ONE_LANE, access); break;
-        case 8: shadow->access(moment, lane, first, Exactly<8>(), ONE_LANE, access); break;
-        default: shadow->access(moment, lane, first, count, ONE_LANE, access);
-    }
+    with_count(count, [&](auto known) { shadow->access(moment, lane, first, known, ONE_LANE, access); });
     return &bytes[offset];
 }
 
 uint8_t* SharedMemory::at_lanes(Warp& warp, uint32_t lanes, const uint32_t* addresses, uint32_t size, Access access, uint8_t** places) {
-    const uint32_t offset = addresses[0] - SHARED_BASE, all = this->size();
-    bool run = lanes == ALL && size >= 1u << shadow->shift && !(offset & (size - 1)) && offset <= all && size * LANES <= all - offset &&
-               access != Access::ATOMIC;
-    if (run) {
-        uint32_t other = 0;
-        for (uint32_t lane = 0; lane < LANES; lane++) other |= addresses[lane] - addresses[0] - lane * size;
-        run = !other;
+    const uint32_t one = addresses[__builtin_ctz(lanes)] - SHARED_BASE, all = this->size(), granule = 1u << shadow->shift;
+    uint32_t offsets[LANES], outside = 0, low = 0, scattered = 0, different = 0;
+    for (uint32_t lane = 0; lane < LANES; lane++) {
+        const uint32_t offset = lanes >> lane & 1 ? addresses[lane] - SHARED_BASE : one;
+        outside |= uint32_t(offset > all - size);
+        low |= offset;
+        scattered |= offset - one - lane * size;
+        different |= offset ^ one;
+        offsets[lane] = offset;
     }
-    if (!run) {
+    const bool one_by_one = all < size || outside || low & (size - 1) || access == Access::ATOMIC || (writes(access) && size < granule);
+    if (__builtin_expect(one_by_one, 0)) {
         for_lanes(lanes, [&](int lane) { places[lane] = at(warp, lane, addresses[lane], size, access); });
         return nullptr;
     }
-    const int each = __builtin_ctz(size) - shadow->shift;
-    shadow->access(shadow->moment(warp), 0, offset >> shadow->shift, size_t(LANES) << each, each, access);
-    return &bytes[offset];
+    const Moment moment = shadow->moment(warp);
+    const bool run = lanes == ALL && !scattered;
+    const size_t first = one >> shadow->shift, count = std::max(size >> shadow->shift, 1u);
+    if (run && size >= granule) {
+        const int each = __builtin_ctz(size) - shadow->shift;
+        with_count(LANES * count, [&](auto known) { shadow->access(moment, 0, first, known, each, access); });
+        return &bytes[one];
+    }
+    with_count(count, [&](auto known) {
+        if (writes(access)) shadow->write_lanes(moment, lanes, offsets, known, access);
+        else if (!different && lanes == ALL && access == Access::READ) shadow->read_same(moment, first, known);
+        else shadow->read_lanes(moment, lanes, offsets, known, access);
+    });
+    for (int lane = 0; lane < LANES; lane++) places[lane] = &bytes[offsets[lane]];
+    return nullptr;
 }
 
 void SharedMemory::begin_copy(Warp& warp, int lane, uint32_t address, uint32_t size) {

@@ -38,13 +38,15 @@ static void count_waves(Warp& w, const uint32_t (&address)[LANES], int matrices)
 // The places of the 8 rows of each matrix, which lanes 8i .. 8i + 7 give for the i-th.
 template <int MATRICES>
 static void find_rows(Warp& w, const Instruction& i, Access access, uint8_t* (&rows)[LANES]) {
-    uint32_t address[LANES];
+    uint32_t address[LANES] = {};
     for (int lane = 0; lane < 8 * MATRICES; lane++) {
         address[lane] = shared_address(w, i, lane);
         if (address[lane] % ROW)
             fail(w, lane, format("misaligned row of a matrix: offset %u of shared memory is no multiple of 16", address[lane] - SHARED_BASE));
-        rows[lane] = w.block->shared->at(w, lane, address[lane], ROW, access);
     }
+    const uint32_t lanes = MATRICES == 4 ? ALL : (1u << 8 * MATRICES) - 1;
+    uint8_t* run = w.block->shared->at_lanes(w, lanes, address, ROW, access, rows);
+    for (uint32_t lane = 0; run && lane < LANES; lane++) rows[lane] = run + lane * ROW;
     if (w.block->launch->counts) count_waves(w, address, MATRICES);
 }
 
