@@ -20,6 +20,7 @@ namespace ptx {
 
 constexpr int BARRIERS = 16;                     // of a block
 constexpr int MOST_POLLS = 1 << 17;              // turns in a row that only found an mbarrier closed
+constexpr uint64_t POLL_LOOP = 8;                // a turn of fewer instructions may be the rest of a loop round an mbarrier that is closed
 constexpr int TURN = 2000, LONGEST_TURN = 128;   // instructions of a turn, without a seed and with one
 
 Warp::Warp() : block(nullptr), number(0), registers(nullptr) {}
@@ -210,8 +211,12 @@ void Runner::run(uint32_t number) {
     start(number);
     size_t turn = 0;
     int polls = 0;
+    std::vector<char> waited(block.warps.size());
     for (Warp* warp = next(turn); warp; warp = next(turn)) {
-        const bool moved = take_turn(*warp, launch.seed ? 1 + int(block.random() % LONGEST_TURN) : TURN);
+        const uint64_t before = instructions;
+        bool moved = take_turn(*warp, launch.seed ? 1 + int(block.random() % LONGEST_TURN) : TURN);
+        if (moved && waited[size_t(warp->number)] && instructions - before < POLL_LOOP) moved = false;
+        waited[size_t(warp->number)] = !moved;
         polls = moved ? 0 : polls + 1;
         if (polls > MOST_POLLS) fail(*warp, -1, "the kernel does not end: every thread that is left waits for an mbarrier whose phase does not end: " + block.barriers->missing());
         if (instructions > launch.most_instructions) fail(*warp, -1, format("the kernel does not end: %llu instructions of the block's warps", (unsigned long long)instructions));

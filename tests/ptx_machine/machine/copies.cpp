@@ -87,7 +87,7 @@ static void carry_out(Warp& w, Copy& copy, uint32_t lanes) {
     const int here = w.at;
     w.at = copy.at;
     for_lanes(lanes, [&](int lane) {
-        uint8_t* to = w.block->shared->at(w, lane, copy.to[lane], copy.bytes, Access::WRITE);
+        uint8_t* to = w.block->shared->end_copy(w, lane, copy.to[lane], copy.bytes, Access::WRITE);
         const uint32_t read = copy.read[lane];
         const uint8_t* from = read ? w.block->launch->global->at(w, lane, copy.from[lane], read, Access::READ) : nullptr;
         if (read == 16) {

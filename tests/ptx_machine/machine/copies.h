@@ -62,6 +62,8 @@ struct BulkLoad {
 };
 
 struct Barrier {
+    int first_warp, first_lane;          // that initialised it, and when
+    uint32_t first_moment;
     uint32_t count, pending;             // arrivals of a phase, and those still to come in this one
     uint64_t phase = 0;
     int64_t bytes = 0;                   // announced (expect_tx) that copies have yet to bring in this phase

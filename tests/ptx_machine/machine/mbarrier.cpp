@@ -26,8 +26,13 @@ static Barrier& barrier_at(Warp& w, int lane, uint32_t address) {
     const auto found = all.find(address);
     if (found == all.end())
         fail(w, lane, format("no mbarrier was initialised at offset %u of shared memory", offset_of(address)));
-    const uint8_t* bytes = w.block->shared->at(w, lane, address, OBJECT, Access::ATOMIC);
-    if (memcmp(bytes, MARK, OBJECT)) fail(w, lane, format("the mbarrier at offset %u of shared memory was overwritten", offset_of(address)));
+    const Barrier& barrier = found->second;
+    const bool own = barrier.first_warp == w.number && barrier.first_lane == lane;
+    if (!own && w.clock.seen[barrier.first_warp] < barrier.first_moment)
+        fail(w, lane, format("thread %d initialised the mbarrier at offset %u of shared memory, and no barrier has come between",
+                             barrier.first_warp * LANES + barrier.first_lane, offset_of(address)));
+    if (memcmp(&w.block->shared->bytes[offset_of(address)], MARK, OBJECT))
+        fail(w, lane, format("the mbarrier at offset %u of shared memory was overwritten", offset_of(address)));
     return found->second;
 }
 
@@ -75,7 +80,7 @@ static void carry_out(const BulkLoad& load) {
     Warp& w = *load.warp;
     for (uint32_t n = 0; n < load.bytes; n += PIECE) {
         const uint8_t* from = w.block->launch->global->at(w, load.lane, load.from + n, PIECE, Access::READ);
-        memcpy(w.block->shared->at(w, load.lane, load.to + n, PIECE, Access::ASYNC_WRITE), from, PIECE);
+        memcpy(w.block->shared->end_copy(w, load.lane, load.to + n, PIECE, Access::ASYNC_WRITE), from, PIECE);
     }
 }
 
@@ -119,6 +124,9 @@ static void initialise(Warp& w, const Instruction& i, uint32_t lanes) {
         memcpy(bytes, MARK, OBJECT);
         Barrier& barrier = all[address];
         barrier.count = barrier.pending = count;
+        barrier.first_warp = w.number;
+        barrier.first_lane = lane;
+        barrier.first_moment = w.clock.now;
     });
 }
 
@@ -251,10 +259,10 @@ std::string Barriers::missing() const {
 
 static void decode_load(Decoder& d) {
     const Statement& statement = d.statement;
-    if (statement.opcode.find(".shared::cluster.global.mbarrier::complete_tx::bytes") == std::string::npos &&
-        statement.opcode.find(".shared::cta.global.mbarrier::complete_tx::bytes") == std::string::npos)
-        d.unknown();
-    if (statement.parts.size() != 7 || statement.operands.size() != 4) d.unknown("the machine knows neither multicast nor cache policies");
+    const std::string start = "cp.async.bulk.", end = ".global.mbarrier::complete_tx::bytes";
+    if (statement.opcode != start + "shared::cluster" + end && statement.opcode != start + "shared::cta" + end)
+        d.unknown("the machine knows neither tensors, nor multicast, nor cache policies");
+    if (statement.operands.size() != 4) d.unknown();
     const Address from = d.address(1), barrier = d.address(3);
     decode_shared_address(d, 0);
     d.out.c = d.source(2, {'u', 32});

@@ -26,8 +26,9 @@ struct SharedMemory {
     // For each lane that takes part: its access, checked, and its place. If they are all lanes and lie one after the other, the places
     // are not filled in, and the first is returned; otherwise null.
     uint8_t* at_lanes(Warp&, uint32_t lanes, const uint32_t* addresses, uint32_t size, Access, uint8_t** places);
-    // A copy into the bytes has begun: nobody may access them until it has written them, by `at` for the same lane or as ASYNC_WRITE.
+    // A copy into the bytes has begun: nobody may access them until it has written them, which `end_copy` says (WRITE or ASYNC_WRITE).
     void begin_copy(Warp&, int lane, uint32_t address, uint32_t size);
+    uint8_t* end_copy(Warp&, int lane, uint32_t address, uint32_t size, Access);
     // What these lanes wrote becomes visible to the async proxy (fence.proxy.async).
     void fence_proxy(Warp&, uint32_t lanes);
     uint32_t size() const;

@@ -279,8 +279,8 @@ std::vector<uint32_t> written(const Kernel& kernel, const std::vector<Statement>
     Flow through;
     for (size_t i = 0; i < statements.size(); i++) {
         const Statement& s = statements[i];
-        const bool stores = s.parts[0] == "st" || s.parts[0] == "atom" || s.parts[0] == "red" || (s.has("bulk") && s.parts[1] == "async");
-        if (!stores || (s.has("shared") && !s.has("bulk")) || s.has("shared::cta")) continue;
+        const bool stores = s.parts[0] == "st" || s.parts[0] == "atom" || s.parts[0] == "red" || s.opcode.rfind("cp.async.bulk.global", 0) == 0;
+        if (!stores || (s.parts[0] != "cp" && (s.has("shared") || s.has("shared::cta")))) continue;
         Flow sources;
         for (const uint32_t row : kernel.code[i].reads) sources |= from[row];
         through |= sources.none() ? ~Flow() : sources;

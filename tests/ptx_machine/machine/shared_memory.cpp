@@ -190,7 +190,6 @@ struct SharedMemory::Shadow {
             refuse(moment, lane, access, granule, "that nobody wrote");
         }
         if (entry >= COPY) {
-            if (access == Access::ASYNC_WRITE || (own && access == Access::WRITE)) return;
             refuse(moment, lane, access, granule, "into which a copy is under way, begun by " + writer(moment, granule));
         }
         if (own || int32_t(entry >> CLOCK) <= seen(moment.warp, thread / LANES) || (entry & 1 && access == Access::ATOMIC)) return;
@@ -434,6 +433,13 @@ void SharedMemory::begin_copy(Warp& warp, int lane, uint32_t address, uint32_t s
     }
     at(warp, lane, address, size, Access::WRITE);
     for (size_t granule = first; granule < end; granule++) shadow->writes[granule] |= COPY;
+}
+
+uint8_t* SharedMemory::end_copy(Warp& warp, int lane, uint32_t address, uint32_t size, Access access) {
+    const uint32_t offset = address - SHARED_BASE;
+    const size_t first = offset >> shadow->shift, end = ((offset + size - 1) >> shadow->shift) + 1;
+    for (size_t granule = first; granule < end; granule++) shadow->writes[granule] = 0;  // nobody has accessed it since
+    return at(warp, lane, address, size, access);
 }
 
 void SharedMemory::fence_proxy(Warp& warp, uint32_t lanes) {

@@ -162,7 +162,8 @@ static void compare_with_group(Warp& w, const Product& product) {
     if (first + GROUP > warps.size()) fail(w, -1, format("a product of a warpgroup, which is four warps; the block has %d", int(warps.size())));
     uint64_t all = w.products->issued + 1;  // that all of them issued
     for (size_t other = first; other < first + GROUP; other++) {
-        if (!warps[other].alive) fail(w, -1, format("a product of a warpgroup of which warp %d has ended: the others would wait for ever", int(other)));
+        if (!warps[other].alive && warps[other].products->issued <= w.products->issued)
+            fail(w, -1, format("a product of a warpgroup of which warp %d has ended without it: the others would wait for ever", int(other)));
         all = std::min(all, &warps[other] == &w ? all : warps[other].products->issued);
     }
     Products& group = first_of_group(w);
