@@ -2,7 +2,7 @@
 
 `loader.py` compiles them, `launch.py` checks and launches, and each topic of the contract has its file. Kernels take float32, or bfloat16
 with float32 sums; any other dtype goes to the reference. No card has run any of them yet: the tests execute all of them on the processor,
-and compile them for sm_80 and sm_90a.
+and compile them with NVRTC 12.8 and newer for sm_80, sm_89, sm_90a and sm_100.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -24,7 +24,7 @@ cublas = Cublas()
 
 
 class Namespace:
-    """CuPy's namespace, with bfloat16 as a name and as a floating type."""
+    """CuPy's namespace, with bfloat16 as a name and as a floating type, and with the standard's names that CuPy has only from 14.2 on."""
 
     bfloat16 = BFLOAT16
 
@@ -32,7 +32,13 @@ class Namespace:
         return getattr(cupy, name)
 
     def isdtype(self, dtype: Any, kind: Any) -> bool:
-        return kind == "real floating" if dtype == BFLOAT16 else cupy.isdtype(dtype, kind)
+        return kind == "real floating" if dtype == BFLOAT16 else np.isdtype(dtype, kind)
+
+    def cumulative_sum(self, x: Array, axis: int = 0) -> Array:
+        return cupy.cumsum(x, axis=axis)
+
+    def matrix_transpose(self, x: Array) -> Array:
+        return cupy.swapaxes(x, -1, -2)
 
     def argsort(self, x: Array, axis: int = -1, stable: bool = True) -> Array:
         return cupy.argsort(x, axis=axis, kind="stable")

@@ -3,12 +3,15 @@
 import os
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 from minimoe.backend import BackendUnavailable
 
 REQUIRED = {"ml_dtypes": "bfloat16", "cupy_backends.cuda.libs.nvrtc": "NVRTC", "cupy_backends.cuda.libs.cublas": "cuBLAS"}
 OLDEST = (8, 0)  # Ampere: bf16 on the tensor cores, cp.async
 HOPPER = (9, 0)
+OLDEST_NVRTC = (12, 8)  # the oldest release with which the tests compile every kernel
+CUDA_12 = "or 'minimoe[cupy-cuda12]' for CUDA 12"
 
 
 def check_device(name: str) -> None:
@@ -17,13 +20,14 @@ def check_device(name: str) -> None:
         import cupy
     except ImportError as error:
         raise BackendUnavailable(
-            f"backend {name}: CuPy is not installed: pip install 'minimoe[{name}]' (for CUDA 13), or cupy-cuda12x"
+            f"backend {name}: CuPy is not installed: pip install 'minimoe[{name}]' (for CUDA 13), {CUDA_12}"
         ) from error
     for module, what in REQUIRED.items():
         try:
             import_module(module)
         except ImportError as error:
             raise BackendUnavailable(f"backend {name}: {what} is missing ({error}): pip install 'minimoe[{name}]'") from error
+    check_compiler(name, cupy.cuda.nvrtc)
     runtime = cupy.cuda.runtime
     try:
         count = runtime.getDeviceCount()
@@ -36,6 +40,19 @@ def check_device(name: str) -> None:
     if found < OLDEST:
         card, has, needs = properties["name"].decode(), *(f"{major}.{minor}" for major, minor in (found, OLDEST))
         raise BackendUnavailable(f"backend {name}: {card} has compute capability {has}: the kernels need {needs} (Ampere) or newer")
+
+
+def check_compiler(name: str, nvrtc: Any) -> None:
+    """Raises BackendUnavailable if NVRTC's library is missing or too old. `nvrtc` is `cupy.cuda.nvrtc`, which loads it when it is first used."""
+    try:
+        found = nvrtc.getVersion()
+    except (RuntimeError, OSError) as error:
+        raise BackendUnavailable(f"backend {name}: NVRTC is missing ({error}): pip install 'minimoe[{name}]', {CUDA_12}") from error
+    if found < OLDEST_NVRTC:
+        has, needs = (f"{major}.{minor}" for major, minor in (found, OLDEST_NVRTC))
+        raise BackendUnavailable(
+            f"backend {name}: NVRTC {has} is too old, the kernels need {needs} or newer: pip install 'nvidia-cuda-nvrtc-cu12>={needs}'"
+        )
 
 
 def wgmma_wanted() -> bool:

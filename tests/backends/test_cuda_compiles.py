@@ -1,23 +1,27 @@
-"""Every CUDA C kernel, compiled by every release of NVIDIA's compiler that is offered: no spills, no local memory, the instructions meant.
+"""Every CUDA C kernel, compiled by each release of NVIDIA's compiler that is offered: no spills, no local memory, the instructions meant.
 
-Each run compiles for Hopper with the newest release that is installed, and with the oldest that is offered up to PTX; `--all` runs the rest.
+Each run compiles for Hopper with the newest release, which is installed, and with the oldest as far as PTX; `--all` adds the others.
 """
 
 import re
+import tomllib
+from pathlib import Path
 
 import pytest
 from ptx_machine.assembled import compile_for
 from ptx_machine.nvrtc import STANDARD, WHEELS, Program, installed_release, loaded, newest
-from ptx_machine.nvrtc_releases import OFFERED, OLDEST, library_of
+from ptx_machine.nvrtc_releases import CUDA_12, OFFERED, OLDEST, library_of
 
 from minimoe_cupy import sources
+from minimoe_cupy.device import OLDEST_NVRTC
 
+ROOT = Path(__file__).parents[2]
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90a", "sm_100")
 INSTALLED = next(filter(None, map(installed_release, WHEELS)), None)
-RELEASES = ("newest", *(release for release in OFFERED if release != INSTALLED))
+ASSEMBLERS = ("newest", *(release for release in ("12.8", "12.9", "13.0", "13.1") if release != INSTALLED))
 EVERY = [
-    pytest.param(source, architecture, release, id=f"{source.file}-{architecture}-{release}")
-    for release in RELEASES
+    pytest.param(source, architecture, release, id=f"{source.file}-{source.names[0]}-{architecture}-{release}")
+    for release in ASSEMBLERS
     for architecture in ARCHITECTURES
     for source in sources()
     if source.architecture in (None, architecture)
@@ -37,9 +41,31 @@ def test_a_kernel_compiles_without_spills_or_local_memory(source, architecture, 
                 assert re.search(rf"{access}(\.nc)?\.v4", made.ptx), f"{name} has no {access} of 16 bytes"
 
 
+@pytest.mark.parametrize("release", OFFERED)
 @pytest.mark.parametrize("source", sources(), ids=lambda source: f"{source.file}-{source.names[0]}")
-def test_the_oldest_compiler_takes_a_source(source):
+def test_a_release_of_the_compiler_takes_a_source(source, release):
     """Without optimising (-G), which takes a seventh of the time: the language and the instructions are the same."""
     architecture = (source.architecture or "sm_80").replace("sm", "compute")
-    made = loaded(library_of(OLDEST)).compile(Program.of(source.path, source.names), (f"--gpu-architecture={architecture}", STANDARD, "-G"))
+    made = loaded(library_of(release)).compile(
+        Program.of(source.path, source.names), (f"--gpu-architecture={architecture}", STANDARD, "-G")
+    )
     assert all(f".entry {lowered}(" in made.ptx for lowered in made.lowered.values())
+
+
+# ---- the releases ------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("release", OFFERED)
+def test_a_library_is_of_the_release_that_was_asked_for(release):
+    compiler = loaded(library_of(release))
+    assert ".".join(map(str, compiler.version)) == release
+    assert {int(re.sub(r"\D", "", architecture)) for architecture in ARCHITECTURES} <= set(compiler.architectures)
+
+
+def test_what_is_offered_is_what_is_tested():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert ".".join(map(str, OLDEST_NVRTC)) == OLDEST
+    assert f"{CUDA_12}>={OLDEST}" in extras["cupy-cuda12"]
+    assert "==".join(OFFERED[OLDEST]) in extras["test"]
+    for page in ("README.md", "docs/architecture.md", "backends/README.md"):
+        assert f"NVRTC {OLDEST}" in (ROOT / page).read_text(encoding="utf-8"), page

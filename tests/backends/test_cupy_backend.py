@@ -111,18 +111,23 @@ class NoDriver(Exception):
     pass
 
 
-def fake_cupy(monkeypatch, count=1, error=None, capability=(9, 0)):
+def fake_cupy(monkeypatch, count=1, error=None, capability=(9, 0), nvrtc=(13, 0)):
     def get_count():
         if error:
             raise error
         return count
+
+    def get_version():
+        if isinstance(nvrtc, Exception):
+            raise nvrtc
+        return nvrtc
 
     runtime = SimpleNamespace(
         CUDARuntimeError=NoDriver, getDeviceCount=get_count, getDevice=lambda: 0,
         getDeviceProperties=lambda _: {"name": b"Some Card", "major": capability[0], "minor": capability[1]},
     )  # fmt: skip
     module = ModuleType("cupy")
-    module.cuda = SimpleNamespace(runtime=runtime)
+    module.cuda = SimpleNamespace(runtime=runtime, nvrtc=SimpleNamespace(getVersion=get_version))
     module.__spec__ = SimpleNamespace(name="cupy")
     monkeypatch.setitem(sys.modules, "cupy", module)
     for name in ("cupy_backends", "cupy_backends.cuda", "cupy_backends.cuda.libs"):
@@ -164,6 +169,26 @@ def test_without_cupy_the_error_says_how_to_install_it(monkeypatch):
 def test_a_fitting_card_passes(monkeypatch):
     fake_cupy(monkeypatch)
     check_device("cupy")
+
+
+@pytest.mark.parametrize("name", ["cupy", "numba-cuda"])
+def test_an_older_nvrtc_is_refused_by_name(monkeypatch, name):
+    fake_cupy(monkeypatch, nvrtc=(12, 6))
+    words = rf"backend {name}: NVRTC 12\.6 is too old, the kernels need 12\.8 or newer: pip install 'nvidia-cuda-nvrtc-cu12>=12\.8'"
+    with pytest.raises(BackendUnavailable, match=words):
+        check_device(name)
+
+
+@pytest.mark.parametrize("version", [(12, 8), (12, 10), (13, 0)])
+def test_the_oldest_nvrtc_that_is_tested_and_newer_ones_pass(monkeypatch, version):
+    fake_cupy(monkeypatch, nvrtc=version)
+    check_device("cupy")
+
+
+def test_a_library_of_nvrtc_that_is_missing_is_named(monkeypatch):
+    fake_cupy(monkeypatch, nvrtc=RuntimeError("no libnvrtc.so.12"))
+    with pytest.raises(BackendUnavailable, match=r"backend cupy: NVRTC is missing \(no libnvrtc.so.12\): pip install 'minimoe\[cupy\]'"):
+        check_device("cupy")
 
 
 def test_kernels_are_listed_without_a_device():
