@@ -43,7 +43,7 @@ def check_device(name: str) -> None:
 
 
 def check_compiler(name: str, nvrtc: Any) -> None:
-    """Raises BackendUnavailable if NVRTC's library is missing or too old. `nvrtc` is `cupy.cuda.nvrtc`, which loads it when it is first used."""
+    """Raises BackendUnavailable if NVRTC's library, which `nvrtc` (`cupy.cuda.nvrtc`) loads at its first use, is missing or too old."""
     try:
         found = nvrtc.getVersion()
     except (RuntimeError, OSError) as error:
