@@ -79,6 +79,7 @@ struct Sight {
         if (causal) return query;
         return window > 0 ? int(min((long long)query + window - 1, (long long)NEVER - 1)) : NEVER - 1;
     }
+    __device__ Range range(int query) const { return {lowest(query), highest(query)}; }
     __device__ bool sees(int query, int key) const { return lowest(query) <= key && key <= highest(query); }
     __device__ bool sees_any(Range queries, Range keys) const {
         return keys.least <= highest(queries.most) && keys.most >= lowest(queries.least);

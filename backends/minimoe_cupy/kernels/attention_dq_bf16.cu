@@ -34,70 +34,86 @@ __global__ void __launch_bounds__(128) attention_dq_bf16(
     int* key_positions = row_positions + OWN;
 
     const Sizes sizes = {groups, heads, inverse, n_q, n_k};
-    const int n_rows = n_q * heads, n_tiles = (n_rows + OWN - 1) / OWN;
-    const int unit = blockIdx.x / n_tiles, b = unit / groups, g = unit % groups;
-    const int first_row = (n_tiles - 1 - int(blockIdx.x % n_tiles)) * OWN;
-    const Rows<const bf16> k_rows = sizes.keys(k, width, b, g), v_rows = sizes.keys(v, v_width, b, g);
-    const Positions of_rows = {q_pos + (long long)b * q_pos_step, nullptr, n_rows, inverse};
-    const Positions of_keys = {k_pos + (long long)b * k_pos_step, k_valid ? k_valid + (long long)b * valid_step : nullptr, n_k, 0};
+    const auto place = [&] { return Place::of_block<OWN, true>(groups, n_q * heads); };
+    const Place at = place();
     const Sight sight = {causal, window};
     const int warp_row = threadIdx.x / WARP * 16 * M, lane = threadIdx.x % WARP;
     const float factor = scale * LOG2E;
 
-    copy_rows<W, OWN>(q_tile, sizes.queries(q, width, b, g), first_row);
-    copy_rows<W, OWN>(dy_tile, sizes.queries(dy, v_width, b, g), first_row);
-    const Range range = look_at_own<OWN, false>(of_rows, first_row, row_positions);
+    clear_columns<W, OWN>(q_tile, width);
+    clear_columns<W, OWN>(dy_tile, v_width);
+#pragma unroll
+    for (int stage = 0; stage < STAGES<W>; stage++) {
+        clear_columns<W, N>(stages + 2 * stage * TILE, width);
+        clear_columns<W, N>(stages + (2 * stage + 1) * TILE, v_width);
+    }
+    TileCopy<W, OWN, 2>({sizes.queries(q, width, at.b, at.g), sizes.queries(dy, v_width, at.b, at.g)})(q_tile, at.first);
+    const Range range = look_at_own<OWN, false>({q_pos + (long long)at.b * q_pos_step, nullptr, n_q * heads, inverse}, at.first, row_positions);
+    const TileCopy<W, N, 2> copy({sizes.keys(k, width, at.b, at.g), sizes.keys(v, v_width, at.b, at.g)});
     const auto fetch = [&](int tile, int stage) {
-        copy_rows<W, N>(stages + 2 * stage * TILE, k_rows, tile * N);
-        copy_rows<W, N>(stages + (2 * stage + 1) * TILE, v_rows, tile * N);
+        copy(stages + stage, tile * N);
         commit_copies();
     };
-    float2 statistics[M][2];  // of this lane's rows
+    float offset[M][2], mean[M][2];  // of this lane's rows: -logsumexp in base 2, and delta
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
-        for (int half = 0; half < 2; half++)
-            statistics[m][half] = row_statistics(sizes, logsumexp, delta, b, g, first_row + warp_row + 16 * m + lane / 4 + 8 * half);
+        for (int half = 0; half < 2; half++) {
+            const int row = at.first + warp_row + 16 * m + lane / 4 + 8 * half;
+            const float2 both = row_statistics(sizes, logsumexp, delta, at.b, at.g, row);
+            offset[m][half] = -both.x;
+            mean[m][half] = both.y;
+        }
+    const bf16* q_left = q_tile + kept(warp_row * STRIDE<W> + left_lane<W>());
+    const bf16* dy_left = q_left + OWN * STRIDE<W>;
+    const bf16* keys_transposed = stages + kept(transposed_lane<W>());
+    const bf16* keys = stages + kept(left_lane<W>());
 
+    constexpr int OTHER_STAGE = STAGES<W> == 2 ? 2 * TILE : 0;
     float sum[M][W / 8][4] = {};
-    int stage = 0;
+    int stage = 0;  // where it begins: 0 or 2 TILE
     for (int chunk = 0; chunk * N < n_k; chunk += TILES) {
+        const long long sequence = place().b;
+        const Positions of_keys = {k_pos + sequence * k_pos_step, k_valid ? k_valid + sequence * valid_step : nullptr, n_k, 0};
         Visits visits = look_ahead<N, THREADS, true>(of_keys, chunk, key_positions, range, sight);
-        if (visits.due) fetch(chunk + __ffs(visits.due) - 1, stage);
+        int tile = __ffs(visits.due) - 1;
+        if (visits.due) fetch(chunk + tile, stage);
         while (visits.due) {
-            const int tile = __ffs(visits.due) - 1;
+            const bool clear = visits.clear & visits.due & -visits.due;
             visits.due &= visits.due - 1;
             wait_for_copies<0>();
             __syncthreads();
-            const int next = chunk + __ffs(visits.due) - 1;  // where one is due
-            if (STAGES<W> == 2 && visits.due) fetch(next, stage ^ 1);
+            const int next = __ffs(visits.due) - 1;
+            if (STAGES<W> == 2 && visits.due) fetch(chunk + next, stage ^ OTHER_STAGE);
 
-            const bf16* k_tile = stages + 2 * stage * TILE;
-            const bf16* v_tile = k_tile + TILE;
             float p[M][N / 8][4] = {}, ds[M][N / 8][4] = {};
-            multiply_rows<W, M, N>(p, q_tile + warp_row * STRIDE<W>, k_tile);
-            if (!(visits.clear >> tile & 1)) hide<M, N, true>(p, row_positions + warp_row, key_positions + tile * N, sight);
-            multiply_rows<W, M, N>(ds, dy_tile + warp_row * STRIDE<W>, v_tile);
+            multiply_rows<W, M, N>(p, q_left, keys_transposed + stage);
+            if (!clear) hide<M, N, true>(p, row_positions + warp_row, key_positions + tile * N, sight);
+            multiply_rows<W, M, N>(ds, dy_left, keys_transposed + stage + TILE);
 #pragma unroll
             for (int n = 0; n < N / 8; n++)
 #pragma unroll
                 for (int m = 0; m < M; m++)
 #pragma unroll
                     for (int i = 0; i < 4; i++) {
-                        p[m][n][i] = exp2_approx(p[m][n][i] * factor - statistics[m][i / 2].x);
-                        ds[m][n][i] = p[m][n][i] * (ds[m][n][i] - statistics[m][i / 2].y);
+                        p[m][n][i] = exp2_approx(fmaf(p[m][n][i], factor, offset[m][i / 2]));
+                        ds[m][n][i] = p[m][n][i] * (ds[m][n][i] - mean[m][i / 2]);
                     }
             unsigned weights[M][N / 16][4];
             round_scores<M, N>(weights, ds);
-            multiply_scores<W, M, N>(sum, weights, k_tile);
-            if (STAGES<W> == 2) stage ^= 1;
-            else __syncthreads();  // all are done with the one stage
-            if (STAGES<W> == 1 && visits.due) fetch(next, stage);
+            multiply_scores<W, M, N>(sum, weights, keys + stage);
+            stage ^= OTHER_STAGE;
+            if (STAGES<W> == 1) {
+                __syncthreads();  // all are done with the one stage
+                if (visits.due) fetch(chunk + next, stage);
+            }
+            tile = next;
         }
     }
     commit_copies();  // of the rows, where no key was seen
     wait_for_copies<0>();
     __syncthreads();
+    const auto [b, g, first_row] = place();
 
 #pragma unroll
     for (int m = 0; m < M; m++)

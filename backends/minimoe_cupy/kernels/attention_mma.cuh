@@ -10,6 +10,17 @@ constexpr int WARPS = 4, THREADS = WARPS * WARP;
 template <int W>
 constexpr int STRIDE = W + 8;
 
+// Which tile is the block's own: the sequence, the group in it, the first row. Computed again where it is asked for, rather than kept.
+struct Place {
+    int b, g, first;
+
+    template <int OWN, bool LAST_FIRST>
+    __device__ static Place of_block(int groups, int count) {
+        const int block = kept(int(blockIdx.x)), n_tiles = (count + OWN - 1) / OWN, unit = block / n_tiles, tile = block % n_tiles;
+        return {unit / groups, unit % groups, (LAST_FIRST ? n_tiles - 1 - tile : tile) * OWN};
+    }
+};
+
 // Two products with the same left side: one with b[0], b[1] on the right, one with b[2], b[3].
 __device__ inline void multiply_pair(float (&left)[4], float (&right)[4], const unsigned (&a)[4], const unsigned (&b)[4]) {
     const unsigned first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
@@ -17,13 +28,23 @@ __device__ inline void multiply_pair(float (&left)[4], float (&right)[4], const 
     mma_bf16(right, a, second);
 }
 
-// sum += own other^T, both [rows,W] in shared memory, `own` from the warp's first row on.
+// Where a lane reads the left side of a product, from a warp's first row on, and its right side, the transpose of rows or rows as they are:
+// elements from the start of the tile.
+template <int W>
+__device__ inline int left_lane() {
+    const int lane = threadIdx.x % WARP;
+    return lane % 16 * STRIDE<W> + lane / 16 * 8;
+}
+template <int W>
+__device__ inline int transposed_lane() {
+    const int lane = threadIdx.x % WARP;
+    return (lane % 8 + lane / 16 * 8) * STRIDE<W> + lane / 8 % 2 * 8;
+}
+
+// sum += own other^T, both [rows,W] in shared memory, from where this lane reads them.
 template <int W, int M, int N>
 __device__ inline void multiply_rows(float (&sum)[M][N / 8][4], const bf16* own, const bf16* other) {
-    const int lane = threadIdx.x % WARP;
-    own += lane % 16 * STRIDE<W> + lane / 16 * 8;
-    other += (lane % 8 + lane / 16 * 8) * STRIDE<W> + lane / 8 % 2 * 8;
-#pragma unroll 2
+#pragma unroll
     for (int c = 0; c < W; c += 16) {
         unsigned a[M][4];
 #pragma unroll
@@ -49,11 +70,9 @@ __device__ inline void round_scores(unsigned (&a)[M][N / 16][4], const float (&x
             for (int i = 0; i < 4; i++) a[m][n][i] = pack_bf16(x[m][2 * n + i / 2][i % 2 * 2], x[m][2 * n + i / 2][i % 2 * 2 + 1]);
 }
 
-// sum += a other, a [rows,N] in registers, other [N,W] in shared memory.
+// sum += a other, a [rows,N] in registers, other [N,W] in shared memory, from where this lane reads it as a left side.
 template <int W, int M, int N>
 __device__ inline void multiply_scores(float (&sum)[M][W / 8][4], const unsigned (&a)[M][N / 16][4], const bf16* other) {
-    const int lane = threadIdx.x % WARP;
-    other += lane % 16 * STRIDE<W> + lane / 16 * 8;
 #pragma unroll
     for (int n = 0; n < N / 16; n++)
 #pragma unroll
@@ -69,29 +88,85 @@ __device__ inline void multiply_scores(float (&sum)[M][W / 8][4], const unsigned
 template <int M, int N, bool KEYS>
 __device__ inline void hide(float (&scores)[M][N / 8][4], const int* own_positions, const int* other_positions, const Sight& sight) {
     const int lane = threadIdx.x % WARP;
+    int own[M][2];
+    Range seen[M][2];  // KEYS: by the rows
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            own[m][half] = own_positions[16 * m + lane / 4 + 8 * half];
+            seen[m][half] = sight.range(own[m][half]);
+        }
 #pragma unroll
     for (int n = 0; n < N / 8; n++) {
-        const int2 columns = *reinterpret_cast<const int2*>(other_positions + 8 * n + lane % 4 * 2);
+        const int2 two = *reinterpret_cast<const int2*>(other_positions + 8 * n + lane % 4 * 2);
+        const int other[2] = {two.x, two.y};
+        const Range by_columns[2] = {sight.range(two.x), sight.range(two.y)};
 #pragma unroll
         for (int m = 0; m < M; m++)
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                const int row = own_positions[16 * m + lane / 4 + i / 2 * 8], column = i % 2 ? columns.y : columns.x;
-                if (!(KEYS ? sight.sees(row, column) : sight.sees(column, row))) scores[m][n][i] = -infinity();
+                const Range range = KEYS ? seen[m][i / 2] : by_columns[i % 2];
+                const int key = KEYS ? other[i % 2] : own[m][i / 2];
+                if (key < range.least || key > range.most) scores[m][n][i] = -infinity();
             }
     }
 }
 
-// SIZE rows from `first` on into shared memory, in the background; zeros past the last row and past the width.
-template <int W, int SIZE>
-__device__ inline void copy_rows(bf16* tile, const Rows<const bf16>& rows, int first) {
-    constexpr int PIECES = W / 8;
-#pragma unroll 1
-    for (int i = threadIdx.x; i < SIZE * PIECES; i += THREADS) {
-        const int row = i / PIECES, c = i % PIECES * 8;
-        const bool wanted = first + row < rows.count && c < rows.width;
-        copy_async(tile + row * STRIDE<W> + c, wanted ? rows.at(first + row) + c : rows.first, wanted);
+// One thread's part of the copies of tiles of SIZE rows, of two arrays with the same rows, one tile behind the other: LANES threads side by
+// side copy 16 bytes each of every EACH-th row. What does not change from tile to tile is computed once. Past the last row, that row is copied
+// again: the positions hide it. Columns past the width are left alone.
+template <int W, int SIZE, int ARRAYS>
+struct TileCopy {
+    static constexpr int LANES = W % 64 ? 4 : 8, EACH = THREADS / LANES, PASSES = SIZE / EACH;
+    const char* first[ARRAYS];  // of row 0, the thread's own column
+    int row_step[ARRAYS], token_step[ARRAYS], width[ARRAYS];  // bytes: row i is at row_step i, and token_step (i / heads) more
+    unsigned inverse;
+    int last, to;
+
+    __device__ explicit TileCopy(const Rows<const bf16> (&rows)[ARRAYS]) : inverse(rows[0].inverse), last(rows[0].count - 1) {
+        const int column = threadIdx.x % LANES * 8;
+#pragma unroll
+        for (int a = 0; a < ARRAYS; a++) {
+            const int step = int(rows[a].step);
+            first[a] = kept(reinterpret_cast<const char*>(rows[a].first + column));
+            row_step[a] = kept(2 * (inverse ? rows[a].width : step));
+            token_step[a] = kept(2 * (step - rows[a].heads * rows[a].width));
+            width[a] = rows[a].width - column;
+        }
+        to = kept(2 * (int(threadIdx.x) / LANES * STRIDE<W> + column));
     }
+
+    // Copies the rows from `first_row` on, in the background.
+    __device__ void operator()(bf16* tile, int first_row) const {
+        const char* from[ARRAYS][PASSES];
+#pragma unroll
+        for (int i = 0; i < PASSES; i++) {
+            const int row = min(first_row + int(threadIdx.x) / LANES + i * EACH, last);
+#pragma unroll
+            for (int a = 0; a < ARRAYS; a++) {
+                from[a][i] = first[a] + (long long)kept(row) * kept(row_step[a]);
+                if (inverse) from[a][i] += (long long)kept(token_of(row, inverse)) * kept(token_step[a]);
+            }
+        }
+#pragma unroll
+        for (int a = 0; a < ARRAYS; a++) {
+            char* mine = reinterpret_cast<char*>(tile + a * SIZE * STRIDE<W>) + to;
+#pragma unroll
+            for (int c = 0; c < W; c += 8 * LANES)
+                if (c < width[a]) {
+#pragma unroll
+                    for (int i = 0; i < PASSES; i++) copy_async(mine + 2 * (i * EACH * STRIDE<W> + c), from[a][i] + 2 * c, true);
+                }
+        }
+    }
+};
+
+// Zeros in the columns from `width` on, which copies leave alone, of SIZE rows.
+template <int W, int SIZE>
+__device__ inline void clear_columns(bf16* tile, int width) {
+    for (int row = threadIdx.x / 4; row < SIZE; row += THREADS / 4)
+        for (int c = width + threadIdx.x % 4 * 8; c < W; c += 32) *reinterpret_cast<uint4*>(tile + row * STRIDE<W> + c) = make_uint4(0, 0, 0, 0);
 }
 
 // Stores a warp's 16 M rows of sums, 16 bytes per access, through its own rows of a tile in shared memory.

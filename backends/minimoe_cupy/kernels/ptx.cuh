@@ -26,6 +26,17 @@ __device__ inline float exp2_approx(float x) {
     return y;
 }
 
+// x, of which the compiler no longer knows how it was made: it stays in a register, and is not computed again at each use in a loop.
+__device__ inline int kept(int x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
+template <class T>
+__device__ inline T* kept(T* x) {
+    asm volatile("" : "+l"(x));
+    return x;
+}
+
 __device__ inline unsigned shared_address(const void* shared) { return (unsigned)__cvta_generic_to_shared(shared); }
 
 __device__ inline void mma_bf16(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
