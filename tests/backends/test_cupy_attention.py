@@ -144,6 +144,24 @@ def test_a_row_that_sees_nothing_gives_zero_and_takes_no_part_in_gradients(dtype
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("c", [64, 128])
+def test_sums_follow_a_maximum_that_rises_from_tile_to_tile(c, dtype):
+    (q, k, v), options = call(Shape(1, 65, 330, 1, 1, c, c, causal=False), dtype)
+    q[:, ::3] *= 0.1  # rows in which it rises by little, in a warp with rows in which it rises by much
+    k = (k.astype(np.float32) * np.linspace(0.1, 20, 330)[:, None, None]).astype(k.dtype)
+    wide = doubled((q, k, v))
+    dy = normal(5, *q.shape).astype(q.dtype)
+    results = forward_and_backward(FORWARD, (q, k, v), options, dy)
+    y, logsumexp = REFERENCE.attention(*wide, **options)
+    gradients = REFERENCE.attention_backward(dy.astype(np.float64), *wide, results[0].astype(np.float64), logsumexp, **options)
+    scores = options["scale"] * np.einsum("thc,jhc->tj", wide[0][0], wide[1][0])
+    rises = np.diff(np.maximum.accumulate(scores, axis=1)[:, ::64], axis=1).max(axis=1)
+    assert rises.min() < 2 and rises.max() > 20
+    for got, wanted in zip(results, (y, logsumexp, *gradients[:3]), strict=True):
+        check_close(got, wanted, KERNELS[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("c", [8, 20, 7])
 def test_a_result_is_written_where_it_is_wanted_and_inputs_may_be_views(c, dtype):
     (q, k, v), options = call(Shape(1, 5, 9, 2, 1, c, c), dtype)

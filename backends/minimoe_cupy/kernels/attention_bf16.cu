@@ -17,8 +17,8 @@ constexpr int OTHER = W <= 64 ? 64 : 32;  // keys of a tile: what 255 registers 
 template <int W>
 constexpr int SHARED = 2 * (OWN + 4 * OTHER<W>) * STRIDE<W> + 4 * (OWN + TILES * (OTHER<W> + 2));
 
-// A weight is 2^(score factor + offset), up to 2^SLACK. A row begins with NO_OFFSET, with which the weight of every finite score but 0 exceeds
-// that, and that of a hidden score, -infinity, is 0.
+// A weight is 2^(factor score + offset), at most 2^SLACK. A row begins with NO_OFFSET, which is too much for any score but a hidden one: the
+// weight of -infinity is 0.
 constexpr float SLACK = 8.0f, NO_OFFSET = 3.402823466e38f;
 
 // The softmax of a lane's rows so far; a row's four lanes have the same offset, and each the total of its own columns.
@@ -99,24 +99,22 @@ __global__ void __launch_bounds__(128) attention_bf16(
     const Sight sight = {causal, window};
     const int warp_row = threadIdx.x / WARP * 16 * M, lane = threadIdx.x % WARP;
 
-    clear_columns<W, OWN>(own, width);
-#pragma unroll
-    for (int stage = 0; stage < 2; stage++) {
-        clear_columns<W, N>(keys + 2 * stage * TILE, width);
-        clear_columns<W, N>(keys + (2 * stage + 1) * TILE, v_width);
-    }
-    TileCopy<W, OWN, 1>({sizes.queries(q, width, at.b, at.g)})(own, at.first);
+    const TileCopy<W, OWN, 1> copy_own({sizes.queries(q, width, at.b, at.g)});
+    copy_own.clear(own);
+    copy_own(own, at.first);
     const Range range = look_at_own<OWN, false>({q_pos + (long long)at.b * q_pos_step, nullptr, n_q * heads, inverse}, at.first, own_positions);
     float sum[M][W / 8][4] = {};
     Softmax<M> softmax(scale * LOG2E);
     const TileCopy<W, N, 2> copy({sizes.keys(k, width, at.b, at.g), sizes.keys(v, v_width, at.b, at.g)});
+    copy.clear(keys);
+    copy.clear(keys + 2 * TILE);
     const auto fetch = [&](int tile, int stage) {
         copy(keys + stage, tile * N);
         commit_copies();
     };
-    const bf16* left = own + kept(warp_row * STRIDE<W> + left_lane<W>());
+    const bf16* left = own + kept(warp_row * STRIDE<W> + straight_lane<W>());
     const bf16* right = keys + kept(transposed_lane<W>());
-    const bf16* value = keys + TILE + kept(left_lane<W>());
+    const bf16* value = keys + TILE + kept(straight_lane<W>());
 
     int stage = 0;  // where it begins: 0 or 2 TILE
     for (int chunk = 0; chunk * N < n_k; chunk += TILES) {

@@ -43,17 +43,14 @@ __global__ void __launch_bounds__(128) attention_dkv_bf16(
     const int warp_key = threadIdx.x / WARP * 16 * M<W>, lane = threadIdx.x % WARP;
     const float factor = scale * LOG2E;
 
-    clear_columns<W, OWN<W>>(k_tile, width);
-    clear_columns<W, OWN<W>>(v_tile, v_width);
-#pragma unroll
-    for (int stage = 0; stage < 2; stage++) {
-        clear_columns<W, N>(stages + 2 * stage * TILE, width);
-        clear_columns<W, N>(stages + (2 * stage + 1) * TILE, v_width);
-    }
-    TileCopy<W, OWN<W>, 2>({sizes.keys(k, width, at.b, at.g), sizes.keys(v, v_width, at.b, at.g)})(k_tile, at.first);
+    const TileCopy<W, OWN<W>, 2> copy_own({sizes.keys(k, width, at.b, at.g), sizes.keys(v, v_width, at.b, at.g)});
+    copy_own.clear(k_tile);
+    copy_own(k_tile, at.first);
     const Positions of_keys = {k_pos + (long long)at.b * k_pos_step, k_valid ? k_valid + (long long)at.b * valid_step : nullptr, n_k, 0};
     const Range range = look_at_own<OWN<W>, true>(of_keys, at.first, key_positions);
     const TileCopy<W, N, 2> copy({sizes.queries(q, width, at.b, at.g), sizes.queries(dy, v_width, at.b, at.g)});
+    copy.clear(stages);
+    copy.clear(stages + 2 * TILE);
     const auto fetch = [&](int tile, int stage) {
         copy(stages + stage, tile * N);
         commit_copies();
@@ -66,10 +63,10 @@ __global__ void __launch_bounds__(128) attention_dkv_bf16(
             to[N] = of_row.y;
         }
     };
-    const bf16* k_left = k_tile + kept(warp_key * STRIDE<W> + left_lane<W>());
+    const bf16* k_left = k_tile + kept(warp_key * STRIDE<W> + straight_lane<W>());
     const bf16* v_left = k_left + OWN<W> * STRIDE<W>;
     const bf16* rows_transposed = stages + kept(transposed_lane<W>());
-    const bf16* rows = stages + kept(left_lane<W>());
+    const bf16* rows = stages + kept(straight_lane<W>());
 
     float k_sum[M<W>][W / 8][4] = {}, v_sum[M<W>][W / 8][4] = {};
     int stage = 0;  // where it begins: 0 or 2 TILE

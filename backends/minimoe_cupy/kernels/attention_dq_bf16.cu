@@ -40,16 +40,13 @@ __global__ void __launch_bounds__(128) attention_dq_bf16(
     const int warp_row = threadIdx.x / WARP * 16 * M, lane = threadIdx.x % WARP;
     const float factor = scale * LOG2E;
 
-    clear_columns<W, OWN>(q_tile, width);
-    clear_columns<W, OWN>(dy_tile, v_width);
-#pragma unroll
-    for (int stage = 0; stage < STAGES<W>; stage++) {
-        clear_columns<W, N>(stages + 2 * stage * TILE, width);
-        clear_columns<W, N>(stages + (2 * stage + 1) * TILE, v_width);
-    }
-    TileCopy<W, OWN, 2>({sizes.queries(q, width, at.b, at.g), sizes.queries(dy, v_width, at.b, at.g)})(q_tile, at.first);
+    const TileCopy<W, OWN, 2> copy_own({sizes.queries(q, width, at.b, at.g), sizes.queries(dy, v_width, at.b, at.g)});
+    copy_own.clear(q_tile);
+    copy_own(q_tile, at.first);
     const Range range = look_at_own<OWN, false>({q_pos + (long long)at.b * q_pos_step, nullptr, n_q * heads, inverse}, at.first, row_positions);
     const TileCopy<W, N, 2> copy({sizes.keys(k, width, at.b, at.g), sizes.keys(v, v_width, at.b, at.g)});
+    copy.clear(stages);
+    if (STAGES<W> == 2) copy.clear(stages + 2 * TILE);
     const auto fetch = [&](int tile, int stage) {
         copy(stages + stage, tile * N);
         commit_copies();
@@ -64,10 +61,10 @@ __global__ void __launch_bounds__(128) attention_dq_bf16(
             offset[m][half] = -both.x;
             mean[m][half] = both.y;
         }
-    const bf16* q_left = q_tile + kept(warp_row * STRIDE<W> + left_lane<W>());
+    const bf16* q_left = q_tile + kept(warp_row * STRIDE<W> + straight_lane<W>());
     const bf16* dy_left = q_left + OWN * STRIDE<W>;
     const bf16* keys_transposed = stages + kept(transposed_lane<W>());
-    const bf16* keys = stages + kept(left_lane<W>());
+    const bf16* keys = stages + kept(straight_lane<W>());
 
     constexpr int OTHER_STAGE = STAGES<W> == 2 ? 2 * TILE : 0;
     float sum[M][W / 8][4] = {};

@@ -10,7 +10,7 @@ constexpr int WARPS = 4, THREADS = WARPS * WARP;
 template <int W>
 constexpr int STRIDE = W + 8;
 
-// Which tile is the block's own: the sequence, the group in it, the first row. Computed again where it is asked for, rather than kept.
+// The block's own tile: its sequence, group and first row. It is computed again where it is asked for, and so takes no registers between.
 struct Place {
     int b, g, first;
 
@@ -28,10 +28,9 @@ __device__ inline void multiply_pair(float (&left)[4], float (&right)[4], const 
     mma_bf16(right, a, second);
 }
 
-// Where a lane reads the left side of a product, from a warp's first row on, and its right side, the transpose of rows or rows as they are:
-// elements from the start of the tile.
+// Where this lane reads, in elements from the start of a tile: 16 x 16 of it as they are, or 16 x 16 of its transpose.
 template <int W>
-__device__ inline int left_lane() {
+__device__ inline int straight_lane() {
     const int lane = threadIdx.x % WARP;
     return lane % 16 * STRIDE<W> + lane / 16 * 8;
 }
@@ -41,7 +40,7 @@ __device__ inline int transposed_lane() {
     return (lane % 8 + lane / 16 * 8) * STRIDE<W> + lane / 8 % 2 * 8;
 }
 
-// sum += own other^T, both [rows,W] in shared memory, from where this lane reads them.
+// sum += own other^T, both [rows,W] in shared memory: `own` from straight_lane in the warp's first row on, `other` from transposed_lane on.
 template <int W, int M, int N>
 __device__ inline void multiply_rows(float (&sum)[M][N / 8][4], const bf16* own, const bf16* other) {
 #pragma unroll
@@ -70,7 +69,7 @@ __device__ inline void round_scores(unsigned (&a)[M][N / 16][4], const float (&x
             for (int i = 0; i < 4; i++) a[m][n][i] = pack_bf16(x[m][2 * n + i / 2][i % 2 * 2], x[m][2 * n + i / 2][i % 2 * 2 + 1]);
 }
 
-// sum += a other, a [rows,N] in registers, other [N,W] in shared memory, from where this lane reads it as a left side.
+// sum += a other, a [rows,N] in registers, other [N,W] in shared memory, from straight_lane on.
 template <int W, int M, int N>
 __device__ inline void multiply_scores(float (&sum)[M][W / 8][4], const unsigned (&a)[M][N / 16][4], const bf16* other) {
 #pragma unroll
@@ -88,41 +87,42 @@ __device__ inline void multiply_scores(float (&sum)[M][W / 8][4], const unsigned
 template <int M, int N, bool KEYS>
 __device__ inline void hide(float (&scores)[M][N / 8][4], const int* own_positions, const int* other_positions, const Sight& sight) {
     const int lane = threadIdx.x % WARP;
-    int own[M][2];
-    Range seen[M][2];  // KEYS: by the rows
+    int row[M][2];
+    Range seen_by_row[M][2];
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            own[m][half] = own_positions[16 * m + lane / 4 + 8 * half];
-            seen[m][half] = sight.range(own[m][half]);
+            row[m][half] = own_positions[16 * m + lane / 4 + 8 * half];
+            seen_by_row[m][half] = sight.range(row[m][half]);
         }
 #pragma unroll
     for (int n = 0; n < N / 8; n++) {
         const int2 two = *reinterpret_cast<const int2*>(other_positions + 8 * n + lane % 4 * 2);
-        const int other[2] = {two.x, two.y};
-        const Range by_columns[2] = {sight.range(two.x), sight.range(two.y)};
+        const int column[2] = {two.x, two.y};
+        const Range seen_by_column[2] = {sight.range(two.x), sight.range(two.y)};
 #pragma unroll
         for (int m = 0; m < M; m++)
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                const Range range = KEYS ? seen[m][i / 2] : by_columns[i % 2];
-                const int key = KEYS ? other[i % 2] : own[m][i / 2];
-                if (key < range.least || key > range.most) scores[m][n][i] = -infinity();
+                const int key = KEYS ? column[i % 2] : row[m][i / 2];
+                const Range seen = KEYS ? seen_by_row[m][i / 2] : seen_by_column[i % 2];
+                if (key < seen.least || key > seen.most) scores[m][n][i] = -infinity();
             }
     }
 }
 
-// One thread's part of the copies of tiles of SIZE rows, of two arrays with the same rows, one tile behind the other: LANES threads side by
-// side copy 16 bytes each of every EACH-th row. What does not change from tile to tile is computed once. Past the last row, that row is copied
-// again: the positions hide it. Columns past the width are left alone.
+// One thread's part in copying tiles of SIZE rows, in the background, from ARRAYS arrays with the same rows, one tile behind the other. LANES
+// threads copy 16 bytes each of a row, side by side, of every EACH-th row. What is the same for all tiles is computed once. Past the last row
+// that row is copied again, for the positions hide it, and columns past the width are left alone: clear() writes zeros there once.
 template <int W, int SIZE, int ARRAYS>
 struct TileCopy {
     static constexpr int LANES = W % 64 ? 4 : 8, EACH = THREADS / LANES, PASSES = SIZE / EACH;
-    const char* first[ARRAYS];  // of row 0, the thread's own column
-    int row_step[ARRAYS], token_step[ARRAYS], width[ARRAYS];  // bytes: row i is at row_step i, and token_step (i / heads) more
+    const char* first[ARRAYS];                  // row 0, from the thread's column on
+    int row_step[ARRAYS], token_step[ARRAYS];  // bytes: row i is at row_step i + token_step (i / heads)
+    int width[ARRAYS];                          // from the thread's column on
     unsigned inverse;
-    int last, to;
+    int last, place;  // the last row; bytes from the start of a tile to the thread's place in it
 
     __device__ explicit TileCopy(const Rows<const bf16> (&rows)[ARRAYS]) : inverse(rows[0].inverse), last(rows[0].count - 1) {
         const int column = threadIdx.x % LANES * 8;
@@ -134,40 +134,43 @@ struct TileCopy {
             token_step[a] = kept(2 * (step - rows[a].heads * rows[a].width));
             width[a] = rows[a].width - column;
         }
-        to = kept(2 * (int(threadIdx.x) / LANES * STRIDE<W> + column));
+        place = kept(2 * (int(threadIdx.x) / LANES * STRIDE<W> + column));
     }
 
-    // Copies the rows from `first_row` on, in the background.
+    // Where the thread's part of the i-th pass goes, c columns on.
+    __device__ char* to(bf16* tile, int a, int i, int c) const {
+        return reinterpret_cast<char*>(tile + (a * SIZE + i * EACH) * STRIDE<W> + c) + place;
+    }
+
+    // Copies the rows from `first_row` on.
     __device__ void operator()(bf16* tile, int first_row) const {
         const char* from[ARRAYS][PASSES];
 #pragma unroll
         for (int i = 0; i < PASSES; i++) {
             const int row = min(first_row + int(threadIdx.x) / LANES + i * EACH, last);
 #pragma unroll
-            for (int a = 0; a < ARRAYS; a++) {
+            for (int a = 0; a < ARRAYS; a++) {  // kept: so that each product is one of two 32-bit numbers
                 from[a][i] = first[a] + (long long)kept(row) * kept(row_step[a]);
                 if (inverse) from[a][i] += (long long)kept(token_of(row, inverse)) * kept(token_step[a]);
             }
         }
 #pragma unroll
-        for (int a = 0; a < ARRAYS; a++) {
-            char* mine = reinterpret_cast<char*>(tile + a * SIZE * STRIDE<W>) + to;
+        for (int a = 0; a < ARRAYS; a++)
 #pragma unroll
             for (int c = 0; c < W; c += 8 * LANES)
                 if (c < width[a]) {
 #pragma unroll
-                    for (int i = 0; i < PASSES; i++) copy_async(mine + 2 * (i * EACH * STRIDE<W> + c), from[a][i] + 2 * c, true);
+                    for (int i = 0; i < PASSES; i++) copy_async(to(tile, a, i, c), from[a][i] + 2 * c, true);
                 }
-        }
+    }
+
+    __device__ void clear(bf16* tile) const {
+#pragma unroll
+        for (int a = 0; a < ARRAYS; a++)
+            for (int c = 0; c < W; c += 8 * LANES)
+                for (int i = 0; i < PASSES && c >= width[a]; i++) *reinterpret_cast<uint4*>(to(tile, a, i, c)) = make_uint4(0, 0, 0, 0);
     }
 };
-
-// Zeros in the columns from `width` on, which copies leave alone, of SIZE rows.
-template <int W, int SIZE>
-__device__ inline void clear_columns(bf16* tile, int width) {
-    for (int row = threadIdx.x / 4; row < SIZE; row += THREADS / 4)
-        for (int c = width + threadIdx.x % 4 * 8; c < W; c += 32) *reinterpret_cast<uint4*>(tile + row * STRIDE<W> + c) = make_uint4(0, 0, 0, 0);
-}
 
 // Stores a warp's 16 M rows of sums, 16 bytes per access, through its own rows of a tile in shared memory.
 template <int W, int M>
