@@ -22,7 +22,7 @@ template <int W>
 constexpr int SHARED = 4 * (OWN<W> + 2 * OTHER<W>) * STRIDE<W> + 4 * (OWN<W> + TILES * (OTHER<W> + 2) + 4 * OTHER<W>);
 
 template <int W>
-__global__ void __launch_bounds__(128) attention_dkv_bf16(
+__global__ void __launch_bounds__(128, 2) attention_dkv_bf16(
     const bf16* q, const bf16* k, const bf16* v, const bf16* dy, const float* logsumexp, const float* delta, const int* q_pos,
     const int* k_pos, const bool* k_valid, bf16* dk, bf16* dv, int groups, int heads, unsigned inverse, int n_q, int n_k, int width,
     int v_width, float scale, bool causal, int window, int q_pos_step, int k_pos_step, int valid_step
