@@ -3,12 +3,14 @@
 // The left side of the next product has the same layout, so scores never go through memory (Dao 2023).
 // Rows in shared memory are W + 8 elements apart: an odd number of 16 bytes, so that the 8 rows of an ldmatrix come from different banks.
 #pragma once
-#include "attention.cuh"
+#include "attention_copy.cuh"
 
 constexpr int WARPS = 4, THREADS = WARPS * WARP;
 
 template <int W>
 constexpr int STRIDE = W + 8;
+template <int W, int SIZE, int ARRAYS>
+using TileCopy = RowCopy<bf16, W, STRIDE<W>, THREADS, SIZE, ARRAYS>;
 
 // The block's own tile: its sequence, group and first row. It is computed again where it is asked for, and so takes no registers between.
 struct Place {
@@ -111,66 +113,6 @@ __device__ inline void hide(float (&scores)[M][N / 8][4], const int* own_positio
             }
     }
 }
-
-// One thread's part in copying tiles of SIZE rows, in the background, from ARRAYS arrays with the same rows, one tile behind the other. LANES
-// threads copy 16 bytes each of a row, side by side, of every EACH-th row. What is the same for all tiles is computed once. Past the last row
-// that row is copied again, for the positions hide it, and columns past the width are left alone: clear() writes zeros there once.
-template <int W, int SIZE, int ARRAYS>
-struct TileCopy {
-    static constexpr int LANES = W % 64 ? 4 : 8, EACH = THREADS / LANES, PASSES = SIZE / EACH;
-    const char* first[ARRAYS];                  // row 0, from the thread's column on
-    int row_step[ARRAYS], token_step[ARRAYS];  // bytes: row i is at row_step i + token_step (i / heads)
-    int width[ARRAYS];                          // from the thread's column on
-    unsigned inverse;
-    int last, place;  // the last row; bytes from the start of a tile to the thread's place in it
-
-    __device__ explicit TileCopy(const Rows<const bf16> (&rows)[ARRAYS]) : inverse(rows[0].inverse), last(rows[0].count - 1) {
-        const int column = threadIdx.x % LANES * 8;
-#pragma unroll
-        for (int a = 0; a < ARRAYS; a++) {
-            const int step = int(rows[a].step);
-            first[a] = kept(reinterpret_cast<const char*>(rows[a].first + column));
-            row_step[a] = kept(2 * (inverse ? rows[a].width : step));
-            token_step[a] = kept(2 * (step - rows[a].heads * rows[a].width));
-            width[a] = rows[a].width - column;
-        }
-        place = kept(2 * (int(threadIdx.x) / LANES * STRIDE<W> + column));
-    }
-
-    // Where the thread's part of the i-th pass goes, c columns on.
-    __device__ char* to(bf16* tile, int a, int i, int c) const {
-        return reinterpret_cast<char*>(tile + (a * SIZE + i * EACH) * STRIDE<W> + c) + place;
-    }
-
-    // Copies the rows from `first_row` on.
-    __device__ void operator()(bf16* tile, int first_row) const {
-        const char* from[ARRAYS][PASSES];
-#pragma unroll
-        for (int i = 0; i < PASSES; i++) {
-            const int row = min(first_row + int(threadIdx.x) / LANES + i * EACH, last);
-#pragma unroll
-            for (int a = 0; a < ARRAYS; a++) {  // kept: so that each product is one of two 32-bit numbers
-                from[a][i] = first[a] + (long long)kept(row) * kept(row_step[a]);
-                if (inverse) from[a][i] += (long long)kept(token_of(row, inverse)) * kept(token_step[a]);
-            }
-        }
-#pragma unroll
-        for (int a = 0; a < ARRAYS; a++)
-#pragma unroll
-            for (int c = 0; c < W; c += 8 * LANES)
-                if (c < width[a]) {
-#pragma unroll
-                    for (int i = 0; i < PASSES; i++) copy_async(to(tile, a, i, c), from[a][i] + 2 * c, true);
-                }
-    }
-
-    __device__ void clear(bf16* tile) const {
-#pragma unroll
-        for (int a = 0; a < ARRAYS; a++)
-            for (int c = 0; c < W; c += 8 * LANES)
-                for (int i = 0; i < PASSES && c >= width[a]; i++) *reinterpret_cast<uint4*>(to(tile, a, i, c)) = make_uint4(0, 0, 0, 0);
-    }
-};
 
 // Stores a warp's 16 M rows of sums, 16 bytes per access, through its own rows of a tile in shared memory.
 template <int W, int M>
