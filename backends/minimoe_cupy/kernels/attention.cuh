@@ -12,6 +12,10 @@ constexpr int LOWEST = -NEVER - 1;
 constexpr int TILES = WARP;  // checked at a time, one per lane
 constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
 
+// The offset of a row's softmax is added to its scores, in base 2. A weight is at most 2^SLACK: a score that exceeds that gives a new offset. A
+// row begins with NO_OFFSET, which is too much for every score but a hidden one: the weight of -infinity is 0.
+constexpr float SLACK = 8.0f, NO_OFFSET = 3.402823466e38f;
+
 // i / S as a product: `inverse` is ceil(2^32 / S), or 0 if S is 1. Exact while Tq S^2 < 2^32.
 __device__ inline int token_of(int row, unsigned inverse) { return inverse ? int(__umulhi(unsigned(row), inverse)) : row; }
 

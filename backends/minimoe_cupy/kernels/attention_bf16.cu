@@ -17,11 +17,8 @@ constexpr int OTHER = W <= 64 ? 64 : 32;  // keys of a tile: what 255 registers 
 template <int W>
 constexpr int SHARED = 2 * (OWN + 4 * OTHER<W>) * STRIDE<W> + 4 * (OWN + TILES * (OTHER<W> + 2));
 
-// A weight is 2^(factor score + offset), at most 2^SLACK. A row begins with NO_OFFSET, which is too much for any score but a hidden one: the
-// weight of -infinity is 0.
-constexpr float SLACK = 8.0f, NO_OFFSET = 3.402823466e38f;
-
-// The softmax of a lane's rows so far; a row's four lanes have the same offset, and each the total of its own columns.
+// The softmax of a lane's rows so far. A weight is 2^(factor score + offset). A row's four lanes have the same offset, and each the total of its
+// own columns.
 template <int M>
 struct Softmax {
     float factor, offset[M][2], total[M][2] = {};
