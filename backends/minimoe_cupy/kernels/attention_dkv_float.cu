@@ -36,15 +36,20 @@ __global__ void __launch_bounds__(128, 2) attention_dkv_float(
     const Sizes sizes = {groups, heads, inverse, n_q, n_k};
     const int n_rows = n_q * heads, n_tiles = (n_k + OWN - 1) / OWN;
     const int unit = blockIdx.x / n_tiles, b = unit / groups, g = unit % groups, first_key = blockIdx.x % n_tiles * OWN;
-    const Rows<const float> q_rows = sizes.queries(q, width, b, g), dy_rows = sizes.queries(dy, v_width, b, g);
     const Positions of_rows = {q_pos + (long long)b * q_pos_step, nullptr, n_rows, inverse};
     const Positions of_keys = {k_pos + (long long)b * k_pos_step, k_valid ? k_valid + (long long)b * valid_step : nullptr, n_k, 0};
     const Sight sight = {causal, window};
     const float factor = scale * LOG2E;
 
-    copy_rows<W, OWN>(k_tile, sizes.keys(k, width, b, g), first_key, vector);
-    copy_rows<W, OWN>(v_tile, sizes.keys(v, v_width, b, g), first_key, vector);
+    const TileCopy<W, OWN> copy_keys(sizes.keys(k, width, b, g), vector), copy_values(sizes.keys(v, v_width, b, g), vector);
+    copy_keys.clear(k_tile);
+    copy_values.clear(v_tile);
+    copy_keys(k_tile, first_key);
+    copy_values(v_tile, first_key);
     commit_copies();
+    const TileCopy<W, N> copy_q(sizes.queries(q, width, b, g), vector), copy_dy(sizes.queries(dy, v_width, b, g), vector);
+    copy_q.clear(q_tile);
+    copy_dy.clear(dy_tile);
     const Range range = look_at_own<OWN, true>(of_keys, first_key, key_positions);
     const auto statistics_of = [&](int row) { return row_statistics(sizes, logsumexp, delta, b, g, row); };
     const auto keep = [&](float2 of_row) {
@@ -59,9 +64,9 @@ __global__ void __launch_bounds__(128, 2) attention_dkv_float(
         Visits visits = look_ahead<N, THREADS, false>(of_rows, chunk, row_positions, range, sight);
         if (visits.due) {
             const int first = (chunk + __ffs(visits.due) - 1) * N;
-            copy_rows<W, N>(dy_tile, dy_rows, first, vector);
+            copy_dy(dy_tile, first);
             commit_copies();
-            copy_rows<W, N>(q_tile, q_rows, first, vector);
+            copy_q(q_tile, first);
             commit_copies();
             if (threadIdx.x < N) keep(statistics_of(first + threadIdx.x));
         }
@@ -92,12 +97,12 @@ __global__ void __launch_bounds__(128, 2) attention_dkv_float(
             put_scores(weights, p);
             multiply_scores<W, N>(v_sum, weights, dy_tile);
             __syncthreads();
-            if (visits.due) copy_rows<W, N>(dy_tile, dy_rows, next, vector);
+            if (visits.due) copy_dy(dy_tile, next);
             commit_copies();
             put_scores(weights, ds);
             multiply_scores<W, N>(k_sum, weights, q_tile);
             __syncthreads();
-            if (visits.due) copy_rows<W, N>(q_tile, q_rows, next, vector);
+            if (visits.due) copy_q(q_tile, next);
             commit_copies();
             keep(of_next);
         }

@@ -35,15 +35,20 @@ __global__ void __launch_bounds__(128, 2) attention_dq_float(
     const int n_rows = n_q * heads, n_tiles = (n_rows + OWN - 1) / OWN;
     const int unit = blockIdx.x / n_tiles, b = unit / groups, g = unit % groups;
     const int first_row = (n_tiles - 1 - int(blockIdx.x % n_tiles)) * OWN;
-    const Rows<const float> k_rows = sizes.keys(k, width, b, g), v_rows = sizes.keys(v, v_width, b, g);
     const Positions of_rows = {q_pos + (long long)b * q_pos_step, nullptr, n_rows, inverse};
     const Positions of_keys = {k_pos + (long long)b * k_pos_step, k_valid ? k_valid + (long long)b * valid_step : nullptr, n_k, 0};
     const Sight sight = {causal, window};
     const float factor = scale * LOG2E;
 
-    copy_rows<W, OWN>(q_tile, sizes.queries(q, width, b, g), first_row, vector);
-    copy_rows<W, OWN>(dy_tile, sizes.queries(dy, v_width, b, g), first_row, vector);
+    const TileCopy<W, OWN> copy_q(sizes.queries(q, width, b, g), vector), copy_dy(sizes.queries(dy, v_width, b, g), vector);
+    copy_q.clear(q_tile);
+    copy_dy.clear(dy_tile);
+    copy_q(q_tile, first_row);
+    copy_dy(dy_tile, first_row);
     commit_copies();
+    const TileCopy<W, N> copy_keys(sizes.keys(k, width, b, g), vector), copy_values(sizes.keys(v, v_width, b, g), vector);
+    copy_keys.clear(k_tile);
+    copy_values.clear(v_tile);
     const Range range = look_at_own<OWN, false>(of_rows, first_row, row_positions);
     float2 statistics[ROWS];  // of this thread's rows
 #pragma unroll
@@ -54,9 +59,9 @@ __global__ void __launch_bounds__(128, 2) attention_dq_float(
         Visits visits = look_ahead<N, THREADS, true>(of_keys, chunk, key_positions, range, sight);
         if (visits.due) {
             const int first = (chunk + __ffs(visits.due) - 1) * N;
-            copy_rows<W, N>(v_tile, v_rows, first, vector);
+            copy_values(v_tile, first);
             commit_copies();
-            copy_rows<W, N>(k_tile, k_rows, first, vector);
+            copy_keys(k_tile, first);
             commit_copies();
         }
         while (visits.due) {
@@ -80,12 +85,12 @@ __global__ void __launch_bounds__(128, 2) attention_dq_float(
                     ds[i][j] = p[i][j] * (ds[i][j] - statistics[i].y);
                 }
             __syncthreads();
-            if (visits.due) copy_rows<W, N>(v_tile, v_rows, next, vector);
+            if (visits.due) copy_values(v_tile, next);
             commit_copies();
             put_scores(weights, ds);
             multiply_scores<W, N>(sum, weights, k_tile);
             __syncthreads();
-            if (visits.due) copy_rows<W, N>(k_tile, k_rows, next, vector);
+            if (visits.due) copy_keys(k_tile, next);
             commit_copies();
         }
     }

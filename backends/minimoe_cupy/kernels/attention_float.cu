@@ -1,8 +1,9 @@
 // attention in float32: y = softmax(scale q k^T, where seen, and a sink) v; logsumexp
 //                                     y [B,Tq,Q,Cv], logsumexp [B,Q,Tq] <- q [B,Tq,Q,C], k [B,Tk,G,C], v [B,Tk,G,Cv]
 // One block per 64 rows of a group; a thread has 4 of the rows and every eighth key of a tile. The block visits the tiles of N keys that its
-// rows see. Values are copied while keys are multiplied, and the next keys while values are. The softmax is computed online, with a maximum
-// and a sum for each row (Milakov & Gimelshein 2018; Dao 2023), in the order of the tiles: equal inputs give equal bits. C and Cv up to W.
+// rows see. Values are copied while keys are multiplied, and the next keys while values are. The softmax is computed online, with an offset
+// and a sum for each row (Milakov & Gimelshein 2018; Dao 2023), in the order of the tiles: equal inputs give equal bits. A row's offset, and with
+// it its sums, changes only when a score exceeds it by more than SLACK, which is rare after the first tiles. C and Cv up to W.
 // FLOPs: 2 (C + Cv) for each score in a visited tile.   Bytes: q and y once; k and v once per block that sees them, mostly from L2.
 // Grid: B * G * ceil(Tq Q/G / 64), the last rows first (under a causal mask they have most to do); 128 threads; SHARED bytes of shared memory.
 // Reference: minimoe/reference/attention.py.   Unproven: no card has run it.
@@ -26,6 +27,53 @@ __device__ inline float row_sum(float value) {
     return value;
 }
 
+// The softmax of a thread's rows so far. A weight is 2^(factor score + offset).
+struct Softmax {
+    float factor, offset[ROWS], total[ROWS] = {};  // total: over the keys of this thread
+
+    __device__ explicit Softmax(float factor) : factor(factor) {
+#pragma unroll
+        for (int i = 0; i < ROWS; i++) offset[i] = NO_OFFSET;
+    }
+    __device__ bool exceeds(float score, int i) const { return fmaf(score, factor, offset[i]) > SLACK; }
+
+    // Makes the largest of a row's scores its offset, where one of them exceeds the old one, and multiplies its sums by what that changes.
+    template <int C>
+    __device__ void rescale(float (&sum)[ROWS][C], const float (&most)[ROWS]) {
+#pragma unroll
+        for (int i = 0; i < ROWS; i++) {
+            const float score = row_max(most[i]), old = offset[i];
+            if (exceeds(score, i)) offset[i] = -score * factor;
+            const float change = exp2_approx(offset[i] - old);  // exactly 1 where the offset stays
+            total[i] *= change;
+#pragma unroll
+            for (int c = 0; c < C; c++) sum[i][c] *= change;
+        }
+    }
+
+    // Turns scores into weights, and adds them to the totals.
+    template <int C, int COLUMNS>
+    __device__ void weigh(float (&scores)[ROWS][COLUMNS], float (&sum)[ROWS][C]) {
+        float most[ROWS];
+        bool exceeded = false;
+#pragma unroll
+        for (int i = 0; i < ROWS; i++) {
+            most[i] = scores[i][0];
+#pragma unroll
+            for (int j = 1; j < COLUMNS; j++) most[i] = fmaxf(most[i], scores[i][j]);
+            exceeded |= exceeds(most[i], i);
+        }
+        if (__any_sync(ALL_LANES, exceeded)) rescale(sum, most);
+#pragma unroll
+        for (int i = 0; i < ROWS; i++)
+#pragma unroll
+            for (int j = 0; j < COLUMNS; j++) {
+                scores[i][j] = exp2_approx(fmaf(scores[i][j], factor, offset[i]));
+                total[i] += scores[i][j];
+            }
+    }
+};
+
 template <int W>
 __global__ void __launch_bounds__(128, 2) attention_float(
     const float* q, const float* k, const float* v, const int* q_pos, const int* k_pos, const bool* k_valid, const float* sinks, float* y,
@@ -42,26 +90,28 @@ __global__ void __launch_bounds__(128, 2) attention_float(
     const Sizes sizes = {groups, heads, inverse, n_q, n_k};
     const int n_tiles = (n_q * heads + OWN - 1) / OWN, unit = blockIdx.x / n_tiles, b = unit / groups, g = unit % groups;
     const int first_row = (n_tiles - 1 - int(blockIdx.x % n_tiles)) * OWN;
-    const Rows<const float> k_rows = sizes.keys(k, width, b, g), v_rows = sizes.keys(v, v_width, b, g);
     const Positions of_rows = {q_pos + (long long)b * q_pos_step, nullptr, n_q * heads, inverse};
     const Positions of_keys = {k_pos + (long long)b * k_pos_step, k_valid ? k_valid + (long long)b * valid_step : nullptr, n_k, 0};
     const Sight sight = {causal, window};
-    const float factor = scale * LOG2E;
 
-    copy_rows<W, OWN>(own, sizes.queries(q, width, b, g), first_row, vector);
+    const TileCopy<W, OWN> copy_own(sizes.queries(q, width, b, g), vector);
+    copy_own.clear(own);
+    copy_own(own, first_row);
     commit_copies();
+    const TileCopy<W, N> copy_keys(sizes.keys(k, width, b, g), vector), copy_values(sizes.keys(v, v_width, b, g), vector);
+    copy_keys.clear(keys);
+    copy_values.clear(values);
     const Range range = look_at_own<OWN, false>(of_rows, first_row, own_positions);
-    float sum[ROWS][W / TX] = {}, top[ROWS], total[ROWS] = {};  // top, of q k^T: the largest so far; total: over the keys of this thread
-#pragma unroll
-    for (int i = 0; i < ROWS; i++) top[i] = -infinity();
+    float sum[ROWS][W / TX] = {};
+    Softmax softmax(scale * LOG2E);
 
     for (int chunk = 0; chunk * N < n_k; chunk += TILES) {
         Visits visits = look_ahead<N, THREADS, true>(of_keys, chunk, positions, range, sight);
         if (visits.due) {
             const int first = (chunk + __ffs(visits.due) - 1) * N;
-            copy_rows<W, N>(keys, k_rows, first, vector);
+            copy_keys(keys, first);
             commit_copies();
-            copy_rows<W, N>(values, v_rows, first, vector);
+            copy_values(values, first);
             commit_copies();
         }
         while (visits.due) {
@@ -73,34 +123,17 @@ __global__ void __launch_bounds__(128, 2) attention_float(
             float scores[ROWS][N / TX] = {};
             multiply_rows<W>(scores, own + own_row() * STRIDE<W>, keys + other_row() * STRIDE<W>);
             __syncthreads();
-            if (visits.due) copy_rows<W, N>(keys, k_rows, next, vector);
+            if (visits.due) copy_keys(keys, next);
             commit_copies();
 
             if (!(visits.clear >> tile & 1)) hide<true>(scores, own_positions + own_row(), positions + tile * N + other_row(), sight);
-#pragma unroll
-            for (int i = 0; i < ROWS; i++) {
-                float most = top[i];
-#pragma unroll
-                for (int j = 0; j < N / TX; j++) most = fmaxf(most, scores[i][j]);
-                most = row_max(most);
-                const float shift = most == -infinity() ? 0.0f : most * factor;
-                const float rescale = exp2_approx(top[i] * factor - shift);
-                top[i] = most;
-                total[i] *= rescale;
-#pragma unroll
-                for (int j = 0; j < N / TX; j++) {
-                    scores[i][j] = exp2_approx(scores[i][j] * factor - shift);
-                    total[i] += scores[i][j];
-                }
-#pragma unroll
-                for (int c = 0; c < W / TX; c++) sum[i][c] *= rescale;
-            }
+            softmax.weigh(scores, sum);
             put_scores(weights + own_row() * (N + QUAD), scores);
             wait_for_copies<1>();
             __syncthreads();  // the values are there
             multiply_scores<W, N>(sum, weights + own_row() * (N + QUAD), values);
             __syncthreads();
-            if (visits.due) copy_rows<W, N>(values, v_rows, next, vector);
+            if (visits.due) copy_values(values, next);
             commit_copies();
         }
     }
@@ -110,11 +143,11 @@ __global__ void __launch_bounds__(128, 2) attention_float(
     for (int i = 0; i < ROWS; i++) {
         const int row = first_row + own_row() + i;
         const bool exists = row < n_q * heads;
-        float all = row_sum(total[i]), most = top[i] * factor, rescale = 1.0f;
+        float all = row_sum(softmax.total[i]), most = -softmax.offset[i], rescale = 1.0f;
         if (sinks && exists) {
             const float sink = sinks[g * heads + row - token_of(row, inverse) * heads] * LOG2E, shift = fmaxf(most, sink);
-            rescale = shift == -infinity() ? 0.0f : exp2_approx(most - shift);
-            all = shift == -infinity() ? 0.0f : all * rescale + exp2_approx(sink - shift);
+            rescale = exp2_approx(most - shift);
+            all = all * rescale + exp2_approx(sink - shift);
             most = shift;
         }
         const float share = all == 0.0f ? 0.0f : rescale / all;

@@ -4,7 +4,7 @@
 // Rows in shared memory are W + 4 elements apart: an odd number of 16 bytes, so that 8 rows read side by side come from different banks.
 // `vector`: rows in global memory begin at multiples of 16 bytes and are copied in the background; else element by element.
 #pragma once
-#include "attention.cuh"
+#include "attention_copy.cuh"
 
 constexpr int TX = 8, TY = 16, THREADS = TX * TY, ROWS = 4, OWN = ROWS * TY, QUAD = 4;
 
@@ -39,6 +39,24 @@ __device__ inline void copy_rows(float* tile, const Rows<const float>& rows, int
     if (vector) copy_pieces<W, SIZE, QUAD>(tile, rows, first);
     else copy_pieces<W, SIZE, 1>(tile, rows, first);
 }
+
+// Copies of tiles of SIZE rows: 16 bytes at a time in the background if `vector`, else element by element.
+template <int W, int SIZE>
+struct TileCopy {
+    RowCopy<float, W, STRIDE<W>, THREADS, SIZE, 1> pieces;
+    Rows<const float> rows;
+    bool vector;
+
+    __device__ TileCopy(const Rows<const float>& rows, bool vector) : pieces({rows}), rows(rows), vector(vector) {}
+    __device__ void operator()(float* tile, int first) const {
+        if (vector) pieces(tile, first);
+        else copy_rows<W, SIZE>(tile, rows, first, false);
+    }
+    // Before the first copy into a tile: zeros past the width, which copies of pieces leave alone.
+    __device__ void clear(float* tile) const {
+        if (vector) pieces.clear(tile);
+    }
+};
 
 // sum += own other^T, both [rows,W] in shared memory, from the thread's first row of either on.
 template <int W, int COLUMNS>
@@ -97,13 +115,20 @@ __device__ inline void multiply_scores(float (&sum)[ROWS][W / TX], const float* 
 // Sets scores that are not seen to -infinity. Positions from the thread's first row of either tile on. KEYS: the other tile has keys.
 template <bool KEYS, int COLUMNS>
 __device__ inline void hide(float (&scores)[ROWS][COLUMNS], const int* own_positions, const int* other_positions, const Sight& sight) {
+    Range seen_by_row[ROWS];
 #pragma unroll
-    for (int j = 0; j < COLUMNS; j++)
+    for (int i = 0; i < ROWS; i++) seen_by_row[i] = sight.range(own_positions[i]);
+#pragma unroll
+    for (int j = 0; j < COLUMNS; j++) {
+        const int column = other_positions[TX * j];
+        const Range seen_by_column = sight.range(column);
 #pragma unroll
         for (int i = 0; i < ROWS; i++) {
-            const int row = own_positions[i], column = other_positions[TX * j];
-            if (!(KEYS ? sight.sees(row, column) : sight.sees(column, row))) scores[i][j] = -infinity();
+            const int key = KEYS ? column : own_positions[i];
+            const Range seen = KEYS ? seen_by_row[i] : seen_by_column;
+            if (key < seen.least || key > seen.most) scores[i][j] = -infinity();
         }
+    }
 }
 
 // Stores a thread's rows of sums.
