@@ -3,12 +3,21 @@
 from minimoe.backend import Array
 from minimoe.reference.routing import Plan
 from minimoe_cupy.constants import constant
-from minimoe_cupy.launch import CudaLaunch, by_width, ceil_div, computed, instance, lanes, wide, writable
+from minimoe_cupy.launch import CudaLaunch, by_width, ceil_div, computed, instance, instances, lanes, wide, writable
 from minimoe_cupy.loader import Source
 
 DISPATCH_WARPS, COMBINE_WARPS = (constant(file, "WARPS") for file in ("dispatch.cu", "combine.cu"))
 DISPATCH = Source("dispatch.cu", by_width("dispatch"))
-COMBINE = Source("combine.cu", by_width("combine") + by_width("combine_backward"))
+AT_ONCE = (1, 2, 4, constant("combine.cu", "MOST"))  # rows that a lane loads at once: a kernel for each
+COMBINE = Source(
+    "combine.cu",
+    tuple(
+        name
+        for kernel in ("combine", "combine_backward")
+        for dtype, v in (("float", (1, 4)), ("bf16", (1, 8)))
+        for name in instances(kernel, [dtype], AT_ONCE, v)
+    ),
+)
 
 
 class CudaDispatch(CudaLaunch):
@@ -36,7 +45,7 @@ class CudaDispatch(CudaLaunch):
         rows, weights, inverse = self._contiguous(rows, weights, plan.inverse)
         (n, width), d = inverse.shape, rows.shape[1]
         y = self.xp.empty((n, d), dtype=rows.dtype) if out is None else out
-        name = instance("combine", rows.dtype, lanes(d, rows, y))
+        name = instance("combine", rows.dtype, at_once(width), lanes(d, rows, y))
         self._launch(COMBINE, name, ceil_div(n, COMBINE_WARPS) if d else 0, 32 * COMBINE_WARPS, rows, weights, inverse, y, n, width, d)
         return y
 
@@ -46,7 +55,12 @@ class CudaDispatch(CudaLaunch):
         dy, rows, weights, inverse = self._contiguous(dy, rows, weights, plan.inverse)
         (n, width), d = inverse.shape, rows.shape[1]
         drows, dweights = self.xp.empty(rows.shape, dtype=dy.dtype), self.xp.empty((n, width), dtype=weights.dtype)
-        name = instance("combine_backward", dy.dtype, lanes(d, dy, rows, drows))
+        name = instance("combine_backward", dy.dtype, at_once(width), lanes(d, dy, rows, drows))
         args = (dy, rows, weights, inverse, drows, dweights, n, width, d)
         self._launch(COMBINE, name, ceil_div(n, COMBINE_WARPS), 32 * COMBINE_WARPS, *args)
         return drows, dweights
+
+
+def at_once(width: int) -> int:
+    """Returns how many of a token's rows are loaded together: all of them, or as many as a lane holds."""
+    return next((rows for rows in AT_ONCE if width <= rows), AT_ONCE[-1])

@@ -19,7 +19,7 @@ Launch: TypeAlias = Callable[..., None]
 
 @dataclass(frozen=True)
 class Source:
-    """A `.cu` file of `kernels/` and the kernels to compile from it, by C++ name (`combine<float, 4>`), for any architecture or one."""
+    """A `.cu` file of `kernels/` and the kernels to compile from it, by C++ name (`combine<float, 2, 4>`), for any architecture or one."""
 
     file: str
     names: tuple[str, ...]

@@ -95,7 +95,7 @@ def test_a_launch_takes_contiguous_arrays_only():
 
 
 def test_parameters_are_read_from_the_declaration():
-    found = parameters(minimoe_cupy.dispatch.COMBINE, "combine<bf16, 8>")
+    found = parameters(minimoe_cupy.dispatch.COMBINE, "combine<bf16, 2, 8>")
     assert [(p.name, str(p.dtype), p.pointer) for p in found] == [
         ("rows", "bfloat16", True), ("weights", "float32", True), ("inverse", "int32", True), ("y", "bfloat16", True),
         ("n_tokens", "int32", False), ("width", "int32", False), ("d_model", "int32", False),

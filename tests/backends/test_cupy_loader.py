@@ -14,7 +14,7 @@ from minimoe_cupy.dispatch import COMBINE
 from minimoe_cupy.loader import KERNELS, CupyLoader
 
 ROOT = Path(__file__).parents[2]
-NAMES = ["combine<float, 1>", "combine<bf16, 8>"]
+NAMES = ["combine<float, 2, 1>", "combine<bf16, 2, 8>"]
 
 
 def answer(result):
