@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from minimoe.backend import Array
 from minimoe_cupy.constants import constant
 from minimoe_cupy.device import wgmma_wanted
-from minimoe_cupy.launch import BFLOAT16, FLOAT32, CudaLaunch, by_width, ceil_div, computed, instance, instances, lanes, writable
+from minimoe_cupy.launch import BFLOAT16, FLOAT32, CudaLaunch, by_width, ceil_div, computed, instance, instances, lanes, quotient, writable
 from minimoe_cupy.loader import Source
 
 WARPS, SUM_WARPS = constant("grouped_bias.cu", "WARPS"), constant("grouped_bias.cu", "SUM_WARPS")
@@ -149,7 +149,8 @@ class CudaGrouped(CudaLaunch):
         tiling = self._tiling(left.dtype, vector, tiles)
         _, down, across = tiles(tiling)
         name = tiling.name("grouped_dw", "false" if order is None else "true")
-        args: tuple[Any, ...] = (left, right, order, slots, offsets, dw, height, width, down, across, accumulate and out is not None)
+        numbers = height, width, down, across, accumulate and out is not None
+        args: tuple[Any, ...] = (left, right, order, *quotient(slots), offsets, dw, *numbers)
         self._launch(tiling.source, name, experts * down * across, tiling.threads, *args, shared=tiling.shared)
         return dw
 

@@ -144,6 +144,12 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
+def quotient(divisor: int) -> tuple[int, int]:
+    """Returns the factor and the shift with which kernels divide by a number (kernels/quotient.cuh).   1 <= divisor < 2^31"""
+    shift = (divisor - 1).bit_length()
+    return (1 << 31 + shift) // divisor + 1, shift
+
+
 def instances(kernel: str, *choices: Sequence[object]) -> tuple[str, ...]:
     """Returns the C++ names for every combination of template arguments: instances("f", ["float"], [1, 4]) -> f<float, 1>, f<float, 4>."""
     names = [""]

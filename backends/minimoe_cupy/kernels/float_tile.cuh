@@ -7,6 +7,7 @@
 // Elements outside of an operand are zero there. VECTOR: rows begin at multiples of 16 bytes.
 #pragma once
 #include "common.cuh"
+#include "quotient.cuh"
 
 constexpr int STEP = 8, QUAD = 4;
 
@@ -52,7 +53,7 @@ struct KMajor {
     }
 };
 
-// MN-major: [k][SPAN]. Rows are `stride` apart, or (GATHER) those that `order` names: order[k] / slots. `width` elements of a row are inside.
+// MN-major: [k][SPAN]. Rows are `stride` apart, or (GATHER) those that `order` names: token.of(order[k]). `width` elements of a row are inside.
 template <int SPAN, int THREADS, bool VECTOR, bool GATHER = false>
 struct MNMajor {
     static constexpr int ACROSS = SPAN / QUAD, DOWN = THREADS / ACROSS, WIDTH = SPAN + QUAD;
@@ -61,11 +62,11 @@ struct MNMajor {
     int stride;
     int count, length;  // of the quad's elements inside; of rows from this thread's first on
     const int* order;
-    int slots;
+    Quotient token;  // of a number in `order`
     float held[QUAD];
 
-    __device__ MNMajor(const float* begin, int stride, int width, int length, const int* order = nullptr, int slots = 1)
-        : stride(stride), length(length - int(threadIdx.x) / ACROSS), slots(slots) {
+    __device__ MNMajor(const float* begin, int stride, int width, int length, const int* order = nullptr, Quotient token = {})
+        : stride(stride), length(length - int(threadIdx.x) / ACROSS), token(token) {
         const int down = threadIdx.x / ACROSS, column = threadIdx.x % ACROSS * QUAD;
         from = begin + column + (GATHER ? 0 : (long long)down * stride);
         count = width - column;
@@ -75,7 +76,7 @@ struct MNMajor {
     __device__ void fetch(int step) {
         const int k = step * STEP, inside = k < length ? count : 0;
         long long row = k;
-        if constexpr (GATHER) row = inside > 0 ? order[k] / slots : 0;
+        if constexpr (GATHER) row = inside > 0 ? token.of(order[k]) : 0;
         fetch_quad<VECTOR>(from + row * stride, held, inside);
     }
 

@@ -4,7 +4,7 @@
 //   a [R,K], or rows order[r] / slots of it where `order` is given; weight [E,N,K], transposed [E,K,N]; `rows` R: unused rows become zeros,
 //   0: they are not written. ACTIVATE of swiglu loads gate columns into the left half of a tile and up columns into the right half.
 //   Grid: row tiles * column tiles (tiles.cuh).   FLOPs: 2 R N K.   Bytes: R (K + N) 4, and the weights of experts that have rows.
-// grouped_dw_float: dw[e] = left_e^T right_e, or added to it.   left [R,M], right [R,N] (or rows order[r] / slots of it) -> dw [E,M,N]
+// grouped_dw_float: dw[e] = left_e^T right_e, or added to it.   left [R,M], right [R,N] (or rows order[r] / slots of it, by quotient.cuh) -> dw [E,M,N]
 //   Grid: E * row tiles * column tiles. An expert without rows gives zeros.
 // Tiles: BM x BN = 128 x 128 by 256 threads of 8 x 8 sums, or 64 x 64 by 128 threads of 4 x 8 where there are few large ones.
 // K is summed in order, in fused multiply-adds: equal inputs give equal bits.
@@ -75,8 +75,8 @@ __global__ void __launch_bounds__(THREADS<BM, BN>, 2) grouped_rows_float(
 
 template <int BM, int BN, bool VECTOR, bool GATHER>
 __global__ void __launch_bounds__(THREADS<BM, BN>, 2) grouped_dw_float(
-    const float* left, const float* right, const int* order, int slots, const int* offsets, float* dw, int height, int width, int row_tiles,
-    int column_tiles, bool accumulate
+    const float* left, const float* right, const int* order, unsigned factor, int shift, const int* offsets, float* dw, int height, int width,
+    int row_tiles, int column_tiles, bool accumulate
 ) {
     using S = Sums<BM, BN, TALL<BM>>;
     alignas(16) __shared__ float shared[2][S::SIZE];
@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(THREADS<BM, BN>, 2) grouped_dw_float(
 
     MNMajor<BM, THREADS<BM, BN>, VECTOR> rows(left + (long long)first * height + top, height, height - top, length);
     const float* from = right + (GATHER ? 0 : (long long)first * width) + begin;
-    MNMajor<BN, THREADS<BM, BN>, VECTOR, GATHER> columns(from, width, width - begin, length, GATHER ? order + first : nullptr, slots);
+    MNMajor<BN, THREADS<BM, BN>, VECTOR, GATHER> columns(from, width, width - begin, length, GATHER ? order + first : nullptr, {factor, shift});
     S sums;
     sums.product(rows, columns, length, shared);
 #pragma unroll

@@ -4,7 +4,7 @@
 //   a [R,K], or rows order[r] / slots of it where `order` is given; weight [E,N,K], transposed [E,K,N]; `rows` R: unused rows become zeros,
 //   0: they are not written. ACTIVATE of swiglu: half of a tile's columns are gates, the other half the same columns of up.
 //   Grid: row tiles * column tiles (tiles.cuh).   FLOPs: 2 R N K.   Bytes: R (K + N) 2, and the weights of experts that have rows.
-// grouped_dw_wgmma: dw[e] = left_e^T right_e, or added to it.   left [R,M], right [R,N] (or rows order[r] / slots of it) -> dw [E,M,N]
+// grouped_dw_wgmma: dw[e] = left_e^T right_e, or added to it.   left [R,M], right [R,N] (or rows order[r] / slots of it, by quotient.cuh) -> dw [E,M,N]
 //   Grid: E * row tiles * column tiles. An expert without rows gives zeros; rows of its neighbours are zeros in shared memory.
 // Tiles: 128 x 256 or 128 x 128 by three warpgroups, one block per processor. K is summed in order: equal inputs give equal bits. Rows of all
 // arrays begin at multiples of 16 bytes.   Compiles only for sm_90a.
@@ -61,8 +61,8 @@ __global__ void __launch_bounds__(THREADS, 1) grouped_rows_wgmma(
 
 template <int BN, bool GATHER>
 __global__ void __launch_bounds__(THREADS, 1) grouped_dw_wgmma(
-    const bf16* left, const bf16* right, const int* order, int slots, const int* offsets, bf16* dw, int height, int width, int row_tiles,
-    int column_tiles, bool accumulate
+    const bf16* left, const bf16* right, const int* order, unsigned factor, int shift, const int* offsets, bf16* dw, int height, int width,
+    int row_tiles, int column_tiles, bool accumulate
 ) {
     extern __shared__ __align__(1024) unsigned char dynamic_shared[];
     bf16* shared = reinterpret_cast<bf16*>(dynamic_shared);
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(THREADS, 1) grouped_dw_wgmma(
     if (threadIdx.x >= MULTIPLIERS) {
         MNMajor<HEIGHT> rows(left + (long long)first * height + top, height, height - top, length);
         const bf16* from = right + (GATHER ? 0 : (long long)first * width) + begin;
-        MNMajor<BN, GATHER> columns(from, width, width - begin, length, GATHER ? order + first : nullptr, slots);
+        MNMajor<BN, GATHER> columns(from, width, width - begin, length, GATHER ? order + first : nullptr, {factor, shift});
         fill(rows, columns, steps, shared, barriers);
         return;
     }

@@ -7,6 +7,7 @@
 // stored where the copy would have put them.
 #pragma once
 #include "common.cuh"
+#include "quotient.cuh"
 
 constexpr int STEP = 32, STAGES = 4;
 
@@ -62,7 +63,7 @@ struct KMajor {
     }
 };
 
-// MN-major: [STEP][SPAN]. Rows are `stride` apart, or those that `order` names: order[k] / slots. `width` elements of a row are inside.
+// MN-major: [STEP][SPAN]. Rows are `stride` apart, or those that `order` names: token.of(order[k]). `width` elements of a row are inside.
 template <int SPAN, int THREADS, bool VECTOR, bool GATHER = false>
 struct MNMajor {
     static constexpr int ACROSS = SPAN / CHUNK, DOWN = THREADS / ACROSS, PASSES = STEP / DOWN, SIZE = SPAN * STEP;
@@ -70,11 +71,11 @@ struct MNMajor {
     long long stride;
     int width, length;
     const int* order;
-    int slots;
+    Quotient token;  // of a number in `order`
     int next[GATHER ? PASSES : 1];  // the rows of the next step, read a step ahead
 
-    __device__ MNMajor(const bf16* from, long long stride, int width, int length, const int* order = nullptr, int slots = 1)
-        : from(from), stride(stride), width(width), length(length), order(order), slots(slots) {
+    __device__ MNMajor(const bf16* from, long long stride, int width, int length, const int* order = nullptr, Quotient token = {})
+        : from(from), stride(stride), width(width), length(length), order(order), token(token) {
         look_up(0);
     }
 
@@ -85,7 +86,7 @@ struct MNMajor {
 #pragma unroll
             for (int i = 0; i < PASSES; i++) {
                 const int k = step * STEP + threadIdx.x / ACROSS + i * DOWN;
-                next[i] = k < length ? order[k] / slots : 0;
+                next[i] = k < length ? token.of(order[k]) : 0;
             }
         }
     }

@@ -13,6 +13,7 @@
 #include "ptx_hopper.cuh"
 
 #include "common.cuh"
+#include "quotient.cuh"
 
 constexpr int GROUP = 4 * WARP;  // a warpgroup
 constexpr int HEIGHT = 128, THREADS = 3 * GROUP, MULTIPLIERS = 2 * GROUP;
@@ -75,7 +76,7 @@ struct KMajor {
     }
 };
 
-// MN-major: rows of K, `stride` apart, or those that `order` names: order[k] / slots. `width` elements of a row are inside.
+// MN-major: rows of K, `stride` apart, or those that `order` names: token.of(order[k]). `width` elements of a row are inside.
 template <int SPAN, bool GATHER = false>
 struct MNMajor {
     static constexpr int SIZE = SPAN * STEP, MN_MAJOR = 1, PASSES = STEP / DOWN;
@@ -84,11 +85,11 @@ struct MNMajor {
     long long stride;
     int width, length;
     const int* order;
-    int slots;
+    Quotient token;  // of a number in `order`
     int next[GATHER ? PASSES : 1];  // the rows of the next step, read a step ahead
 
-    __device__ MNMajor(const bf16* from, long long stride, int width, int length, const int* order = nullptr, int slots = 1)
-        : from(from), stride(stride), width(width), length(length), order(order), slots(slots) {
+    __device__ MNMajor(const bf16* from, long long stride, int width, int length, const int* order = nullptr, Quotient token = {})
+        : from(from), stride(stride), width(width), length(length), order(order), token(token) {
         look_up(0);
     }
 
@@ -97,7 +98,7 @@ struct MNMajor {
 #pragma unroll
             for (int i = 0; i < PASSES; i++) {
                 const int k = step * STEP + threadIdx.x % GROUP / CHUNKS + i * DOWN;
-                next[i] = k < length ? order[k] / slots : 0;
+                next[i] = k < length ? token.of(order[k]) : 0;
             }
         }
     }
