@@ -60,6 +60,7 @@ class CudaLaunch(Backend):
     """A backend whose topics launch kernels, which `loader` compiles."""
 
     loader: Loader
+    alignment = WIDE  # a parameter of an odd size would leave all after it to accesses of one element
 
     def _launch(
         self, source: Source, name: str, grid: int | tuple[int, ...], block: int | tuple[int, ...], *args: Any, shared: int = 0

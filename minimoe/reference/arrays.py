@@ -33,6 +33,7 @@ class ArrayLayer(ABC):
     dtypes: tuple[str, ...]  # of FLOATS; float32 alone is enough
     xp: Any
     reads_offsets = True  # grouped references read the experts' row offsets on the host; False: they mask, at E times the work
+    alignment = 1  # bytes: parameters and their gradients begin at multiples of it in their flat buffers (16: a GPU's widest access)
     cache_elements = 0  # if > 0, work of many passes takes this many elements at a time, which fit the processor's cache
 
     @abstractmethod

@@ -2,8 +2,9 @@
 
 An optimizer moves the parameters into one flat buffer for each kind (decayed or not, by dtype), and their gradients into another; each
 parameter becomes a view of its slice, and its `.grad` keeps that address from then on. So one kernel call updates a whole group, and the
-norm of all gradients is two or three sums. How a group is updated is looked up in the table of `reference/optimizers.py`; the formulas are
-in `reference/optimizer.py`.
+norm of all gradients is two or three sums. Slices begin at multiples of the backend's `alignment`; the elements between them have zero
+gradients, so they stay zero, and no file has them. How a group is updated is looked up in the table of `reference/optimizers.py`; the
+formulas are in `reference/optimizer.py`.
 """
 
 from __future__ import annotations
@@ -28,21 +29,32 @@ class Group:
 
     def __init__(self, parameters: list[Tensor], backend: Backend, weight_decay: float, facts: optimizers.Optimizer) -> None:
         xp, dtype = backend.xp, parameters[0].dtype
-        self.parameters, self.weight_decay, self.facts = parameters, weight_decay, facts
-        total = sum(p.size for p in parameters)
-        self.param, self.grad = xp.empty(total, dtype=dtype), xp.zeros(total, dtype=dtype)
+        self.parameters, self.weight_decay, self.facts, self.xp = parameters, weight_decay, facts, xp
+        self.slices, total = _slices(parameters, max(1, backend.alignment // dtype.itemsize) if backend.alignment > 1 else 1)
+        self.packed = total == sum(p.size for p in parameters)  # no elements between the slices
+        self.param, self.grad = (xp.empty if self.packed else xp.zeros)(total, dtype=dtype), xp.zeros(total, dtype=dtype)
         self.states = {name: xp.zeros(total, dtype=dtype) for name in facts.states}
-        self.slices: list[slice] = []
-        start = 0
-        for p in parameters:
-            part = slice(start, start + p.size)
+        for p, part in zip(parameters, self.slices, strict=True):
             self.param[part] = xp.reshape(p.data, (-1,))
             if p.grad is not None:
                 self.grad[part] = xp.reshape(p.grad, (-1,))
             p.data, p.grad = xp.reshape(self.param[part], p.shape), xp.reshape(self.grad[part], p.shape)
-            self.slices.append(part)
-            start += p.size
         self.grads: list[Array] = [p.grad for p in parameters]
+
+    def pack(self, state: Array) -> Array:
+        """Return a state without what lies between the slices, as files have it: the state itself if there is nothing."""
+        return state if self.packed else self.xp.concat([state[part] for part in self.slices])
+
+    def unpack(self, inout_state: Array, packed: Array) -> None:
+        """Write what `pack` returned into a state."""
+        if self.packed:
+            inout_state[...] = packed
+            return
+        start = 0
+        for part in self.slices:
+            size = part.stop - part.start
+            inout_state[part] = packed[start : start + size]
+            start += size
 
     def attach(self) -> None:
         """Put gradients that were detached (`p.grad = None`) back into their slices, with what was accumulated since."""
@@ -56,6 +68,16 @@ class Group:
         """Mark every gradient as zero: the next one overwrites it, so no pass has to clear it."""
         for p, view in zip(self.parameters, self.grads, strict=True):
             p.grad, p.grad_is_zero = view, True
+
+
+def _slices(parameters: list[Tensor], step: int) -> tuple[list[slice], int]:
+    """Return the slice of each parameter in a flat buffer, and the buffer's size: slices begin at multiples of `step` elements."""
+    slices, end = [], 0
+    for p in parameters:
+        start = -(-end // step) * step
+        end = start + p.size
+        slices.append(slice(start, end))
+    return slices, end
 
 
 def role_of(p: Tensor) -> Role:
@@ -163,7 +185,7 @@ class Optimizer:
 
     def state_dict(self) -> dict[str, Array]:
         """Return the moments of each group and the number of updates."""
-        state = {f"group{i}.{name}": array for i, group in enumerate(self.groups) for name, array in group.states.items()}
+        state = {f"group{i}.{name}": group.pack(array) for i, group in enumerate(self.groups) for name, array in group.states.items()}
         return {"steps": self.steps, **state}
 
     def load_state_dict(self, arrays: Mapping[str, Any]) -> None:
@@ -171,10 +193,14 @@ class Optimizer:
         state = self.state_dict()
         if set(state) != set(arrays) or any(tuple(arrays[name].shape) != tuple(state[name].shape) for name in state):
             raise CheckpointError("the optimizer's state does not fit: it was saved with another model or optimizer")
-        for name, array in state.items():
-            value = arrays[name]
-            value = self.backend.from_host(np.asarray(value)) if not isinstance(value, type(array)) else value
-            array[...] = value
+        self.steps[...] = self._own(arrays["steps"])
+        for i, group in enumerate(self.groups):
+            for name, array in group.states.items():
+                group.unpack(array, self._own(arrays[f"group{i}.{name}"]))
+
+    def _own(self, array: Any) -> Array:
+        """Return an array of any library as one of the backend's."""
+        return array if isinstance(array, type(self.steps)) else self.backend.from_host(np.asarray(array))
 
 
 class AdamW(Optimizer):

@@ -8,12 +8,13 @@ import pytest
 from ptx_machine.cupy_on_ptx import CupyOnPtx
 from ptx_machine.schedules import EVERY_SCHEDULE, SEEDS
 
+import minimoe as mm
 import minimoe_cupy
 from minimoe.backend import BackendUnavailable, check_overrides, kernel_kinds, overridden
 from minimoe.reference.routing import Plan
 from minimoe.testing import cases
 from minimoe_cupy.device import REQUIRED, check_device
-from minimoe_cupy.launch import parameters, writable
+from minimoe_cupy.launch import lanes, parameters, writable
 from minimoe_cupy.loader import Source
 
 BACKENDS = {seed: CupyOnPtx(seed) for seed in SEEDS}
@@ -66,6 +67,14 @@ def test_an_output_buffer_that_a_kernel_cannot_write_is_filled_by_the_reference(
         out[...] = 0
         assert FIRST.linear(x, weight[0], out=out) is out and (out == 4).all()
     assert not writable(np.empty((5, 3), np.float32), (3, 5), x.dtype)
+
+
+def test_a_parameter_of_an_odd_size_leaves_wide_accesses_to_those_after_it():
+    sizes = [(3,), (8,), (5,), (4, 8)]
+    leaves = [mm.tensor(np.ones(shape, np.float32), requires_grad=True, backend=FORWARD, dtype="float32") for shape in sizes]
+    optimizer = mm.optim.AdamW(leaves)
+    assert [lanes(8, leaf.data, leaf.grad) for leaf in leaves] == [4, 4, 4, 4]
+    assert [state.shape for name, state in optimizer.state_dict().items() if name.endswith(".m")] == [(16,), (32,)]
 
 
 # ---- what is refused ---------------------------------------------------------------------------------------------------------------------

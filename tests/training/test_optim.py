@@ -10,6 +10,7 @@ import minimoe as mm
 from minimoe import optim
 from minimoe.errors import CheckpointError, ConfigError
 from minimoe.optim import learning_rate, make_optimizer
+from minimoe_numpy import NumpyBackend
 
 STEPS = 10
 LR, DECAY = 0.05, 0.2
@@ -114,6 +115,70 @@ def test_ten_steps_follow_the_formula(name, backend):
             expected[key] = RULES[name](expected[key], states[key], values[key], step + 1, decay)
     for key, leaf in leaves.items():
         np.testing.assert_allclose(host(leaf), expected[key], rtol=1e-10, atol=1e-12, err_msg=key)
+
+
+# ---- flat buffers ----------------------------------------------------------------------------------------------------------------------
+
+ODD = {"three": (3,), "five": (5,), "matrix": (3, 5), "experts": (3, 5, 1), "even": (4,), "one": (1, 1)}
+ALIGNED = type("Aligned", (NumpyBackend,), {"alignment": 16})()
+
+
+def odd_leaves(backend, dtype):
+    rng = np.random.default_rng(3)
+    return {
+        name: mm.tensor(rng.standard_normal(shape).astype(dtype), requires_grad=True, backend=backend, dtype=dtype)
+        for name, shape in ODD.items()
+    }
+
+
+def trained(name, backend, dtype, steps=4, state=None):
+    """-> the leaves after some steps, their optimizer, its norms"""
+    leaves = odd_leaves(backend, dtype)
+    optimizer, norms = make(name, leaves.values()), []
+    if state is not None:
+        optimizer.load_state_dict(state)
+    for step in range(steps):
+        rng = np.random.default_rng([4, step])
+        optimizer.zero_grad()
+        for leaf in leaves.values():
+            leaf.grad[...] = rng.standard_normal(leaf.shape)
+        norms.append(float(optimizer.grad_norm()))
+        optimizer.step()
+    return leaves, optimizer, norms
+
+
+@each_optimizer
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_parameters_of_odd_sizes_begin_at_multiples_of_16_bytes(name, dtype):
+    leaves, optimizer, _ = trained(name, ALIGNED, dtype)
+    for leaf in leaves.values():
+        assert leaf.data.ctypes.data % 16 == leaf.grad.ctypes.data % 16 == 0
+    for group in optimizer.groups:
+        between = np.ones(group.param.size, bool)
+        for part in group.slices:
+            assert part.start * group.param.itemsize % 16 == 0
+            between[part] = False
+        assert between.any() or len(group.slices) == 1
+        for buffer in (group.param, group.grad, *group.states.values()):
+            assert buffer.ctypes.data % 16 == 0 and not buffer[between].any()
+
+
+@each_optimizer
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_what_lies_between_parameters_changes_no_result_and_is_in_no_file(name, dtype):
+    (ours, aligned, norms), (theirs, packed, expected) = (trained(name, backend, dtype) for backend in (ALIGNED, BACKENDS["numpy"]))
+    assert norms == pytest.approx(expected, rel=1e-6)
+    for key in ODD:
+        assert np.array_equal(ours[key].data, theirs[key].data)
+    left, right = aligned.state_dict(), packed.state_dict()
+    assert left.keys() == right.keys()
+    for key, array in left.items():
+        assert np.array_equal(array, right[key]) and array.dtype == right[key].dtype
+    for backend in (ALIGNED, BACKENDS["numpy"]):  # what either saved is resumed by either
+        (from_left, *_), (from_right, *_) = (trained(name, backend, dtype, state=state) for state in (left, right))
+        assert all(np.array_equal(from_left[key].data, from_right[key].data) for key in ODD)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        aligned.load_state_dict({key: np.zeros(array.size + 3, array.dtype) if array.ndim else array for key, array in left.items()})
 
 
 def test_muon_gives_every_expert_its_own_singular_values_near_one():
