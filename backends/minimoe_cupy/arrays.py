@@ -48,13 +48,23 @@ class Namespace:
             refuse_while_capturing("a host number became an array")
         return cupy.asarray(x, **options)
 
-    def matmul(self, a: Array, b: Array, out: Array = None) -> Array:
-        if a.ndim < 2 or b.ndim < 2 or a.dtype != b.dtype:
+    def matmul(self, a: Array, b: Array, out: Array = None, accumulate: bool = False) -> Array:
+        """Returns a b, in `out` if given, or added to it; `out` may be float32 for bfloat16, whose sums are then not rounded."""
+        if a.ndim >= 2 and b.ndim >= 2 and a.dtype == b.dtype:
+            leading = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+            y = cupy.empty((*leading, a.shape[-2], b.shape[-1]), dtype=a.dtype) if out is None else out
+            if not leading and cublas.matmul(a, b, y, accumulate):
+                return y
+            if leading and not accumulate and cublas.matmul_batch(a, b, y, cupy.ascontiguousarray):
+                return y
+        if out is None or (out.dtype == a.dtype == b.dtype and not accumulate):
             return cupy.matmul(a, b, out=out)
-        leading = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-        y = cupy.empty((*leading, a.shape[-2], b.shape[-1]), dtype=a.dtype) if out is None else out
-        done = cublas.matmul_batch(a, b, y, cupy.ascontiguousarray) if leading else cublas.matmul(a, b, y)
-        return y if done else cupy.matmul(a, b, out=out)
+        y = cupy.matmul(a.astype(out.dtype), b.astype(out.dtype))
+        if accumulate:
+            out += y
+        else:
+            out[...] = y
+        return out
 
     def concat(self, arrays: Any, axis: int = 0) -> Array:
         """Joins eight arrays at a time: for more, CuPy builds a table on the host, which cannot be recorded."""
@@ -113,4 +123,4 @@ class CupyArrays(Backend):
         return int(asked[1].replace(",", "")) if asked else 0, cupy.cuda.runtime.memGetInfo()[0]
 
     def record(self, work: Callable[[], None], say: Callable[[str], None]) -> Callable[[], None] | None:
-        return record(work, say)
+        return record(work, say, cublas.workspace)

@@ -1,6 +1,7 @@
 """Dense products by cuBLAS, single or in a batch, called directly: CuPy's own calls cannot be recorded in a CUDA graph.
 
-Sums are float32 (float64 for float64), never TF32. Each thread has its own handle and a workspace with a fixed address.
+Sums are float32 (float64 for float64), never TF32; those of bfloat16 can be stored as they are. Each thread has a handle for each device,
+and a workspace with a fixed address, which a recorded graph holds.
 """
 
 import ctypes
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minimoe.backend import Array
+from minimoe_cupy.device import current_device
 from minimoe_cupy.launch import BFLOAT16, FLOAT32, address
 
 NAMES = ("libcublas.so.13", "libcublas.so.12", "cublas64_13.dll", "cublas64_12.dll")  # CuPy has loaded one of these
@@ -85,48 +87,72 @@ def batch_of(x: Array, leading: tuple[int, ...], contiguous: Callable[[Array], A
     return Batch(x, Operand(KEEP, address(x), max(columns, 1)), rows * columns)
 
 
+def load_library() -> Any:
+    """Returns the library that CuPy has loaded. Raises RuntimeError if it is not found."""
+    from cupy_backends.cuda.libs import cublas as loaded  # noqa: F401  importing it loads the library
+
+    for name in NAMES:
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    raise RuntimeError(f"cuBLAS was not found under any of {', '.join(NAMES)}")
+
+
+class Handle(NamedTuple):
+    """A thread's handle for one device, and the memory on that device that its products may use."""
+
+    handle: ctypes.c_void_p
+    workspace: Array
+
+
 class Cublas(threading.local):
-    """The library, with a handle for each thread."""
+    """The library, with a handle for each thread and device."""
 
     def __init__(self) -> None:
-        self.handle = ctypes.c_void_p()
-        self.workspace: Any = None
+        self.handles: dict[int, Handle] = {}
+        self.library: Any = None
 
-    def _start(self) -> None:
+    def workspace(self) -> Array | None:
+        """Returns this thread's workspace on the current device, if there is one: a graph that was recorded here has its address."""
+        made = self.handles.get(current_device())
+        return None if made is None else made.workspace
+
+    def _handle(self) -> Handle:
+        """Returns this thread's handle for the current device."""
         import cupy
-        from cupy_backends.cuda.libs import cublas as loaded  # noqa: F401  importing it loads the library
 
-        for name in NAMES:
-            try:
-                self.library = ctypes.CDLL(name)
-                break
-            except OSError:
-                continue
-        else:
-            raise RuntimeError(f"cuBLAS was not found under any of {', '.join(NAMES)}")
-        self.workspace = cupy.empty(WORKSPACE, dtype=cupy.uint8)
-        self._call("cublasCreate_v2", ctypes.byref(self.handle))
-        self._call("cublasSetMathMode", self.handle, NO_NARROW_SUMS)
+        device = current_device()
+        if device not in self.handles:
+            self.library = self.library or load_library()
+            handle = ctypes.c_void_p()
+            self._call("cublasCreate_v2", ctypes.byref(handle))
+            self._call("cublasSetMathMode", handle, NO_NARROW_SUMS)
+            self.handles[device] = Handle(handle, cupy.empty(WORKSPACE, dtype=cupy.uint8))
+        return self.handles[device]
 
     def _call(self, name: str, *args: Any) -> None:
         status = getattr(self.library, name)(*args)
         if status:
             raise RuntimeError(f"{name}: cuBLAS gave status {status}")
 
-    def matmul(self, a: Array, b: Array, out: Array) -> bool:
-        """Computes out = a b on the current stream. Returns False, and does nothing, for a dtype or layout that cuBLAS lacks."""
+    def matmul(self, a: Array, b: Array, out: Array, accumulate: bool = False) -> bool:
+        """Computes out = a b, or adds a b to it, on the current stream.
+
+        Returns False, and does nothing, for a dtype or layout that cuBLAS lacks.
+        """
         arguments = product(a, b, out) if computes(a, b, out) else None
         if arguments is None:
             return False
         if not out.size:
             return True
         if not a.size:
-            out[...] = 0
+            if not accumulate:
+                out[...] = 0
             return True
         operation_b, operation_a, n, m, k, at_b, stride_b, at_a, stride_a, at_out, stride = arguments
-        self._multiply(
-            "cublasGemmEx", a.dtype, (operation_b, operation_a, n, m, k), (at_b, stride_b), (at_a, stride_a), (at_out, stride), ()
-        )
+        shape, sides = (operation_b, operation_a, n, m, k), ((at_b, stride_b), (at_a, stride_a), (at_out, stride))
+        self._multiply("cublasGemmEx", (a.dtype, out.dtype), shape, *sides, (), accumulate)
         return True
 
     def matmul_batch(self, a: Array, b: Array, out: Array, contiguous: Callable[[Array], Array]) -> bool:
@@ -143,30 +169,34 @@ class Cublas(threading.local):
         shape = right.operand.operation, left.operand.operation, n, m, k
         second, first = ((side.operand.address, side.operand.stride, side.step) for side in (right, left))
         third, count = (address(out), max(n, 1), m * n), (math.prod(leading),)
-        self._multiply("cublasGemmStridedBatchedEx", a.dtype, shape, second, first, third, count)
+        self._multiply("cublasGemmStridedBatchedEx", (a.dtype, out.dtype), shape, second, first, third, count, False)
         return True
 
     def _multiply(
-        self, name: str, dtype: Any, shape: tuple[int, ...], right: tuple[int, ...], left: tuple[int, ...], out: tuple[int, ...],
-        count: tuple[int, ...],
+        self, name: str, dtypes: tuple[Any, Any], shape: tuple[int, ...], right: tuple[int, ...], left: tuple[int, ...],
+        out: tuple[int, ...], count: tuple[int, ...], accumulate: bool,
     ) -> None:  # fmt: skip
-        """Calls cuBLAS with operations and sizes, and each matrix's address, stride and, in a batch, step."""
+        """Calls cuBLAS with the dtypes of operands and result, operations and sizes, and each matrix's address, stride and step."""
         import cupy
 
-        if not self.handle:
-            self._start()
-        double = dtype == np.float64
+        handle, workspace = self._handle()
+        double = dtypes[0] == np.float64
         number = ctypes.c_double if double else ctypes.c_float
-        one, zero, kind = number(1.0), number(0.0), DATA[dtype]
+        one, old = number(1.0), number(1.0 if accumulate else 0.0)
         pointer = ctypes.c_void_p
-        self._call("cublasSetStream_v2", self.handle, pointer(cupy.cuda.get_current_stream().ptr))
-        self._call("cublasSetWorkspace_v2", self.handle, pointer(self.workspace.data.ptr), ctypes.c_size_t(WORKSPACE))
-        sides = [(pointer(at), kind, stride, *map(ctypes.c_longlong, step)) for at, stride, *step in (right, left, out)]
+        self._call("cublasSetStream_v2", handle, pointer(cupy.cuda.get_current_stream().ptr))
+        self._call("cublasSetWorkspace_v2", handle, pointer(workspace.data.ptr), ctypes.c_size_t(WORKSPACE))
+        kinds = DATA[dtypes[0]], DATA[dtypes[0]], DATA[dtypes[1]]
+        sides = [
+            (pointer(at), kind, stride, *map(ctypes.c_longlong, step))
+            for (at, stride, *step), kind in zip((right, left, out), kinds, strict=True)
+        ]
         self._call(
-            name, self.handle, *shape, ctypes.byref(one), *sides[0], *sides[1], ctypes.byref(zero), *sides[2], *count,
+            name, handle, *shape, ctypes.byref(one), *sides[0], *sides[1], ctypes.byref(old), *sides[2], *count,
             COMPUTE_64F if double else COMPUTE_32F, DEFAULT_ALGORITHM,
         )  # fmt: skip
 
 
 def computes(a: Array, b: Array, out: Array) -> bool:
-    return bool(a.dtype == b.dtype == out.dtype and a.dtype in DATA)
+    """Returns True for dtypes that cuBLAS multiplies: one for all, or float32 for the product of bfloat16."""
+    return bool(a.dtype == b.dtype and a.dtype in DATA and (out.dtype == a.dtype or (a.dtype, out.dtype) == (BFLOAT16, FLOAT32)))

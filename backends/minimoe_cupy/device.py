@@ -1,8 +1,10 @@
 """Checks that there is a card that the kernels can run on, for both GPU backends."""
 
 import os
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 from minimoe.backend import BackendUnavailable
@@ -35,10 +37,10 @@ def check_device(name: str) -> None:
         raise BackendUnavailable(f"backend {name}: no usable NVIDIA driver ({error}): install one for CUDA 12 or newer") from error
     if not count:
         raise BackendUnavailable(f"backend {name}: no NVIDIA card is visible (CUDA_VISIBLE_DEVICES hides cards)")
-    properties = runtime.getDeviceProperties(runtime.getDevice())
-    found = properties["major"], properties["minor"]
+    found = capability()
     if found < OLDEST:
-        card, has, needs = properties["name"].decode(), *(f"{major}.{minor}" for major, minor in (found, OLDEST))
+        card = runtime.getDeviceProperties(runtime.getDevice())["name"].decode()
+        has, needs = (f"{major}.{minor}" for major, minor in (found, OLDEST))
         raise BackendUnavailable(f"backend {name}: {card} has compute capability {has}: the kernels need {needs} (Ampere) or newer")
 
 
@@ -55,15 +57,43 @@ def check_compiler(name: str, nvrtc: Any) -> None:
         )
 
 
+def current_device() -> int:
+    """Returns the number of the device that calls go to now: `with cupy.cuda.Device(1):` changes it."""
+    import cupy
+
+    return int(cupy.cuda.runtime.getDevice())
+
+
+def capability() -> tuple[int, int]:
+    """Returns the compute capability of the current device; a process may have devices of several."""
+    import cupy
+
+    return _capability(cupy, current_device())
+
+
+@cache
+def _capability(cupy: ModuleType, device: int) -> tuple[int, int]:
+    properties = cupy.cuda.runtime.getDeviceProperties(device)
+    return properties["major"], properties["minor"]
+
+
+def current_architecture() -> str:
+    """Returns what the compiler calls the current device: sm_90. Raises RuntimeError if the kernels cannot run on it."""
+    found = capability()
+    if found < OLDEST:
+        has, needs = (f"{major}.{minor}" for major, minor in (found, OLDEST))
+        raise RuntimeError(f"device {current_device()} has compute capability {has}: the kernels need {needs} or newer")
+    return "sm_{}{}".format(*found)
+
+
 def wgmma_wanted() -> bool:
-    """Returns True if grouped products in bfloat16 shall use Hopper's wgmma: if MINIMOE_WGMMA is 1, on an H100 or H200.
+    """Returns True if grouped products in bfloat16 shall use Hopper's wgmma: if MINIMOE_WGMMA is 1, and the current device an H100 or H200.
 
     It is off by default because no card has run it; mma.sync gives the same products.
     """
-    if os.environ.get("MINIMOE_WGMMA") != "1" or find_spec("cupy") is None:
+    if os.environ.get("MINIMOE_WGMMA") != "1":
         return False
-    import cupy
-
-    runtime = cupy.cuda.runtime
-    properties = runtime.getDeviceProperties(runtime.getDevice())
-    return bool((properties["major"], properties["minor"]) == HOPPER)
+    try:
+        return capability() == HOPPER
+    except ImportError:
+        return False

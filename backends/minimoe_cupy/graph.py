@@ -22,13 +22,15 @@ def refuse_while_capturing(what: str) -> None:
         raise Refused(what)
 
 
-def record(work: Callable[[], None], say: Callable[[str], None]) -> Callable[[], None] | None:
+def record(work: Callable[[], None], say: Callable[[str], None], memory: Callable[[], object]) -> Callable[[], None] | None:
     """Runs `work` and returns a function that launches the graph of its device work; if it cannot be recorded, tells `say` why: None.
 
     Its arrays come from a pool of their own, which lives as long as the graph, so nothing else is ever allocated where the graph writes.
+    So does what `memory` returns after the recording: memory from elsewhere whose address the graph has, such as cuBLAS's workspace, which
+    would otherwise be freed with the thread that recorded. A graph is launched on the device on which it was recorded.
     While a step is being recorded the device does nothing, so a step that cannot be recorded is simply run again.
     """
-    stream, pool = cupy.cuda.Stream(non_blocking=True), cupy.cuda.MemoryPool()
+    device, stream, pool = cupy.cuda.Device(), cupy.cuda.Stream(non_blocking=True), cupy.cuda.MemoryPool()
     cupy.cuda.get_current_stream().synchronize()
     cupy.get_default_memory_pool().free_all_blocks()  # the memory of earlier steps: the recording's pool needs as much
     graph, why = _capture(work, stream, pool)
@@ -38,8 +40,9 @@ def record(work: Callable[[], None], say: Callable[[str], None]) -> Callable[[],
         work()
         return None
 
-    def again(kept: object = pool) -> None:
-        graph.launch(cupy.cuda.get_current_stream())
+    def again(kept: object = (pool, memory())) -> None:
+        with device:
+            graph.launch(cupy.cuda.get_current_stream())
 
     again()
     return again

@@ -6,12 +6,15 @@ On a card the loader is NVRTC through CuPy (`CupyLoader`); the tests compile the
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from minimoe_cupy.cubins import kept_cubin
+from minimoe_cupy.device import current_architecture, current_device
 
 KERNELS = Path(__file__).parent / "kernels"
+T = TypeVar("T")
 
 Launch: TypeAlias = Callable[..., None]
 """A compiled kernel: (grid, block, args, shared_mem=0), sizes as tuples."""
@@ -38,37 +41,79 @@ class Loader(Protocol):
 
 
 class CupyLoader:
-    """NVRTC, for the current device. The machine code is cached on disk (`cubins.py`), and CuPy loads it from there."""
+    """NVRTC, for the device that is current at a launch. The machine code is cached on disk (`cubins.py`), and CuPy loads it from there.
+
+    A process may have cards of several architectures: each has its own machine code, modules, functions and settings of functions.
+    """
 
     def __init__(self) -> None:
-        self.listener: Callable[[str], None] = to_stderr  # is told once that kernels are being compiled
-        self.announced = False
+        self.listener: Callable[[str], None] = to_stderr  # is told once for each architecture that kernels are being compiled
+        self.announced: set[str] = set()
 
     def __call__(self, path: Path, names: Sequence[str], architecture: str | None = None) -> Callable[[str], Launch]:
-        import cupy
-
-        target = architecture or f"sm_{cupy.cuda.Device().compute_capability}"
-        cubin = kept_cubin(cupy.cuda.nvrtc, path, names, target, self._tell)
-        module = cupy.RawModule(path=str(cubin.path))
+        module = PerDevice(partial(self._load, path, names, architecture))
+        module.here()
 
         def launcher(name: str) -> Launch:
-            function = module.get_function(cubin.lowered[name])
-            allowed = function.max_dynamic_shared_size_bytes  # at first 48 KB less the kernel's static shared memory
+            functions = PerDevice(lambda: module.here().function(name))
 
             def launch(grid: tuple[int, ...], block: tuple[int, ...], args: Sequence[Any], shared_mem: int = 0) -> None:
-                nonlocal allowed
-                if shared_mem > allowed:
-                    function.max_dynamic_shared_size_bytes = allowed = shared_mem
-                function(grid, block, tuple(args), shared_mem=shared_mem)
+                functions.here().launch(grid, block, args, shared_mem)
 
             return launch
 
         return launcher
 
-    def _tell(self) -> None:
-        if not self.announced:
-            self.announced = True
+    def _load(self, path: Path, names: Sequence[str], architecture: str | None) -> "Module":
+        """Returns the kernels of a source for the current device."""
+        import cupy
+
+        target = architecture or current_architecture()
+        cubin = kept_cubin(cupy.cuda.nvrtc, path, names, target, partial(self._tell, target))
+        return Module(cupy.RawModule(path=str(cubin.path)), cubin.lowered)
+
+    def _tell(self, target: str) -> None:
+        if target not in self.announced:
+            self.announced.add(target)
             self.listener("compiling kernels for this card: once, for a minute or so")
+
+
+class PerDevice(Generic[T]):
+    """What is made anew for each device, when it is first asked for there."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self.make = make
+        self.made: dict[int, T] = {}
+
+    def here(self) -> T:
+        """Returns what the current device has."""
+        device = current_device()
+        if device not in self.made:
+            self.made[device] = self.make()
+        return self.made[device]
+
+
+class Module(NamedTuple):
+    """Machine code that is loaded on one device, and the names of its kernels."""
+
+    loaded: Any
+    lowered: dict[str, str]
+
+    def function(self, name: str) -> "Function":
+        return Function(self.loaded.get_function(self.lowered[name]))
+
+
+class Function:
+    """A kernel on one device, and how much shared memory its launches may ask for there."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+        self.allowed = function.max_dynamic_shared_size_bytes  # at first 48 KB less the kernel's static shared memory
+
+    def launch(self, grid: tuple[int, ...], block: tuple[int, ...], args: Sequence[Any], shared_mem: int) -> None:
+        if shared_mem > self.allowed:
+            self.function.max_dynamic_shared_size_bytes = self.allowed = shared_mem
+        self.function(grid, block, tuple(args), shared_mem=shared_mem)
 
 
 def to_stderr(text: str) -> None:

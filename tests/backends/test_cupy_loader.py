@@ -3,13 +3,14 @@
 import re
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
 import pytest
 from cuda.bindings import nvrtc
+from two_devices import Cupy
 
 from minimoe_cupy import cubins
 from minimoe_cupy.cubins import folder, kept_cubin
+from minimoe_cupy.device import wgmma_wanted
 from minimoe_cupy.dispatch import COMBINE
 from minimoe_cupy.loader import KERNELS, CupyLoader
 
@@ -137,22 +138,27 @@ def test_a_full_disk_leaves_a_folder_of_the_process(compiler, monkeypatch):
     assert kept.path.read_bytes()[:4] == b"\x7fELF" and kept.path.parent != folder()
 
 
-def test_the_loader_hands_the_file_to_cupy_and_says_once_that_it_compiles(compiler, monkeypatch):
-    launched = []
-
-    class Kernel:
-        max_dynamic_shared_size_bytes = 0
-
-        def __init__(self, name):
-            self.name = name
-
-        def __call__(self, grid, block, args, shared_mem):
-            launched.append((self.name, grid, block, args, shared_mem, self.max_dynamic_shared_size_bytes))
-
-    cupy = ModuleType("cupy")
-    cupy.cuda = SimpleNamespace(Device=lambda: SimpleNamespace(compute_capability="80"), nvrtc=compiler)
-    cupy.RawModule = lambda path: SimpleNamespace(get_function=Kernel)
+@pytest.fixture
+def cards(compiler, monkeypatch):
+    """A stand-in for CuPy with two cards, of architectures 80 and 90; it writes down launches and what shared memory a function may use."""
+    cupy = Cupy(compiler, lambda device, path, name: Kernel(cupy, device, path, name))
+    cupy.launches = []
     monkeypatch.setitem(sys.modules, "cupy", cupy)
+    return cupy
+
+
+class Kernel:
+    """A function of one card, which another cannot launch."""
+
+    def __init__(self, cupy, device, path, name):
+        self.cupy, self.device, self.path, self.name, self.max_dynamic_shared_size_bytes = cupy, device, path, name, 48_000
+
+    def __call__(self, grid, block, args, shared_mem):
+        assert self.cupy.current == self.device and shared_mem <= self.max_dynamic_shared_size_bytes
+        self.cupy.launches.append((self.device, self.name, grid, block, args, shared_mem, self.max_dynamic_shared_size_bytes))
+
+
+def test_the_loader_hands_the_file_to_cupy_and_says_once_that_it_compiles(compiler, cards):
     said, loader = [], CupyLoader()
     loader.listener = said.append
     launch = loader(COMBINE.path, NAMES)(NAMES[1])
@@ -161,7 +167,37 @@ def test_the_loader_hands_the_file_to_cupy_and_says_once_that_it_compiles(compil
     launch((1,), (32,), [], shared_mem=100_000)
     lowered = kept_cubin(compiler, COMBINE.path, NAMES, "sm_80", lambda: None).lowered[NAMES[1]]
     assert said == ["compiling kernels for this card: once, for a minute or so"] and compiler.compiled == 2
-    assert launched == [(lowered, (2,), (256,), (1, 2), 0, 0), (lowered, (1,), (32,), (), 100_000, 100_000)]
+    assert cards.launches == [(0, lowered, (2,), (256,), (1, 2), 0, 48_000), (0, lowered, (1,), (32,), (), 100_000, 100_000)]
+
+
+def test_each_card_has_machine_code_functions_and_shared_memory_of_its_own(compiler, cards):
+    said, loader = [], CupyLoader()
+    loader.listener = said.append
+    launch = loader(COMBINE.path, NAMES)(NAMES[1])
+    for device in (0, 1, 0, 1):
+        with cards.cuda.Device(device):
+            launch((1,), (32,), [], shared_mem=100_000)
+    assert [launched[0] for launched in cards.launches] == [0, 1, 0, 1] and {launched[-1] for launched in cards.launches} == {100_000}
+    assert compiler.compiled == 2 and len(said) == 2
+    kept = sorted(path.name.split("-")[1] for path in folder().glob("*.cubin"))
+    assert kept == ["sm_80", "sm_90"]
+
+
+def test_a_card_that_is_too_old_is_refused_when_it_is_first_used(cards, monkeypatch):
+    monkeypatch.setattr("two_devices.CAPABILITIES", ((8, 0), (7, 5)))
+    launch = CupyLoader()(COMBINE.path, NAMES)(NAMES[1])
+    with cards.cuda.Device(1), pytest.raises(RuntimeError, match=r"device 1 has compute capability 7\.5: the kernels need 8\.0 or newer"):
+        launch((1,), (32,), [])
+    launch((1,), (32,), [])
+
+
+def test_wgmma_is_asked_of_the_card_that_computes(cards, monkeypatch):
+    monkeypatch.setenv("MINIMOE_WGMMA", "1")
+    wanted = []
+    for device in (0, 1, 0, 1):
+        with cards.cuda.Device(device):
+            wanted.append(wgmma_wanted())
+    assert wanted == [False, True, False, True] and cards.asked == [0, 1]
 
 
 # ---- the kernels' files ---------------------------------------------------------------------------------------------------------------
