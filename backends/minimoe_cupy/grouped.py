@@ -5,7 +5,6 @@ bfloat16 use Hopper's wgmma where `device.wgmma_wanted` says so, mma.sync elsewh
 """
 
 from collections.abc import Callable
-from functools import cached_property
 from math import prod
 from typing import Any, NamedTuple
 
@@ -135,13 +134,16 @@ class CudaGrouped(CudaLaunch):
     def _dw(
         self, left: Array, right: Array, offsets: Array, out: Array | None, accumulate: bool, order: Array | None = None, slots: int = 1
     ) -> Array:
-        """Computes dw[e] = left_e^T right_e, in `out` if given.   left [R,M], right [R,N], or rows order[r] // slots of it -> [E,M,N]"""
+        """Computes dw[e] = left_e^T right_e, in `out` if given.   left [R,M], right [R,N], or rows order[r] // slots of it -> [E,M,N]
+
+        Kernels write float32, as gradients are kept: another result is rounded from it.
+        """
         experts, height, width = shape = offsets.shape[0] - 1, left.shape[1], right.shape[1]
-        if not writable(out, shape, left.dtype):
+        if not writable(out, shape, FLOAT32):
             return self.store(self._dw(left, right, offsets, None, False, order, slots), out, accumulate)
         left, right, offsets, order = self._contiguous(left, right, offsets, order)
-        dw = self.xp.empty(shape, dtype=left.dtype) if out is None else out
-        vector = min(lanes(height, left), lanes(width, right, dw)) > 1
+        dw = self.xp.empty(shape, dtype=FLOAT32) if out is None else out
+        vector = min(lanes(height, left), lanes(width, right), lanes(width, dw)) > 1
 
         def tiles(tiling: Tiling) -> tuple[int, int, int]:
             return experts, ceil_div(height, tiling.height), ceil_div(width, tiling.width)
@@ -152,11 +154,7 @@ class CudaGrouped(CudaLaunch):
         numbers = height, width, down, across, accumulate and out is not None
         args: tuple[Any, ...] = (left, right, order, *quotient(slots), offsets, dw, *numbers)
         self._launch(tiling.source, name, experts * down * across, tiling.threads, *args, shared=tiling.shared)
-        return dw
-
-    @cached_property
-    def _wgmma(self) -> bool:
-        return wgmma_wanted()
+        return self.xp.astype(dw, left.dtype, copy=False) if out is None else dw
 
     def _tiling(
         self, dtype: Any, vector: bool, tiles: Callable[[Tiling], tuple[int, ...]], rows: int | None = None, experts: int = 0
@@ -165,7 +163,7 @@ class CudaGrouped(CudaLaunch):
         large, small, odd = TILINGS[dtype]
         if not vector:
             return odd
-        for tiling in WGMMA if self._wgmma and dtype == BFLOAT16 else (large,):
+        for tiling in WGMMA if dtype == BFLOAT16 and wgmma_wanted() else (large,):
             if prod(tiles(tiling)) >= ENOUGH and (rows is None or 2 * rows >= experts * tiling.height):
                 return tiling
         return small
@@ -173,11 +171,11 @@ class CudaGrouped(CudaLaunch):
     def _db(self, dy: Array, offsets: Array, out: Array | None, accumulate: bool) -> Array:
         """Computes db[e] = sum(dy_e), in `out` if given.   dy [R,O] -> [E,O]"""
         experts, width = shape = offsets.shape[0] - 1, dy.shape[1]
-        if not writable(out, shape, dy.dtype):
+        if not writable(out, shape, FLOAT32):
             return self.store(self._db(dy, offsets, None, False), out, accumulate)
         dy, offsets = self._contiguous(dy, offsets)
-        db = self.xp.empty(shape, dtype=dy.dtype) if out is None else out
-        v = lanes(width, dy, db)
+        db = self.xp.empty(shape, dtype=FLOAT32) if out is None else out
+        v = lanes(width, dy) if lanes(width, db) > 1 else 1
         grid, name = (ceil_div(width, 32 * v), experts), instance("grouped_bias_backward", dy.dtype, v)
         self._launch(BIAS, name, grid, 32 * SUM_WARPS, dy, offsets, db, width, accumulate and out is not None)
-        return db
+        return self.xp.astype(db, dy.dtype, copy=False) if out is None else db

@@ -129,6 +129,11 @@ def writable(out: Array | None, shape: tuple[int, ...], dtype: Any) -> bool:
     return out is None or (out.shape == shape and out.dtype == dtype and bool(out.flags.c_contiguous))
 
 
+def kept(out: Array | None, shape: tuple[int, ...], dtype: Any) -> bool:
+    """Returns True if a kernel can write, or add, a weight's gradient to `out`, or if `out` is None: float32 is never rounded."""
+    return writable(out, shape, dtype) or writable(out, shape, FLOAT32)
+
+
 def lanes(extent: int, *arrays: Array) -> int:
     """Returns the elements per access: 16 bytes' worth if rows of `extent` elements begin at multiples of 16 bytes, else 1."""
     size = arrays[0].dtype.itemsize

@@ -3,7 +3,7 @@
 import math
 
 from minimoe.backend import Array
-from minimoe_cupy.launch import FLOAT32, CudaLaunch, by_width, ceil_div, computed, instance, instances, lanes, writable
+from minimoe_cupy.launch import FLOAT32, CudaLaunch, by_width, ceil_div, computed, instance, instances, kept, lanes, writable
 from minimoe_cupy.loader import Source
 
 BLOCK = 256
@@ -33,12 +33,15 @@ class CudaLinear(CudaLaunch):
 
     def linear_dw(self, dy: Array, x: Array, out: Array | None = None, accumulate: bool = False) -> Array:
         shape = (dy.shape[-1], x.shape[-1])
-        if not computed(dy, x, out) or not writable(out, shape, dy.dtype):
+        if not computed(dy, x) or not kept(out, shape, dy.dtype):
             return super().linear_dw(dy, x, out, accumulate)
-        return self._product(self.rows(dy).T, self.rows(x), shape, out, accumulate)
+        if out is None:
+            return self.xp.matmul(self.rows(dy).T, self.rows(x))
+        self.xp.matmul(self.rows(dy).T, self.rows(x), out=out, accumulate=accumulate)  # cuBLAS adds its float32 sums to `out`
+        return out
 
     def linear_db(self, dy: Array, out: Array | None = None, accumulate: bool = False) -> Array:
-        if not computed(dy, out) or not writable(out, dy.shape[-1:], dy.dtype):
+        if not computed(dy) or not kept(out, dy.shape[-1:], dy.dtype):
             return super().linear_db(dy, out, accumulate)
         (rows,) = self._contiguous(self.rows(dy))
         n, width = rows.shape

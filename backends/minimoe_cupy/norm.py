@@ -11,7 +11,7 @@ from minimoe.backend import Array
 from minimoe.reference.norm import NormSaved
 from minimoe_cupy import linear
 from minimoe_cupy.constants import constant
-from minimoe_cupy.launch import CudaLaunch, ceil_div, computed, instance, instances, lanes, wide, writable
+from minimoe_cupy.launch import FLOAT32, CudaLaunch, ceil_div, computed, instance, instances, lanes, wide, writable
 from minimoe_cupy.loader import Source
 
 WARP, MOST, MOST_BACKWARD = (constant("norm.cu", name) for name in ("WARP", "MOST", "MOST_BACKWARD"))  # threads of a block, at most
@@ -155,13 +155,13 @@ class CudaNorm(CudaLaunch):
             partial = self.xp.empty((pieces, len(moments) * width), dtype=self.xp.float32)
             name = instance("weight_sums", v, "true" if centred else "false", x.dtype)
             self._launch(LONG_NORM, name, (columns, pieces), block, dy, x, middle, rstd, partial, n, width, piece)
-        sums = self._sum_of(partial, x.dtype)
+        sums = self._sum_of(partial)
         return dx, *(sums[i * width : (i + 1) * width] for i in range(len(moments)))
 
-    def _sum_of(self, partial: Array, dtype: Any) -> Array:
-        """Returns the sum of few rows, in their order.   [S,P] float32 -> [P]"""
+    def _sum_of(self, partial: Array) -> Array:
+        """Returns the sum of few rows, in their order.   [S,P] float32 -> [P] float32"""
         pieces, width = partial.shape
-        sums = self.xp.empty(width, dtype=dtype)
+        sums = self.xp.empty(width, dtype=FLOAT32)
         v, down = lanes(width, partial), min(ADDERS, max(WARP // ADDED, 1 << (pieces - 1).bit_length()))
         name, block = instance("column_sums", v, partial.dtype, sums.dtype), (ADDED, down)
         grid, shared = (ceil_div(width, v * ADDED), 1), 4 * v * ADDED * down

@@ -71,7 +71,7 @@ def spread_rows(dy, rows, inverse, weights, drows, dweights):  # type: ignore[no
         r, total = inverse[n, j], ZERO
         if 0 <= r < rows.shape[0]:
             weight = weights[n, j]
-            for first in range(0, dy.shape[1], LANES):  # as often in each lane, or libNVVM makes a copy of the sum for lanes without columns
+            for first in range(0, dy.shape[1], LANES):  # as often in each lane: libNVVM would copy the sum for lanes without columns
                 d = first + lane
                 if d < dy.shape[1]:
                     total += rows[r, d] * dy[n, d]

@@ -10,7 +10,7 @@ from minimoe.backend import Array
 from minimoe.engine import errors
 from minimoe.engine.buffers import NOTHING, Buffer
 from minimoe.engine.creation import array_like
-from minimoe.engine.tensor import Edge, Node, Tensor
+from minimoe.engine.tensor import Edge, Node, Tensor, edge
 
 _array = attrgetter("array")
 
@@ -25,7 +25,9 @@ def backward(
     walk = _Walk()
     for root, gradient in zip(roots, gradients or [None] * len(roots), strict=True):
         given = _root_gradient(root, gradient)
-        walk.add(root if root.node is None else (root.node, root.index), given, owned=False)
+        to = edge(root)
+        assert to is not None
+        walk.add(to, given, owned=False)
     while walk.numbers:
         walk.step(*walk.waiting.pop(-heapq.heappop(walk.numbers)))
 

@@ -58,9 +58,16 @@ class Buffer:
 
     @staticmethod
     def of_leaf(leaf: Any) -> Buffer:
-        """Return a leaf's buffer, or NOTHING if its array does not have the dtype that a kernel would write."""
+        """Return a leaf's buffer, or NOTHING if its array does not have the leaf's dtype, in which a kernel would write.
+
+        Where models compute in bfloat16, a leaf without a gradient gets an array, since the first part may come from a kernel that would
+        otherwise round it.
+        """
         buffer: Buffer | None = leaf.buffer
-        return NOTHING if buffer is None or buffer.array.dtype != leaf.data.dtype else buffer
+        if buffer is None and "bfloat16" in leaf.backend.dtypes:
+            buffer = Buffer(leaf.backend.xp.empty(leaf.shape, dtype=leaf.dtype), owned=True)
+            buffer.zeroed = True
+        return NOTHING if buffer is None or buffer.array.dtype != leaf.dtype else buffer
 
     @classmethod
     def add_to_leaf(cls, leaf: Any, part: Array, owned: bool) -> None:

@@ -44,7 +44,7 @@ Edge: TypeAlias = "tuple[Node, int] | Tensor | None"
 class Tensor(BackendArray, Operators["Tensor"]):
     """An array that remembers what made it: `minimoe.tensor` or an operation."""
 
-    __slots__ = ("buffer", "index", "node", "requires_grad")
+    __slots__ = ("buffer", "index", "leaf", "node", "requires_grad")
 
     def __init__(self, data: Array, backend: Backend, requires_grad: bool = False) -> None:
         self.data = data
@@ -53,6 +53,7 @@ class Tensor(BackendArray, Operators["Tensor"]):
         self.node: Node | None = None  # a leaf has none
         self.index = 0  # which of the node's outputs this is
         self.buffer: Buffer | None = None  # a leaf's gradient
+        self.leaf: Tensor | None = None  # if this is a rounded copy of a leaf: gradients go there
 
     @staticmethod
     def from_op(
@@ -78,7 +79,7 @@ class Tensor(BackendArray, Operators["Tensor"]):
         many = isinstance(outputs, tuple)
         tensors = [Tensor(out, backend) for out in outputs] if many else [Tensor(outputs, backend)]
         if needed and grad_enabled():
-            name, edges = getattr(backward, "__qualname__", ""), [*map(_edge, parents)]
+            name, edges = getattr(backward, "__qualname__", ""), [*map(edge, parents)]
             node = Node(next(_numbers), name, edges, backward, [], owned, outs)
             for index, tensor in enumerate(tensors):
                 tensor.requires_grad, tensor.node, tensor.index = True, node, index
@@ -109,8 +110,10 @@ class Tensor(BackendArray, Operators["Tensor"]):
             self.buffer.zeroed = zeroed
 
 
-def _edge(parent: Tensor) -> Edge:
+def edge(parent: Tensor) -> Edge:
     """Return where the gradient of an operation's input goes."""
     if not parent.requires_grad:
         return None
-    return parent if parent.node is None else (parent.node, parent.index)
+    if parent.node is not None:
+        return parent.node, parent.index
+    return parent if parent.leaf is None else parent.leaf

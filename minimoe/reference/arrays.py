@@ -106,6 +106,14 @@ class ArrayLayer(ABC):
             out[...] = value
         return out
 
+    def for_sum(self, x: Array, out: Array | None) -> Array:
+        """Return a factor of a weight's gradient: in at least float32 if the gradient is kept in another dtype, in `out`."""
+        return x if out is None or out.dtype == x.dtype else self.wide(x)
+
+    def narrowed(self, total: Array, x: Array, out: Array | None) -> Array:
+        """Return a sum over x that was made in at least float32: in the dtype of x unless it is kept in another, in `out`."""
+        return self.xp.astype(total, x.dtype, copy=False) if out is None or out.dtype == x.dtype else total
+
     def sigmoid(self, x: Array) -> Array:
         """1 / (1 + exp(-x)); below -80, where exp(-x) would overflow in float32, the value at -80."""
         e = self.xp.exp(-self.xp.clip(x, min=-80.0))

@@ -13,7 +13,7 @@ class EmbeddingKernels(ArrayLayer):
         self, dy: Array, ids: Array, vocab: int, padding: int | None = None, out: Array | None = None, accumulate: bool = False
     ) -> Array:
         """dy [...,D], ids [...] -> dweight [V,D]; the row of `padding` stays zero"""
-        xp = self.xp
+        xp, dy = self.xp, self.for_sum(dy, out)
         dweight = xp.zeros((vocab, dy.shape[-1]), dtype=dy.dtype)
         self.scatter_add(dweight, xp.reshape(ids, (-1,)), self.rows(dy))
         if padding is not None:

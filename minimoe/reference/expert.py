@@ -2,6 +2,7 @@
 
 rows [R,I] lie expert by expert, `offsets` [E+1] bound them, weights [E,O,I] hold a matrix for each expert:
 y[r] = W_e x[r] for the expert e whose rows hold r.   dx[r] = W_e^T dy[r],   dW_e = dy_e^T x_e,   db_e = sum(dy_e).
+The gradients of weights may be added to float32 where rows are bfloat16: then they are not rounded.
 An expert without rows has a zero gradient. Rows at or past offsets[E] may have any values (here zeros): nothing reads them.
 What a composite saves may alias its inputs, which must not change until its backward has run.
 """
@@ -92,6 +93,7 @@ class ExpertKernels(RoutingKernels, ActivationKernels, LinearKernels):
         enter any sum. And the result is a weight's gradient, which is written, or added, where the optimizer keeps it: hence `out` and
         `accumulate`.
         """
+        dy, x = self.for_sum(dy, out), self.for_sum(x, out)
         if not self.reads_offsets:
             return self.store(masked.grouped_matmul_dw(self, dy, x, offsets), out, accumulate)
         xp = self.xp
@@ -116,9 +118,10 @@ class ExpertKernels(RoutingKernels, ActivationKernels, LinearKernels):
         """db_e = sum(dy_e).   dy [R,O] -> [E,O]"""
         if not self.reads_offsets:
             return masked.grouped_bias_backward(self, dy, offsets)
-        xp = self.xp
+        xp, wide = self.xp, self.wide(dy)
         ends = self.offsets_on_host(offsets)
-        return xp.stack([xp.sum(dy[start:stop, :], axis=0) for start, stop in zip(ends, ends[1:], strict=False)], axis=0)
+        db = xp.stack([xp.sum(wide[start:stop, :], axis=0) for start, stop in zip(ends, ends[1:], strict=False)], axis=0)
+        return self.narrowed(db, dy, None)
 
     def activate(self, x: Array, activation: str, limit: float = 0.0) -> Array:
         """Apply the named activation.   [...,O] -> [...,H]"""
@@ -179,9 +182,11 @@ class ExpertKernels(RoutingKernels, ActivationKernels, LinearKernels):
         dup = self.grouped_matmul_dw(dpre_activation, saved.rows, offsets, to.up, accumulate)
         dup_bias = ddown_bias = None
         if weights.up_bias is not None:
-            dup_bias = self.store(self.grouped_bias_backward(dpre_activation, offsets), to.up_bias, accumulate)
+            db = self.grouped_bias_backward(self.for_sum(dpre_activation, to.up_bias), offsets)
+            dup_bias = self.store(db, to.up_bias, accumulate)
         if weights.down_bias is not None:
-            ddown_bias = self.store(self.grouped_bias_backward(dy, offsets), to.down_bias, accumulate)
+            db = self.grouped_bias_backward(self.for_sum(dy, to.down_bias), offsets)
+            ddown_bias = self.store(db, to.down_bias, accumulate)
         drows = self.grouped_matmul(dpre_activation, weights.up, offsets, transpose=True)
         return drows, ExpertWeights(dup, ddown, dup_bias, ddown_bias)
 

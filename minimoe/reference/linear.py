@@ -1,6 +1,6 @@
 """The dense product of a layer: y = x W^T + b, with W in torch's orientation [out, in], and a kernel for each of its gradients.
 
-dx = dy W,   dW = dy^T x,   db = sum(dy).
+dx = dy W,   dW = dy^T x,   db = sum(dy).   The last two may be added to float32 where dy and x are bfloat16: then they are not rounded.
 """
 
 from minimoe.reference.arrays import Array, ArrayLayer
@@ -21,8 +21,10 @@ class LinearKernels(ArrayLayer):
 
     def linear_dw(self, dy: Array, x: Array, out: Array | None = None, accumulate: bool = False) -> Array:
         """dy [...,O], x [...,I] -> dweight [O,I]"""
-        return self.store(self.xp.matmul(self.rows(dy).T, self.rows(x)), out, accumulate)
+        dy, x = (self.for_sum(self.rows(array), out) for array in (dy, x))
+        return self.store(self.xp.matmul(dy.T, x), out, accumulate)
 
     def linear_db(self, dy: Array, out: Array | None = None, accumulate: bool = False) -> Array:
         """dy [...,O] -> dbias [O]"""
-        return self.store(self.xp.sum(self.rows(dy), axis=0), out, accumulate)
+        db = self.xp.sum(self.wide(self.rows(dy)), axis=0)
+        return self.store(self.narrowed(db, dy, out), out, accumulate)

@@ -43,6 +43,7 @@ def grouped_bias(b: ArrayLayer, bias: Array, offsets: Array, rows: int) -> Array
 
 def grouped_bias_backward(b: ArrayLayer, dy: Array, offsets: Array) -> Array:
     """db_e = sum(dy_e).   dy [R,O] -> [E,O]"""
-    xp = b.xp
-    zeros = xp.zeros_like(dy)
-    return xp.stack([xp.sum(xp.where(own, dy, zeros), axis=0) for own in own_rows(b, offsets, dy.shape[0])], axis=0)
+    xp, wide = b.xp, b.wide(dy)
+    zeros = xp.zeros_like(wide)
+    db = xp.stack([xp.sum(xp.where(own, wide, zeros), axis=0) for own in own_rows(b, offsets, dy.shape[0])], axis=0)
+    return b.narrowed(db, dy, None)

@@ -4,6 +4,7 @@ rms:    y = x * rstd * w,             rstd = 1 / sqrt(mean(x^2) + eps)         (
 layer:  y = (x - mean) * rstd * w + b, rstd = 1 / sqrt(var(x) + eps)           (Ba, Kiros & Hinton 2016)
 
 With xhat = x * rstd (or (x - mean) * rstd) and g = dy * w:   dx = rstd * (g - xhat * mean(g * xhat) [- mean(g)]),   dw = sum(dy * xhat).
+The gradients of weight and bias stay in at least float32, so that bfloat16 models do not round them before they are added up.
 """
 
 from typing import Any, NamedTuple
@@ -37,7 +38,7 @@ class NormKernels(ArrayLayer):
         g = g * self.wide(weight)
         g -= xhat * xp.mean(g * xhat, axis=-1, keepdims=True)
         g *= rstd
-        return xp.astype(g, x.dtype, copy=False), xp.astype(dweight, weight.dtype, copy=False)
+        return xp.astype(g, x.dtype, copy=False), dweight
 
     def layer_norm(self, x: Array, weight: Array, bias: Array | None, eps: float, out: Array | None = None) -> tuple[Array, Array, Array]:
         """x [...,D], weight [D], bias [D] or None -> y [...,D], mean [...,1], rstd [...,1]"""
@@ -62,7 +63,7 @@ class NormKernels(ArrayLayer):
         dx = g - xp.mean(g, axis=-1, keepdims=True)
         dx -= xhat * xp.mean(g * xhat, axis=-1, keepdims=True)
         dx *= rstd
-        return tuple(xp.astype(a, b.dtype, copy=False) for a, b in ((dx, x), (dweight, weight), (dbias, weight)))
+        return xp.astype(dx, x.dtype, copy=False), dweight, dbias
 
     # ---- composites: add to the residual stream and normalise it in one kernel -----------------------------------------------
 

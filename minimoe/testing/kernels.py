@@ -39,6 +39,7 @@ ANY_DTYPE = {"random_bits", "uniform", "normal", "route"}  # their results do no
 PAIRS = 8  # examples of a kernel that are called again with other numbers
 GOLDEN = 0.618034  # its multiples are spread evenly and meet no period of the examples' options
 BESIDE = 7.0
+HALF = ("bfloat16", "float16")
 MARGIN = 64  # elements on either side of an `out`, which is a part of a flat buffer, as gradients of parameters are
 
 
@@ -147,10 +148,11 @@ class Run:
         self.check_dtypes(result)
         self.check_inputs(args, options)
 
-    def compare(self, result: Any, expected: Any, what: str = "", todo: str = "") -> None:
+    def compare(self, result: Any, expected: Any, what: str = "", todo: str = "", tolerance: float | None = None) -> None:
         """Compare results on the device with those expected; `what` says how the kernel was called, if not once and plainly."""
         where = f"{self.where}, {what}" if what else self.where
-        compare(self.trim(self.backend, result), expected, self.tolerance, self.kernel, where, todo or self.todo)
+        tolerance = self.tolerance if tolerance is None else tolerance
+        compare(self.trim(self.backend, result), expected, tolerance, self.kernel, where, todo or self.todo)
 
     def check_dtypes(self, result: Any) -> None:
         """Check each result's dtype; without `dtypes`, which only small examples have, that indices are int32."""
@@ -180,43 +182,56 @@ class Run:
     def check_out(self, expected: Any) -> None:
         """Check that `out` is filled if it holds NaN, that with `accumulate` it is added to, and that nothing beside it is written.
 
-        The first result of a plain kernel goes there; of a composite's backward the last, the weights' gradients.
+        The first result of a plain kernel goes there; of a composite's backward the last, the weights' gradients, which a model of 16 bits
+        keeps in float32.
         """
-        place = 0 if self.example.call is None else -1
-        for accumulate in (False, True) if "accumulate" in self.parameters else (False,):
-            what = f"out given{', accumulate' if accumulate else ''}"
-            args, options = to_device(self.backend, self.given, self.dtype)
-            like = part_at(self.call(self.backend, args, options), place)
-            fill = 0.5 if accumulate else float("nan")
-            buffers: list[Any] = []
-            out = tree_map(partial(self.buffer, fill, buffers), like)
-            extra = {"accumulate": True} if accumulate else {}
-            result = self.call(self.backend, args, {**options, "out": out, **extra})
-            where = f"{self.where}, {what}"
-            for (path, returned), (_, buffer) in zip(leaves(part_at(result, place)), leaves(out), strict=True):
-                require(returned is buffer, self.kernel, where, f"it does not return `out`{path}", "Write into `out` and return it")
-            added = tree_map(lambda array: array + 0.5 if is_array(array) else array, part_at(expected, place))
-            self.compare(result, replaced_at(expected, place, added) if accumulate else expected, what, OUT)
-            for whole in buffers:
-                host = to_host(self.backend, whole)
-                beside = np.concatenate((host[:MARGIN], host[len(host) - MARGIN :]))
-                untouched = bool(np.all(beside == BESIDE))
-                require(
-                    untouched, self.kernel, where, "it wrote beside `out`", "Write nothing but `out`: it may be a part of a larger buffer"
-                )
+        ways = (False, True) if "accumulate" in self.parameters else (False,)
+        for accumulate in ways:
+            self.check_one_out(expected, accumulate)
+        if self.dtype in HALF and len(ways) > 1 and self.kernel != "linear_dx":
+            for accumulate in ways:
+                self.check_one_out(expected, accumulate, "float32")
 
-    def buffer(self, fill: float, buffers: list[Any], like: Any) -> Any:
+    def check_one_out(self, expected: Any, accumulate: bool, wide: str = "") -> None:
+        """Check one call with `out`, in the dtype of the result or in a wider one, to which sums are not rounded before."""
+        place = 0 if self.example.call is None else -1
+        what = f"out given{f' in {wide}' if wide else ''}{', accumulate' if accumulate else ''}"
+        tolerance, todo = self.tolerance, OUT
+        if wide and self.example.call is None:  # a composite rounds what is between its kernels
+            tolerance, todo = max(KERNELS[wide], long_sum(wide, self.example.additions)), UNROUNDED
+        args, options = to_device(self.backend, self.given, self.dtype)
+        like = part_at(self.call(self.backend, args, options), place)
+        fill = 0.5 if accumulate else float("nan")
+        buffers: list[Any] = []
+        out = tree_map(partial(self.buffer, fill, buffers, wide), like)
+        extra = {"accumulate": True} if accumulate else {}
+        result = self.call(self.backend, args, {**options, "out": out, **extra})
+        where = f"{self.where}, {what}"
+        for (path, returned), (_, buffer) in zip(leaves(part_at(result, place)), leaves(out), strict=True):
+            require(returned is buffer, self.kernel, where, f"it does not return `out`{path}", "Write into `out` and return it")
+        added = tree_map(lambda array: array + 0.5 if is_array(array) else array, part_at(expected, place))
+        self.compare(result, replaced_at(expected, place, added) if accumulate else expected, what, todo, tolerance)
+        for whole in buffers:
+            host = to_host(self.backend, whole)
+            beside = np.concatenate((host[:MARGIN], host[len(host) - MARGIN :]))
+            untouched = bool(np.all(beside == BESIDE))
+            require(
+                untouched, self.kernel, where, "it wrote beside `out`", "Write nothing but `out`: it may be a part of a larger buffer"
+            )
+
+    def buffer(self, fill: float, buffers: list[Any], wide: str, like: Any) -> Any:
         """Return an array of this shape that holds `fill`, as a part of a flat buffer, which is added to `buffers`."""
         if like is None:
             return None
         xp, size = self.backend.xp, math.prod(like.shape)
-        buffers.append(xp.full((size + 2 * MARGIN,), BESIDE, dtype=like.dtype))
+        buffers.append(xp.full((size + 2 * MARGIN,), BESIDE, dtype=self.backend.dtype(wide) if wide else like.dtype))
         inside = xp.reshape(buffers[-1][MARGIN : MARGIN + size], like.shape)
         inside[...] = xp.full_like(inside, fill)
         return inside
 
 
 OUT = "Write the whole of `out`, or with `accumulate` add to it: its old content is not zero"
+UNROUNDED = "A float32 `out` under operands of 16 bits takes the sums as they are, so that they are not rounded before they are added up"
 KEPT = "Results of an earlier call must stay as they are: return new arrays, not a buffer that the next call fills"
 STALE = "Nothing that is kept between calls may depend on a shape or an address alone"
 

@@ -15,7 +15,7 @@ from ptx_machine.schedules import EVERY_SCHEDULE, SEEDS
 
 from minimoe.reference.expert import ExpertWeights
 from minimoe.reference.routing import Plan
-from minimoe_cupy import device
+from minimoe_cupy import device, grouped
 from minimoe_cupy.expert import CudaExpert
 from minimoe_cupy.grouped import BFLOAT16, FLOAT32, TILINGS, WGMMA, WGMMA_LARGE
 from minimoe_cupy.loader import KERNELS
@@ -222,7 +222,7 @@ def test_wgmma_is_off_by_default_and_takes_large_products_of_bfloat16_where_it_i
     backend = type("Plain", (CudaExpert, HostArrays), {"name": "plain"})()
     wide_enough, large, small, odd = lambda tiling: (20, 4096 // tiling.width), *TILINGS[BFLOAT16]
     assert not device.wgmma_wanted() and backend._tiling(BFLOAT16, True, wide_enough) == large
-    backend.__dict__["_wgmma"] = True
+    monkeypatch.setattr(grouped, "wgmma_wanted", lambda: True)
     assert backend._tiling(BFLOAT16, True, wide_enough) == WIDE
     assert backend._tiling(BFLOAT16, True, lambda tiling: (20, 1024 // tiling.width)) == NARROW
     assert backend._tiling(BFLOAT16, True, wide_enough, 600, 10) == small

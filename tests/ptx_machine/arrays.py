@@ -29,14 +29,17 @@ class Namespace:
     def isdtype(self, dtype: Any, kind: Any) -> bool:
         return kind == "real floating" if dtype == BFLOAT16 else np.isdtype(dtype, kind)
 
-    def matmul(self, a: Any, b: Any, out: Any = None) -> Any:
-        """Products of bfloat16 with sums in float32, rounded once, as cuBLAS does them."""
-        if BFLOAT16 not in (a.dtype, b.dtype):
+    def matmul(self, a: Any, b: Any, out: Any = None, accumulate: bool = False) -> Any:
+        """Products of bfloat16 with sums in float32, rounded once, or stored in float32, as cuBLAS does them; added to `out` if asked."""
+        if BFLOAT16 not in (a.dtype, b.dtype) and not accumulate:
             return np.matmul(a, b, out=out)
-        y = np.matmul(a.astype(np.float32), b.astype(np.float32)).astype(np.result_type(a, b))
+        y = np.matmul(*(x.astype(np.float32) if x.dtype == BFLOAT16 else x for x in (a, b)))
         if out is None:
-            return y
-        out[...] = y
+            return y.astype(np.result_type(a, b))
+        if accumulate:
+            out += y.astype(out.dtype)
+        else:
+            out[...] = y
         return out
 
 

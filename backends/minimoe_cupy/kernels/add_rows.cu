@@ -18,29 +18,6 @@ constexpr int NONE = -1;  // no key
 __device__ inline void load(const double* from, double (&to)[1]) { to[0] = *from; }
 __device__ inline void store(double* to, const double (&from)[1]) { *to = from[0]; }
 
-// V sums, 16 bytes at a time.
-template <int V>
-__device__ inline void load_sums(const float* from, float (&to)[V]) {
-    constexpr int PART = V < 4 ? V : 4;
-#pragma unroll
-    for (int i = 0; i < V; i += PART) {
-        float part[PART];
-        load(from + i, part);
-#pragma unroll
-        for (int j = 0; j < PART; j++) to[i + j] = part[j];
-    }
-}
-template <int V>
-__device__ inline void store_sums(float* to, const float (&from)[V]) {
-    constexpr int PART = V < 4 ? V : 4;
-#pragma unroll
-    for (int i = 0; i < V; i += PART) {
-        float part[PART];
-#pragma unroll
-        for (int j = 0; j < PART; j++) part[j] = from[i + j];
-        store(to + i, part);
-    }
-}
 __device__ inline void load_sums(const double* from, double (&to)[1]) { load(from, to); }
 __device__ inline void store_sums(double* to, const double (&from)[1]) { store(to, from); }
 

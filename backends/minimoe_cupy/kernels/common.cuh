@@ -70,6 +70,30 @@ __device__ inline void store(T* to, const float (&from)[V]) {
     }
 }
 
+// V float sums, 16 bytes at a time: V is 1 or a multiple of 4.
+template <int V>
+__device__ inline void load_sums(const float* from, float (&to)[V]) {
+    constexpr int PART = V < 4 ? V : 4;
+#pragma unroll
+    for (int i = 0; i < V; i += PART) {
+        float part[PART];
+        load(from + i, part);
+#pragma unroll
+        for (int j = 0; j < PART; j++) to[i + j] = part[j];
+    }
+}
+template <int V>
+__device__ inline void store_sums(float* to, const float (&from)[V]) {
+    constexpr int PART = V < 4 ? V : 4;
+#pragma unroll
+    for (int i = 0; i < V; i += PART) {
+        float part[PART];
+#pragma unroll
+        for (int j = 0; j < PART; j++) part[j] = from[i + j];
+        store(to + i, part);
+    }
+}
+
 __device__ inline float warp_sum(float value) {
 #pragma unroll
     for (int offset = WARP / 2; offset; offset /= 2) value += __shfl_xor_sync(ALL_LANES, value, offset);

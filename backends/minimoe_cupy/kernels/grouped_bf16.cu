@@ -4,7 +4,7 @@
 //   a [R,K], or rows order[r] / slots of it where `order` is given; weight [E,N,K], transposed [E,K,N]; `rows` R: unused rows become zeros,
 //   0: they are not written. ACTIVATE of swiglu loads gate and up columns of the same outputs into each warp's tile.
 //   Grid: row tiles * column tiles (tiles.cuh).   FLOPs: 2 R N K.   Bytes: R (K + N) 2, and the weights of experts that have rows.
-// grouped_dw_bf16: dw[e] = left_e^T right_e, or added to it.   left [R,M], right [R,N] (or rows order[r] / slots of it, by quotient.cuh) -> dw [E,M,N]
+// grouped_dw_bf16: dw[e] = left_e^T right_e, or added to it.   left [R,M], right [R,N] (or rows order[r] / slots of it, by quotient.cuh) -> dw [E,M,N] float32
 //   Grid: E * row tiles * column tiles. An expert without rows gives zeros; rows of its neighbours are zeros in shared memory.
 // Tiles: BM x BN = 128 x 256 by 8 warps of 64 x 64, one block per processor: what a warp loads from shared memory (64 + 64) and the block from
 // L2 (128 + 256 per step) is little enough for mma.sync's rate; 64 x 64 by 4 warps of 32 x 32 where there are few large tiles.
@@ -23,8 +23,8 @@ constexpr int THREADS = BM / SIDE_OF<BM> * (BN / SIDE_OF<BM>)*WARP;
 template <int BM, int BN>
 constexpr int SHARED = 2 * STAGES * STEP * (BM + BN);  // bytes of shared memory
 
-// Hand the sums of a warp, 16 rows after 16, to `take(row in the warp's tile, chunk of 8 columns, the row's SIDE sums)`, one chunk per
-// lane, for the first `chunks` of each row.
+// Hand the sums of a warp, 16 rows after 16, to `take(row in the warp's tile, chunk of columns, the row's SIDE sums)`, one chunk per lane, for
+// the first `chunks` of each row.
 template <int SIDE, class Take>
 __device__ inline void hand_over(const Warp<SIDE, SIDE>& warp, bf16* shared, int chunks, Take take) {
     constexpr int WIDTH = SIDE + PAD;
@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(THREADS<BM, BN>) grouped_rows_bf16(
 // Small tiles: three blocks per processor, since four would leave too few registers for rows that are gathered element by element.
 template <int BM, int BN, bool VECTOR, bool GATHER>
 __global__ void __launch_bounds__(THREADS<BM, BN>, BM >= 128 ? 1 : 3) grouped_dw_bf16(
-    const bf16* left, const bf16* right, const int* order, unsigned factor, int shift, const int* offsets, bf16* dw, int height, int width,
+    const bf16* left, const bf16* right, const int* order, unsigned factor, int shift, const int* offsets, float* dw, int height, int width,
     int row_tiles, int column_tiles, bool accumulate
 ) {
     extern __shared__ unsigned char dynamic_shared[];
@@ -110,9 +110,9 @@ __global__ void __launch_bounds__(THREADS<BM, BN>, BM >= 128 ? 1 : 3) grouped_dw
     const bf16* from = right + (GATHER ? 0 : (long long)first * width) + begin;
     MNMajor<BN, THREADS<BM, BN>, VECTOR, GATHER> columns(from, width, width - begin, length, GATHER ? order + first : nullptr, {factor, shift});
     warp.product(rows, columns, length, shared, m, n);
-    hand_over<SIDE>(warp, shared, SIDE / CHUNK, [&](int down, int chunk, const float* sums) {
-        const int row = top + m + down, column = begin + n + chunk * CHUNK;
+    hand_over<SIDE>(warp, shared, SIDE / QUAD, [&](int down, int quad, const float* sums) {
+        const int row = top + m + down, column = begin + n + quad * QUAD;
         if (row < height && column < width)
-            store_chunk<VECTOR>(dw + ((long long)expert * height + row) * width + column, sums, chunk, width - column, accumulate);
+            store_quad<VECTOR>(dw + ((long long)expert * height + row) * width + column, sums, quad, width - column, accumulate);
     });
 }

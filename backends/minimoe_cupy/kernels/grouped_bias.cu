@@ -23,11 +23,11 @@ __global__ void grouped_bias(const T* bias, const int* offsets, T* y, int rows, 
     }
 }
 
-// grouped_bias_backward: db[e] = sum of dy[r] over the rows r of e, or added to it.                            dy [R,O], offsets [E+1] -> [E,O]
+// grouped_bias_backward: db[e] = sum of dy[r] over the rows r of e, in float32, or added to it.                dy [R,O], offsets [E+1] -> [E,O]
 // A block takes 32 V columns of one expert; its warps take every SUM_WARPS-th row, and and their sums are added in the order of the warps.
 // Bytes: R * O * sizeof(T).   Grid: (ceil(O / 32 V), E), block 32 * SUM_WARPS.
 template <class T, int V>
-__global__ void grouped_bias_backward(const T* dy, const int* offsets, T* db, int width, bool accumulate) {
+__global__ void grouped_bias_backward(const T* dy, const int* offsets, float* db, int width, bool accumulate) {
     __shared__ float sums[SUM_WARPS][WARP][V];
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, expert = blockIdx.y;
     const int column = (blockIdx.x * WARP + lane) * V, last = offsets[expert + 1];
@@ -45,16 +45,16 @@ __global__ void grouped_bias_backward(const T* dy, const int* offsets, T* db, in
     for (int i = 0; i < V; i++) sums[warp][lane][i] = sum[i];
     __syncthreads();
     if (warp || column >= width) return;
-    T* to = db + (long long)expert * width + column;
+    float* to = db + (long long)expert * width + column;
     for (int w = 1; w < SUM_WARPS; w++) {
 #pragma unroll
         for (int i = 0; i < V; i++) sum[i] += sums[w][lane][i];
     }
     if (accumulate) {
         float old[V];
-        load(to, old);
+        load_sums(to, old);
 #pragma unroll
         for (int i = 0; i < V; i++) sum[i] += old[i];
     }
-    store(to, sum);
+    store_sums(to, sum);
 }

@@ -1,7 +1,8 @@
-// Sums that are in shared memory row by row, finished and stored as bfloat16, a chunk of 8 columns (16 bytes) at a time.
+// Sums that are in shared memory row by row, finished and stored: as bfloat16 in chunks of 8 columns, as float32 in chunks of 4 (16 bytes).
 #pragma once
 #include "grouped_finish.cuh"
 
+constexpr int QUAD = 4;  // float32 in 16 bytes
 constexpr int PAD = 8;  // floats between rows of sums in shared memory: four rows' 32 bytes in different banks
 
 __device__ inline void read_chunk(const float* sums, int chunk, float (&to)[CHUNK]) {
@@ -25,11 +26,12 @@ __device__ inline void finish_chunk(const Finish<bf16>& finish, int row, int col
     }
 }
 
-// Stores a chunk of sums, or adds it to memory; `count` elements of the row are left.
+// Stores 4 sums of a weight's gradient, or adds them to memory, in float32: they are added over many micro-batches. `count` elements of the
+// row are left.
 template <bool VECTOR>
-__device__ inline void store_chunk(bf16* to, const float* sums, int chunk, int count, bool accumulate) {
-    float values[CHUNK];
-    read_chunk(sums, chunk, values);
+__device__ inline void store_quad(float* to, const float* sums, int quad, int count, bool accumulate) {
+    const float4 four = reinterpret_cast<const float4*>(sums)[quad];
+    float values[QUAD] = {four.x, four.y, four.z, four.w};
     if (accumulate) add_some<VECTOR>(to, values, count);
     store_some<VECTOR>(to, values, count);
 }

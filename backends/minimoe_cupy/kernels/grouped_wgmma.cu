@@ -4,7 +4,7 @@
 //   a [R,K], or rows order[r] / slots of it where `order` is given; weight [E,N,K], transposed [E,K,N]; `rows` R: unused rows become zeros,
 //   0: they are not written. ACTIVATE of swiglu: half of a tile's columns are gates, the other half the same columns of up.
 //   Grid: row tiles * column tiles (tiles.cuh).   FLOPs: 2 R N K.   Bytes: R (K + N) 2, and the weights of experts that have rows.
-// grouped_dw_wgmma: dw[e] = left_e^T right_e, or added to it.   left [R,M], right [R,N] (or rows order[r] / slots of it, by quotient.cuh) -> dw [E,M,N]
+// grouped_dw_wgmma: dw[e] = left_e^T right_e, or added to it.   left [R,M], right [R,N] (or rows order[r] / slots of it, by quotient.cuh) -> dw [E,M,N] float32
 //   Grid: E * row tiles * column tiles. An expert without rows gives zeros; rows of its neighbours are zeros in shared memory.
 // Tiles: 128 x 256 or 128 x 128 by three warpgroups, one block per processor. K is summed in order: equal inputs give equal bits. Rows of all
 // arrays begin at multiples of 16 bytes.   Compiles only for sm_90a.
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(THREADS, 1) grouped_rows_wgmma(
 
 template <int BN, bool GATHER>
 __global__ void __launch_bounds__(THREADS, 1) grouped_dw_wgmma(
-    const bf16* left, const bf16* right, const int* order, unsigned factor, int shift, const int* offsets, bf16* dw, int height, int width,
+    const bf16* left, const bf16* right, const int* order, unsigned factor, int shift, const int* offsets, float* dw, int height, int width,
     int row_tiles, int column_tiles, bool accumulate
 ) {
     extern __shared__ __align__(1024) unsigned char dynamic_shared[];
@@ -84,9 +84,9 @@ __global__ void __launch_bounds__(THREADS, 1) grouped_dw_wgmma(
 
     float sum[BN / 2];
     multiply<MNMajor<HEIGHT>, MNMajor<BN, GATHER>, BN>(sum, steps, shared, barriers);
-    hand_over<BN>(sum, dynamic_shared, barriers, BN / CHUNK, [&](int down, int chunk, const float* sums) {
-        const int row = top + down, column = begin + chunk * CHUNK;
+    hand_over<BN>(sum, dynamic_shared, barriers, BN / QUAD, [&](int down, int quad, const float* sums) {
+        const int row = top + down, column = begin + quad * QUAD;
         if (row < height && column < width)
-            store_chunk<true>(dw + ((long long)expert * height + row) * width + column, sums, chunk, width - column, accumulate);
+            store_quad<true>(dw + ((long long)expert * height + row) * width + column, sums, quad, width - column, accumulate);
     });
 }

@@ -165,8 +165,8 @@ __device__ void multiply(float (&sum)[BN / 2], int steps, const bf16* shared, Ba
     wgmma_wait<0>(sum);
 }
 
-// Hand the sums of a warp's 16 rows to `take(row in the tile, chunk of 8 columns, the row's BN sums)`, one chunk per lane: the first `chunks`
-// of each row.
+// Hand the sums of a warp's 16 rows to `take(row in the tile, chunk of columns, the row's BN sums)`, one chunk per lane: the first `chunks` of
+// each row.
 template <int BN, class Take>
 __device__ void hand_over(const float (&sum)[BN / 2], unsigned char* shared, Barriers& barriers, int chunks, Take take) {
     constexpr int WIDTH = BN + PAD;

@@ -6,6 +6,7 @@ from typing import Any
 
 from minimoe.backend import Array
 from minimoe.engine.buffers import Out
+from minimoe.engine.grad_mode import grad_enabled
 from minimoe.engine.tensor import Tensor
 from minimoe.reference.random import Draw
 
@@ -66,11 +67,18 @@ def activate(x: Tensor, activation: str) -> Tensor:
 
 
 def astype(x: Tensor, dtype: Any) -> Tensor:
-    """Convert x to another floating dtype; the gradient comes back in x's."""
+    """Convert x to another floating dtype; the gradient comes back in x's.
+
+    That of a parameter which is rounded to bfloat16 is never rounded itself: kernels add it up where the parameter keeps it.
+    """
     xp, old = x.backend.xp, x.dtype
     new = x.backend.dtype(dtype) if isinstance(dtype, str) else dtype
     if new == old:
         return x
+    if x.node is None and "bfloat16" in x.backend.dtypes and new == x.backend.dtype("bfloat16"):
+        copy = Tensor(xp.astype(x.data, new), x.backend, x.requires_grad and grad_enabled())
+        copy.leaf = x
+        return copy
 
     def backward(dy: Array, outs: list[Out]) -> Array:
         if not outs[0] or outs[0]["accumulate"]:
