@@ -19,6 +19,7 @@ constexpr int GROUP = 4 * WARP;  // a warpgroup
 constexpr int HEIGHT = 128, THREADS = 3 * GROUP, MULTIPLIERS = 2 * GROUP;
 constexpr int STEP = 64, STAGES = 4, DEPTH = 2;
 constexpr int ROW_BYTES = 128, EIGHT_ROWS = 8 * ROW_BYTES, PIECE = 64 * STEP, PIECE_BYTES = 64 * ROW_BYTES;
+constexpr int NO_LEADING = 16;  // bytes: 1 in its field, as CUTLASS writes it where the layout has no leading offset
 constexpr int CHUNKS = STEP / CHUNK, DOWN = GROUP / CHUNKS;  // of a row; rows that a warpgroup copies at a time
 
 struct Barriers {
@@ -149,8 +150,9 @@ __device__ void multiply(float (&sum)[BN / 2], int steps, const bf16* shared, Ba
         for (int i = 0; i < BN / 2; i++) sum[i] = 0.0f;
         return;
     }
-    const unsigned long long left = operand_descriptor(shared + threadIdx.x / GROUP * PIECE, PIECE_BYTES, EIGHT_ROWS);
-    const unsigned long long right = operand_descriptor(shared + A::SIZE, PIECE_BYTES, EIGHT_ROWS);
+    constexpr int LEFT_LEADING = A::MN_MAJOR ? PIECE_BYTES : NO_LEADING, RIGHT_LEADING = B::MN_MAJOR ? PIECE_BYTES : NO_LEADING;
+    const unsigned long long left = operand_descriptor(shared + threadIdx.x / GROUP * PIECE, LEFT_LEADING, EIGHT_ROWS);
+    const unsigned long long right = operand_descriptor(shared + A::SIZE, RIGHT_LEADING, EIGHT_ROWS);
     for (int step = 0; step < steps; step++) {
         const int stage = step % STAGES, at = stage * (A::SIZE + B::SIZE) * int(sizeof(bf16));
         mbarrier_wait(&barriers.full[stage], step / STAGES % 2);
