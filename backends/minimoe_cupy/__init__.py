@@ -63,7 +63,7 @@ class CudaKernels(
 
 
 def sources() -> list[Source]:
-    """Returns every source: a `.cu` file with the kernels that the backend compiles from it."""
+    """Returns every source: a `.cu` file with the kernels that the backend compiles from it. `ladder.py` has those that are only read."""
     return list(dict.fromkeys(source for topic in TOPICS for source in _sources_in(vars(topic).values())))
 
 

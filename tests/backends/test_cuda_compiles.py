@@ -15,8 +15,10 @@ from ptx_machine.nvrtc_releases import CUDA_12, OFFERED, OLDEST, library_of
 
 from minimoe_cupy import sources
 from minimoe_cupy.device import OLDEST_NVRTC
+from minimoe_cupy.ladder import LADDER
 
 ROOT = Path(__file__).parents[2]
+COMPILED = (*sources(), *LADDER)
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90a", "sm_100")
 INSTALLED = next(filter(None, map(installed_release, WHEELS)), None)
 ASSEMBLERS = ("newest", *(release for release in ("12.8", "12.9", "13.0", "13.1") if release != INSTALLED))
@@ -25,7 +27,7 @@ EVERY = [
     pytest.param(source, architecture, release, id=f"{source.file}-{source.names[0]}-{architecture}-{release}")
     for release in ASSEMBLERS
     for architecture in ARCHITECTURES
-    for source in sources()
+    for source in COMPILED
     if source.architecture in (None, architecture)
 ]
 
@@ -45,7 +47,7 @@ def test_a_kernel_compiles_without_spills_or_local_memory(source, architecture, 
 
 
 @pytest.mark.parametrize("release", OFFERED)
-@pytest.mark.parametrize("source", sources(), ids=lambda source: f"{source.file}-{source.names[0]}")
+@pytest.mark.parametrize("source", COMPILED, ids=lambda source: f"{source.file}-{source.names[0]}")
 def test_a_release_of_the_compiler_takes_a_source(source, release):
     """Without optimising (-G), which takes a seventh of the time: the language and the instructions are the same."""
     architecture = (source.architecture or "sm_80").replace("sm", "compute")

@@ -5,13 +5,13 @@ import re
 import ml_dtypes
 import numpy as np
 import pytest
-from cuda_on_cpu.cupy_on_cpu import CupyOnCpu
-from cuda_on_cpu.nvrtc import compile_for
+from ptx_machine.cupy_on_ptx import CupyOnPtx
+from ptx_machine.assembled import compile_for
 
 from minimoe.reference.routing import Plan
 from minimoe_cupy.dispatch import AT_ONCE, COMBINE, at_once
 
-BACKEND = CupyOnCpu()
+BACKEND = CupyOnPtx()
 DTYPES = [np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)]
 
 

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from cuda_on_cpu.nvrtc import compile_for
+from ptx_machine.assembled import compile_for
 
 from minimoe_cupy.grouped import BF16_LARGE, BF16_ODD, BF16_SMALL, FLOAT_LARGE, FLOAT_ODD, FLOAT_SMALL, WGMMA_LARGE
 from minimoe_cupy.launch import quotient
