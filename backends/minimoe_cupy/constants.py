@@ -1,7 +1,7 @@
 """Reads the integer constants of kernels from their source, so that tile sizes, threads and stages are written once, where the kernel is.
 
-    constant("route.cu", "PAIRS")                       # constexpr int ROUNDS = 8, PAIRS = THREADS * ROUNDS;
-    constant("attention_dq_bf16.cu", "OTHER", W=96)     # template <int W> constexpr int OTHER = W <= 64 ? 64 : 32;
+constant("route.cu", "PAIRS")                       # constexpr int ROUNDS = 8, PAIRS = THREADS * ROUNDS;
+constant("attention_dq_bf16.cu", "OTHER", W=96)     # template <int W> constexpr int OTHER = W <= 64 ? 64 : 32;
 """
 
 import re

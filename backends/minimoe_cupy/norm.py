@@ -169,9 +169,7 @@ class CudaNorm(CudaLaunch):
         return sums
 
 
-def normal(
-    x: Array, alike: tuple[Array | None, ...], columns: tuple[Array | None, ...], moments: tuple[Array, ...] = ()
-) -> bool:
+def normal(x: Array, alike: tuple[Array | None, ...], columns: tuple[Array | None, ...], moments: tuple[Array, ...] = ()) -> bool:
     """Returns True if kernels take x [...,D], arrays of its shape, of [D], and float32 moments [...,1]."""
     if not computed(x, *alike, *columns) or not wide(*moments) or not x.shape or not x.shape[-1]:
         return False

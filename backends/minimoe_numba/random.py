@@ -79,9 +79,7 @@ def normal_blocks(start: int, stop: int, stream: int, when: L1, key0: int, key1:
 
 
 @kernel
-def dropout_blocks(
-    start: int, stop: int, stream: int, when: L1, key0: int, key1: int, rate: float, factor: float, x: F1, y: F1
-) -> None:
+def dropout_blocks(start: int, stop: int, stream: int, when: L1, key0: int, key1: int, rate: float, factor: float, x: F1, y: F1) -> None:
     """y = x * (factor or 0); x and y may end within the last block."""
     words = np.empty((4, LANES), np.uint32)
     for low in range(start, stop, LANES):

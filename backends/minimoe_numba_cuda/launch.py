@@ -3,7 +3,7 @@
     self._launch(kernel, (blocks,), (threads,), x, y, 0.5, shared=bytes)
 
 is one launch through `run`, which a backend is constructed with: `run(kernel)[grid, block, stream, shared_bytes](*args)`. On a GPU it is
-`Launcher`, on a processor the harness in tests/cuda_on_cpu. Nothing here waits for the device or reads from it.
+`Launcher`, on a processor the machine in tests/ptx_machine. Nothing here waits for the device or reads from it.
 """
 
 import math

@@ -5,8 +5,8 @@ import re
 import ml_dtypes
 import numpy as np
 import pytest
-from ptx_machine.cupy_on_ptx import CupyOnPtx
 from ptx_machine.assembled import compile_for
+from ptx_machine.cupy_on_ptx import CupyOnPtx
 
 from minimoe.reference.routing import Plan
 from minimoe_cupy.dispatch import AT_ONCE, COMBINE, at_once

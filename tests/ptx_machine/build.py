@@ -15,7 +15,18 @@ from pathlib import Path
 
 SOURCES = Path(__file__).parent / "machine"
 # Floats must be as PTX says: a product and a sum are two roundings unless the instruction is an fma.
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-strict-aliasing", "-fno-math-errno", "-fPIC", "-fno-semantic-interposition", "-Wall", "-Wextra")
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-ffp-contract=off",
+    "-fno-strict-aliasing",
+    "-fno-math-errno",
+    "-fPIC",
+    "-fno-semantic-interposition",
+    "-Wall",
+    "-Wextra",
+)
 
 
 def library() -> Path:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from ptx_machine.machine import Fault, unwritten
 from ptx_machine.texts import module, run
 

@@ -4,6 +4,7 @@ import re
 from zipfile import ZipFile
 
 import pytest
+
 from ptx_machine import nvrtc
 from ptx_machine.nvrtc import Program, compile_ptx, loaded, newest
 from ptx_machine.nvrtc_releases import fetch
