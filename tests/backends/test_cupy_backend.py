@@ -71,7 +71,7 @@ def test_an_output_buffer_that_a_kernel_cannot_write_is_filled_by_the_reference(
 
 def test_a_parameter_of_an_odd_size_leaves_wide_accesses_to_those_after_it():
     sizes = [(3,), (8,), (5,), (4, 8)]
-    leaves = [mm.tensor(np.ones(shape, np.float32), requires_grad=True, backend=FORWARD, dtype="float32") for shape in sizes]
+    leaves = [mm.tensor(np.ones(shape, np.float32), requires_grad=True, backend=FIRST, dtype="float32") for shape in sizes]
     optimizer = mm.optim.AdamW(leaves)
     assert [lanes(8, leaf.data, leaf.grad) for leaf in leaves] == [4, 4, 4, 4]
     assert [state.shape for name, state in optimizer.state_dict().items() if name.endswith(".m")] == [(16,), (32,)]

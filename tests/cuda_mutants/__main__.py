@@ -4,8 +4,8 @@
     PYTHONPATH=tests:backends python -m cuda_mutants --seed 1             # 60 mutants made by operators (operators.py) over named files
 
 The sample of the made ones is drawn by the seed, and printed, before any is run: half are changes of CUDA C, half of PTX. A mutant is found
-if the machine reports a fault, a case of the conformance suite fails, or the compiler refuses it. Survivors that equivalent.toml lists change
-nothing that can be seen, each for the reason given there. The exit code is 1 if another one survived.
+if the machine reports a fault, a case of the conformance suite fails, or the compiler refuses it. Survivors that equivalent.toml lists
+change nothing that can be seen, each for the reason given there. The exit code is 1 if another one survived.
 """
 
 import argparse

@@ -4,8 +4,8 @@
     python -m tests.ptx_machine backends/minimoe_cupy/kernels/combine.cu 'combine<float, 1>' --trace
     python -m tests.ptx_machine kernel.cu 'scale<float>' x=float32[64] factor=2 --block 64 --count
 
-Each parameter has a value: an array by its dtype and shape, which holds 0, 1, 2, .. (`x=float32[8,4]`), one of zeros (`x=float32[8,4]:0`), or
-a number. What is not given is guessed: an array of 1024, a number of 8.
+Each parameter has a value: an array by its dtype and shape, which holds 0, 1, 2, .. (`x=float32[8,4]`), one of zeros (`x=float32[8,4]:0`),
+or a number. What is not given is guessed: an array of 1024, a number of 8.
 """
 
 import argparse

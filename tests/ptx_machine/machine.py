@@ -48,7 +48,8 @@ class _Launch(ctypes.Structure):
     _fields_ = (
         ("kernel", ctypes.c_char_p), ("grid", ctypes.c_uint32 * 3), ("block", ctypes.c_uint32 * 3), ("dynamic_shared", ctypes.c_uint32),
         ("arguments", ctypes.POINTER(_Argument)), ("argument_count", ctypes.c_int32), ("arrays", ctypes.POINTER(_Array)),
-        ("array_count", ctypes.c_int32), ("seed", ctypes.c_uint64), ("most_instructions", ctypes.c_uint64), ("threads", ctypes.c_int32), ("counts", ctypes.c_int32),
+        ("array_count", ctypes.c_int32), ("seed", ctypes.c_uint64), ("most_instructions", ctypes.c_uint64), ("threads", ctypes.c_int32),
+        ("counts", ctypes.c_int32),
         ("trace", _TRACE), ("trace_block", ctypes.c_int32), ("trace_warp", ctypes.c_int32),
     )  # fmt: skip
 
@@ -96,19 +97,19 @@ class Module:
     ) -> dict[str, int]:  # fmt: skip
         """Run a kernel; the arrays hold its results.   -> the machine's counters
 
-        `grid` and `block` have one to three sizes; `args` are C-contiguous arrays and NumPy scalars of the parameters' types. `seed` 0 runs
-        blocks, warps and lanes in order, any other in a random one. `threads` is how many threads of this processor run blocks. `count` adds
-        the counters of memory. `trace` is called with a line for each instruction of the warp `traced` (block, warp). `title` and `names`
-        are what messages call the kernel and its arguments. A block that executes more than `most_instructions` of its warps is taken not to
-        end. Raises Fault.
+        `grid` and `block` have one to three sizes; `args` are C-contiguous arrays and NumPy scalars of the parameters' types. `seed` 0
+        runs blocks, warps and lanes in order, any other in a random one. `threads` is how many threads of this processor run blocks.
+        `count` adds the counters of memory. `trace` is called with a line for each instruction of the warp `traced` (block, warp).
+        `title` and `names` are what messages call the kernel and its arguments. A block whose warps execute more than
+        `most_instructions` is taken not to end. Raises Fault.
         """
         arrays, words = _arguments(args, names or [f"argument {i}" for i in range(len(args))])
         message, counters = ctypes.create_string_buffer(4096), (ctypes.c_uint64 * len(COUNTERS))()
         sizes = [(ctypes.c_uint32 * 3)(*(*map(int, size), 1, 1)[:3]) for size in (grid, block)]
         call = _TRACE((lambda line: trace(line.decode())) if trace else 0)
         launch = _Launch(
-            kernel.encode(), *sizes, int(shared), (_Argument * len(words))(*words), len(words), (_Array * len(arrays))(*arrays), len(arrays),
-            seed, most_instructions, threads, count, call, *traced,
+            kernel.encode(), *sizes, int(shared), (_Argument * len(words))(*words), len(words), (_Array * len(arrays))(*arrays),
+            len(arrays), seed, most_instructions, threads, count, call, *traced,
         )  # fmt: skip
         if _machine().ptx_launch(self._module, ctypes.byref(launch), counters, message, len(message)):
             raise Fault(f"{title or kernel}: {message.value.decode()} (seed {seed})")
