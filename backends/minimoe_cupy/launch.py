@@ -47,7 +47,10 @@ def parameters(source: Source, name: str) -> tuple[Parameter, ...]:
     if found is None:
         raise LookupError(f"{source.file} declares no kernel {plain}")
     formal = [part.split()[-1] for part in found[1].split(",") if part.strip()]
-    actual = dict(zip(formal, (part.strip() for part in given.rstrip(">").split(",")), strict=True)) if given else {}
+    values = [part.strip() for part in given.removesuffix(">").split(",")] if given else []
+    if len(values) != len(formal):
+        raise LookupError(f"{source.file}: {plain} is a template of <{', '.join(formal)}>: {name} does not fit")
+    actual = dict(zip(formal, values, strict=True))
     result = []
     for part in found[2].split(","):
         words = part.replace("*", " * ").replace("const ", " ").replace("__restrict__", " ").split()

@@ -77,10 +77,14 @@ def run(given: argparse.Namespace) -> int:
 
 def show_kernels(path: Path) -> int:
     """Print the declarations of a file."""
-    found = re.findall(r"__global__\s+void(?:\s+__launch_bounds__\([^)]*\))?\s+(\w+)\s*\(([^)]*)\)", path.read_text(encoding="utf-8"))
-    for name, listed in found:
-        print(f"{name}({' '.join(listed.split())})")
-    return 0 if found else 2
+    bounds = r"(?:\s+__launch_bounds__\([^)]*\))?"
+    declared = rf"(template\s*<[^>]*>\s*)?__global__\s+void{bounds}\s+(\w+)\s*\(([^)]*)\)"
+    found = re.findall(declared, path.read_text(encoding="utf-8"))
+    for template, name, listed in found:
+        print(f"{name}{template.replace('template', '').strip()}({' '.join(listed.split())})")
+    if not found:
+        raise LookupError("it has no kernel")
+    return 0
 
 
 def values_of(declared: Sequence[Parameter], given: Sequence[str]) -> dict[str, Any]:

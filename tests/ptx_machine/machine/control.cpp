@@ -469,7 +469,16 @@ void Runner::stuck() {
 
 // ---- traces --------------------------------------------------------------------------------------------------------------------------
 
-// One line for an instruction before it runs, and one for each row that it wrote.
+// A lane's value in a row: a float if the instruction is one of floats.
+std::string shown(Warp& warp, uint32_t row, uint32_t width, int lane, const std::string& text) {
+    if (width == 8 && text.find(".f64") != std::string::npos) return format("%g", warp.row<double>(row)[lane]);
+    if (width == 8) return format("%llx", (unsigned long long)warp.row<uint64_t>(row)[lane]);
+    if (width == 2) return format("%x", warp.row<uint16_t>(row)[lane]);
+    if (text.find(".f32") != std::string::npos) return format("%g", double(warp.row<float>(row)[lane]));
+    return format("%d", warp.row<int32_t>(row)[lane]);
+}
+
+// One line for an instruction before it runs, and one for each row that it wrote: what the lanes that took part have there now.
 void Runner::trace(Warp& warp, const Instruction& instruction, uint32_t lanes, bool before) {
     if (before) {
         launch.trace(format("%5d  %08x  %s", instruction.line, lanes, instruction.text.c_str()).c_str());
@@ -480,13 +489,15 @@ void Runner::trace(Warp& warp, const Instruction& instruction, uint32_t lanes, b
         const auto name = kernel.names.find(row);
         const uint32_t width = kernel.widths.at(row);
         std::string line = format("                   %-6s =", name == kernel.names.end() ? "_" : name->second.c_str());
-        if (width == 0) line += format(" %08x", warp.bits(row));
-        const bool is_float = instruction.text.find(".f32") != std::string::npos;
-        for (int lane = 0; width && lane < LANES; lane++) {
-            if (width == 8) line += format(" %llx", (unsigned long long)warp.row<uint64_t>(row)[lane]);
-            else if (width == 2) line += format(" %x", warp.row<uint16_t>(row)[lane]);
-            else if (is_float) line += format(" %g", double(warp.row<float>(row)[lane]));
-            else line += format(" %d", warp.row<int32_t>(row)[lane]);
+        if (width == 0) {
+            line += format(" %08x", warp.bits(row) & lanes);
+        } else {
+            std::vector<std::string> values(LANES, ".");
+            for_lanes(lanes, [&](int lane) { values[size_t(lane)] = shown(warp, row, width, lane, instruction.text); });
+            const std::string& first = values[size_t(__builtin_ctz(lanes))];
+            const bool same = std::all_of(values.begin(), values.end(), [&](const std::string& value) { return value == first || value == "."; });
+            if (same && (lanes & (lanes - 1))) line += " " + first + " in each";
+            for (int lane = 0; !(same && (lanes & (lanes - 1))) && lane < LANES; lane++) line += " " + values[size_t(lane)];
         }
         launch.trace(line.c_str());
     }
