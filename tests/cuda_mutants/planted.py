@@ -10,13 +10,14 @@ from minimoe_cupy.loader import KERNELS
 from .trials import Target
 
 BF16 = "bfloat16"
-GROUPED_BF16 = Target(("grouped_matmul", "grouped_matmul_dw"), BF16)
-WGMMA = Target(("grouped_matmul", "grouped_matmul_dw"), BF16, wgmma=True)
+GROUPED_BF16 = Target(("grouped_matmul", "grouped_matmul_dw"), BF16, ("products",), "small")
+LARGE_BF16 = Target((), BF16, ("products",), "large")
+WGMMA = Target((), BF16, ("products",), "wgmma")
 ROUTE, SORT = Target(("route",)), Target(("embedding_backward",))
 NORM = Target(("rms_norm", "layer_norm", "rms_norm_backward", "layer_norm_backward"))
-GATE, LOSS = Target(("gate",)), Target(("cross_entropy", "cross_entropy_backward", "linear_cross_entropy"))
-FLOAT_PRODUCT = Target(("grouped_matmul", "grouped_matmul_dw"))
-ATTENTION, ATTENTION_BF16 = Target(("attention", "attention_backward")), Target(("attention", "attention_backward"), BF16)
+GATE, LOSS = Target(("gate",)), Target(("cross_entropy", "cross_entropy_backward"), deep=("losses",))
+FLOAT_PRODUCT = Target(("grouped_matmul", "grouped_matmul_dw"), deep=("products",), tiling="small")
+ATTENTION, ATTENTION_BF16 = Target(("attention",), deep=("attention",)), Target(("attention",), BF16, ("attention",))
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,6 @@ PLANTED = [
     Planted("barriers", "scan.cuh", "__syncthreads();  // `sums` may be used again", "", ROUTE),
     Planted("barriers", "route.cu", SYNC, "", ROUTE),
     Planted("barriers", "route.cu", SYNC, "", ROUTE, 1),
-    Planted("barriers", "route.cu", SYNC, "", ROUTE, 2),
     Planted("barriers", "route.cu", SYNC, "", ROUTE, 3),
     Planted("barriers", "route.cu", SYNC, "", ROUTE, 4),
     Planted("barriers", "sort.cu", SYNC, "", SORT),
@@ -73,8 +73,8 @@ PLANTED = [
     Planted("warps", "route.cu", WARP_SYNC, "", ROUTE, 1),
     Planted("warps", "sort.cu", WARP_SYNC, "", SORT),
     Planted("warps", "sort.cu", WARP_SYNC, "", SORT, 1),
-    Planted("warps", "gate.cu", WARP_SYNC, "", GATE),
     Planted("warps", "gate.cu", WARP_SYNC, "", GATE, 1),
+    Planted("warps", "gate.cu", WARP_SYNC, "", GATE, 2),
     Planted("warps", "expert_choice.cu", WARP_SYNC, "", GATE),
     Planted("warps", "attention_fma.cuh", WARP_SYNC, "", ATTENTION),
     Planted("warps", "attention_fma.cuh", WARP_SYNC, "", ATTENTION, 1),
@@ -84,11 +84,11 @@ PLANTED = [
     Planted("warps", "tiles.cuh", "__ballot_sync(ALL_LANES, index < sum)", "__ballot_sync(ALL_LANES, index <= sum)", FLOAT_PRODUCT),
     # ---- bounds and indices ----
     Planted("bounds", "dispatch.cu", " >= ", " > ", Target(("dispatch",))),
-    Planted("bounds", "route.cu", "if (row >= n_rows) row = -1;", "if (row > n_rows) row = -1;", ROUTE),
+    Planted("bounds", "route.cu", "row < n_rows; row += step", "row <= n_rows; row += step", ROUTE),
     Planted("bounds", "route.cu", "e <= n_experts", "e < n_experts", ROUTE),
     Planted("bounds", "route.cu", "if (pair >= n_pairs) break;", "if (pair > n_pairs) break;", ROUTE),
     Planted("bounds", "expert_choice.cu", "if (expert < n_experts) {", "if (expert <= n_experts) {", GATE),
-    Planted("bounds", "float_tile.cuh", " < ", " <= ", FLOAT_PRODUCT),
+    Planted("bounds", "float_tile.cuh", "i < count ? from[i] : 0.0f", "i <= count ? from[i] : 0.0f", Target(("grouped_matmul",))),
     Planted("bounds", "norm.cuh", "for (int y = 1;", "for (int y = 2;", NORM),
     # ---- memory that nobody wrote ----
     Planted("unwritten", "route.cu", "seen[i] = 0;", "if (i) seen[i] = 0;", ROUTE),

@@ -4,31 +4,35 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ptx_machine.arrays import HostArrays
+from ptx_machine.arrays import BFLOAT16, HostArrays
 from ptx_machine.cupy_on_ptx import HOPPER
 from ptx_machine.machine import Module
 from ptx_machine.nvrtc import compile_ptx
 
 from minimoe.testing import cases
-from minimoe.testing.conformance import Case
 from minimoe_cupy import CudaKernels
-from minimoe_cupy.grouped import WGMMA
+from minimoe_cupy.grouped import TILINGS, WGMMA, Tiling
 from minimoe_cupy.loader import KERNELS, Launch
 
+from .deep import DEEP
+
+DTYPES = {"float32": np.float32, "bfloat16": BFLOAT16}
 MOST_INSTRUCTIONS = 1 << 24  # of a block: a mutant that loops for ever ends soon
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a mutant is run with: the contract's kernels that reach the file, in one dtype, perhaps on one tiling."""
+    """What a mutant is run with, in one dtype: the contract's kernels that reach the file, and checks of deep.py, perhaps on one tiling."""
 
     kernels: tuple[str, ...]
     dtype: str = "float32"
-    wgmma: bool = False
+    deep: tuple[str, ...] = ()
+    tiling: str = ""  # of products: large, small, or wgmma
 
 
 class MutantLoader:
@@ -54,20 +58,27 @@ class MutantLoader:
 class Mutated(CudaKernels, HostArrays):
     """The backend with a mutated kernel."""
 
-    def __init__(self, loader: MutantLoader, wgmma: bool = False) -> None:
+    def __init__(self, loader: MutantLoader, tiling: Tiling | None = None) -> None:
         super().__init__(loader)
-        self.wgmma = wgmma
+        self.tiling = tiling
 
     def _tiling(self, dtype: Any, vector: bool, *others: Any) -> Any:
-        return WGMMA[1] if self.wgmma and vector else super()._tiling(dtype, vector, *others)
+        return self.tiling if self.tiling and vector else super()._tiling(dtype, vector, *others)
 
 
-def reached(backend: Mutated, target: Target) -> Iterator[Case]:
-    """Yield the cases that run a target, small ones first."""
+def tiling_of(target: Target) -> Tiling | None:
+    large, small, _ = TILINGS[np.dtype(DTYPES[target.dtype])]
+    return {"large": large, "small": small, "wgmma": WGMMA[1]}.get(target.tiling)
+
+
+def reached(backend: Mutated, target: Target) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Yield the cases that run a target, with their names: the suite's, which are small, then those of deep.py."""
     for kernel in target.kernels:
         for case in cases(backend, level="kernels", kernel=kernel):
             if f"[{target.dtype}]" in case.name and ", large" not in case.name:
-                yield case
+                yield case.name, case.run
+    for name in target.deep:
+        yield f"deep {name} [{target.dtype}]", partial(DEEP[name], backend, np.dtype(DTYPES[target.dtype]))
 
 
 def found(
@@ -82,11 +93,11 @@ def found(
         if file:
             (folder / file).write_text(text, encoding="utf-8")
         for seed in seeds:
-            backend = Mutated(MutantLoader(folder, seed, change), target.wgmma)
-            for case in reached(backend, target):
+            backend = Mutated(MutantLoader(folder, seed, change), tiling_of(target))
+            for name, run in reached(backend, target):
                 try:
                     with np.errstate(all="ignore"):
-                        case.run()
+                        run()
                 except Exception as error:
-                    return f"{case.name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                    return f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
     return ""
