@@ -83,3 +83,5 @@ __global__ void loop_without_end(const float* x, float* y) {
     volatile float* out = y;
     while (x[threadIdx.x] > 0.0f) out[threadIdx.x] = 1.0f;
 }
+
+__global__ void division_by_zero(const float* x, float* y) { y[threadIdx.x] = float(100 / (int(x[threadIdx.x]) - 7)); }

@@ -14,7 +14,7 @@ SEEDS = (0, 1, 2)
 BUGS = [
     "reverse_block", "missing_barrier", "barrier_in_a_branch", "half_a_warp", "mask_of_all", "lane_outside_its_mask", "different_operations",
     "row_too_far", "row_before", "read_too_far", "read_far_away", "undefined_shift", "uninitialised", "uninitialised_dynamic<0>",
-    "uninitialised_global", "misaligned", "blocks_race", "lanes_race", "loop_without_end",
+    "uninitialised_global", "misaligned", "blocks_race", "lanes_race", "loop_without_end", "division_by_zero",
 ]  # fmt: skip
 
 
@@ -49,6 +49,7 @@ FOUND = {
     "misaligned": "align",
     "lanes_race": "races with",
     "loop_without_end": "the kernel does not end",
+    "division_by_zero": "undefined: it comes from a division by zero",
 }
 
 

@@ -15,6 +15,7 @@
 #include "decode.h"
 #include "memory.h"
 #include "tensor_cores.h"
+#include "undefined.h"
 
 namespace ptx {
 
@@ -176,6 +177,7 @@ void Runner::start(uint32_t number) {
         warp.copies->start();
         warp.products->start();
         warp.waits = warp.watched = false;
+        warp.undefined.reset();
         const uint32_t left = block.threads - uint32_t(warp.number) * LANES;
         warp.alive = left >= LANES ? ALL : (1u << left) - 1;
         for (int lane = 0; lane < LANES; lane++) {
@@ -273,6 +275,7 @@ bool Runner::take_turn(Warp& warp, int length) {
             if (instruction.predicate != NONE) asked &= instruction.negated ? ~warp.bits(instruction.predicate) : warp.bits(instruction.predicate);
             block.counters.thread_instructions += uint64_t(__builtin_popcount(asked));
             done++;
+            if (warp.undefined) follow(warp, instruction, lanes, asked);
             if (asked && warp.watched) watch(warp, instruction, asked);
             if (traced) trace(warp, instruction, asked, true);
             switch (instruction.kind) {

@@ -209,6 +209,12 @@ int64_t Decoder::literal(int operand) const {
 
 // ---- topics --------------------------------------------------------------------------------------------------------------------------
 
+// What an arithmetic instruction makes of an undefined value.
+static Follows follows(const Statement& statement) {
+    const std::string& opcode = statement.parts[0];
+    return opcode == "selp" ? Follows::CHOICE : opcode == "and" ? Follows::AND : opcode == "or" ? Follows::OR : Follows::ALWAYS;
+}
+
 Instruction decode(Module& module, Kernel& kernel, const Statement& statement, Names& names) {
     Decoder d{module, kernel, statement, names, {}};
     d.out.line = statement.line;
@@ -220,9 +226,14 @@ Instruction decode(Module& module, Kernel& kernel, const Statement& statement, N
         d.out.negated = statement.negated;
     }
     using Topic = bool (*)(Decoder&);
+    const auto is_arithmetic = [](Topic topic) {
+        return topic == decode_integer || topic == decode_float || topic == decode_predicates || topic == decode_small_floats || topic == decode_convert;
+    };
     for (const Topic topic : {decode_control, decode_memory, decode_integer, decode_float, decode_predicates, decode_small_floats, decode_convert,
                               decode_collective, decode_copies, decode_tensor_cores}) {
-        if (topic(d)) return std::move(d.out);
+        if (!topic(d)) continue;
+        if (is_arithmetic(topic)) d.out.follows = follows(statement);
+        return std::move(d.out);
     }
     d.unknown();
 }

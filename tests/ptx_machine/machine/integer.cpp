@@ -1,11 +1,12 @@
 // Integers: sums, products, quotients, logic, shifts, and their bits.
 //
-// They wrap, as PTX says. A shift by the width of a type or more is a fault: PTX defines it, but C and C++ do not, and compilers count on
-// that. A division by zero is none, because compilers divide before they know whether the quotient is wanted: it gives all ones.
+// They wrap, as PTX says. Two things have values that nobody may use (undefined.h), because C and C++ leave them undefined: a division by
+// zero, and a shift by the width of a type or more.
 #include <algorithm>
 #include <cstring>
 
 #include "rows.h"
+#include "undefined.h"
 
 namespace ptx {
 namespace {
@@ -146,9 +147,12 @@ template <class F, class T>
 void divide(Warp& warp, const Instruction& i, uint32_t lanes) {
     T* to = warp.row<T>(i.d);
     const T *a = warp.row<T>(i.a), *b = warp.row<T>(i.b);
+    uint32_t by_zero = 0;
     for_lanes(lanes, [&](int lane) {
+        by_zero |= uint32_t(!b[lane]) << lane;
         to[lane] = b[lane] ? F::of(a[lane], b[lane]) : T(~T(0));
     });
+    if (by_zero) undefine(warp, i.d, by_zero, "a division by zero");
 }
 
 template <class F, class T>
@@ -158,9 +162,8 @@ void shift(Warp& warp, const Instruction& i, uint32_t lanes) {
     uint32_t above = 0;
     for (int lane = 0; lane < LANES; lane++) above |= counts[lane] & ~(BITS<T> - 1);
     if (above) {
-        for_lanes(lanes, [&](int lane) {
-            if (counts[lane] >= BITS<T>) fail(warp, lane, format("a shift by %u of a value of %u bits", counts[lane], BITS<T>));
-        });
+        const uint32_t too_far = lanes & bits_where([=](int lane) { return counts[lane] >= BITS<T>; });
+        if (too_far) undefine(warp, i.d, too_far, format("a shift by %u of a value of %u bits", counts[__builtin_ctz(too_far)], BITS<T>));
     }
     set_row(warp.row<T>(i.d), lanes, [=](int lane) { return F::of(a[lane], counts[lane] & (BITS<T> - 1)); });
 }

@@ -41,11 +41,20 @@ enum class Kind : uint8_t {
     POLL,        // like PLAIN, and if it sets `Warp::waits`, another warp runs next
 };
 
+// What an instruction makes of an undefined value (undefined.h).
+enum class Follows : uint8_t {
+    NEVER,   // it may not have one
+    ALWAYS,  // its result is undefined too
+    CHOICE,  // if it chooses one
+    AND, OR  // unless the other operand says all
+};
+
 struct Instruction {
     using Run = void (*)(Warp&, const Instruction&, uint32_t lanes);  // lanes: a bit for each lane that takes part, never none
 
     Run run = nullptr;
     Kind kind = Kind::PLAIN;
+    Follows follows = Follows::NEVER;
     bool negated = false;        // of the predicate
     bool uniform = false;        // a branch that the compiler promised to be taken by all lanes or none
     uint32_t predicate = NONE;   // rows of registers: offsets in bytes from Warp::registers
@@ -139,6 +148,7 @@ struct GlobalMemory;  // the arrays of a launch, with their checks (memory.h)
 struct Copies;        // a warp's copies under way (copies.h)
 struct Barriers;      // a block's mbarriers (copies.h)
 struct Products;      // a warp's products under way (tensor_cores.h)
+struct Undefined;     // a warp's values that nobody may use (undefined.h)
 
 // The order of events in a block, as far as barriers say it (vector clocks). `now` counts a warp's synchronisations; `seen[v]` is the
 // last moment of warp v that this warp knows to be over. What a warp does at moment t happens before what another does if its
@@ -174,6 +184,7 @@ struct Warp {
     Clock clock;
     std::unique_ptr<Copies> copies;
     std::unique_ptr<Products> products;
+    std::unique_ptr<Undefined> undefined;  // null: none
 
     Warp();
     ~Warp();
