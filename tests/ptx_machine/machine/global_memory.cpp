@@ -67,12 +67,14 @@ struct GlobalMemory::Shadow {
     const uint8_t* begin;  // where the first granule's bytes are
     int shift;             // a granule has 1 << shift bytes
     Zeros<uint64_t> written, read;
-    Zeros<uint32_t> places;  // the instruction of the last write
+    Zeros<uint64_t> earlier;  // a read before the last, by another thread of the same block, that no barrier parts from it
+    Zeros<uint32_t> places;   // the instruction of the last write
 
     Shadow(const uint8_t* begin, const uint8_t* end, uint32_t granule) : begin(begin), shift(__builtin_ctz(granule)) {
         const size_t count = (size_t(end - begin) + granule - 1) >> shift;
         written = zeros<uint64_t>(count);
         read = zeros<uint64_t>(count);
+        earlier = zeros<uint64_t>(count);
         places = zeros<uint32_t>(count);
     }
 
@@ -119,9 +121,11 @@ struct GlobalMemory::Shadow {
             if (old && (!same_thread(old, word) || never_written)) judge_write(warp, who, region, access, granule, old, never_written);
             if (writes(access)) {
                 if (reader && (!same_thread(reader, word) || reader & FLAG)) judge_read(warp, who, region, access, granule, reader);
+                if (const uint64_t other = load(earlier[granule])) judge_read(warp, who, region, access, granule, other);
                 store(written[granule], word);
                 __atomic_store_n(&places[granule], uint32_t(warp.at), __ATOMIC_RELAXED);
             } else if (reader != word) {
+                if (reader && same_block(reader, word) && !same_thread(reader, word) && !is_over(warp, reader)) store(earlier[granule], reader);
                 store(read[granule], read_by(word, reader));
             }
         }
@@ -143,7 +147,7 @@ struct GlobalMemory::Shadow {
             for (size_t i = 0; i < count; i++) {
                 const uint64_t word = me + (uint64_t(i) >> each << THREAD);
                 other |= write[i] ? (write[i] ^ word) >> THREAD : 0;
-                other |= reader[i] ? ((reader[i] ^ word) >> THREAD) | (reader[i] & FLAG) : 0;
+                other |= reader[i] ? ((reader[i] ^ word) >> THREAD) | (reader[i] & FLAG) | earlier[first + i] : 0;
             }
             if (other) return false;
             for (size_t i = 0; i < count; i++) write[i] = me + (uint64_t(i) >> each << THREAD);
@@ -152,6 +156,7 @@ struct GlobalMemory::Shadow {
             for (size_t i = 0; i < count; i++) {
                 const uint64_t word = me + (uint64_t(i) >> each << THREAD);
                 other |= write[i] ? (write[i] ^ word) >> THREAD | uint64_t(never_written) : 0;
+                other |= reader[i] && same_block(reader[i], word) ? (reader[i] ^ word) >> THREAD : 0;
             }
             if (other) return false;
             for (size_t i = 0; i < count; i++) reader[i] = read_by(me + (uint64_t(i) >> each << THREAD), reader[i]);
