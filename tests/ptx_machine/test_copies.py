@@ -82,7 +82,7 @@ def test_bytes_beyond_the_source_size_are_zeros(size, data):
 
 
 def test_nothing_is_read_for_a_source_of_no_bytes():
-    x, y = copied("mov.u32 %r5, 0; add.u64 %rd4, %rd4, 65536; cp.async.cg.shared.global [%r4], [%rd4], 16, %r5;" + COMMIT + WAIT + TAKE)
+    _, y = copied("mov.u32 %r5, 0; add.u64 %rd4, %rd4, 65536; cp.async.cg.shared.global [%r4], [%rd4], 16, %r5;" + COMMIT + WAIT + TAKE)
     assert not y.any()
 
 
@@ -121,11 +121,14 @@ FAULTY_COPIES = {
     "no wait": (COPY + COMMIT, r"cp.async, PTX line \d+\) is still under way when its thread ends"),
     "misaligned target": ("cp.async.cg.shared.global [%r4+8], [%rd4], 16;" + COMMIT + WAIT, "misaligned copy: 16 bytes to offset 8"),
     "misaligned source": ("cp.async.ca.shared.global [%r4], [%rd4+4], 8;" + COMMIT + WAIT, "misaligned copy: 8 bytes from"),
-    "source beyond its array": ("cp.async.cg.shared.global [%r4], [%rd4+16], 16;" + COMMIT + WAIT, "read of 16 bytes of global memory outside"),
+    "source beyond its array": (
+        "cp.async.cg.shared.global [%r4], [%rd4+16], 16;" + COMMIT + WAIT,
+        "read of 16 bytes of global memory outside",
+    ),
     "target beyond shared memory": ("cp.async.cg.shared.global [%r4+1024], [%rd4], 16;" + COMMIT + WAIT, "after its end"),
     "reads more than it writes": ("mov.u32 %r5, 16; cp.async.ca.shared.global [%r4], [%rd4], 8, %r5;" + COMMIT + WAIT, "told to read 16"),
     "one into another": (COPY + COPY + COMMIT + WAIT, "where one is still under way"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -144,7 +147,7 @@ def test_other_threads_copies_need_a_barrier_after_the_wait(seed):
     x, y = copied(COPY + COMMIT + WAIT + "bar.sync 0;" + NEIGHBOUR + TAKE, seed=seed)
     assert np.array_equal(y.reshape(2, -1), x.reshape(2, -1)[::-1])
     for body in (COPY + COMMIT + WAIT + NEIGHBOUR + TAKE, COPY + COMMIT + "bar.sync 0;" + NEIGHBOUR + TAKE + WAIT):
-        with pytest.raises(Fault, match="races with|nobody wrote|under way"):
+        with pytest.raises(Fault, match=r"races with|nobody wrote|under way"):
             copied(body, seed=seed)
 
 
@@ -246,7 +249,15 @@ def test_a_generic_address_may_name_the_barrier():
 
 
 def test_an_invalidated_barrier_may_be_initialised_again():
-    again = f"setp.ne.u32 %p4, %r1, 0; @%p4 bra ON; mbarrier.inval.shared::cta.b64 {BARRIER}; mov.u32 %r9, 32; mbarrier.init.shared::cta.b64 {BARRIER}, %r9; ON: bar.sync 0;"
+    again = f"""
+        setp.ne.u32 %p4, %r1, 0;
+        @%p4 bra ON;
+        mbarrier.inval.shared::cta.b64 {BARRIER};
+        mov.u32 %r9, 32;
+        mbarrier.init.shared::cta.b64 {BARRIER}, %r9;
+    ON:
+        bar.sync 0;
+    """
     x, y = handed_over(PRODUCE + ARRIVE, AWAIT + CONSUME, count=7, start=START.replace("bar.sync 0;", "bar.sync 0;" + again, 1))
     assert np.array_equal(x, y)
 
@@ -256,20 +267,45 @@ FAULTY_BARRIERS = {
     "arrives before it writes": (ARRIVE + PRODUCE, AWAIT + CONSUME, {}, "races with|nobody wrote"),
     "never initialised": (ARRIVE, "", {"start": START.replace("@%p1 bra INIT", "bra INIT")}, "no mbarrier was initialised at offset 1016"),
     "waits for a barrier that is not there": ("", AWAIT.replace("1016", "1008"), {}, "no mbarrier was initialised at offset 1008"),
-    "no barrier after the initialisation": (PRODUCE + ARRIVE, AWAIT, {"start": START.replace("bar.sync 0;", "")}, "no mbarrier was init|thread 0 initialised the mbarrier .* no barrier has come between"),
-    "too many arrivals of one thread": (f"mov.u32 %r12, 33; mbarrier.arrive.shared::cta.b64 %rd9, {BARRIER}, %r12;", "", {}, "overrun: 33 arrive, and 32"),
+    "no barrier after the initialisation": (
+        PRODUCE + ARRIVE,
+        AWAIT,
+        {"start": START.replace("bar.sync 0;", "")},
+        "no mbarrier was init|thread 0 initialised the mbarrier .* no barrier has come between",
+    ),
+    "too many arrivals of one thread": (
+        f"mov.u32 %r12, 33; mbarrier.arrive.shared::cta.b64 %rd9, {BARRIER}, %r12;",
+        "",
+        {},
+        "overrun: 33 arrive, and 32",
+    ),
     "no arrivals": (f"mov.u32 %r12, 0; mbarrier.arrive.shared::cta.b64 %rd9, {BARRIER}, %r12;", "", {}, "counts as none"),
     "no count": ("", "", {"count": 0}, "an mbarrier for 0 arrivals"),
-    "initialised again": ("", f"bar.warp.sync 0xffffffff; mov.u32 %r9, 1; mbarrier.init.shared::cta.b64 {BARRIER}, %r9;", {}, "is in use; mbarrier.inval"),
-    "invalidated in a phase": (ARRIVE, f"setp.ne.u32 %p4, %r1, 0; @%p4 ret; mbarrier.inval.shared::cta.b64 {BARRIER};", {"count": 64}, "in the middle of a phase|no mbarrier was init"),
+    "initialised again": (
+        "",
+        f"bar.warp.sync 0xffffffff; mov.u32 %r9, 1; mbarrier.init.shared::cta.b64 {BARRIER}, %r9;",
+        {},
+        "is in use; mbarrier.inval",
+    ),
+    "invalidated in a phase": (
+        ARRIVE,
+        f"setp.ne.u32 %p4, %r1, 0; @%p4 ret; mbarrier.inval.shared::cta.b64 {BARRIER};",
+        {"count": 64},
+        "in the middle of a phase|no mbarrier was init",
+    ),
     "overwritten": ("", f"st.shared.u32 {BARRIER}, %r1; {ARRIVE}", {}, "was overwritten|races with|no barrier has come between"),
     "misaligned": (ARRIVE.replace("1016", "1012"), "", {}, "misaligned mbarrier: offset 1012"),
-    "completes a phase that it must not": (f"mov.u32 %r12, 32; mbarrier.arrive.noComplete.shared::cta.b64 %rd9, {BARRIER}, %r12;", "", {}, "noComplete of 32 completes"),
+    "completes a phase that it must not": (
+        f"mov.u32 %r12, 32; mbarrier.arrive.noComplete.shared::cta.b64 %rd9, {BARRIER}, %r12;",
+        "",
+        {},
+        "noComplete of 32 completes",
+    ),
     "too few arrivals": (PRODUCE + ARRIVE, AWAIT + CONSUME, {"count": 33}, "does not end: .* offset 1016 .*phase 0, misses 1 of 33"),
     "wrong parity, too late": (PRODUCE + ARRIVE + ARRIVE, AWAIT + CONSUME, {}, "does not end: .*wrong parity"),
     "wrong parity, too early": (PRODUCE + ARRIVE, AWAIT + CONSUME, {"parity": 1}, "races with|nobody wrote|does not end"),
     "no parity": (PRODUCE + ARRIVE, AWAIT + CONSUME, {"parity": 2}, "a phase of parity 2"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -280,7 +316,7 @@ def test_misuse_of_an_mbarrier_is_found(fault, seed):
         handed_over(producer, consumer, seed=seed, **given_arguments)
 
 
-# ---- copies that arrive at an mbarrier -----------------------------------------------------------------------------------------------------
+# ---- copies that arrive at an mbarrier ---------------------------------------------------------------------------------------------------
 
 COPY_WORD = "cp.async.ca.shared.global [%r4], [%rd4], 4;"
 COUNTED = COPY_WORD + f"cp.async.mbarrier.arrive.noinc.shared::cta.b64 {BARRIER};"
@@ -337,7 +373,11 @@ def test_bytes_may_be_expected_before_the_arrival():
 FAULTY_BULK_COPIES = {
     "read too early": (EXPECT + BULK, CONSUME, "under way|nobody wrote|races with"),
     "more bytes than expected": (EXPECT.replace("BYTES", "64") + BULK, AWAIT + CONSUME, "brought 64 bytes more to an mbarrier than"),
-    "fewer bytes than expected": (EXPECT.replace("BYTES", "256") + BULK, AWAIT + CONSUME, "does not end: .*misses 0 of 1 arrivals and 128 bytes"),
+    "fewer bytes than expected": (
+        EXPECT.replace("BYTES", "256") + BULK,
+        AWAIT + CONSUME,
+        "does not end: .*misses 0 of 1 arrivals and 128 bytes",
+    ),
     "no bytes expected": (ARRIVE + BULK, AWAIT + CONSUME, "under way|brought 128 bytes more|nobody wrote|races with"),
     "too many bytes expected": (EXPECT.replace("BYTES", "1048576"), "", "has at most 1048575"),
     "not waited for": (EXPECT + BULK, "", "was not waited for when its block ends"),
@@ -345,7 +385,7 @@ FAULTY_BULK_COPIES = {
     "misaligned size": (EXPECT + BULK.replace("r13, 128", "r13, 120"), AWAIT, "misaligned bulk copy: 120 bytes"),
     "misaligned target": (EXPECT + BULK.replace("[%r2]", "[%r2+8]"), AWAIT, "misaligned bulk copy: .* offset 8 "),
     "source beyond its array": (EXPECT + BULK.replace("[%rd1]", "[%rd1+16]"), AWAIT, "outside"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -383,7 +423,7 @@ def test_a_bulk_copys_source_may_be_overwritten_once_it_is_read(seed):
     overwrite = "st.shared.u32 [%r2], %r1;"
     x, y = stored(FENCE + LAST + STORE + COMMIT_BULK + "cp.async.bulk.wait_group.read 0;" + overwrite + WAIT_BULK, seed)
     assert np.array_equal(x, y)
-    with pytest.raises(Fault, match="no fence.proxy.async"):
+    with pytest.raises(Fault, match=r"no fence\.proxy\.async"):
         stored(FENCE + LAST + STORE + COMMIT_BULK + overwrite + WAIT_BULK, seed)
 
 
@@ -410,7 +450,7 @@ def test_misuse_of_a_bulk_copy_to_an_array_is_found(body, message, seed):
         stored(body, seed)
 
 
-# ---- fences, and what the machine does not know ----------------------------------------------------------------------------------------------
+# ---- fences, and what the machine does not know ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

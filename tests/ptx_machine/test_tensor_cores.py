@@ -90,7 +90,7 @@ def test_misuse_of_matrix_loads_is_found(statements, message):
 
 
 def test_a_matrix_load_sees_what_others_wrote_only_after_a_barrier():
-    with pytest.raises(Fault, match="races with|nobody wrote"):
+    with pytest.raises(Fault, match=r"races with|nobody wrote"):
         run(MATRICES.replace("bar.sync 0;", "") + "xor.b32 %r3, %r3, 512; add.u32 %r4, %r2, %r3; ldmatrix.sync.aligned.m8n8.x4.shared.b16 "
             "{%r20, %r21, %r22, %r23}, [%r4];", np.zeros(512, np.uint16), np.zeros(64, np.uint32), threads=64)  # fmt: skip
 
@@ -132,11 +132,8 @@ SHAPES = [(16, "bf16"), (8, "bf16"), (16, "f16"), (8, "f16"), (8, "tf32"), (4, "
 def mma(k, kind, a, b, c):
     """d [16, 8] = a [16, k] b [k, 8] + c, each register in a row of 32 words in global memory."""
     wide = 4 if kind == "tf32" else 8
-    words = [
-        fragments_of_rows(a, wide).reshape(-1, 32 * wide // 4 if kind == "tf32" else 64),
-        fragments_of_rows(b.T, wide).reshape(-1, 32 if wide == 4 else 64),
-    ]
-    packed = np.concatenate([np.ascontiguousarray(part).view(np.uint32).reshape(-1, 32) for part in words])
+    parts = [np.ascontiguousarray(fragments_of_rows(matrix, wide)) for matrix in (a, b.T)]
+    packed = np.concatenate([part.view(np.uint32).reshape(-1, 32) for part in parts])
     old = np.stack([c[LANES // 4 + 8 * (i // 2), LANES % 4 * 2 + i % 2] for i in range(4)])
     y, n = unwritten((4, 32), np.float32), k // wide
     load = "".join(f"ld.global.u32 %r{10 + i}, [%rd5+{128 * i}];\n" for i in range(3 * n))
@@ -148,7 +145,8 @@ def mma(k, kind, a, b, c):
         add.u64 %rd6, %rd2, %rd4;
         add.u64 %rd7, %rd3, %rd4;
         {load}
-        mma.sync.aligned.m16n8k{k}.row.col.f32.{kind}.{kind}.f32 {registers(20, 4, "f")}, {registers(10, 2 * n)}, {registers(10 + 2 * n, n)}, {registers(10, 4, "f")};
+        mma.sync.aligned.m16n8k{k}.row.col.f32.{kind}.{kind}.f32
+            {registers(20, 4, "f")}, {registers(10, 2 * n)}, {registers(10 + 2 * n, n)}, {registers(10, 4, "f")};
         {store_rows(20, 4, "f", "%rd7")}""",
         packed, np.ascontiguousarray(old), y,
     )  # fmt: skip
@@ -207,7 +205,7 @@ def test_what_the_machine_does_not_know_is_refused_by_name(statement):
         module(statement)
 
 
-# ---- wgmma: layouts ------------------------------------------------------------------------------------------------------------------------
+# ---- wgmma: layouts ----------------------------------------------------------------------------------------------------------------------
 
 MODES = {"none": (0, 0), "128": (1, 3), "64": (2, 2), "32": (3, 1)}  # the field of a descriptor, and the bits of the swizzle
 SHARED, SHARED_BASE = 32768, 1024
@@ -431,7 +429,7 @@ def test_products_are_counted():
     assert counters["async_product_flops"] == 2 * 64 * 32 * 16
 
 
-# ---- wgmma: misuse -------------------------------------------------------------------------------------------------------------------------
+# ---- wgmma: misuse -----------------------------------------------------------------------------------------------------------------------
 
 SET, TAKE, N = set_sums(16), take_sums(16), 16
 P = product(N)
@@ -442,26 +440,62 @@ FAULTY_PRODUCTS = {
     "no barrier": ("fence.proxy.async;" + SET + FENCE + P + COMMIT + WAIT, "races with|nobody wrote|and barrier after it"),
     "no wgmma.fence": (FENCES + SET + P + COMMIT + WAIT, "no wgmma.fence before the first product"),
     "no wgmma.fence after the sums were set": (FENCES + FENCE + SET + P + COMMIT + WAIT, "no wgmma.fence between an access to %f0"),
-    "no wgmma.fence after the sums were read": (FENCES + SET + FENCE + P + COMMIT + WAIT + TAKE + P + COMMIT + WAIT, "no wgmma.fence between"),
-    "no wgmma.fence after one fragment was set": (FENCES + FRAGMENTS + SET + FENCE + "mov.u32 %r42, 0;" + product(N, a=registers(40, 4), tail="1, 1, 0") + COMMIT + WAIT, "access to %r42 and the product that uses it as a fragment"),
+    "no wgmma.fence after the sums were read": (
+        FENCES + SET + FENCE + P + COMMIT + WAIT + TAKE + P + COMMIT + WAIT,
+        "no wgmma.fence between",
+    ),
+    "no wgmma.fence after one fragment was set": (
+        FENCES + FRAGMENTS + SET + FENCE + "mov.u32 %r42, 0;" + product(N, a=registers(40, 4), tail="1, 1, 0") + COMMIT + WAIT,
+        "access to %r42 and the product that uses it as a fragment",
+    ),
     "sums read before the wait": (FENCES + SET + FENCE + P + COMMIT + TAKE + WAIT, "read of %f0, which is a sum of a product under way"),
     "sums read before the commit": (FENCES + SET + FENCE + P + TAKE + COMMIT + WAIT, "read of %f0, which is a sum of a product under way"),
     "wait for too few groups": (FENCES + SET + FENCE + P + COMMIT + "wgmma.wait_group.sync.aligned 1;" + TAKE + WAIT, "read of %f0"),
     "sums written before the wait": (FENCES + SET + FENCE + P + COMMIT + "mov.f32 %f7, 0f00000000;" + WAIT, "write to %f7, which is a sum"),
-    "fragment written before the wait": (FENCES + FRAGMENTS + SET + FENCE + product(N, a=registers(40, 4), tail="1, 1, 0") + COMMIT + "mov.u32 %r43, 0;" + WAIT, "write to %r43, which is a fragment"),
-    "a sum as a fragment": (FENCES + SET + "mov.b32 %r0, 0;" + FENCE + P + product(N, a="{%f0, %f1, %f2, %f3}", first=100, tail="1, 1, 0") + COMMIT + WAIT, "%f0 is a fragment, and a product under way uses it as a sum"),
-    "another shape in the same sums": (FENCES + SET + FENCE + P + product(8, adds="%p1") + COMMIT + WAIT, "%f0 is a sum of a product of another shape"),
+    "fragment written before the wait": (
+        FENCES + FRAGMENTS + SET + FENCE + product(N, a=registers(40, 4), tail="1, 1, 0") + COMMIT + "mov.u32 %r43, 0;" + WAIT,
+        "write to %r43, which is a fragment",
+    ),
+    "a sum as a fragment": (
+        FENCES + SET + "mov.b32 %r0, 0;" + FENCE + P + product(N, a="{%f0, %f1, %f2, %f3}", first=100, tail="1, 1, 0") + COMMIT + WAIT,
+        "%f0 is a fragment, and a product under way uses it as a sum",
+    ),
+    "another shape in the same sums": (
+        FENCES + SET + FENCE + P + product(8, adds="%p1") + COMMIT + WAIT,
+        "%f0 is a sum of a product of another shape",
+    ),
     "no commit": (FENCES + SET + FENCE + P + WAIT, r"\(wgmma, PTX line \d+\) was not committed when its warp ends"),
     "no wait": (FENCES + SET + FENCE + P + COMMIT, r"\(wgmma, PTX line \d+\) was not waited for when its warp ends"),
-    "one lane has another descriptor": (FENCES + SET + FENCE + "setp.eq.u32 %p3, %r1, 37; @%p3 add.u64 %rd11, %rd11, 64;" + P + COMMIT + WAIT, "thread 37: the lanes of a warp give different descriptors of operand B"),
+    "one lane has another descriptor": (
+        FENCES + SET + FENCE + "setp.eq.u32 %p3, %r1, 37; @%p3 add.u64 %rd11, %rd11, 64;" + P + COMMIT + WAIT,
+        "thread 37: the lanes of a warp give different descriptors of operand B",
+    ),
     "one lane adds": (FENCES + SET + FENCE + "setp.eq.u32 %p1, %r1, 37;" + P + COMMIT + WAIT, "do not agree whether"),
-    "one warp has another descriptor": (FENCES + SET + FENCE + THE_FOURTH + "@!%p4 add.u64 %rd10, %rd10, 64;" + P + COMMIT + WAIT, "the warps of a warpgroup issue different products"),
-    "one warp adds": (FENCES + SET + FENCE + THE_FOURTH + "setp.ge.u32 %p1, %r1, 96;" + P + COMMIT + WAIT, "the warps of a warpgroup issue different products"),
-    "one warp issues another instruction": (FENCES + SET + FENCE + THE_FOURTH + "@%p4 bra ONE;" + P + "bra BOTH; ONE:" + P + "BOTH:" + COMMIT + WAIT, "different products: another warp's is in PTX line"),
-    "one warp issues none": (FENCES + SET + FENCE + THE_FOURTH + "@!%p4 bra DONE;" + P + "DONE:" + COMMIT + WAIT, "of its warpgroup's 1 products|of which warp 3 has ended without it"),
-    "one warp issues one too few": (FENCES + SET + FENCE + P + THE_FOURTH + "@!%p4 bra DONE;" + P + "DONE:" + COMMIT + WAIT, "of its warpgroup's 2 products|of which warp 3 has ended without it"),
-    "half a warp": (FENCES + SET + FENCE + "and.b32 %r20, %r1, 16; setp.eq.u32 %p3, %r20, 0; @%p3 bra DONE;" + P + "DONE:" + COMMIT + WAIT, "waits at a warp operation|\\.aligned"),
-}  # fmt: skip
+    "one warp has another descriptor": (
+        FENCES + SET + FENCE + THE_FOURTH + "@!%p4 add.u64 %rd10, %rd10, 64;" + P + COMMIT + WAIT,
+        "the warps of a warpgroup issue different products",
+    ),
+    "one warp adds": (
+        FENCES + SET + FENCE + THE_FOURTH + "setp.ge.u32 %p1, %r1, 96;" + P + COMMIT + WAIT,
+        "the warps of a warpgroup issue different products",
+    ),
+    "one warp issues another instruction": (
+        FENCES + SET + FENCE + THE_FOURTH + "@%p4 bra ONE;" + P + "bra BOTH; ONE:" + P + "BOTH:" + COMMIT + WAIT,
+        "different products: another warp's is in PTX line",
+    ),
+    "one warp issues none": (
+        FENCES + SET + FENCE + THE_FOURTH + "@!%p4 bra DONE;" + P + "DONE:" + COMMIT + WAIT,
+        "of its warpgroup's 1 products|of which warp 3 has ended without it",
+    ),
+    "one warp issues one too few": (
+        FENCES + SET + FENCE + P + THE_FOURTH + "@!%p4 bra DONE;" + P + "DONE:" + COMMIT + WAIT,
+        "of its warpgroup's 2 products|of which warp 3 has ended without it",
+    ),
+    "half a warp": (
+        FENCES + SET + FENCE + "and.b32 %r20, %r1, 16; setp.eq.u32 %p3, %r20, 0; @%p3 bra DONE;" + P + "DONE:" + COMMIT + WAIT,
+        "waits at a warp operation|\\.aligned",
+    ),
+}
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -504,7 +538,7 @@ MULTIPLY:
 def test_an_operand_that_is_overwritten_before_the_wait_shows(seed):
     _, _, image, descriptors = prepared(N)
     body = FENCES + OVERWRITE + SET + FENCE + P + COMMIT + "bar.sync 1, 256;" + WAIT + "bar.sync 2, 256;" + TAKE
-    with pytest.raises(Fault, match="races with|no fence.proxy.async"):
+    with pytest.raises(Fault, match=r"races with|no fence\.proxy\.async"):
         multiply(body.replace(FENCES, "fence.proxy.async; bar.sync 0;"), N, image, descriptors, threads=256, seed=seed)
 
 
@@ -529,9 +563,13 @@ WRONG_DESCRIPTORS = {
     "bits of no field": (field(14, 1), {}, "has bits that no field has"),
     "leading offset of a K-major operand": (field(LEADING, 511), {}, "the leading offset of operand A is 8192 bytes"),
     "stride beyond shared memory": (field(STRIDE, 8192 >> 4), {}, "operand A is not within shared memory .32768 bytes.: .[0-9]+, 0."),
-    "leading offset beyond shared memory": (field(LEADING, 32768 >> 4), {"mode_a": "none"}, r"operand A is not within shared memory .*, 8\)"),
+    "leading offset beyond shared memory": (
+        field(LEADING, 32768 >> 4),
+        {"mode_a": "none"},
+        r"operand A is not within shared memory .*, 8\)",
+    ),
     "start below shared memory": (-field(A_START, SHARED_BASE >> 4), {}, "operand A is not within shared memory .*offset -1024"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("wrong", WRONG_DESCRIPTORS)

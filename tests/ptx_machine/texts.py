@@ -1,4 +1,4 @@
-"""PTX texts for tests of single instructions: a kernel `k` of arrays, whose addresses are in %rd1, %rd2, ... and its thread's number in %r1."""
+"""PTX texts for tests of instructions: a kernel `k` of arrays, whose addresses are in %rd1, %rd2, .., with its thread's number in %r1."""
 
 from ptx_machine.machine import Module
 
