@@ -8,7 +8,7 @@ and compile them with NVRTC 12.8 and newer for sm_80, sm_89, sm_90a and sm_100.
 from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 
-from minimoe.backend import Backend
+from minimoe.backend import Array, Backend
 from minimoe_cupy import (
     activation,
     attention,
@@ -31,6 +31,7 @@ from minimoe_cupy.attention import CudaAttention
 from minimoe_cupy.embedding import CudaEmbedding
 from minimoe_cupy.expert import CudaExpert
 from minimoe_cupy.gating import CudaGating
+from minimoe_cupy.launch import FLOAT32
 from minimoe_cupy.linear import CudaLinear
 from minimoe_cupy.loader import CupyLoader, Loader, Source, to_stderr
 from minimoe_cupy.loss import CudaLoss
@@ -88,10 +89,15 @@ def backend() -> Backend:
     from minimoe_cupy.device import check_device
 
     check_device("cupy")
-    from minimoe_cupy.arrays import CupyArrays
+    from minimoe_cupy.arrays import CupyArrays, cublas
 
     class CupyBackend(CudaKernels, CupyArrays):
         """The backend on a card."""
+
+        def _add_product(self, inout_y: Array, a: Array, b: Array) -> None:
+            """Lets cuBLAS add in float32, without another array."""
+            if inout_y.dtype != FLOAT32 or not cublas.matmul(a, b, inout_y, accumulate=True):
+                super()._add_product(inout_y, a, b)
 
         def tell(self, listener: Callable[[str], None] | None) -> None:
             loader.listener = listener or to_stderr

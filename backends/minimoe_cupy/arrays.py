@@ -48,23 +48,16 @@ class Namespace:
             refuse_while_capturing("a host number became an array")
         return cupy.asarray(x, **options)
 
-    def matmul(self, a: Array, b: Array, out: Array = None, accumulate: bool = False) -> Array:
-        """Returns a b, in `out` if given, or added to it; `out` may be float32 for bfloat16, whose sums are then not rounded."""
+    def matmul(self, a: Array, b: Array, out: Array = None) -> Array:
+        """Returns a b, in `out` if given, which may be float32 for bfloat16: sums are then not rounded."""
         if a.ndim >= 2 and b.ndim >= 2 and a.dtype == b.dtype:
             leading = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
             y = cupy.empty((*leading, a.shape[-2], b.shape[-1]), dtype=a.dtype) if out is None else out
-            if not leading and cublas.matmul(a, b, y, accumulate):
+            if cublas.matmul_batch(a, b, y, cupy.ascontiguousarray) if leading else cublas.matmul(a, b, y):
                 return y
-            if leading and not accumulate and cublas.matmul_batch(a, b, y, cupy.ascontiguousarray):
-                return y
-        if out is None or (out.dtype == a.dtype == b.dtype and not accumulate):
-            return cupy.matmul(a, b, out=out)
-        y = cupy.matmul(a.astype(out.dtype), b.astype(out.dtype))
-        if accumulate:
-            out += y
-        else:
-            out[...] = y
-        return out
+        if out is not None and out.dtype != a.dtype:
+            a, b = a.astype(out.dtype), b.astype(out.dtype)
+        return cupy.matmul(a, b, out=out)
 
     def concat(self, arrays: Any, axis: int = 0) -> Array:
         """Joins eight arrays at a time: for more, CuPy builds a table on the host, which cannot be recorded."""

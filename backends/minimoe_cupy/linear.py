@@ -1,4 +1,4 @@
-"""Dense products by cuBLAS, stored directly in `out`; bias addition and column sums by kernels (kernels/columns.cu)."""
+"""Dense products by cuBLAS, stored in `out` or added to it; bias addition and column sums by kernels (kernels/columns.cu)."""
 
 import math
 
@@ -35,10 +35,7 @@ class CudaLinear(CudaLaunch):
         shape = (dy.shape[-1], x.shape[-1])
         if not computed(dy, x) or not kept(out, shape, dy.dtype):
             return super().linear_dw(dy, x, out, accumulate)
-        if out is None:
-            return self.xp.matmul(self.rows(dy).T, self.rows(x))
-        self.xp.matmul(self.rows(dy).T, self.rows(x), out=out, accumulate=accumulate)  # cuBLAS adds its float32 sums to `out`
-        return out
+        return self._product(self.rows(dy).T, self.rows(x), shape, out, accumulate)
 
     def linear_db(self, dy: Array, out: Array | None = None, accumulate: bool = False) -> Array:
         if not computed(dy) or not kept(out, dy.shape[-1:], dy.dtype):
@@ -55,15 +52,21 @@ class CudaLinear(CudaLaunch):
         return db
 
     def _product(self, a: Array, b: Array, shape: tuple[int, ...], out: Array | None, accumulate: bool = False) -> Array:
-        """Returns a b as `shape`: stored in `out` by the product itself, or added to it in a second pass."""
+        """Returns a b as `shape`: stored in `out` by the product itself, or added to it."""
         xp = self.xp
         if out is None:
             return xp.reshape(xp.matmul(a, b), shape)
         if accumulate:
-            self._add_into(out, xp.matmul(a, b))
+            self._add_product(xp.reshape(out, (a.shape[0], b.shape[1])), a, b)
         else:
             xp.matmul(a, b, out=xp.reshape(out, (a.shape[0], b.shape[1])))
         return out
+
+    def _add_product(self, inout_y: Array, a: Array, b: Array) -> None:
+        """y += a b.   y [M,N], which may be float32 for bfloat16, a [M,K], b [K,N]"""
+        product = self.xp.empty(inout_y.shape, dtype=inout_y.dtype)
+        self.xp.matmul(a, b, out=product)
+        self._add_into(inout_y, product)
 
     def _add_bias(self, inout_y: Array, bias: Array) -> None:
         (bias,) = self._contiguous(bias)

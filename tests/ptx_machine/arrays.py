@@ -29,17 +29,14 @@ class Namespace:
     def isdtype(self, dtype: Any, kind: Any) -> bool:
         return kind == "real floating" if dtype == BFLOAT16 else np.isdtype(dtype, kind)
 
-    def matmul(self, a: Any, b: Any, out: Any = None, accumulate: bool = False) -> Any:
-        """Products of bfloat16 with sums in float32, rounded once, or stored in float32, as cuBLAS does them; added to `out` if asked."""
-        if BFLOAT16 not in (a.dtype, b.dtype) and not accumulate:
+    def matmul(self, a: Any, b: Any, out: Any = None) -> Any:
+        """Products of bfloat16 with sums in float32, rounded once or stored in a float32 `out`, as cuBLAS does them."""
+        if BFLOAT16 not in (a.dtype, b.dtype):
             return np.matmul(a, b, out=out)
-        y = np.matmul(*(x.astype(np.float32) if x.dtype == BFLOAT16 else x for x in (a, b)))
+        y = np.matmul(a.astype(np.float32), b.astype(np.float32))
         if out is None:
             return y.astype(np.result_type(a, b))
-        if accumulate:
-            out += y.astype(out.dtype)
-        else:
-            out[...] = y
+        out[...] = y
         return out
 
 
