@@ -45,11 +45,14 @@ std::string place(const Launch& launch, const Instruction& instruction) {
     return text + (instruction.source >= 0 ? ")" : "");
 }
 
+// An instruction of wgmma names up to 128 registers.
+static std::string shortened(const std::string& text) { return text.size() > 120 ? text.substr(0, 117) + ".." : text; }
+
 void fail(const Warp& warp, int lane, const std::string& what) {
     const Instruction& instruction = warp.block->kernel->code[size_t(warp.at)];
     const std::string who = lane < 0 ? format("warp %d", warp.number) : format("thread %d", warp.number * LANES + lane);
     throw Failure(format("block %u, %s: %s; at %s: %s", warp.block->number, who.c_str(), what.c_str(),
-                         place(*warp.block->launch, instruction).c_str(), instruction.text.c_str()));
+                         place(*warp.block->launch, instruction).c_str(), shortened(instruction.text).c_str()));
 }
 
 // ---- a block -------------------------------------------------------------------------------------------------------------------------
