@@ -154,7 +154,9 @@ def test_a_shift_by_the_width_or_more_is_a_fault(instruction):
     counts[45] = bits(name)
     with pytest.raises(Fault, match=rf"a shift by {bits(name)} of a value of {bits(name)} bits"):
         evaluate(f"{instruction} $d, $0, $1;", name, (name, values(name, draws("shift"))), ("u32", counts))
-    # lanes that take no part may hold anything
+    # another value may be chosen, and lanes that take no part may hold anything
+    chosen = f"setp.lt.u32 p, $1, {bits(name)}; selp.b{bits(name)} $d, $d, $0, p;"
+    evaluate(f"{{.reg .pred p; {instruction} $d, $0, $1; {chosen}}}", name, (name, np.ones(N)), ("u32", counts))
     evaluate(f"{{.reg .pred p; setp.lt.u32 p, $1, {bits(name)}; @p {instruction} $d, $0, $1;}}", name, (name, np.ones(N)), ("u32", counts))
 
 

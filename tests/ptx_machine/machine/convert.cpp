@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <limits>
 
-#include "numbers.h"
 #include "rows.h"
 
 namespace ptx {
@@ -75,7 +74,8 @@ bool integer_to_integer(Decoder& d, Type to, Type from) {
     if (from_register < from.bytes() || to_register < to.bytes()) d.unknown("a register is narrower than its type");
     const bool usual = from_register == std::max(from.bytes(), 2u) && to_register == std::max(to.bytes(), 2u);
     if (sat || !usual) {
-        const Plan plan{uint8_t(from.bytes()), uint8_t(from_register), uint8_t(to.bytes()), uint8_t(to_register), from.kind == 's', to.kind == 's', sat};
+        const Plan plan{uint8_t(from.bytes()), uint8_t(from_register), uint8_t(to.bytes()), uint8_t(to_register),
+                        from.kind == 's',      to.kind == 's',         sat};
         memcpy(&d.out.immediate, &plan, sizeof plan);
         d.out.run = cast_by_plan;
         return true;
@@ -93,17 +93,11 @@ bool integer_to_integer(Decoder& d, Type to, Type from) {
 
 // ---- integers and floats -------------------------------------------------------------------------------------------------------------
 
-template <Run run>
-void rounded(Warp& warp, const Instruction& i, uint32_t lanes) {
-    const Rounding rounding(int(i.size));
-    run(warp, i, lanes);
-}
-
 // .rn, .rz, .rm, .rp round to a float; .rni, .rzi, .rmi, .rpi to an integer.
 int rounding_of(const Decoder& d, const char* suffix) {
-    static const struct { const char* name; int mode; } modes[] = {{"rn", FE_TONEAREST}, {"rz", FE_TOWARDZERO}, {"rm", FE_DOWNWARD}, {"rp", FE_UPWARD}};
-    for (const auto& rounding : modes) {
-        if (d.statement.has((std::string(rounding.name) + suffix).c_str())) return rounding.mode;
+    const std::pair<const char*, int> modes[] = {{"rn", FE_TONEAREST}, {"rz", FE_TOWARDZERO}, {"rm", FE_DOWNWARD}, {"rp", FE_UPWARD}};
+    for (const auto& [name, mode] : modes) {
+        if (d.statement.has((std::string(name) + suffix).c_str())) return mode;
     }
     return -1;
 }
@@ -125,7 +119,12 @@ bool integer_to_float(Decoder& d, Type to, Type from) {
 
 template <class S>
 S to_whole(S x, int mode) {
-    return mode == FE_TONEAREST ? std::nearbyint(x) : mode == FE_TOWARDZERO ? std::trunc(x) : mode == FE_DOWNWARD ? std::floor(x) : std::ceil(x);
+    switch (mode) {
+        case FE_TONEAREST: return std::nearbyint(x);
+        case FE_TOWARDZERO: return std::trunc(x);
+        case FE_DOWNWARD: return std::floor(x);
+        default: return std::ceil(x);
+    }
 }
 
 // A whole number as an integer. What is no number becomes 0, or, where 64 bits have a part in it, the integer whose first bit alone is set.
@@ -275,7 +274,9 @@ bool decode_move(Decoder& d) {
     parts_among(d, {});
     operand_count(d, 2);
     const std::string &to = d.statement.operands[0], &from = d.statement.operands[1];
-    const auto part_type = [&](const std::string& text) { return Type{'b', type.bits / int(1 + std::count(text.begin(), text.end(), ','))}; };
+    const auto part_type = [&](const std::string& parts) {
+        return Type{'b', type.bits / int(1 + std::count(parts.begin(), parts.end(), ','))};
+    };
     if (to[0] == '{') {
         d.out.a = row_of(d, 1, type);
         d.out.rows = d.targets(0, part_type(to));
@@ -312,7 +313,9 @@ void generic_to_shared(Warp& warp, const Instruction& i, uint32_t lanes) {
     const uint64_t* a = warp.row<uint64_t>(i.a);
     uint64_t* to = warp.row<uint64_t>(i.d);
     for_lanes(lanes, [&](int lane) {
-        if (a[lane] && !in_shared_window(a[lane])) fail(warp, lane, format("the address %#llx is not in shared memory", (unsigned long long)a[lane]));
+        if (a[lane] && !in_shared_window(a[lane])) {
+            fail(warp, lane, format("the address %#llx is not in shared memory", (unsigned long long)a[lane]));
+        }
         to[lane] = a[lane] ? a[lane] - SHARED_WINDOW : 0;
     });
 }

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <limits>
 
-#include "numbers.h"
 #include "rows.h"
 
 namespace ptx {
@@ -113,7 +112,8 @@ struct NegateBits { static uint16_t of(uint16_t a) { return a ^ 0x8000; } };
 struct AbsoluteBits { static uint16_t of(uint16_t a) { return a & 0x7fff; } };
 
 // 2^x by its Taylor series around the nearest integer, in double: within 1e-11 of its value before it is rounded. Where 1.5 * 2^52 is added,
-// that integer is in the lowest bits, from where it is added to the exponent. Three simple loops become vector instructions, one does not.
+// that integer is in the lowest bits, from where it is added to the exponent.
+// Simple loops over rows become vector instructions; one loop for all of it does not.
 template <bool FTZ>
 void power_of_two(Warp& warp, const Instruction& i, uint32_t lanes) {
     using As = Result<void, FTZ>;
@@ -132,13 +132,6 @@ void power_of_two(Warp& warp, const Instruction& i, uint32_t lanes) {
         y[lane] = float(bits_as<double>(bits_as<uint64_t>(sum) + (bits_as<uint64_t>(shifted) << 52)));
     }
     set_row(warp.row<float>(i.d), lanes, [&](int lane) { return As::leave(x[lane] != x[lane] ? x[lane] : y[lane]); });
-}
-
-// With a rounding that the instruction names: `size` holds it.
-template <Run run>
-void rounded(Warp& warp, const Instruction& i, uint32_t lanes) {
-    const Rounding rounding(int(i.size));
-    run(warp, i, lanes);
 }
 
 // ---- decoding ------------------------------------------------------------------------------------------------------------------------
@@ -243,13 +236,19 @@ bool choice(Decoder& d, Type type) {
     return exact(d, type, 2, row_run<Result<F>, float, 2>(), row_run<Result<F, true>, float, 2>(), row_run<Result<F>, double, 2>());
 }
 
-// An approximation for f32: the functions without and with .ftz.
+// An approximation for f32: the functions without and with .ftz, for rows whose lanes become vectors, ...
 bool approximation(Decoder& d, Type type, int sources, Run run, Run run_ftz) {
     parts_among(d, {"approx", "full", "ftz"});
     if (type.bits != 32) d.unknown();
     return exact(d, type, sources, run, run_ftz, nullptr);
 }
 
+template <class F, int SOURCES>
+bool approximation(Decoder& d, Type type) {
+    return approximation(d, type, SOURCES, row_run<Result<F>, float, SOURCES>(), row_run<Result<F, true>, float, SOURCES>());
+}
+
+// ... and for each lane by itself.
 template <class F>
 bool approximate(Decoder& d, Type type) {
     return approximation(d, type, 1, each1<Result<F>, float, float>, each1<Result<F, true>, float, float>);
@@ -332,19 +331,13 @@ bool decode_float(Decoder& d) {
     if (is("min")) return choice<Least>(d, type);
     if (is("max")) return choice<Most>(d, type);
     if (is("testp")) return test_property(d, type);
-    if (is("div") && approx) {
-        using F = DivideByReciprocal;
-        return approximation(d, type, 2, row2<Result<F>, float, float, float>, row2<Result<F, true>, float, float, float>);
-    }
-    if (is("div") && full) return approximation(d, type, 2, row_run<Result<Divide>, float, 2>(), row_run<Result<Divide, true>, float, 2>());
-    if (is("div")) return ieee<Divide, 2>(d, type);
+    if (is("div") && approx) return approximation<DivideByReciprocal, 2>(d, type);
+    if (is("div")) return full ? approximation<Divide, 2>(d, type) : ieee<Divide, 2>(d, type);
     if (is("rcp") && type.bits == 64 && approx) return upper_word<Reciprocal>(d, type);
     if (is("rsqrt") && type.bits == 64) return upper_word<ReciprocalRoot>(d, type);
-    if (is("rcp") && approx) return approximation(d, type, 1, row1<Result<Reciprocal>, float, float>, row1<Result<Reciprocal, true>, float, float>);
-    if (is("rcp")) return ieee<Reciprocal, 1>(d, type);
-    if (is("sqrt") && approx) return approximation(d, type, 1, row1<Result<SquareRoot>, float, float>, row1<Result<SquareRoot, true>, float, float>);
-    if (is("sqrt")) return ieee<SquareRoot, 1>(d, type);
-    if (is("rsqrt")) return approximation(d, type, 1, row1<Result<ReciprocalRoot>, float, float>, row1<Result<ReciprocalRoot, true>, float, float>);
+    if (is("rcp")) return approx ? approximation<Reciprocal, 1>(d, type) : ieee<Reciprocal, 1>(d, type);
+    if (is("sqrt")) return approx ? approximation<SquareRoot, 1>(d, type) : ieee<SquareRoot, 1>(d, type);
+    if (is("rsqrt")) return approximation<ReciprocalRoot, 1>(d, type);
     if (is("ex2")) return approximation(d, type, 1, power_of_two<false>, power_of_two<true>);
     if (is("lg2")) return approximate<Logarithm>(d, type);
     if (is("sin")) return approximate<Sine>(d, type);

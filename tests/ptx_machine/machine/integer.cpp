@@ -295,7 +295,7 @@ bool logic3(Decoder& d) {
 }  // namespace
 
 bool decode_integer(Decoder& d) {
-    static const char* const opcodes[] = {"add",  "sub", "mul", "mad", "div", "rem",  "min", "max",  "abs",   "neg", "sad", "and", "or",  "xor",
+    static const char* const opcodes[] = {"add", "sub", "mul", "mad", "div", "rem", "min", "max", "abs", "neg", "sad", "and", "or", "xor",
                                           "not", "cnot", "shl", "shr", "shf", "lop3", "popc", "clz", "bfind", "brev", "bfe", "bfi", "prmt"};
     const std::string& opcode = d.statement.parts[0];
     if (std::find(std::begin(opcodes), std::end(opcodes), opcode) == std::end(opcodes)) return false;

@@ -1,9 +1,9 @@
 // Comparisons and predicates: setp and set, selp and slct, logic of predicates, and isspacep.
 //
-// A predicate is a mask, one bit per lane. A comparison makes the mask of all lanes at once, and those that do not take part keep their bits.
+// A predicate is a mask, one bit per lane. A comparison makes the mask of all lanes at once, and those that do not take part keep their
+// bits.
 #include <algorithm>
 
-#include "numbers.h"
 #include "rows.h"
 
 namespace ptx {

@@ -6,6 +6,7 @@
 #include <initializer_list>
 
 #include "decode.h"
+#include "numbers.h"
 
 namespace ptx {
 
@@ -57,6 +58,13 @@ void each3(Warp& warp, const Instruction& i, uint32_t lanes) {
     for_lanes(lanes, [=](int lane) { to[lane] = D(F::of(a[lane], b[lane], c[lane])); });
 }
 
+// With a rounding that the instruction names: `size` holds it.
+template <Run run>
+void rounded(Warp& warp, const Instruction& i, uint32_t lanes) {
+    const Rounding rounding(int(i.size));
+    run(warp, i, lanes);
+}
+
 // Writes the bits of a predicate for the lanes that take part.
 inline void set_bits(uint32_t& to, uint32_t lanes, uint32_t bits) { to = (to & ~lanes) | (bits & lanes); }
 
@@ -89,7 +97,8 @@ inline uint32_t row_of(Decoder& d, int operand, Type type, bool writes = false) 
     const uint32_t row = writes ? d.target(operand, type) : d.source(operand, type);
     const uint32_t width = type.kind == 'p' ? 0 : type.bits == 8 ? 2 : type.bytes();
     if (d.kernel.widths.at(row) != width) {
-        d.unknown(format("operand %d, '%s', does not have %d bits", operand + 1, d.statement.operands[size_t(operand)].c_str(), type.bits).c_str());
+        const char* text = d.statement.operands[size_t(operand)].c_str();
+        d.unknown(format("operand %d, '%s', does not have %d bits", operand + 1, text, type.bits).c_str());
     }
     return row;
 }

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <limits>
 
-#include "numbers.h"
 #include "rows.h"
 
 namespace ptx {
@@ -102,8 +101,9 @@ bool from_small(Decoder& d, const std::string& to, const std::string& from) {
     const Type type = type_of(to);
     if (type.kind != 'f' || type.bits < 32) d.unknown();
     rows_of(d, type, {Type{'b', 16}});
-    if (type.bits == 64) d.out.run = from == "bf16" ? each1<Widen<Bf16, double>, double, uint16_t> : each1<Widen<Half, double>, double, uint16_t>;
-    else d.out.run = from == "bf16" ? row1<WidenBf16, float, uint16_t> : each1<Widen<Half, float>, float, uint16_t>;
+    const bool is_bf16 = from == "bf16";
+    if (type.bits == 64) d.out.run = is_bf16 ? each1<Widen<Bf16, double>, double, uint16_t> : each1<Widen<Half, double>, double, uint16_t>;
+    else d.out.run = is_bf16 ? row1<WidenBf16, float, uint16_t> : each1<Widen<Half, float>, float, uint16_t>;
     return true;
 }
 

@@ -13,18 +13,21 @@ uint32_t lanes_of(const Undefined& undefined, uint32_t row) { return undefined.l
 [[noreturn]] void stop(Warp& warp, uint32_t row, uint32_t lanes) {
     const Undefined::Origin& origin = warp.undefined->origins.at(row);
     const Kernel& kernel = *warp.block->kernel;
-    const auto name = kernel.names.find(row);
-    fail(warp, __builtin_ctz(lanes), format("use of %s, which is undefined: it comes from %s at %s", name == kernel.names.end() ? "a value" : name->second.c_str(),
-                                            origin.what.c_str(), place(*warp.block->launch, kernel.code[size_t(origin.at)]).c_str()));
+    const auto named = kernel.names.find(row);
+    const std::string name = named == kernel.names.end() ? "a value" : named->second;
+    const std::string where = place(*warp.block->launch, kernel.code[size_t(origin.at)]);
+    fail(warp, __builtin_ctz(lanes),
+         format("use of %s, which is undefined: it comes from %s at %s", name.c_str(), origin.what.c_str(), where.c_str()));
 }
 
 // Lanes where a row is all zeros, or all ones, so that `and` or `or` with anything else gives the same.
 uint32_t lanes_with(Warp& warp, uint32_t row, bool ones) {
     const uint32_t width = warp.block->kernel->widths.at(row);
     if (!width) return ones ? warp.bits(row) : ~warp.bits(row);
-    uint32_t found = 0;
     const uint64_t wanted = ones ? ~0ull : 0;
-    for (int lane = 0; lane < LANES; lane++) found |= uint32_t(memcmp(warp.row<uint8_t>(row) + uint32_t(lane) * width, &wanted, width) == 0) << lane;
+    const uint8_t* bytes = warp.row<uint8_t>(row);
+    uint32_t found = 0;
+    for (uint32_t lane = 0; lane < LANES; lane++) found |= uint32_t(memcmp(bytes + lane * width, &wanted, width) == 0) << lane;
     return found;
 }
 
