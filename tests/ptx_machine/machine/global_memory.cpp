@@ -8,6 +8,7 @@
 // Blocks of several processor threads use a shadow at once. Its words are loaded and stored whole, without an order between threads: a race
 // that is seen when blocks run one after another may then be missed, but none is invented.
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <type_traits>
@@ -68,6 +69,7 @@ struct GlobalMemory::Shadow {
     int shift;             // a granule has 1 << shift bytes
     Zeros<uint64_t> written, read;
     Zeros<uint64_t> earlier;  // a read before the last, by another thread of the same block, that no barrier parts from it
+    std::atomic<bool> has_earlier{false};
     Zeros<uint32_t> places;   // the instruction of the last write
 
     Shadow(const uint8_t* begin, const uint8_t* end, uint32_t granule) : begin(begin), shift(__builtin_ctz(granule)) {
@@ -125,7 +127,10 @@ struct GlobalMemory::Shadow {
                 store(written[granule], word);
                 __atomic_store_n(&places[granule], uint32_t(warp.at), __ATOMIC_RELAXED);
             } else if (reader != word) {
-                if (reader && same_block(reader, word) && !same_thread(reader, word) && !is_over(warp, reader)) store(earlier[granule], reader);
+                if (reader && same_block(reader, word) && !same_thread(reader, word) && !is_over(warp, reader)) {
+                    store(earlier[granule], reader);
+                    if (!has_earlier) has_earlier = true;
+                }
                 store(read[granule], read_by(word, reader));
             }
         }
@@ -142,13 +147,15 @@ struct GlobalMemory::Shadow {
     bool access_run(const Warp& warp, size_t first, Count count, int each, Access access, bool never_written) {
         const uint64_t me = word_of(warp, 0) | uint64_t(never_written);
         uint64_t *write = &written[first], *reader = &read[first];
+        const bool check_earlier = has_earlier.load(std::memory_order_relaxed);
         uint64_t other = 0;
         if (writes(access)) {
             for (size_t i = 0; i < count; i++) {
                 const uint64_t word = me + (uint64_t(i) >> each << THREAD);
                 other |= write[i] ? (write[i] ^ word) >> THREAD : 0;
-                other |= reader[i] ? ((reader[i] ^ word) >> THREAD) | (reader[i] & FLAG) | earlier[first + i] : 0;
+                other |= reader[i] ? ((reader[i] ^ word) >> THREAD) | (reader[i] & FLAG) : 0;
             }
+            for (size_t i = 0; check_earlier && i < count; i++) other |= earlier[first + i];
             if (other) return false;
             for (size_t i = 0; i < count; i++) write[i] = me + (uint64_t(i) >> each << THREAD);
             std::fill_n(&places[first], size_t(count), uint32_t(warp.at));
