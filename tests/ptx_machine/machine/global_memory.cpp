@@ -55,12 +55,6 @@ bool is_over(const Warp& warp, uint64_t word) {
     return int32_t((moment - seen) << (32 - MOMENT_BITS)) <= 0;
 }
 
-const char* verb(Access access) {
-    return access == Access::ATOMIC ? "atomic update" : access == Access::READ || access == Access::ASYNC_READ ? "read" : "write";
-}
-
-bool writes(Access access) { return access != Access::READ && access != Access::ASYNC_READ; }
-
 }  // namespace
 
 // Of memory that is written, under all names that it was given.

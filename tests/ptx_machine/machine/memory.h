@@ -16,6 +16,13 @@ namespace ptx {
 constexpr uint16_t UNWRITTEN = 0x7fa5;
 constexpr uint32_t UNWRITTEN_WORD = 0x7fa57fa5u;
 
+inline bool writes(Access access) { return access == Access::WRITE || access == Access::ATOMIC || access == Access::ASYNC_WRITE; }
+
+// For messages.
+inline const char* verb(Access access) {
+    return access == Access::ATOMIC ? "atomic update" : writes(access) ? "write" : access == Access::READ ? "read" : "read by the async proxy";
+}
+
 struct SharedMemory {
     explicit SharedMemory(uint32_t bytes, int warps, bool async_proxy, uint32_t smallest_write = 16);
     ~SharedMemory();
