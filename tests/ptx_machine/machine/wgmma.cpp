@@ -39,17 +39,17 @@ struct Operand {
         stride = uint32_t(descriptor >> 28) & 0x3fff0;
         row = ROW_BYTES[descriptor >> 62];
     }
-    // The address of the 8 elements from (s, k): along k if K-major, along the span if MN-major. The canonical layouts of the PTX ISA.
+    // Where the 8 elements from (s, k) are: along k if K-major, along the span if MN-major. The canonical layouts of the PTX ISA, from the
+    // operand's start, and then the swizzle of the address.
+    uint32_t offset(uint32_t s, uint32_t k) const {
+        if (!mn_major) return s / 8 * stride + s % 8 * row + (row == CHUNK ? k / 8 * leading : k * 2);
+        const uint32_t across = row / 2;
+        const uint32_t at = row == CHUNK ? s / 8 * stride + k / 8 * leading : s / across * leading + s % across * 2 + k / 8 * stride;
+        return at + k % 8 * row;
+    }
     uint32_t place(uint32_t s, uint32_t k) const {
-        uint32_t at;
-        if (mn_major) {
-            const uint32_t across = row / 2;
-            at = row == 16 ? s / 8 * stride + k / 8 * leading : s / across * leading + s % across * 2 + k / 8 * stride;
-            at += start + k % 8 * row;
-        } else {
-            at = start + s / 8 * stride + s % 8 * row + (row == 16 ? k / 8 * leading : k * 2);
-        }
-        return at ^ ((at >> 7 & (row / 16 - 1)) << 4);
+        const uint32_t at = start + offset(s, k);
+        return at ^ ((at >> 7 & (row / CHUNK - 1)) << 4);
     }
 };
 
@@ -72,13 +72,45 @@ static void check(Warp& w, const Operand& operand) {
                            name, operand.leading));
 }
 
-static const uint8_t* read_chunk(Warp& w, const Operand& operand, uint32_t s, uint32_t k) {
-    const uint32_t address = operand.place(s, k);
-    if (address < SHARED_BASE || address - SHARED_BASE + CHUNK > w.block->shared->size())
-        fail(w, -1, format("operand %c is not within shared memory (%u bytes): (%u, %u) is at offset %d; start %u, leading %u, stride %u bytes",
-                           operand.name, w.block->shared->size(), s, k, int(address - SHARED_BASE), operand.start - SHARED_BASE, operand.leading,
-                           operand.stride));
-    return w.block->shared->at(w, 0, address, CHUNK, Access::ASYNC_READ);
+// Checks one access of the tensor cores to `bytes` of shared memory that hold (s, k), and returns where they are.
+static const uint8_t* read(Warp& w, const Operand& operand, uint32_t s, uint32_t k, uint32_t address, uint32_t bytes) {
+    if (address < SHARED_BASE || address - SHARED_BASE + bytes > w.block->shared->size())
+        fail(w, -1, format("operand %c is not within shared memory (%u bytes): (%u, %u) is at offset %d; start %d, leading %u, stride %u bytes",
+                           operand.name, w.block->shared->size(), s, k, int(address - SHARED_BASE), int(operand.start - SHARED_BASE),
+                           operand.leading, operand.stride));
+    return w.block->shared->at(w, 0, address, bytes, Access::ASYNC_READ);
+}
+
+// Calls take(s, k, chunk) for each 8 neighbours of `span` of the operand from `first` on. What lies together is checked together: of a
+// K-major operand the two chunks of a row under a swizzle, or a column of 8 without one; of an MN-major one 8 rows of K as wide as the
+// swizzle, if all of them belong to the span.
+template <class Take>
+static void for_chunks(Warp& w, const Operand& operand, uint32_t first, uint32_t span, Take take) {
+    if (!operand.mn_major && operand.row > CHUNK && operand.start % (2 * CHUNK) == 0) {
+        for (uint32_t s = first; s < first + span; s++) {
+            const uint32_t address = operand.place(s, 0), both = address & ~(2 * CHUNK - 1);
+            const uint8_t* bytes = read(w, operand, s, 0, both, 2 * CHUNK);
+            take(s, 0, bytes + (address - both));
+            take(s, 8, bytes + ((address - both) ^ CHUNK));
+        }
+        return;
+    }
+    const uint32_t across = operand.mn_major ? operand.row / 2 : 8;  // of the span, in 8 rows that lie together
+    for (uint32_t s = first; s < first + span; s += across) {
+        const uint32_t some = std::min(across, first + span - s);
+        for (uint32_t k = 0; k < K; k += 8) {
+            const bool together = some == across && s % across == 0 && (operand.mn_major || operand.row == CHUNK);
+            const uint32_t begin = operand.start + operand.offset(s, k);
+            const uint8_t* bytes = together ? read(w, operand, s, k, begin, 8 * operand.row) : nullptr;
+            for (uint32_t row = 0; row < 8; row++) {
+                for (uint32_t n = 0; n < (operand.mn_major ? some : 8); n += 8) {
+                    const uint32_t at_s = operand.mn_major ? s + n : s + row, at_k = operand.mn_major ? k + row : k;
+                    const uint32_t address = operand.place(at_s, at_k);
+                    take(at_s, at_k, together ? bytes + (address - begin) : read(w, operand, at_s, at_k, address, CHUNK));
+                }
+            }
+        }
+    }
 }
 
 // ---- a warp's quarter ------------------------------------------------------------------------------------------------------------------
@@ -94,19 +126,17 @@ static void load_first(Warp& w, const Product& product, Column (&a)[K]) {
     const Operand operand(product.a, 'A', i.immediate & A_MN_MAJOR);
     const uint32_t top = uint32_t(w.number % GROUP * ROWS);
     if (operand.mn_major) {
-        for (uint32_t k = 0; k < K; k++) {
-            for (uint32_t s = 0; s < ROWS; s += 8) {
-                uint16_t chunk[8];
-                memcpy(chunk, read_chunk(w, operand, top + s, k), CHUNK);
-                for (uint32_t n = 0; n < 8; n++) a[k][s + n] = widen<E>(chunk[n]);
-            }
-        }
+        for_chunks(w, operand, top, ROWS, [&](uint32_t s, uint32_t k, const uint8_t* bytes) {
+            uint16_t chunk[8];
+            memcpy(chunk, bytes, CHUNK);
+            for (uint32_t n = 0; n < 8; n++) a[k][s - top + n] = widen<E>(chunk[n]);
+        });
         return;
     }
     uint32_t fragments[2][2][LANES];
-    for (uint32_t s = 0; s < ROWS; s++) {
-        for (uint32_t half = 0; half < 2; half++) memcpy(&fragments[half][s / 8][s % 8 * 4], read_chunk(w, operand, top + s, 8 * half), CHUNK);
-    }
+    for_chunks(w, operand, top, ROWS, [&](uint32_t s, uint32_t k, const uint8_t* bytes) {
+        memcpy(&fragments[k / 8][(s - top) / 8][s % 8 * 4], bytes, CHUNK);
+    });
     for (int half = 0; half < 2; half++) columns<E>(a + 8 * half, fragments[half][0], fragments[half][1]);
 }
 
@@ -122,13 +152,11 @@ static void compute(Warp& w, const Product& product) {
     float b[K * MOST_COLUMNS];
     const Operand operand(product.b, 'B', i.immediate & B_MN_MAJOR);
     const int down = operand.mn_major ? int(n) : 1, across = operand.mn_major ? 1 : K;
-    for (uint32_t s = 0; s < n; s += operand.mn_major ? 8 : 1) {
-        for (uint32_t k = 0; k < K; k += operand.mn_major ? 1 : 8) {
-            uint16_t chunk[8];
-            memcpy(chunk, read_chunk(w, operand, s, k), CHUNK);
-            widen<E>(b + int(k) * down + int(s) * across, chunk, 8);
-        }
-    }
+    for_chunks(w, operand, 0, n, [&](uint32_t s, uint32_t k, const uint8_t* bytes) {
+        uint16_t chunk[8];
+        memcpy(chunk, bytes, CHUNK);
+        widen<E>(b + int(k) * down + int(s) * across, chunk, 8);
+    });
     for (uint32_t j = 0; j < n / 8; j++) {
         Column sum[8];
         multiply<K>(sum, a, b + 8 * int(j) * across, down, across);
