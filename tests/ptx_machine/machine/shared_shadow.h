@@ -211,9 +211,12 @@ struct SharedMemory::Shadow {
 
     // The async proxy sees what a thread wrote if the thread has executed a fence since, and what follows knows of that.
     void judge_fences(const Moment& moment, int lane, size_t first, size_t count) const {
+        uint32_t last_thread = 0, last_needed = 0;  // neighbours nearly always have the same writer
         for (size_t granule = first; granule < first + count; granule++) {
             const uint32_t thread = thread_of(writes[granule]), needed = unfenced[granule];
-            if (!needed) continue;
+            if (!needed || (thread == last_thread && needed == last_needed)) continue;
+            last_thread = thread;
+            last_needed = needed;
             const Fences& done = fences[thread];
             const bool forgotten = done.count >= needed + REMEMBERED_FENCES;
             const bool known = done.count >= needed &&
