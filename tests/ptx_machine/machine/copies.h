@@ -1,5 +1,5 @@
-// Copies that run in the background (cp.async, cp.async.bulk), and the barriers in shared memory that threads and copies arrive at (mbarrier).
-// A copy is carried out as late as a wait allows, so that what reads too early reads bytes that nobody may read.
+// Copies that run in the background (cp.async, cp.async.bulk), and the barriers in shared memory that threads and copies arrive at
+// (mbarrier). A copy is carried out as late as a wait allows, so that what reads too early reads bytes that nobody may read.
 #pragma once
 #include <deque>
 #include <map>

@@ -120,7 +120,9 @@ static void initialise(Warp& w, const Instruction& i, uint32_t lanes) {
         if (!count || count > MOST) fail(w, lane, format("an mbarrier for %u arrivals; it may have 1 to %u", count, MOST));
         uint8_t* bytes = w.block->shared->at(w, lane, address, OBJECT, Access::WRITE);
         auto& all = w.block->barriers->at;
-        if (all.count(address)) fail(w, lane, format("the mbarrier at offset %u of shared memory is in use; mbarrier.inval must come before it is initialised again", offset_of(address)));
+        if (all.count(address))
+            fail(w, lane, format("the mbarrier at offset %u of shared memory is in use; mbarrier.inval must come before it is initialised again",
+                                 offset_of(address)));
         memcpy(bytes, MARK, OBJECT);
         Barrier& barrier = all[address];
         barrier.count = barrier.pending = count;
@@ -278,13 +280,16 @@ static void decode_arrival(Decoder& d) {
     decode_shared_address(d, 1);
     if (statement.operands[0] != "_") d.out.d = d.target(0, {'b', 64});
     if (statement.operands.size() > 2) d.out.b = d.source(2, {'u', 32});
-    d.out.run = statement.has("expect_tx") ? arrive_at<Arrive::EXPECT> : statement.has("noComplete") ? arrive_at<Arrive::NO_COMPLETE> : arrive_at<Arrive::PLAIN>;
+    d.out.run = statement.has("expect_tx") ? arrive_at<Arrive::EXPECT>
+                : statement.has("noComplete") ? arrive_at<Arrive::NO_COMPLETE>
+                                              : arrive_at<Arrive::PLAIN>;
     if (d.out.b == NONE && (statement.has("expect_tx") || statement.has("noComplete"))) d.unknown("an operand is missing");
 }
 
 // Refuses what is not among the qualifiers of an mbarrier instruction.
 static void check_qualifiers(Decoder& d) {
-    static const char* const KNOWN[] = {"shared", "shared::cta", "b64", "release", "acquire", "relaxed", "cta", "cluster", "parity", "expect_tx", "noComplete"};
+    static const char* const KNOWN[] = {"shared", "shared::cta", "b64",    "release",   "acquire",   "relaxed",
+                                        "cta",    "cluster",     "parity", "expect_tx", "noComplete"};
     for (size_t part = 2; part < d.statement.parts.size(); part++) {
         const std::string& name = d.statement.parts[part];
         if (std::none_of(std::begin(KNOWN), std::end(KNOWN), [&](const char* known) { return name == known; })) d.unknown();

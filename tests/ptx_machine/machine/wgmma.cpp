@@ -1,8 +1,8 @@
 // wgmma: products of a warpgroup (four warps), with operands in shared memory that descriptors name, and sums in registers.
 //
-// A product is computed when its warp waits for its group, or, under an odd seed, at once: both are allowed, and a kernel that reads sums or
-// overwrites operands too early differs under one of them, besides being stopped by the checks. Each warp computes its 16 of the 64 rows. The
-// first warp of a group notes what was issued, so that the others can be compared with it.
+// A product is computed when its warp waits for its group, or, under an odd seed, at once: both are allowed, and a kernel that reads sums
+// or overwrites operands too early differs under one of them, besides being stopped by the checks. Each warp computes its 16 of the 64
+// rows. The first warp of a group notes what was issued, so that the others can be compared with it.
 //
 // Registers: wgmma.fence must come before the first product, and between an ordinary access to a register and a product that uses it.
 // Products of one shape may follow each other in the same sums. Until a wait, nobody may touch sums, or fragments of the first operand.
@@ -24,8 +24,8 @@ constexpr int64_t A_MN_MAJOR = 1, B_MN_MAJOR = 2, NEGATED = 4, HALF = 8;
 
 // ---- descriptors ---------------------------------------------------------------------------------------------------------------------
 
-// An operand is a span (rows of A, columns of B) by K. `row` is how many bytes are contiguous before the swizzle turns to the next of 8 rows:
-// 128, 64 or 32, or 16 if there is none. A row is of the span if K-major, of K if MN-major.
+// An operand is a span (rows of A, columns of B) by K. `row` is how many bytes are contiguous before the next of 8 rows begins: as many as
+// the swizzle's mode says, or 16 if there is none. A row is of the span if K-major, of K if MN-major.
 struct Operand {
     uint64_t descriptor;
     char name;
