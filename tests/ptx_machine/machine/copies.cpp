@@ -66,7 +66,7 @@ static void begin(Warp& w, const Instruction& i, uint32_t lanes) {
         if (read > bytes) fail(w, lane, format("copy of %u bytes that is told to read %u", bytes, read));
         if (to % bytes) fail(w, lane, format("misaligned copy: %u bytes to offset %u of shared memory", bytes, to - SHARED_BASE));
         if (from % bytes) fail(w, lane, format("misaligned copy: %u bytes from address 0x%llx", bytes, (unsigned long long)from));
-        if (read) w.block->launch->global->at(w, lane, from, read, Access::READ);
+        if (read) __builtin_prefetch(w.block->launch->global->at(w, lane, from, read, Access::READ));
         w.block->shared->begin_copy(w, lane, to, bytes);
         copy.to[lane] = to;
         copy.from[lane] = from;
