@@ -24,8 +24,8 @@ template <int BM, int BN>
 constexpr int SHARED = 2 * STAGES * STEP * (BM + BN);  // bytes of shared memory
 
 // Hand the sums of a warp, 16 rows after 16, to `take(row in the warp's tile, chunk of columns, the row's SIDE sums)`, one chunk per lane, for
-// the first `chunks` of each row.
-template <int SIDE, class Take>
+// the first `chunks` of each row. ROLLED: one after the other, which needs fewer registers.
+template <int SIDE, bool ROLLED = false, class Take>
 __device__ inline void hand_over(const Warp<SIDE, SIDE>& warp, bf16* shared, int chunks, Take take) {
     constexpr int WIDTH = SIDE + PAD;
     const int lane = threadIdx.x % WARP;
@@ -42,7 +42,12 @@ __device__ inline void hand_over(const Warp<SIDE, SIDE>& warp, bf16* shared, int
             *reinterpret_cast<float2*>(to + 8 * WIDTH) = make_float2(warp.sum[i][j][2], warp.sum[i][j][3]);
         }
         __syncwarp();
-        for (int c = lane; c < 16 * chunks; c += WARP) take(16 * i + c / chunks, c % chunks, mine + c / chunks * WIDTH);
+        if constexpr (ROLLED) {
+#pragma unroll 1
+            for (int c = lane; c < 16 * chunks; c += WARP) take(16 * i + c / chunks, c % chunks, mine + c / chunks * WIDTH);
+        } else {
+            for (int c = lane; c < 16 * chunks; c += WARP) take(16 * i + c / chunks, c % chunks, mine + c / chunks * WIDTH);
+        }
     }
 }
 
@@ -110,7 +115,7 @@ __global__ void __launch_bounds__(THREADS<BM, BN>, BM >= 128 ? 1 : 3) grouped_dw
     const bf16* from = right + (GATHER ? 0 : (long long)first * width) + begin;
     MNMajor<BN, THREADS<BM, BN>, VECTOR, GATHER> columns(from, width, width - begin, length, GATHER ? order + first : nullptr, {factor, shift});
     warp.product(rows, columns, length, shared, m, n);
-    hand_over<SIDE>(warp, shared, SIDE / QUAD, [&](int down, int quad, const float* sums) {
+    hand_over<SIDE, true>(warp, shared, SIDE / QUAD, [&](int down, int quad, const float* sums) {
         const int row = top + m + down, column = begin + n + quad * QUAD;
         if (row < height && column < width)
             store_quad<VECTOR>(dw + ((long long)expert * height + row) * width + column, sums, quad, width - column, accumulate);
