@@ -46,7 +46,10 @@ def evaluate(text, to, *sources):
     lanes = draw.random(n) < 0.6
     module.launch("kernel", (n // 128,), (128,), (some, lanes.astype(np.uint8), *arrays), seed=SEED)
     bits = np.dtype(f"u{before.itemsize}")
-    assert np.array_equal(some.view(bits), np.where(lanes, every.view(bits), before.view(bits))), "with some lanes it does something else"
+    same = some.view(bits) == np.where(lanes, every.view(bits), before.view(bits))
+    if to == "f64":  # which of two NaNs goes on is the processor's choice
+        same |= lanes & np.isnan(some) & np.isnan(every)
+    assert same.all(), "with some lanes it does something else"
     return every
 
 
@@ -95,7 +98,8 @@ def values(name, draw, n=N):
     bits = draw.integers(0, 256, n * dtype.itemsize, np.uint8).view(dtype)
     if name in ("f32", "f64"):
         info = np.finfo(dtype)
-        few = [0.0, 1.0, 0.5, 1.5, 2.5, 3.0, 2.0**24, 2.0**31, 2.0**63, 1e10, np.inf]
+        few = [0.0, 1.0, 0.5, 1.5, 2.5, 3.0, 2.0**24, 2.0**31, 2.0**63, 2.0**126, 1e10, np.inf]
+        few += [1 + odd * 2.0**-place for place in (8, 11, 24) for odd in (1, 3)]  # in the middle of two bf16, halves or floats
         few += [info.max, info.tiny, info.smallest_subnormal, info.tiny / 3]
         extreme = np.array([*few, *np.negative(few), np.nan], dtype)
         usual = (draw.standard_normal(n) * 10.0 ** draw.integers(-3, 6, n)).astype(dtype)
