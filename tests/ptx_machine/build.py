@@ -1,4 +1,4 @@
-"""Builds the machine's library from `machine/*.cpp` with g++, once for each version of the sources, and keeps it.
+"""Builds the machine's library from `native/*.cpp` with g++, once for each version of the sources, and keeps it.
 
 It lies in a folder of this user alone in the system's temporary folder, under a hash of everything that it is built from.
 """
@@ -13,7 +13,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-SOURCES = Path(__file__).parent / "machine"
+SOURCES = Path(__file__).parent / "native"
 # Floats must be as PTX says: a product and a sum are two roundings unless the instruction is an fma.
 FLAGS = (
     "-std=c++17",

@@ -3,7 +3,7 @@
     module = Module(ptx)
     module.launch("kernel", (blocks,), (threads,), (x, y, np.int32(n)), shared=1024, seed=7)
 
-PTX is what NVRTC makes of CUDA C, and NVVM of Numba's kernels; a card's driver assembles the same text. The machine (`machine/*.cpp`)
+PTX is what NVRTC makes of CUDA C, and NVVM of Numba's kernels; a card's driver assembles the same text. The machine (`native/*.cpp`)
 executes it warp by warp and checks what a card does not: see docs/gpu.md.
 """
 
@@ -16,12 +16,12 @@ import numpy as np
 
 from .build import library
 
-UNWRITTEN = 0x7FA5  # each 16 bits of memory that nobody wrote (`memory.h`): `unwritten` makes such arrays
+UNWRITTEN = 0x7FA5  # each 16 bits of memory that nobody wrote (`native/memory.h`): `unwritten` makes such arrays
 COUNTERS = (
     "warp_instructions", "thread_instructions", "global_loads", "global_load_sectors", "global_load_bytes", "global_stores",
     "global_store_sectors", "global_store_bytes", "shared_requests", "shared_waves", "shared_ideal_waves", "matrix_loads",
     "matrix_load_waves", "products", "async_product_flops", "copied_bytes",
-)  # fmt: skip  # as in `Counters` of machine.h
+)  # fmt: skip  # as in `Counters` of native/machine.h
 
 Array = np.ndarray[Any, Any]
 
