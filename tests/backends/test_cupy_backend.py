@@ -11,8 +11,10 @@ from ptx_machine.schedules import EVERY_SCHEDULE, SEEDS
 import minimoe as mm
 import minimoe_cupy
 from minimoe.backend import BackendUnavailable, check_overrides, kernel_kinds, overridden
+from minimoe.reference.routers import ROUTERS
 from minimoe.reference.routing import Plan
 from minimoe.testing import cases
+from minimoe.testing.training import check_curve, expected_curve, train
 from minimoe_cupy.device import REQUIRED, check_device
 from minimoe_cupy.launch import lanes, parameters, writable
 from minimoe_cupy.loader import Source
@@ -21,6 +23,7 @@ BACKENDS = {seed: CupyOnPtx(seed) for seed in SEEDS}
 FIRST = BACKENDS[SEEDS[0]]
 KERNELS = [case for case in cases(FIRST, level="kernels") if overridden(FIRST, case.kernel) and "float64" not in case.name]
 OWN = [case for case in KERNELS if ", large" not in case.name]
+BFLOAT16_CURVE = 0.02
 ON_A_CARD = {"attention", "attention_backward", "cross_entropy"}  # large examples of these take minutes here, seconds in tests/gpu
 LARGE = [case for case in KERNELS if ", large" in case.name and case.kernel not in ON_A_CARD]
 
@@ -45,6 +48,18 @@ OTHERS = [case for level in UPPER for case in cases(FIRST, level=level) if "floa
 @pytest.mark.parametrize("case", [pytest.param(case, id=str(case)) for case in OTHERS])
 def test_what_is_not_overridden_and_what_stands_on_kernels_conforms(case):
     case.run()
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_a_tiny_routed_model_trains_as_on_numpy(router):
+    check_curve(FIRST, "float32", f"router {router}")
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_a_tiny_model_of_bfloat16_trains_nearly_as_on_numpy(router):
+    """Its loss stays near that of NumPy's float64: products are rounded to 8 bits, and a choice of experts may flip."""
+    got, expected = train(FIRST, "bfloat16", f"router {router}")[:, 0], expected_curve(f"router {router}")[:, 0]
+    assert np.abs(got / expected - 1).max() < BFLOAT16_CURVE
 
 
 def test_a_class_of_kernels_lies_in_the_file_of_its_name():

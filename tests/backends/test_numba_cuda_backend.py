@@ -20,6 +20,7 @@ from ptx_machine.schedules import EVERY_SCHEDULE, SEEDS
 import minimoe_numba_cuda
 from minimoe.backend import BackendUnavailable, check_overrides, describe, kernel_kinds, kernel_names, overridden
 from minimoe.reference.gating import Rule
+from minimoe.reference.routers import ROUTERS
 from minimoe.reference.routing import Plan
 from minimoe.study.backends import show_backends
 from minimoe.testing import cases
@@ -65,8 +66,9 @@ def test_what_is_not_overridden_and_what_stands_on_kernels_conforms(case):
     case.run()
 
 
-def test_a_tiny_routed_model_trains_as_on_numpy():
-    check_curve(FIRST, "float32")
+@pytest.mark.parametrize("router", ROUTERS)
+def test_a_tiny_routed_model_trains_as_on_numpy(router):
+    check_curve(FIRST, "float32", f"router {router}")
 
 
 def test_signatures_are_the_contracts():
