@@ -79,7 +79,7 @@ struct Softmax {
 };
 
 template <int W>
-__global__ void __launch_bounds__(128) attention_bf16(
+__global__ void __launch_bounds__(128, 2) attention_bf16(
     const bf16* q, const bf16* k, const bf16* v, const int* q_pos, const int* k_pos, const bool* k_valid, const float* sinks, bf16* y,
     float* logsumexp, int groups, int heads, unsigned inverse, int n_q, int n_k, int width, int v_width, float scale, bool causal, int window,
     int q_pos_step, int k_pos_step, int valid_step
