@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(128) attention_dq_bf16(
             offset[m][half] = -both.x;
             mean[m][half] = both.y;
         }
-    const bf16* q_left = q_tile + kept(warp_row * STRIDE<W> + straight_lane<W>());
+    const bf16* q_left = q_tile + warp_row * STRIDE<W> + straight_lane<W>();
     const bf16* dy_left = q_left + OWN * STRIDE<W>;
     const bf16* keys_transposed = stages + kept(transposed_lane<W>());
     const bf16* keys = stages + kept(straight_lane<W>());
