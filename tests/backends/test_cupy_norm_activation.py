@@ -69,12 +69,13 @@ def inputs(function, n, width):
     return x, 0.25 * x, 1.0 + 0.1 * floats(4, width), floats(5, width), floats(6, n, width), dy
 
 
-def conforms(function, given, dtype):
-    """Check that the kernels return what the reference returns in float64 for the same numbers."""
+def conforms(function, given, dtype, kernels=None):
+    """Check that the kernels, of backend() unless others are given, return what the reference returns in float64 for the same numbers."""
+    kernels = kernels or backend()
     with np.errstate(all="ignore"):
-        got = function(backend(), *to_device(backend(), given, dtype))
-        wanted = function(reference(), *rounded(backend(), given, dtype))
-    compare(to_host(backend(), got), to_host(backend(), wanted), KERNELS[dtype], function.__name__, str(given[0].shape), "")
+        got = function(kernels, *to_device(kernels, given, dtype))
+        wanted = function(reference(), *rounded(kernels, given, dtype))
+    compare(to_host(kernels, got), to_host(kernels, wanted), KERNELS[dtype], function.__name__, str(given[0].shape), "")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

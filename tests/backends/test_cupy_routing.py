@@ -80,6 +80,16 @@ def reference_gate(z, bias, valid, rule):
 # ---- gates -------------------------------------------------------------------------------------------------------------------------------
 
 
+def check_gate(backend, z, bias, valid, rule):
+    """Tokens choose experts as in the reference.   -> the kernels' gate"""
+    ours, theirs = backend.gate(z, bias, valid, rule=rule), reference_gate(z, bias, valid, rule)
+    assert np.array_equal(ours.ids, theirs.ids) and np.array_equal(ours.counts, theirs.counts)
+    assert ours.ids.dtype == ours.counts.dtype == np.int32
+    for mine, wanted in zip(ours[::2], theirs[::2], strict=True):  # weights, scores, sums
+        close(mine, wanted)
+    return ours
+
+
 @pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize("n, e, k", SIZES)
 def test_a_gate_and_its_backward_are_the_references(n, e, k, name):
@@ -89,11 +99,7 @@ def test_a_gate_and_its_backward_are_the_references(n, e, k, name):
     bias = np.linspace(-0.3, 0.3, e).astype(np.float32) if rule.router == "sigmoid_bias" else None
     draw = np.random.default_rng(1)
     for valid, backend in zip(masks_of(n), cycle(BACKENDS.values()), strict=False):
-        ours, theirs = backend.gate(z, bias, valid, rule=rule), reference_gate(z, bias, valid, rule)
-        assert np.array_equal(ours.ids, theirs.ids) and np.array_equal(ours.counts, theirs.counts)
-        assert ours.ids.dtype == ours.counts.dtype == np.int32
-        for mine, wanted in zip(ours[::2], theirs[::2], strict=True):  # weights, scores, sums
-            close(mine, wanted)
+        ours = check_gate(backend, z, bias, valid, rule)
         dweights, dsum = (draw.standard_normal(shape).astype(np.float32) for shape in (ours.weights.shape, (e,)))
         for given in [(dweights, dsum), (dweights, None), (None, dsum)]:
             with np.errstate(all="ignore"):
@@ -101,17 +107,23 @@ def test_a_gate_and_its_backward_are_the_references(n, e, k, name):
             close(backend.gate_backward(*given, ours, valid, rule=rule), wanted)
 
 
+def check_choice(backend, z, valid, rule):
+    """Experts choose tokens as in the reference.   -> the kernels' gate"""
+    ours = backend.gate(z, None, valid, rule=rule)
+    wanted = OnProbabilities().gate(ours.scores, None, valid, rule=rule)
+    close(ours.scores, reference_gate(z, None, valid, rule).scores)
+    for mine, other in zip(ours[:4], wanted[:4], strict=True):
+        assert np.array_equal(mine, other, equal_nan=mine.dtype == np.float32) and mine.dtype == other.dtype
+    close(ours.prob_sum, sum_valid(REFERENCE, ours.scores.astype(np.float64), valid))
+    return ours
+
+
 @pytest.mark.parametrize("n, e, k", [(1, 1, 1), (31, 3, 2), (33, 8, 8), (1100, 3, 1), (33, 68, 5)])
 def test_experts_choose_as_in_the_reference_where_padding_and_nan_come_last(n, e, k):
     rule, z = Rule("expert_choice", k), logits_of(n, e)
     z[n // 3 :: 2] = z[n // 3]  # whole rows alike: ties across all pieces of tokens
     for valid, backend in zip(masks_of(n), cycle(BACKENDS.values()), strict=False):
-        ours = backend.gate(z, None, valid, rule=rule)
-        wanted = OnProbabilities().gate(ours.scores, None, valid, rule=rule)
-        close(ours.scores, reference_gate(z, None, valid, rule).scores)
-        for mine, other in zip(ours[:4], wanted[:4], strict=True):
-            assert np.array_equal(mine, other, equal_nan=mine.dtype == np.float32) and mine.dtype == other.dtype
-        close(ours.prob_sum, sum_valid(REFERENCE, ours.scores.astype(np.float64), valid))
+        ours = check_choice(backend, z, valid, rule)
         if n < 100:
             dweights, dsum = np.random.default_rng(2).standard_normal((n, e)).astype(np.float32), np.linspace(-1, 1, e).astype(np.float32)
             wanted = REFERENCE.gate_backward(dweights, dsum, ours, valid, rule=rule)
@@ -174,7 +186,7 @@ def same_plan(ours, theirs):
 
 
 @pytest.mark.parametrize("kind", ["spread", "one expert", "an empty expert, and none"])
-@pytest.mark.parametrize("n, e, k", [(1, 1, 1), (31, 3, 2), (33, 8, 8), (1000, 3, 3), (33, 64, 5), (9, 256, 256)])
+@pytest.mark.parametrize("n, e, k", [(1, 1, 1), (31, 3, 2), (33, 8, 8), (1000, 3, 3), (33, 64, 5), (9, 256, 256), (5, 1024, 3)])
 def test_a_plan_is_the_references(n, e, k, kind):
     ids, weights = pairs_of(n, e, k, kind)
     capacities = [(None, "position"), (2, "position"), (np.array(3), "position"), (2, "probability"), (np.array(n // 2), "probability")]

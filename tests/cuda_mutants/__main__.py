@@ -4,8 +4,10 @@
     PYTHONPATH=tests:backends python -m cuda_mutants --seed 1             # 60 mutants made by operators (operators.py) over named files
 
 The sample of the made ones is drawn by the seed, and printed, before any is run: half are changes of CUDA C, half of PTX. A mutant is found
-if the machine reports a fault, a case of the conformance suite fails, or the compiler refuses it. Survivors that equivalent.toml lists
-change nothing that can be seen, each for the reason given there. The exit code is 1 if another one survived.
+if the machine reports a fault, a case of the conformance suite or of deep.py fails, or the compiler refuses it. Survivors that
+equivalent.toml lists change nothing that can be seen, each for the reason given there. The exit code is 1 if another one survived.
+
+results/ has what --json wrote: planted.json, and for a seed the run that came first and the one after what it showed was mended.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import os
 import sys
 import time
 import tomllib
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -23,23 +26,23 @@ from random import Random
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from ptx_machine.cupy_on_ptx import HOPPER
-from ptx_machine.nvrtc import compile_ptx
+from ptx_machine.nvrtc import compile_ptx, loaded, newest
 
 from minimoe_cupy.loader import KERNELS
 
 from .operators import Mutant, mutants_of_ptx, mutants_of_source
-from .planted import ATTENTION_BF16, GATE, GROUPED_BF16, LOSS, NORM, PLANTED, ROUTE, SORT, WGMMA
+from .planted import ATTENTION_BF16, COMBINE, GATE, GROUPED_BF16, LOSS, NORM, PLANTED, ROUTE, SORT, WGMMA
 from .trials import Target, found
 
 EQUIVALENT = Path(__file__).with_name("equivalent.toml")
 SOURCES = {  # files whose CUDA C is changed, and what runs them
     "norm.cuh": NORM, "norm.cu": NORM, "gate.cu": GATE, "route.cu": ROUTE, "scan.cuh": ROUTE, "sort.cu": SORT, "loss.cu": LOSS,
-    "combine.cu": Target(("combine", "combine_backward")), "mma_tile.cuh": GROUPED_BF16, "tiles.cuh": GROUPED_BF16,
-    "wgmma_tile.cuh": WGMMA, "optimizer.cu": Target(("adamw", "sgd", "lion", "sum_of_squares")),
+    "combine.cu": COMBINE, "mma_tile.cuh": GROUPED_BF16, "tiles.cuh": GROUPED_BF16,
+    "wgmma_tile.cuh": WGMMA, "optimizer.cu": Target(("adamw", "sgd", "lion", "sum_of_squares"), deep=("squares",)),
 }  # fmt: skip
 KERNELS_OF = {  # kernels whose PTX is changed
-    ("route.cu", "route_place"): ROUTE, ("gate.cu", "gate<0, 1, 1>"): GATE, ("combine.cu", "combine<float, 1>"): Target(("combine",)),
-    ("sort.cu", "place_keys"): SORT, ("loss.cu", "cross_entropy<1, float>"): LOSS,
+    ("route.cu", "route_place"): ROUTE, ("gate.cu", "gate<0, 1, 1>"): GATE, ("combine.cu", "combine<float, 1, 1>"): COMBINE,
+    ("sort.cu", "place_keys"): SORT, ("loss.cu", "cross_entropy<4, float>"): LOSS,
     ("grouped_bf16.cu", "grouped_rows_bf16<64, 64, true, 0>"): GROUPED_BF16, ("attention_bf16.cu", "attention_bf16<32>"): ATTENTION_BF16,
 }  # fmt: skip
 
@@ -66,10 +69,16 @@ class Trial:
             return found(self.target, self.file, self.mutant.applied((KERNELS / self.file).read_text(encoding="utf-8")))
         ptx, lowered = compile_ptx(KERNELS / self.file, [self.kernel], HOPPER)
 
+        compiled = []
+
         def change(text: str, name: str) -> str:
+            compiled.append(name)
             return self.mutant.applied(ptx) if name == lowered[self.kernel] else text
 
-        return found(self.target, change=change)
+        by = found(self.target, change=change)
+        if lowered[self.kernel] not in compiled:
+            raise LookupError(f"no case of {self.target} launches {self.kernel}: {by or 'all pass'}")
+        return by
 
 
 def all_trials() -> tuple[list[Trial], list[Trial]]:
@@ -95,28 +104,23 @@ def equivalents() -> dict[tuple[str, ...], str]:
     return {tuple(entry[key] for key in ("where", "operator", "before", "after")): entry["reason"] for entry in entries}
 
 
-def run_planted(number: int) -> tuple[str, float]:
-    began, fault = time.monotonic(), PLANTED[number]
-    return found(fault.target, fault.file, fault.text(), seeds=(1, 2)), time.monotonic() - began
+def run_planted(number: int) -> str:
+    return found(PLANTED[number].target, PLANTED[number].file, PLANTED[number].text(), seeds=(1, 2))
 
 
-def run_made(trial: Trial) -> tuple[str, float]:
+def report(mutants: list[dict[str, str]], reasons: list[str], results: Iterable[str], path: Path | None, **about: object) -> int:
+    """Print a line for each mutant as it is done, then the figures; write them to `path`.   -> the exit code"""
     began = time.monotonic()
-    return trial.run(), time.monotonic() - began
-
-
-def report(names: list[str], reasons: list[str], results: Iterable[tuple[str, float]], path: Path | None) -> int:
-    """Print a line for each mutant as it is done, then the figures.   -> the exit code"""
-    rows = []
-    for name, reason, (by, seconds) in zip(names, reasons, results, strict=True):
-        verdict = by or (f"equivalent: {reason}" if reason else "SURVIVED")
-        rows.append({"mutant": name, "found": bool(by), "equivalent": bool(reason) and not by, "by": verdict})
-        print(f"{name}\n    {verdict}   ({seconds:.1f} s)", flush=True)
-    hits, same = sum(row["found"] for row in rows), sum(row["equivalent"] for row in rows)
-    print(f"{len(rows)} mutants: {hits} found, {same} equivalent, {len(rows) - hits - same} survived")
+    for row, reason, by in zip(mutants, reasons, results, strict=True):
+        row["outcome"] = "found" if by else "equivalent" if reason else "survived"
+        row["by"] = by or reason
+        print(f"{row['mutant']}\n    {row['outcome']}: {row['by']}   ({time.monotonic() - began:.0f} s)", flush=True)
+    counts = Counter(row["outcome"] for row in mutants)
+    print(f"{len(mutants)} mutants: " + ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("found", "equivalent", "survived")))
     if path:
-        path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    return int(hits + same < len(rows))
+        version = ".".join(map(str, loaded(newest()).version))
+        path.write_text(json.dumps({**about, "compiler": f"NVRTC {version}", "mutants": mutants}, indent=1) + "\n", encoding="utf-8")
+    return int(counts["survived"] > 0)
 
 
 def main() -> int:
@@ -132,14 +136,16 @@ def main() -> int:
     with ProcessPoolExecutor(2) as pool:
         if options.planted:
             chosen = [number for number, fault in enumerate(PLANTED) if options.only in f"{fault.topic} {fault.name}"]
-            return report([PLANTED[n].name for n in chosen], [""] * len(chosen), pool.map(run_planted, chosen), options.json)
+            mutants = [{"topic": PLANTED[n].topic, "mutant": PLANTED[n].name} for n in chosen]
+            return report(mutants, [""] * len(chosen), pool.map(run_planted, chosen), options.json)
         trials = [trial for trial in sampled(options.seed, options.count) if options.only in trial.name]
         known = equivalents()
         print(f"seed {options.seed}: {len(trials)} mutants")
         for trial in trials:
             print(f"  {trial.name}")
         reasons = [known.get(trial.key(), "") for trial in trials]
-        return report([trial.name for trial in trials], reasons, pool.map(run_made, trials), options.json)
+        mutants = [{"mutant": trial.name} for trial in trials]
+        return report(mutants, reasons, pool.map(Trial.run, trials), options.json, seed=options.seed)
 
 
 if __name__ == "__main__":
