@@ -19,7 +19,7 @@ def wide(array):
 
 
 def check_losses(backend, width, dtype):
-    """Losses and gradients of four rows, one of which is ignored, are the reference's in float64; with the head's product in float32 too."""
+    """Losses and gradients of four rows, one of them ignored, are the reference's in float64; in float32 with the head's product too."""
     draw = np.random.default_rng(width)
     logits, dloss = (4.0 * draw.standard_normal((4, width))).astype(dtype), np.asarray(0.5, np.float32)
     targets = np.array([0, width - 1, -100, width // 2], np.int32)

@@ -534,7 +534,7 @@ MULTIPLY:
 """
 
 
-@pytest.mark.parametrize("seed", [0, 2, 4])
+@pytest.mark.parametrize("seed", SEEDS)
 def test_an_operand_that_is_overwritten_before_the_wait_shows(seed):
     _, _, image, descriptors = prepared(N)
     body = FENCES + OVERWRITE + SET + FENCE + P + COMMIT + "bar.sync 1, 256;" + WAIT + "bar.sync 2, 256;" + TAKE

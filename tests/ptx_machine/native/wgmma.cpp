@@ -1,8 +1,9 @@
 // wgmma: products of a warpgroup (four warps), with operands in shared memory that descriptors name, and sums in registers.
 //
 // A product is computed when its warp waits for its group, or, under an odd seed, at once: both are allowed, and a kernel that reads sums
-// or overwrites operands too early differs under one of them, besides being stopped by the checks. Each warp computes its 16 of the 64
-// rows. The first warp of a group notes what was issued, so that the others can be compared with it.
+// or overwrites operands too early differs under one of them, besides being stopped by the checks: its operands are read when it is
+// computed, and in any case when it is waited for. Each warp computes its 16 of the 64 rows. The first warp of a group notes what was
+// issued, so that the others can be compared with it.
 //
 // Registers: wgmma.fence must come before the first product, and between an ordinary access to a register and a product that uses it.
 // Products of one shape may follow each other in the same sums. Until a wait, nobody may touch sums, or fragments of the first operand.
@@ -169,12 +170,25 @@ static void compute(Warp& w, const Product& product) {
     }
 }
 
+// The product was computed at once, but might have read its operands until now: nobody may have written to them.
+static void read_again(Warp& w, const Product& product) {
+    const Instruction& i = *product.instruction;
+    const auto read = [&](const Operand& operand, uint32_t first, uint32_t count) {
+        const uint32_t down = operand.mn_major ? 8 : 1, across = operand.mn_major ? 1 : 8;
+        for (uint32_t s = first; s < first + count; s += down) {
+            for (uint32_t k = 0; k < K; k += across) read_chunk(w, operand, s, k);
+        }
+    };
+    if (i.a != NONE) read(Operand(product.a, 'A', i.immediate & A_MN_MAJOR), uint32_t(w.number % GROUP * ROWS), ROWS);
+    read(Operand(product.b, 'B', i.immediate & B_MN_MAJOR), 0, i.size);
+}
+
 // Faults are reported at the product, not at the wait.
 static void carry_out(Warp& w, Product& product) {
-    if (product.done) return;
     const int here = w.at;
     w.at = product.at;
-    if (product.instruction->immediate & HALF) compute<Element::F16>(w, product);
+    if (product.done) read_again(w, product);
+    else if (product.instruction->immediate & HALF) compute<Element::F16>(w, product);
     else compute<Element::BF16>(w, product);
     product.done = true;
     w.at = here;
