@@ -1,7 +1,7 @@
 // wgmma: products of a warpgroup (four warps), with operands in shared memory that descriptors name, and sums in registers.
 //
 // A product is computed when its warp waits for its group, or, under an odd seed, at once: both are allowed, and a kernel that reads sums
-// or overwrites operands too early differs under one of them, besides being stopped by the checks: its operands are read when it is
+// or overwrites operands too early differs under one of them. Besides, checks stop it in any order: operands are read when a product is
 // computed, and in any case when it is waited for. Each warp computes its 16 of the 64 rows. The first warp of a group notes what was
 // issued, so that the others can be compared with it.
 //
@@ -173,14 +173,9 @@ static void compute(Warp& w, const Product& product) {
 // The product was computed at once, but might have read its operands until now: nobody may have written to them.
 static void read_again(Warp& w, const Product& product) {
     const Instruction& i = *product.instruction;
-    const auto read = [&](const Operand& operand, uint32_t first, uint32_t count) {
-        const uint32_t down = operand.mn_major ? 8 : 1, across = operand.mn_major ? 1 : 8;
-        for (uint32_t s = first; s < first + count; s += down) {
-            for (uint32_t k = 0; k < K; k += across) read_chunk(w, operand, s, k);
-        }
-    };
-    if (i.a != NONE) read(Operand(product.a, 'A', i.immediate & A_MN_MAJOR), uint32_t(w.number % GROUP * ROWS), ROWS);
-    read(Operand(product.b, 'B', i.immediate & B_MN_MAJOR), 0, i.size);
+    const auto look = [](uint32_t, uint32_t, const uint8_t*) {};
+    if (i.a != NONE) for_chunks(w, Operand(product.a, 'A', i.immediate & A_MN_MAJOR), uint32_t(w.number % GROUP * ROWS), ROWS, look);
+    for_chunks(w, Operand(product.b, 'B', i.immediate & B_MN_MAJOR), 0, i.size, look);
 }
 
 // Faults are reported at the product, not at the wait.
