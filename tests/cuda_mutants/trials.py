@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from ptx_machine.arrays import BFLOAT16, HostArrays
+from ptx_machine.build import library
 from ptx_machine.cupy_on_ptx import HOPPER
 from ptx_machine.machine import Module
 from ptx_machine.nvrtc import compile_ptx
@@ -88,6 +89,7 @@ def found(
 
     `text` takes the place of a file of the kernels, or `change` makes other PTX of a kernel's PTX and name.
     """
+    library()  # raises here if it cannot be built: within a trial that would pass for a fault found
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(shutil.copytree(KERNELS, Path(scratch) / "kernels"))
         if file:
