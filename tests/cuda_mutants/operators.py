@@ -13,7 +13,6 @@ In PTX (`mutants_of_ptx`), where line numbers and declarations are left alone:
   constant     an integer added or shifted by n becomes n + 1
   operands     the operands of a subtraction, a shift or a selection swap
   predicate    a guarded instruction, or a branch, is for the other lanes
-  shuffle      a lane distance n becomes n + 1; a full member mask loses its last lane
   fragment     two registers of a vector (of mma, ldmatrix, a 16-byte access) swap
 """
 
@@ -102,10 +101,6 @@ def further(match: re.Match[str]) -> str:
     return match["head"] + f"+{int(match['offset'] or 0) + vector * SIZES[match['bits']]}]"
 
 
-def without_last_lane(match: re.Match[str]) -> str:
-    return match[0].replace("-1;", "2147483647;")
-
-
 def swapped(match: re.Match[str]) -> str | None:
     """The first two registers in braces swap."""
     return None if match["one"] == match["two"] else match["head"] + f"{{{match['two']}, {match['one']}"
@@ -129,7 +124,6 @@ PTX = (
     ),
     ("operands", re.compile(r"(?P<head>selp\.\w+\s+%\w+, )(?P<a>[^,;]+), (?P<b>[^,;]+), "), lambda m: f"{m['head']}{m['b']}, {m['a']}, "),
     ("predicate", re.compile(r"@(?!!)(%p\d+)"), lambda match: f"@!{match[1]}"),
-    ("shuffle", re.compile(r"shfl\.sync\.\w+\.b32\s+[^;]*-1;"), without_last_lane),
     (
         "fragment",
         re.compile(r"(?P<head>(?:mma|ldmatrix|ld\.\w+|st\.\w+|ld\.global\.nc)[\w.:]*[^;{]*)\{(?P<one>[^,{}]+), ?(?P<two>[^,{}]+)"),

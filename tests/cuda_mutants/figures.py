@@ -1,0 +1,70 @@
+"""What docs/gpu.md says of the mutants: a table of the planted faults by topic, and sentences on the made ones, from results/*.json.
+
+PYTHONPATH=tests:backends python -m cuda_mutants.figures        # writes them into the page
+"""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).with_name("results")
+PAGE = Path(__file__).parents[2] / "docs" / "gpu.md"
+MARKS = "<!-- cuda-mutants:begin -->\n", "<!-- cuda-mutants:end -->\n"
+SEED = 20261130
+TOPICS = {
+    "barriers": "barriers of a block",
+    "warps": "synchronisation, masks and shuffles within a warp",
+    "bounds": "bounds and indices",
+    "unwritten": "memory that nobody wrote",
+    "copies": "copies in the background",
+    "fragments": "fragments of tensor cores",
+    "wgmma": "Hopper's products: descriptors, `mbarrier`s, fences",
+    "blocks": "races and indices between blocks",
+    "arithmetic": "arithmetic",
+}
+
+
+def result(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def outcomes(name: str) -> Counter[str]:
+    return Counter(mutant["outcome"] for mutant in result(name)["mutants"])
+
+
+def figures() -> str:
+    """Return the text between the marks."""
+    planted = result("planted")["mutants"]
+    lines = ["| planted faults | found | of |", "| --- | ---: | ---: |"]
+    for topic, title in TOPICS.items():
+        found = [mutant["outcome"] == "found" for mutant in planted if mutant["topic"] == topic]
+        lines.append(f"| {title} | {sum(found)} | {len(found)} |")
+    lines.append(f"| all | {outcomes('planted')['found']} | {len(planted)} |")
+    for mutant in planted:
+        if mutant["outcome"] != "found":
+            lines += ["", f"Not found: `{mutant['mutant']}`."]
+    made, first = outcomes(f"seed-{SEED}"), outcomes(f"seed-{SEED}-first")
+    count, differ = made.total(), made.total() - made["equivalent"]
+    lines += [
+        "",
+        f"Of the {count} made ones of the seed {SEED}, {first['found']} were found when they were first run. Then cases were added at the "
+        f"sizes that the others need, and {made['found']} are found of the {differ} that",
+        f"change what can be seen. The other {made['equivalent']} change nothing; the reason for each is in "
+        "[equivalent.toml](../tests/cuda_mutants/equivalent.toml). Since the cases were added for this very sample,",
+        f"the first figure says more about the tests. ({result('planted')['compiler']}; both runs of the sample are in "
+        "[results](../tests/cuda_mutants/results).)",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def parts_of_page() -> tuple[str, str, str]:
+    """Return the page before the text, the text, and the page after it."""
+    before, rest = PAGE.read_text(encoding="utf-8").split(MARKS[0])
+    text, after = rest.split(MARKS[1])
+    return before + MARKS[0], text, MARKS[1] + after
+
+
+if __name__ == "__main__":
+    first_part, _, last_part = parts_of_page()
+    PAGE.write_text(first_part + figures() + last_part, encoding="utf-8")
