@@ -42,7 +42,7 @@ class Shape(NamedTuple):
     cv: int
     causal: bool = True
     window: int = 0
-    padding: str = ""  # left: the first keys of the last sequence do not count; right: the last ones
+    padding: str = ""  # left: the first keys of the last sequence do not count; right: the last ones; holes: every third
     sinks: bool = False
     shuffled: bool = False  # keys in the order of a rolling cache
 
@@ -59,6 +59,7 @@ SHAPES = [
     Shape(1, 65, 33, 2, 2, 128, 128, causal=False, sinks=True),
     Shape(1, 33, 31, 1, 1, 64, 128, causal=False),
     Shape(1, 130, 130, 3, 1, 8, 8, sinks=True),
+    Shape(2, 33, 130, 2, 1, 8, 8, padding="holes"),
     Shape(1, 2, 2100, 1, 1, 4, 4, window=40),  # more tiles than are looked at together, of keys
     Shape(1, 700, 700, 3, 1, 4, 4, window=3),  # and of rows
 ]
@@ -79,7 +80,7 @@ def call(shape, dtype):
         options["k_pos"] = np.roll(k_pos, 11, axis=1).repeat(b, axis=0)
     if shape.padding:
         valid = np.ones((b, tk), np.bool_)
-        valid[-1, slice(5) if shape.padding == "left" else slice(tk - 5, tk)] = False
+        valid[-1, {"left": slice(5), "right": slice(tk - 5, tk), "holes": slice(1, None, 3)}[shape.padding]] = False
         options["k_valid"] = valid
     if shape.sinks:
         options["sinks"] = normal(4, queries)
@@ -133,6 +134,20 @@ def test_attention_is_the_references_in_every_schedule_to_the_bit(shape, dtype):
     for i, (got, wanted) in enumerate(zip(first, expected(shape, dtype), strict=True)):
         assert got.dtype == like[i] and got.shape == wanted.shape and got.flags.c_contiguous
         check_close(got, wanted, KERNELS[dtype])
+
+
+def check_own_keys(backend, c, before, dtype):
+    """Tokens that see their own key alone get its value. With `before` keys before the first token, each has another place in its tile."""
+    arrays, options = call(Shape(1, 128, 128 + before, 1, 1, c, c, window=1), dtype)
+    y, _ = backend.attention(*arrays, **options)
+    check_close(y, arrays[2][:, before:].astype(np.float64), KERNELS[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("before", range(0, 64, 8))
+@pytest.mark.parametrize("c", [8, 64])
+def test_a_token_sees_its_own_key_wherever_that_is_in_a_tile(c, before, dtype):
+    check_own_keys(FIRST, c, before, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -112,6 +112,10 @@ def test_weights_gradients_of_many_rows_are_the_sums_of_many_blocks(n, width):
     conforms(norms, inputs(norms, n, width), "float32")
 
 
+def test_odd_rows_that_are_too_long_for_registers_conform():
+    conforms(norms, inputs(norms, 2, 16384 + 7), "float32")
+
+
 def test_rows_that_do_not_begin_at_16_bytes_conform():
     x = np.zeros(5 * 16 + 1, np.float32)[1:].reshape(5, 16)
     x[...] = floats(1, 5, 16)

@@ -28,7 +28,7 @@ def layers(backend: Any, dtype: Any) -> None:
 
 
 def attention(backend: Any, dtype: Any) -> None:
-    from backends.test_cupy_attention import Shape, call, check_close, expected, forward_and_backward, normal
+    from backends.test_cupy_attention import Shape, call, check_close, check_own_keys, expected, forward_and_backward, normal
 
     name = str(dtype)
     for shape in (
@@ -37,11 +37,15 @@ def attention(backend: Any, dtype: Any) -> None:
         Shape(1, 130, 130, 2, 1, 8, 8),
         Shape(1, 65, 130, 1, 1, 128, 128, causal=False),
         Shape(1, 200, 200, 1, 1, 4, 4, window=2),
+        Shape(2, 33, 130, 2, 1, 8, 8, padding="holes"),
+        Shape(1, 2, 2100, 1, 1, 4, 4, window=40),
     ):
         arrays, options = call(shape, name)
         dy = normal(5, shape.b, shape.tq, shape.queries, shape.cv).astype(dtype)
         for got, wanted in zip(forward_and_backward(backend, arrays, options, dy), expected(shape, name), strict=True):
             check_close(got, wanted, KERNELS[name])
+    for before in range(0, 64, 8):
+        check_own_keys(backend, 8, before, name)
 
 
 def losses(backend: Any, dtype: Any) -> None:
@@ -84,7 +88,7 @@ def norms(backend: Any, dtype: Any) -> None:
     from backends.test_cupy_norm_activation import conforms, inputs
     from backends.test_cupy_norm_activation import norms as both
 
-    for n, width in ((300, 129), (9, 1032), (2, 16384 + 8)):
+    for n, width in ((300, 129), (9, 1032), (2, 16384 + 7), (2, 16384 + 8)):
         conforms(both, inputs(both, n, width), str(dtype), backend)
 
 

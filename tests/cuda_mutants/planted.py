@@ -10,7 +10,7 @@ from minimoe_cupy.loader import KERNELS
 from .trials import Target
 
 BF16 = "bfloat16"
-GROUPED_BF16 = Target(("grouped_matmul", "grouped_matmul_dw"), BF16, ("products",), "small")
+GROUPED_BF16 = Target(("grouped_matmul", "grouped_matmul_dw"), BF16, ("products", "layers"), "small")
 LARGE_BF16 = Target((), BF16, ("products",), "large")
 WGMMA = Target((), BF16, ("products",), "wgmma")
 ROUTE, SORT = Target(("route",), deep=("plans",)), Target(("embedding_backward",), deep=("sorts",))
