@@ -120,29 +120,38 @@ def _arguments(args: Sequence[Any], names: Sequence[str]) -> tuple[list[_Array],
     """Return the arrays among the arguments, and a word for each argument."""
     arrays: list[_Array] = []
     words: list[_Argument] = []
-    spans: list[tuple[int, int]] = []
     for argument, name in zip(args, names, strict=True):
         if isinstance(argument, np.ndarray):
             words.append(_Argument(0, len(arrays)))
-            arrays.append(_array(argument, f"{name}, {argument.dtype}{list(argument.shape)}", spans))
+            arrays.append(_array(argument, f"{name}, {argument.dtype}{list(argument.shape)}"))
         elif isinstance(argument, np.generic):
             words.append(_Argument(int.from_bytes(argument.tobytes(), "little"), -1))
         else:
             raise TypeError(f"a kernel takes C-contiguous arrays and NumPy scalars, not {type(argument).__name__}")
+    for array, first in zip(arrays, _firsts([(array.memory, array.memory + array.bytes) for array in arrays]), strict=True):
+        array.same_as = first
     return arrays, words
 
 
-def _array(array: Array, name: str, spans: list[tuple[int, int]]) -> _Array:
+def _firsts(spans: list[tuple[int, int]]) -> list[int]:
+    """Return, for each span of memory, the first one that it overlaps, by itself or through others; its own index if there is none."""
+    firsts = list(range(len(spans)))
+    for i, (begin, end) in enumerate(spans):
+        for j, (other_begin, other_end) in enumerate(spans[:i]):
+            if begin < other_end and other_begin < end:
+                low, high = sorted((firsts[i], firsts[j]))
+                firsts = [low if first == high else first for first in firsts]
+    return firsts
+
+
+def _array(array: Array, name: str) -> _Array:
     if not array.flags.c_contiguous:
         raise TypeError(f"a kernel takes C-contiguous arrays, not one of shape {array.shape} and strides {array.strides}")
     owner = array
     while isinstance(owner.base, np.ndarray):
         owner = owner.base
-    first, end = array.ctypes.data, array.ctypes.data + array.nbytes
-    same = next((i for i, span in enumerate(spans) if first < span[1] and span[0] < end), len(spans))
-    spans.append((first, end))
-    offset = first - owner.ctypes.data
-    return _Array(first, array.nbytes, offset, array.itemsize, same, holds_unwritten(array), name.encode())
+    offset = array.ctypes.data - owner.ctypes.data
+    return _Array(array.ctypes.data, array.nbytes, offset, array.itemsize, 0, holds_unwritten(array), name.encode())
 
 
 def holds_unwritten(array: Array) -> bool:

@@ -555,6 +555,23 @@ def test_arguments_that_overlap_share_their_records():
     assert_fault("races with a (read|write) by thread", body.format(between=BARRIER), memory[32:], memory[:256], blocks=2)
 
 
+@pytest.mark.parametrize("order", ["part, whole, part", "part, part, whole"])
+def test_parts_that_only_the_whole_joins_share_its_records(order):
+    memory = np.zeros(128, np.int32)
+    whole, y, z = ("y", memory, memory[64:]) if order == "part, whole, part" else ("z", memory[64:], memory)
+    part = "z" if whole == "y" else "y"
+    body = f"""
+        ld.param.u64 %d1, [{part}];
+        ld.param.u64 %d2, [{whole}];
+        add.s64 %d1, %d1, %bytes;
+        add.s64 %d2, %d2, %bytes;
+        st.global.u32 [%d1], %t;
+    """
+    launch(f"{body} ld.global.u32 %r1, [%d2+256];", memory[:32], y, args=(z,), parameters=", .param .u64 z")
+    options = {"args": (z,), "parameters": ", .param .u64 z"}
+    assert_fault("races with a write by thread 1 ", f"{body} ld.global.u32 %r1, [%d2+260];", memory[:32], y, **options)
+
+
 def test_memory_that_the_launch_writes_must_not_be_read_as_constant():
     assert_fault(
         r"read of argument 1.* that thread 0 \(PTX line 24\) writes: ld.global.nc", "st.global.u32 [%yt], %t;\nld.global.nc.u32 %r1, [%yt];"
