@@ -2,8 +2,8 @@
 
 Arrays, memory and dense products are CuPy's; `launch.py` checks and launches, and each topic of the contract has its file. Where it is
 instructive a kernel comes as a ladder, from the naive form to the one that is used. Kernels compute in float32; any other dtype goes to
-the reference. No card has run any of them yet: the tests execute all of them on the processor, in several thread orders, and compile
-them for sm_80 and sm_90a.
+the reference. No card has run any of them yet: the tests execute all of them as PTX on the processor, in random schedules, and
+compile them for sm_80 and sm_90a.
 """
 
 from importlib.util import find_spec
