@@ -20,7 +20,7 @@ REFERENCE = HostArrays()
 class OnPtx(CudaRope, CudaEmbedding, HostArrays):
     """The two topics, executed by the machine in one schedule."""
 
-    name = "on_cpu"
+    name = "on_ptx"
 
     def __init__(self, seed):
         self.loader = PtxLoader(seed)

@@ -18,7 +18,7 @@ from minimoe_cupy.embedding import CudaEmbedding
 class RowsOfCupy(CudaEmbedding, HostArrays):
     """The rows of `cupy`, executed on the processor."""
 
-    name = "cupy_on_cpu"
+    name = "cupy_on_ptx"
 
     def __init__(self):
         self.loader = PtxLoader()
