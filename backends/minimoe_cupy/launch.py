@@ -55,7 +55,10 @@ def parameters(source: Source, name: str) -> tuple[Parameter, ...]:
     for part in found[2].split(","):
         words = part.replace("*", " * ").replace("const ", " ").replace("__restrict__", " ").split()
         kind = " ".join(word for word in words[:-1] if word != "*")
-        result.append(Parameter(words[-1], DTYPES[actual.get(kind, kind)], "*" in words))
+        kind = actual.get(kind, kind)
+        if kind not in DTYPES:
+            raise LookupError(f"{source.file}: {plain} takes {words[-1]} as {kind}: wanted one of {', '.join(DTYPES)}")
+        result.append(Parameter(words[-1], DTYPES[kind], "*" in words))
     return tuple(result)
 
 
