@@ -1,7 +1,7 @@
 """Runs one kernel on the machine and shows what a warp does, or what the launch cost.
 
-    python -m tests.ptx_machine backends/minimoe_cupy/kernels/combine.cu                             # lists its kernels and parameters
-    python -m tests.ptx_machine backends/minimoe_cupy/kernels/combine.cu 'combine<float, 1>' --trace
+    python -m tests.ptx_machine backends/minimoe_cupy/kernels/combine.cu                                # lists its kernels and parameters
+    python -m tests.ptx_machine backends/minimoe_cupy/kernels/combine.cu 'combine<float, 2, 1>' width=2 --trace
     python -m tests.ptx_machine kernel.cu 'scale<float>' x=float32[64] factor=2 --block 64 --count
 
 Each parameter has a value: an array by its dtype and shape, which holds 0, 1, 2, .. (`x=float32[8,4]`), one of zeros (`x=float32[8,4]:0`),
@@ -12,6 +12,7 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,12 @@ def run(given: argparse.Namespace) -> int:
     show = print if given.trace else None
     grid, block = ([int(size) for size in text.split(",")] for text in (given.grid, given.block))
     number, warp = (int(part) for part in given.warp.split(":"))
+    blocks, warps = prod(grid), -(-prod(block) // 32)
+    if given.trace and not (number < blocks and warp < warps):
+        raise ValueError(f"--warp {given.warp}: the launch has {blocks} blocks of {warps} warps, which count from 0")
     counters = Module(ptx).launch(
         lowered[given.kernel], grid, block, list(arguments.values()), given.shared, given.seed, count=given.count, trace=show,
-        traced=(number, warp), title=f"{given.kernel} of {given.file.name}", names=list(arguments),
+        traced=(number, warp), title=given.kernel, names=list(arguments),
     )  # fmt: skip
     for name, value in arguments.items():
         if isinstance(value, np.ndarray):
