@@ -131,6 +131,7 @@ bool decode_collective(Decoder& d) {
         out.d = d.target(0, word);
         out.a = d.source(1, word);
         out.mask = d.source(2, word);
+        if (d.type().kind == 'f' || d.type().bits != 32 || s.parts.size() != 4) d.unknown();
         out.run = d.type().kind == 's' ? reduction<int32_t>(s.parts.at(2)) : reduction<uint32_t>(s.parts.at(2));
         if (!out.run) d.unknown();
     } else if (name == "bar" && s.has("warp")) {

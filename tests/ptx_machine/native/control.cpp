@@ -112,7 +112,6 @@ class Runner {
     uint8_t* registers = nullptr;
     Gathering gatherings[BARRIERS];
     uint64_t instructions = 0;
-    bool stops_seen = false;
 
     void start(uint32_t number);
     Warp* next(size_t& turn);
@@ -223,11 +222,18 @@ void Runner::run(uint32_t number) {
         if (moved && waited[size_t(warp->number)] && instructions - before < POLL_LOOP) moved = false;
         waited[size_t(warp->number)] = !moved;
         polls = moved ? 0 : polls + 1;
-        if (polls > MOST_POLLS) fail(*warp, -1, "the kernel does not end: every thread that is left waits for an mbarrier whose phase does not end: " + block.barriers->missing());
+        if (polls > MOST_POLLS) fail(*warp, -1, "the kernel does not end: every thread that is left polls, for an mbarrier or in a loop of nanosleep: " + block.barriers->missing());
         if (instructions > launch.most_instructions) fail(*warp, -1, format("the kernel does not end: %llu instructions of the block's warps", (unsigned long long)instructions));
     }
     for (const Warp& warp : block.warps) {
         if (warp.alive) stuck();
+    }
+    for (int i = 0; i < BARRIERS; i++) {
+        const Gathering& gathering = gatherings[i];
+        if (gathering.threads == 0) continue;
+        Warp& warp = block.warps[size_t(gathering.first_warp)];
+        warp.at = gathering.instruction;
+        fail(warp, -1, format("%u threads arrived at barrier %d, and nobody waited for them before the block ended", gathering.threads, i));
     }
     block.barriers->end(block.warps[0]);
 }
@@ -398,6 +404,10 @@ bool Runner::at_barrier(Warp& warp, const Instruction& instruction, uint32_t pc,
 void Runner::arrive(Warp& warp, const Instruction& instruction, int pc) {
     const int first = __builtin_ctz(warp.alive);
     const uint32_t number = warp.row<uint32_t>(instruction.a)[first], wanted = instruction.b == NONE ? 0 : warp.row<uint32_t>(instruction.b)[first];
+    for_lanes(warp.alive, [&](int lane) {
+        const bool same = warp.row<uint32_t>(instruction.a)[lane] == number && (instruction.b == NONE || warp.row<uint32_t>(instruction.b)[lane] == wanted);
+        if (!same) fail(warp, lane, format("it comes to another barrier, or for another number of threads, than thread %d of its warp", warp.number * LANES + first));
+    });
     if (number >= BARRIERS) fail(warp, first, format("barrier %u: a block has %d", number, BARRIERS));
     if (wanted % LANES || wanted > block.threads + LANES - 1) fail(warp, first, format("a barrier of %u threads in a block of %u", wanted, block.threads));
     Gathering& gathering = gatherings[number];

@@ -273,7 +273,10 @@ static void decode_cp_async(Decoder& d) {
     decode_global_address(d, 1);
     d.out.rows.push_back(uint32_t(bytes));
     d.kernel.smallest_shared_write = std::min(d.kernel.smallest_shared_write, uint32_t(bytes));
-    if (statement.operands.size() == 4) d.out.c = d.source(3, {'u', 32});
+    if (statement.operands.size() == 4) {
+        d.out.c = d.source(3, {'u', 32});
+        if (d.kernel.widths.at(d.out.c) != 4) d.unknown("the machine knows a number of bytes to read here");
+    }
     d.out.run = begin;
 }
 

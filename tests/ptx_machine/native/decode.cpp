@@ -231,7 +231,11 @@ Instruction decode(Module& module, Kernel& kernel, const Statement& statement, N
     };
     for (const Topic topic : {decode_control, decode_memory, decode_integer, decode_float, decode_predicates, decode_small_floats, decode_convert,
                               decode_collective, decode_copies, decode_tensor_cores}) {
-        if (!topic(d)) continue;
+        try {
+            if (!topic(d)) continue;
+        } catch (const std::out_of_range&) {  // an operand or a part that is not there
+            d.unknown("it has other operands than the machine knows");
+        }
         if (is_arithmetic(topic)) d.out.follows = follows(statement);
         return std::move(d.out);
     }

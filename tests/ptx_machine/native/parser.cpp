@@ -213,7 +213,9 @@ void Parser::kernel() {
     if (made->parameters.size() > MOST_PARAMETERS) stop("too many parameters");
     const std::vector<std::string> limits = words(until("{"));
     for (size_t i = 0; i + 1 < limits.size(); i++) {
-        if (limits[i] == ".maxntid") made->most_threads = uint32_t(std::stoul(limits[i + 1]));
+        if (limits[i] != ".maxntid" && limits[i] != ".reqntid") continue;
+        made->most_threads = 1;  // of up to three numbers, with commas between them
+        for (size_t j = i + 1; j < limits.size() && isdigit(limits[j][0]); j++) made->most_threads *= uint32_t(std::stoul(limits[j]));
     }
     body(*made, names);
     module->kernels[made->name] = std::move(made);
@@ -306,7 +308,7 @@ void Parser::body(Kernel& made, Names& names) {
             continue;
         }
         const int first_line = line;
-        if (here(".loc")) {
+        if (here(".loc") && isspace(text[at + 4])) {
             at += 4;
             const size_t begins = at;
             skip_line();
@@ -364,7 +366,8 @@ std::unique_ptr<Module> Parser::run() {
             at--;
             until("\n");
         } else {
-            const size_t entry = text.find(".entry", at), semicolon = text.find(';', at);
+            const size_t entry = text.find(".entry", at), function = text.find(".func", at), semicolon = text.find(';', at);
+            if (function < semicolon && function < entry) stop("a function that is called: the machine runs kernels whose functions are inlined");
             if (entry != std::string::npos && entry < semicolon) kernel();
             else declaration();
         }
