@@ -51,12 +51,11 @@ def figures() -> str:
         lines.append(f"| {seed} | {first['found']} | {now['found']} | {now.total()} | {now['equivalent']} |")
     lines += [
         "",
-        "Each sample was run once as it was drawn. Then a case was added for each mutant that was missed and changes results, to the tests of"
-        " the kernels too where they lacked it, and",
-        "the sample was run again. So the first figure tells how many others are found, and the second only that these are. The second seed was"
-        " drawn after the cases for the first. For those that",
-        "change nothing, [equivalent.toml](../tests/cuda_mutants/equivalent.toml) has the reasons. What found each mutant, in both runs, is in"
-        f" [results](../tests/cuda_mutants/results). ({result('planted')['compiler']}.)",
+        "Each sample was run once as it was drawn. Then a case was added for each mutant that was missed and changes results, to the tests",
+        "of the kernels too where they lacked it, and the sample was run again. So the first figure tells how many others are found, and",
+        "the second only that these are. The second seed was drawn after the cases for the first. Of kernels that have changed since, a",
+        "seed draws others. For mutants that change nothing, [equivalent.toml](../tests/cuda_mutants/equivalent.toml) has the reasons.",
+        f"What found each, in both runs, is in [results](../tests/cuda_mutants/results). ({result('planted')['compiler']}.)",
     ]
     return "\n".join(lines) + "\n"
 
