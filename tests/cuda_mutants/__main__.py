@@ -7,7 +7,7 @@ The sample of the made ones is drawn by the seed, and printed, before any is run
 if the machine reports a fault, a case of the conformance suite or of deep.py fails, or the compiler refuses it. Survivors that
 equivalent.toml lists change nothing that can be seen, each for the reason given there. The exit code is 1 if another one survived.
 
-results/ has what --json wrote: planted.json, and for a seed the run that came first and the one after what it showed was mended.
+results/ has what --json wrote, of the planted faults and of two seeds: the run that came first, and one after what it showed was mended.
 """
 
 import argparse

@@ -44,6 +44,13 @@ def figures() -> str:
     for mutant in planted:
         if mutant["outcome"] != "found":
             lines += ["", f"Not found: `{mutant['mutant']}`."]
+    start = outcomes("planted-first")
+    lines += [
+        "",
+        f"The first list had {start.total()} faults, of which {start['found']} were found. {start['survived']} needed"
+        f" larger cases, which were added. {start['equivalent']} changed nothing",
+        "that can be seen; others took their place, and more were planted.",
+    ]
     lines += ["", "| made mutants, by the seed that drew them | found when first run | found now | of | change nothing |"]
     lines += ["| --- | ---: | ---: | ---: | ---: |"]
     for seed in SEEDS:
