@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -39,13 +40,14 @@ def compile_ptx(function: Any, kinds: tuple[Any, ...], fastmath: bool = False, c
     from numba import cuda
     from numba.cuda import dispatcher, types
 
-    # functions of the device that a kernel calls are compiled for "the current device", of which there is none
-    dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=capability)
+    device = SimpleNamespace(compute_capability=capability)
     compiled = partial(cuda.compile, function, types.void(*kinds), device=False, fastmath=fastmath, cc=capability, abi="numba")
-    try:
-        ptx, _ = compiled(lineinfo=True)
-    except nvvmError:  # libNVVM refuses the line numbers of some kernels, which are not needed
-        ptx, _ = compiled(lineinfo=False)
+    # functions of the device that a kernel calls are compiled for "the current device", of which there is none
+    with patch.object(dispatcher, "get_current_device", lambda: device):
+        try:
+            ptx, _ = compiled(lineinfo=True)
+        except nvvmError:  # libNVVM refuses the line numbers of some kernels, which are not needed
+            ptx, _ = compiled(lineinfo=False)
     return str(ptx)
 
 
