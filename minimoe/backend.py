@@ -94,7 +94,7 @@ class Backend(
     contract = CONTRACT
     library: frozenset[str] = frozenset()  # overrides that call a library's kernel
     proven: dict[str, str] = {}  # kernel -> the device and the date on which it agreed with its reference
-    emulated = ""  # how its hand-written kernels are tested where there is no device: "executed as PTX on a CPU"
+    emulated = ""  # how the tests run its hand-written kernels without a device, such as "executed as PTX on a CPU"
 
     def tell(self, listener: Callable[[str], None] | None) -> None:
         """Report what keeps a user waiting, or runs slower than it could, to `listener`; None: to standard error."""

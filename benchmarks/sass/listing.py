@@ -30,7 +30,7 @@ ENDS = ("BRA", "EXIT", "RET", "BRX", "JMP", "BSYNC", "KILL")
 
 @dataclass(frozen=True)
 class Counted:
-    """What stands in the code of one kernel, by count."""
+    """Counts of the instructions in the machine code of one kernel."""
 
     instructions: int  # in the whole kernel
     loop: int  # instructions in the main loop, once through all of its branches; 0 without a loop

@@ -1,4 +1,4 @@
-"""CuPy's array layer without CuPy: NumPy stands for it, less the names of the Array API standard that its releases lack."""
+"""CuPy's array layer without CuPy: NumPy replaces it, without the names of the Array API standard that CuPy's releases lack."""
 
 import importlib.util
 import sys

@@ -44,9 +44,9 @@ def library() -> Path:
     return place
 
 
-def folder() -> Path:
+def folder(name: str = "ptx-machine") -> Path:
     """Return a folder of this user alone: a library that another user puts there would be executed."""
-    place = Path(tempfile.gettempdir()) / f"minimoe-ptx-machine-{os.getuid()}"
+    place = Path(tempfile.gettempdir()) / f"minimoe-{name}-{os.getuid()}"
     place.mkdir(mode=0o700, exist_ok=True)
     if place.stat().st_uid != os.getuid():
         raise RuntimeError(f"{place} belongs to another user: remove it, or set TMPDIR")

@@ -12,13 +12,14 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Sequence
 from ctypes import CDLL, POINTER, byref, c_char_p, c_int, c_size_t, c_void_p
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from .build import folder
 
 WHEELS = ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12")  # CUDA 13 and newer, and CUDA 12
 STANDARD = "-std=c++17"
@@ -87,7 +88,7 @@ class Nvrtc:
 
     @property
     def architectures(self) -> list[int]:
-        """The compute capabilities that it compiles for, times ten: 80, 86, ..; 90 stands for 90a as well."""
+        """The compute capabilities that it compiles for, times ten: 80, 86, and so on; 90 includes 90a."""
         number = c_int()
         self._call("nvrtcGetNumSupportedArchs", byref(number))
         found = (c_int * number.value)()
@@ -210,8 +211,4 @@ def compile_ptx(
 @cache
 def ptx_folder() -> Path:
     """A folder of this user alone in the system's temporary folder."""
-    folder = Path(tempfile.gettempdir()) / f"minimoe-ptx-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise RuntimeError(f"{folder} belongs to another user: remove it, or set TMPDIR")
-    return folder
+    return folder("ptx")

@@ -33,7 +33,7 @@ def library_of(release: str) -> Path:
         return libraries_of(wheel)[0]
     kept = private_folder("nvrtc")
     if kept is None:
-        raise RuntimeError(f"NVRTC {release} is not installed, and there is no cache folder to keep it in: set MINIMOE_CACHE_DIR")
+        raise RuntimeError(f"NVRTC {release} is not installed, and no cache folder is available to download it to: set MINIMOE_CACHE_DIR")
     folder = kept / f"{wheel}-{version}"
     if not folder.exists():
         fetch(f"{wheel}=={version}", folder)

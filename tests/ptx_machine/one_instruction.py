@@ -117,7 +117,7 @@ def values(name, draw, n=N):
 
 
 def written(array):
-    """Return the array without the bits that stand for memory that nobody wrote."""
+    """Return the array without the bit pattern that marks unwritten memory."""
     halves = array.view(np.uint16)
     halves[halves == UNWRITTEN] += 1
     return array

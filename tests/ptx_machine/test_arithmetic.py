@@ -223,7 +223,7 @@ def test_prmt_chooses_bytes_or_their_signs():
 
 
 def exactly(name, mode, function, zero, special, *arrays):
-    """Apply a function of fractions and round; where a value or the result is no number, NumPy's function says what it is."""
+    """Apply a function of fractions and round; where a value or the result is not finite, NumPy's function gives it."""
     made = np.array(special(*arrays), dtype_of(name))
     for i, row in enumerate(zip(*map(np.ndarray.tolist, arrays), strict=True)):
         if all(map(math.isfinite, row)):

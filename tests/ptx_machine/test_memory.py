@@ -290,7 +290,7 @@ def test_an_access_beyond_an_array_is_found_to_the_byte_and_the_array_is_named()
      "read of 4 bytes of shared memory at offset 1024, which has 1024 bytes: it ends 4 bytes after its end"),
      ("st.shared.u32 [%s+-4], %t;", "write of 4 bytes of shared memory at offset -4, .* it ends 4 bytes before its start"),
      ("st.shared.u32 [%st+904], %t;", "thread 30: write of 4 bytes of shared memory at offset 1024"),
-     ("mov.u64 %d1, %x; ld.shared.u32 %r1, [%d1];", "is no address of shared memory"),
+     ("mov.u64 %d1, %x; ld.shared.u32 %r1, [%d1];", "is not an address of shared memory"),
      ("ld.global.u32 %r1, [%xt+2];", "misaligned read of 4 bytes at byte 2 of argument 0.* not a multiple of 4"),
      ("ld.global.v2.u32 {%r1, %r2}, [%xt];", "thread 1: misaligned read of 8 bytes at byte 4"),
      ("st.global.v4.u32 [%yt], {%t, %t, %t, %t};", "misaligned write of 16 bytes"),

@@ -24,7 +24,7 @@ static uint8_t* find_shared(Warp& warp, uint32_t lanes, const uint64_t* addresse
     }
     if (high) {
         for_lanes(lanes, [&](int lane) {
-            if (addresses[lane] >> 32) fail(warp, lane, format("0x%llx is no address of shared memory", static_cast<unsigned long long>(addresses[lane])));
+            if (addresses[lane] >> 32) fail(warp, lane, format("0x%llx is not an address of shared memory", static_cast<unsigned long long>(addresses[lane])));
         });
     }
     if (__builtin_expect(warp.block->launch->counts, 0)) count_shared(warp.block->counters, lanes, narrow, size);
