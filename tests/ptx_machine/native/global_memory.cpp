@@ -1,9 +1,9 @@
 // The arrays of a launch. An address names its array (REGION_BITS), so that an access beyond an array's end is found even where another
 // array's memory begins.
 //
-// Arrays that the kernel may write have a shadow: for each granule the last write and the last read, packed into 64 bits as block (from 1),
-// thread, moment of its warp, and a flag. Blocks run in any order and at once, so two accesses of different blocks race unless both are reads
-// or both are atomic. Within a block the moments of warps decide, as in shared memory. Arrays that overlap share their shadow.
+// Arrays that the kernel may write have a shadow: for each granule the last plain write, the last atomic update and the last read, packed into
+// 64 bits as block (from 1), thread, moment of its warp, and a flag. Blocks run in any order and at once, so two accesses of different blocks
+// race unless both are reads or both are atomic. Within a block the moments of warps decide, as in shared memory. Arrays that overlap share their shadow.
 //
 // Blocks of several processor threads use a shadow at once. Its words are loaded and stored whole, without an order between threads: a race
 // that is seen when blocks run one after another may then be missed, but none is invented.
@@ -20,9 +20,9 @@ namespace ptx {
 namespace {
 
 constexpr int BLOCK = 33, THREAD = 23, MOMENT = 1, MOMENT_BITS = 22;  // where a word's parts begin
-constexpr uint64_t FLAG = 1;                      // of a write: it was atomic; of a read: nobody may write there (ld.global.nc)
+constexpr uint64_t FLAG = 1;                      // of a read: nobody may write there (ld.global.nc)
 constexpr int ONE_LANE = 31;                      // for `each` below: no granule is of the next lane
-constexpr uint64_t SEVERAL = ~0ull << BLOCK;      // instead of a block: several have read
+constexpr uint64_t SEVERAL = ~0ull << BLOCK;      // instead of a block: several have read, or have updated
 
 struct Free {
     void operator()(void* memory) const { std::free(memory); }
@@ -61,17 +61,19 @@ bool is_over(const Warp& warp, uint64_t word) {
 struct GlobalMemory::Shadow {
     const uint8_t* begin;  // where the first granule's bytes are
     int shift;             // a granule has 1 << shift bytes
-    Zeros<uint64_t> written, read;
+    Zeros<uint64_t> written, read, updated;
     Zeros<uint64_t> earlier;  // a read before the last, by another thread of the same block, that no barrier parts from it
-    std::atomic<bool> has_earlier{false};
-    Zeros<uint32_t> places;   // the instruction of the last write
+    std::atomic<bool> has_earlier{false}, has_updated{false};
+    Zeros<uint32_t> written_at, updated_at;  // the instruction of the last write, and of the last update
 
     Shadow(const uint8_t* begin, const uint8_t* end, uint32_t granule) : begin(begin), shift(__builtin_ctz(granule)) {
         const size_t count = (size_t(end - begin) + granule - 1) >> shift;
         written = zeros<uint64_t>(count);
         read = zeros<uint64_t>(count);
+        updated = zeros<uint64_t>(count);
         earlier = zeros<uint64_t>(count);
-        places = zeros<uint32_t>(count);
+        written_at = zeros<uint32_t>(count);
+        updated_at = zeros<uint32_t>(count);
     }
 
     [[noreturn]] void refuse(const Warp& warp, int lane, const Region& region, Access access, size_t granule, const std::string& what) const {
@@ -79,21 +81,23 @@ struct GlobalMemory::Shadow {
         fail(warp, lane, format("%s of %s at byte %lld %s", verb(access), region.name.c_str(), static_cast<long long>(std::max<int64_t>(offset, 0)), what.c_str()));
     }
 
+    bool is_written(size_t granule) const { return load(written[granule]) || load(updated[granule]); }
+
     std::string who(const Warp& warp, uint64_t word) const {
         if (same_block(word, word_of(warp, 0))) return format("thread %u", thread_of(word));
         if (word >= SEVERAL) return "several blocks";
         return format("thread %u of block %u", thread_of(word), uint32_t(block_of(word) - 1));
     }
 
-    // An access to a granule that another thread wrote.
-    void judge_write(const Warp& warp, int lane, const Region& region, Access access, size_t granule, uint64_t word, bool never_written) const {
-        const std::string place = format(" (PTX line %d)", warp.block->kernel->code[places[granule]].line);
+    // An access to a granule that another thread wrote or, if it is not atomic itself, updated.
+    void judge_write(const Warp& warp, int lane, const Region& region, Access access, size_t granule, uint64_t word, bool atomic, bool never_written) const {
+        const std::string place = format(" (PTX line %d)", warp.block->kernel->code[(atomic ? updated_at : written_at)[granule]].line);
         if (never_written) {
             refuse(warp, lane, region, access, granule, "that " + who(warp, word) + place + " writes: ld.global.nc is for memory that is only read");
         }
         const uint64_t me = word_of(warp, lane);
-        if (same_thread(word, me) || (same_block(word, me) && is_over(warp, word)) || (word & FLAG && access == Access::ATOMIC)) return;
-        const char* earlier = word & FLAG ? "that races with an atomic update by " : "that races with a write by ";
+        if (same_thread(word, me) || (same_block(word, me) && is_over(warp, word))) return;
+        const char* earlier = atomic ? "that races with an atomic update by " : "that races with a write by ";
         refuse(warp, lane, region, access, granule, earlier + who(warp, word) + place);
     }
 
@@ -109,30 +113,36 @@ struct GlobalMemory::Shadow {
 
     // Granules from `first` on; granule i is accessed by lane `lane + (i >> each)`.
     void access(const Warp& warp, int lane, const Region& region, size_t first, size_t count, int each, Access access, bool never_written) {
-        const uint64_t me = word_of(warp, lane) | uint64_t(access == Access::ATOMIC || never_written);
+        const bool atomic = access == Access::ATOMIC;
+        const uint64_t me = word_of(warp, lane) | uint64_t(never_written);
         for (size_t i = 0; i < count; i++) {
             const size_t granule = first + i;
             const uint64_t word = me + (uint64_t(i) >> each << THREAD), old = load(written[granule]), reader = load(read[granule]);
             const int who = lane + int(i >> each);
-            if (old && (!same_thread(old, word) || never_written)) judge_write(warp, who, region, access, granule, old, never_written);
+            if (old && (!same_thread(old, word) || never_written)) judge_write(warp, who, region, access, granule, old, false, never_written);
+            const uint64_t update = load(updated[granule]);
+            if (update && !atomic && (!same_thread(update, word) || never_written)) {
+                judge_write(warp, who, region, access, granule, update, true, never_written);
+            }
             if (writes(access)) {
                 if (reader && (!same_thread(reader, word) || reader & FLAG)) judge_read(warp, who, region, access, granule, reader);
                 if (const uint64_t other = load(earlier[granule])) judge_read(warp, who, region, access, granule, other);
-                store(written[granule], word);
-                __atomic_store_n(&places[granule], uint32_t(warp.at), __ATOMIC_RELAXED);
+                if (atomic && !has_updated) has_updated = true;
+                store((atomic ? updated : written)[granule], atomic ? by_several(word, update) : word);
+                __atomic_store_n(&(atomic ? updated_at : written_at)[granule], uint32_t(warp.at), __ATOMIC_RELAXED);
             } else if (reader != word) {
                 if (reader && same_block(reader, word) && !same_thread(reader, word) && !is_over(warp, reader)) {
                     store(earlier[granule], reader);
                     if (!has_earlier) has_earlier = true;
                 }
-                store(read[granule], read_by(word, reader));
+                store(read[granule], by_several(word, reader));
             }
         }
     }
 
-    // What is known of reads after one more.
-    static uint64_t read_by(uint64_t word, uint64_t reader) {
-        return word | (reader && !same_block(reader, word) ? SEVERAL : 0) | (reader & FLAG);
+    // What is known of reads, or of updates, after one more.
+    static uint64_t by_several(uint64_t word, uint64_t earlier) {
+        return word | (earlier && !same_block(earlier, word) ? SEVERAL : 0) | (earlier & FLAG);
     }
 
     // The same for a warp whose lanes access one piece after the other, if no granule was accessed by another thread; false: it was. Loops
@@ -141,8 +151,9 @@ struct GlobalMemory::Shadow {
     bool access_run(const Warp& warp, size_t first, Count count, int each, Access access, bool never_written) {
         const uint64_t me = word_of(warp, 0) | uint64_t(never_written);
         uint64_t *write = &written[first], *reader = &read[first];
-        const bool check_earlier = has_earlier.load(std::memory_order_relaxed);
+        const bool check_earlier = has_earlier.load(std::memory_order_relaxed), check_updated = has_updated.load(std::memory_order_relaxed);
         uint64_t other = 0;
+        for (size_t i = 0; check_updated && i < count; i++) other |= updated[first + i];
         if (writes(access)) {
             for (size_t i = 0; i < count; i++) {
                 const uint64_t word = me + (uint64_t(i) >> each << THREAD);
@@ -152,7 +163,7 @@ struct GlobalMemory::Shadow {
             for (size_t i = 0; check_earlier && i < count; i++) other |= earlier[first + i];
             if (other) return false;
             for (size_t i = 0; i < count; i++) write[i] = me + (uint64_t(i) >> each << THREAD);
-            std::fill_n(&places[first], size_t(count), uint32_t(warp.at));
+            std::fill_n(&written_at[first], size_t(count), uint32_t(warp.at));
         } else {
             for (size_t i = 0; i < count; i++) {
                 const uint64_t word = me + (uint64_t(i) >> each << THREAD);
@@ -160,7 +171,7 @@ struct GlobalMemory::Shadow {
                 other |= reader[i] && same_block(reader[i], word) ? (reader[i] ^ word) >> THREAD : 0;
             }
             if (other) return false;
-            for (size_t i = 0; i < count; i++) reader[i] = read_by(me + (uint64_t(i) >> each << THREAD), reader[i]);
+            for (size_t i = 0; i < count; i++) reader[i] = by_several(me + (uint64_t(i) >> each << THREAD), reader[i]);
         }
         return true;
     }
@@ -242,7 +253,7 @@ uint8_t* GlobalMemory::at(Warp& warp, int lane, uint64_t address, uint32_t size,
     Shadow* shadow = shadows[size_t(region.same_as)].get();
     if (region.unwritten && (!writes(access) || access == Access::ATOMIC)) {
         const int at = unwritten_at(region, place, size);
-        if (at >= 0 && !(shadow && load(shadow->written[size_t(place + at - shadow->begin) >> shadow->shift]))) {
+        if (at >= 0 && !(shadow && shadow->is_written(size_t(place + at - shadow->begin) >> shadow->shift))) {
             fail(warp, lane, format("%s of %s at byte %lld, which nobody wrote", verb(access), region.name.c_str(), static_cast<long long>(place + at - region.memory)));
         }
     }

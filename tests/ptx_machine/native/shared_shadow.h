@@ -151,7 +151,10 @@ struct SharedMemory::Shadow {
     void note_writes(const Moment& moment, int lane, size_t first, Count count, int each, Access access) {
         const uint32_t me = moment.of(lane) | uint32_t(access == Access::ATOMIC), at = uint32_t(moment.warp.at);
         for (size_t i = 0; i < count; i++) {
-            writes[first + i] = me + (uint32_t(i) >> each << 1);
+            const uint32_t entry = me + (uint32_t(i) >> each << 1), old = writes[first + i];
+            // A plain write by the same thread that is not over for all stays: others race with it, whether their accesses are atomic or not.
+            if (access == Access::ATOMIC && old >= moment.settled && ((old ^ entry) & (THREAD | 1)) == 1) continue;
+            writes[first + i] = entry;
             places[first + i] = at;
         }
         if (!unfenced) return;
@@ -246,6 +249,7 @@ struct SharedMemory::Shadow {
     template <class Count>
     void write(Moment moment, int lane, size_t first, Count count, int each, Access access) {
         const bool atomic = access == Access::ATOMIC;
+        if (atomic) settle(moment);
         if (atomic || (!writable(moment, lane, first, count, each) && !(settle(moment) && writable(moment, lane, first, count, each)))) {
             for (size_t i = 0; i < count; i++) {
                 if (atomic || writes[first + i] >= moment.settled) judge_write(moment, lane + int(i >> each), first + i, access);
