@@ -12,7 +12,8 @@ import pytest
 import minimoe.data.batches
 from minimoe.config import DataConfig
 from minimoe.data.batches import IGNORE, batch, batch_starts, sample_windows, take_windows, windows
-from minimoe.data.corpus import CODE_BYTES, Corpus, load_corpus, python_code
+from minimoe.data.corpus import Corpus, load_corpus
+from minimoe.data.sources import CODE_BYTES, python_code
 from minimoe.data.tokenizer import CharTokenizer
 from minimoe.errors import UserError
 

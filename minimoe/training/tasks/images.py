@@ -12,7 +12,7 @@ import numpy.typing as npt
 from msgspec.structs import replace
 
 from minimoe.config import Config
-from minimoe.data.corpus import IMAGE_SOURCES
+from minimoe.data.sources import IMAGE_SOURCES
 from minimoe.data.tokenizer import Tokenizer
 from minimoe.engine.grad_mode import no_grad
 from minimoe.engine.random import host_bits

@@ -8,7 +8,8 @@ import numpy as np
 
 from minimoe.config import Config
 from minimoe.data.batches import Tokens, batch, sample_windows, windows
-from minimoe.data.corpus import IMAGE_SOURCES, Corpus, load_corpus, whole_corpus
+from minimoe.data.corpus import Corpus, load_corpus, whole_corpus
+from minimoe.data.sources import IMAGE_SOURCES
 from minimoe.data.tokenizer import Tokenizer, check_rows
 from minimoe.errors import UserError
 from minimoe.model.transformer import Transformer
