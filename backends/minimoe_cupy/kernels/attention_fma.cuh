@@ -20,24 +20,15 @@ __device__ inline void read_quad(float (&to)[QUAD], const float* shared) {
     to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
 }
 
-// SIZE rows from `first` on into shared memory, PIECE elements at a time; zeros past the last row and past the width.
-template <int W, int SIZE, int PIECE>
-__device__ inline void copy_pieces(float* tile, const Rows<const float>& rows, int first) {
-    constexpr int PIECES = W / PIECE;
-#pragma unroll 1
-    for (int i = threadIdx.x; i < SIZE * PIECES; i += THREADS) {
-        const int row = i / PIECES, c = i % PIECES * PIECE;
-        const bool wanted = first + row < rows.count && c < rows.width;
-        float* to = tile + row * STRIDE<W> + c;
-        if constexpr (PIECE == QUAD) copy_async(to, wanted ? rows.at(first + row) + c : rows.first, wanted);
-        else *to = wanted ? rows.at(first + row)[c] : 0.0f;
-    }
-}
-
+// SIZE rows from `first` on into shared memory, element by element; zeros past the last row and past the width.
 template <int W, int SIZE>
-__device__ inline void copy_rows(float* tile, const Rows<const float>& rows, int first, bool vector) {
-    if (vector) copy_pieces<W, SIZE, QUAD>(tile, rows, first);
-    else copy_pieces<W, SIZE, 1>(tile, rows, first);
+__device__ inline void copy_elements(float* tile, const Rows<const float>& rows, int first) {
+#pragma unroll 1
+    for (int i = threadIdx.x; i < SIZE * W; i += THREADS) {
+        const int row = i / W, c = i % W;
+        const bool wanted = first + row < rows.count && c < rows.width;
+        tile[row * STRIDE<W> + c] = wanted ? rows.at(first + row)[c] : 0.0f;
+    }
 }
 
 // Copies of tiles of SIZE rows: 16 bytes at a time in the background if `vector`, else element by element.
@@ -50,7 +41,7 @@ struct TileCopy {
     __device__ TileCopy(const Rows<const float>& rows, bool vector) : pieces({rows}), rows(rows), vector(vector) {}
     __device__ void operator()(float* tile, int first) const {
         if (vector) pieces(tile, first);
-        else copy_rows<W, SIZE>(tile, rows, first, false);
+        else copy_elements<W, SIZE>(tile, rows, first);
     }
     // Before the first copy into a tile: zeros past the width, which copies of pieces leave alone.
     __device__ void clear(float* tile) const {
