@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from minimoe.layers.moe import MoE as MoE
     from minimoe.pretrained.loading import load as load
     from minimoe.pretrained.transformer import PretrainedTransformer
+    from minimoe.study.compare import compare as compare
+    from minimoe.study.evaluate import evaluate as evaluate
+    from minimoe.study.inspect import inspect as inspect
     from minimoe.training.starting import resume as resume
     from minimoe.training.starting import train as train
 
@@ -48,6 +51,7 @@ _HOME = {
     "Config": "config", "DataConfig": "config", "ModelConfig": "config", "MoEConfig": "config", "TrainConfig": "config",
     "load_config": "config", "MoE": "layers.moe", "Cache": "layers.cache", "Transformer": "pretrained.transformer:PretrainedTransformer",
     "load": "pretrained.loading", "generate": "generation.generation", "resume": "training.starting", "train": "training.starting",
+    "compare": "study.compare", "evaluate": "study.evaluate", "inspect": "study.inspect",
 }  # fmt: skip
 _MODULES = ("nn", "ops", "optim", "testing")
 __all__ = ["__version__", *sorted(_HOME), *_MODULES]

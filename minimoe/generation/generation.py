@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from minimoe.data.tokenizer import Ids, Tokenizer, check_rows, note_of_dropped
 from minimoe.errors import ConfigError, UserError, notice
+from minimoe.generation.continuation import Continuation
 from minimoe.generation.decoding import Decoder, context_of
 from minimoe.generation.sampling import Flags, Sampling, draw
 from minimoe.model.transformer import Transformer
@@ -97,13 +98,26 @@ class _Seen:
 # ---- text ----------------------------------------------------------------------------------------------------------------------------
 
 
-def generate(model: Transformer, tokenizer: Tokenizer, prompt: str, tokens: int = 200, how: Sampling | None = None) -> Iterator[str]:
+def generate(
+    model: Transformer, tokenizer: Tokenizer | str, prompt: str | None = None, tokens: int = 200, how: Sampling | None = None
+) -> Continuation:
     """Yield the text that continues a prompt, as characters become complete. It ends before the first string of `how.stop`.
 
-    The prompt is judged at the call: `UserError` for one that cannot be read, a `Notice` if a part of it is not.
+    `generate(model, "The ")` takes the model's own tokenizer. The result can be iterated once, piece by piece; `str()` of it is the whole
+    text, which a notebook shows. The prompt is judged at the call: `UserError` for one that cannot be read, or if the model has no
+    tokenizer, a `Notice` if a part of the prompt is not read.
     """
+    if isinstance(tokenizer, str):
+        if prompt is not None:
+            raise UserError("generate: takes a model, a tokenizer and a prompt, or a model that has a tokenizer and a prompt")
+        own = model.tokenizer if isinstance(model, PretrainedTransformer) else None
+        if own is None:
+            raise UserError("generate: the model has no tokenizer: give one before the prompt")
+        prompt, tokenizer = tokenizer, own
+    if prompt is None:
+        raise UserError('generate: the prompt is missing, as in generate(model, "The ")')
     ids = read_prompt(model, tokenizer, prompt)
-    return _pieces(generate_ids(model, ids, tokens, how), Writer(tokenizer, how, ids))
+    return Continuation(_pieces(generate_ids(model, ids, tokens, how), Writer(tokenizer, how, ids)))
 
 
 def _pieces(drawn: Iterator[int], writer: Writer) -> Iterator[str]:

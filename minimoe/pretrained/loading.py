@@ -45,7 +45,7 @@ class Loaded:
 
 
 def open_model(
-    path: str | Path | None = None, root: str | Path = RUNS, backend: Backend | None = None, *, dtype: str = "float32",
+    path: str | os.PathLike[str] | None = None, root: str | Path = RUNS, backend: Backend | None = None, *, dtype: str = "float32",
     max_memory: int | None = None,
 ) -> Loaded:  # fmt: skip
     """Open the model of a run (its newest whole checkpoint), of a checkpoint's folder, or of a model folder. None: the newest run.
@@ -68,7 +68,7 @@ def open_model(
     return Loaded(model, config, saved.folder, saved.step, problems, data_sha256=(saved.state.get("data") or {}).get("sha256"))
 
 
-def model_folder(given: str | Path) -> Path | None:
+def model_folder(given: str | os.PathLike[str]) -> Path | None:
     """Return the path if it is a model folder, or one whose fault `ModelFolder` will name; else None.
 
     Raises `CheckpointError` for what is known not to be a model: a file of weights, a folder of the hub's cache, a name on the hub.
@@ -93,7 +93,7 @@ def _open_folder(path: Path, dtype: str, backend: Backend | None, max_memory: in
     return Loaded(model, config, path, 0, [], no_tokenizer)
 
 
-def _find(path: str | Path | None, root: Path) -> tuple[Checkpoint, list[str]]:
+def _find(path: str | os.PathLike[str] | None, root: Path) -> tuple[Checkpoint, list[str]]:
     if path is not None and (Path(path) / "model.safetensors").is_file():
         return load_checkpoint(Path(path), optimizer=False), []
     run = Run.open(path, root)
@@ -102,8 +102,12 @@ def _find(path: str | Path | None, root: Path) -> tuple[Checkpoint, list[str]]:
     return run.load(optimizer=False)
 
 
-def load(path: str | Path | None = None, *, dtype: str = "float32", max_memory: int | None = None) -> PretrainedTransformer:
+def load(
+    path: str | os.PathLike[str] | None = None, *, dtype: str = "float32", max_memory: int | None = None
+) -> PretrainedTransformer:  # fmt: skip
     """Load the model of a run, a checkpoint, or a Hugging Face model folder: `logits = load("runs/last")(tokens)`.
+
+    The path may be a run itself, as `minimoe.train` returns it.
 
     `model.tokenizer` is None if there is none, or if the extra `hf` is missing. For `dtype` and `max_memory` see `open_model`. Several
     threads may predict and generate with the model under `no_grad()`, each with a `Cache` of its own; docs/models.md says what they share.

@@ -32,9 +32,9 @@ OTHER_KINDS = {
 }
 
 
-def refuse_wrong_path(path: Path | str) -> None:
+def refuse_wrong_path(path: "str | os.PathLike[str]") -> None:
     """Raise `CheckpointError` for a path that is not a model's folder, if minimoe recognises it and knows what to give instead."""
-    text, path = str(path), Path(path)
+    text, path = os.fspath(path), Path(path)
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError):  # absent; a NUL in it

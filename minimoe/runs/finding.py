@@ -12,7 +12,7 @@ from minimoe.untrusted import Malformed
 MOST_POINTER = 1000  # bytes of `last` and `best`
 
 
-def find(path: str | Path | None, root: Path) -> tuple[Path, Path | None]:
+def find(path: "str | os.PathLike[str] | None", root: Path) -> tuple[Path, Path | None]:
     """Return a run's folder, and the checkpoint if the path names one; for None the newest run under `root`.
 
     Raises `CheckpointError` with the nearest name if it does not exist.

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from minimoe import files
 from minimoe.config import Config, load_config, to_tables, to_toml
 from minimoe.config.files import saved_names
-from minimoe.errors import CheckpointError, ConfigError, UserError
+from minimoe.errors import CheckpointError, ConfigError, UserError, printable
 from minimoe.runs import checkpoint
 from minimoe.runs.environment import environment, is_alive, process_identity
 from minimoe.runs.finding import find
@@ -42,6 +42,14 @@ class Run:
         self.checkpoint = chosen
         self.lock = Lock(path)
         self.metrics_file = MetricsFile(path)
+
+    def __fspath__(self) -> str:
+        """A run serves wherever its folder's path does."""
+        return str(self.checkpoint or self.path)
+
+    def __repr__(self) -> str:
+        status = self.status()
+        return f"<run {printable(str(self.path))}: {status['state']}, step {status.get('step') or 0} of {status.get('steps') or '?'}>"
 
     # ---- making and finding ------------------------------------------------------------------------------------------------
 
@@ -109,7 +117,7 @@ class Run:
                 raise ConfigError(f"{root / 'last'}: cannot be written: {files.reason(error)}") from error
 
     @classmethod
-    def open(cls, path: str | Path | None = None, root: Path = RUNS) -> "Run":
+    def open(cls, path: "str | os.PathLike[str] | None" = None, root: Path = RUNS) -> "Run":
         """Open a run by its folder, its name under `root`, a checkpoint in it, or a file that names one (`last`, `best`); None: the newest.
 
         Raises `CheckpointError` with the nearest name if it does not exist.

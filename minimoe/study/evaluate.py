@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from msgspec.structs import replace
 
-from minimoe.errors import UserError, printable
+from minimoe.errors import UserError, notice, printable
 from minimoe.pretrained.folder import is_model_folder
-from minimoe.pretrained.loading import Loaded
+from minimoe.pretrained.loading import Loaded, open_model
 from minimoe.training.tasks import load_task
+
+
+def evaluate(what: str | os.PathLike[str] | None = None, data: str | None = None) -> dict[str, Any]:
+    """Measure a run, a checkpoint or a model folder on its own held-out data, or on all of another source; None: the newest run.
+
+    Returns what `minimoe eval --json` prints: the loss in nats per token (image), perplexity or accuracy, tokens, the load of each expert.
+    Raises `UserError` for what cannot be measured; a `Notice` says what was left out of a text.
+    """
+    loaded = open_model(what)
+    for problem in loaded.problems:
+        notice(f"damaged: {problem}; step {loaded.step} is measured")
+    found = evaluate_run(loaded, data)
+    for text in found.pop("notes"):
+        notice(text)
+    del found["summary"]
+    return found
 
 
 def evaluate_run(loaded: Loaded, data: str | None) -> dict[str, Any]:

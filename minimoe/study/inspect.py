@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
+import os
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 BYTE_VOCABULARY = 256
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """A model's cost; for a run also its state, losses and expert load; for a model folder its files and the experts used."""
 
@@ -37,6 +40,15 @@ class Report:
         """Return the report as `inspect --json` prints it."""
         facts = {"run": self.run, "folder": self.folder}
         return {"name": self.name, **self.cost.to_dict(), **{key: value for key, value in facts.items() if value}}
+
+    def __repr__(self) -> str:
+        """Return what `minimoe inspect` prints."""
+        from rich.text import Text
+
+        text = io.StringIO()
+        with redirect_stdout(text):
+            self.show()
+        return Text.from_ansi(text.getvalue()).plain.rstrip()  # without colours, which a notebook's kernel asks for
 
     def show(self) -> None:
         """Print the cost part by part and, for a run or a folder, the load of its experts."""
@@ -57,8 +69,9 @@ class Report:
                 show(load_table(facts["expert_load"], uniform_aux_loss(moe, len(facts["expert_load"])), last))
 
 
-def inspect(what: str, overrides: tuple[str, ...] = ()) -> Report:
+def inspect(what: str | os.PathLike[str], overrides: tuple[str, ...] = ()) -> Report:
     """Report on a preset, a TOML file, a run, or a model folder; nothing is allocated. Raises `ConfigError` for anything else."""
+    what = os.fspath(what)
     is_config = what in preset_names() or (what.endswith(".toml") and Path(what).is_file())
     if is_config and not is_model_folder(what):
         config = load_config(what, overrides)

@@ -19,7 +19,7 @@ def console() -> Console:
     """Return the terminal or, if output goes to a file, a console that is wide enough for every table."""
     from rich.console import Console
 
-    return Console() if sys.stdout is not None and sys.stdout.isatty() else Console(width=120)
+    return Console() if sys.stdout is not None and sys.stdout.isatty() else Console(width=120, force_jupyter=False)
 
 
 def show(what: RenderableType) -> None:

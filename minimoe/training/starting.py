@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def train(
 
 
 def resume(
-    path: str | Path | None = None, *, steps: int | None = None, root: str | Path = "runs", listener: Listener | None = None
+    path: str | os.PathLike[str] | None = None, *, steps: int | None = None, root: str | Path = "runs", listener: Listener | None = None
 ) -> TrainedRun:
     """Continue a run from its newest whole checkpoint (or from the one named), up to `steps` in all; its metrics are cut back to it.
 

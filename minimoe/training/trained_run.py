@@ -11,17 +11,27 @@ from minimoe.data.corpus import Corpus
 from minimoe.errors import UserError
 from minimoe.pretrained.transformer import PretrainedTransformer
 from minimoe.runs.run import Run
+from minimoe.runs.summary import summary
 from minimoe.training.tasks import Task
 
 
-@dataclass
+@dataclass(repr=False)
 class TrainedRun:
-    """The result of `minimoe.train` and `minimoe.resume`: the run's folder, the model in memory, and every step's metrics."""
+    """The result of `minimoe.train` and `minimoe.resume`: the run's folder, the model in memory, and every step's metrics.
+
+    It serves wherever the folder's path does: `minimoe.load(run)`, `minimoe.resume(run, steps=600)`.
+    """
 
     run: Run
     model: PretrainedTransformer
     task: Task
     metrics: list[dict[str, Any]]
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __repr__(self) -> str:
+        return summary(self.run, self.metrics)
 
     @property
     def path(self) -> Path:

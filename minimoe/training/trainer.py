@@ -28,8 +28,9 @@ from minimoe.runs.checkpoint import first_not_finite
 from minimoe.runs.environment import check_memory
 from minimoe.runs.run import RUNS, Run
 from minimoe.training.checkpointing import Checkpointer
-from minimoe.training.listener import Listener, PythonWarnings
+from minimoe.training.listener import Listener
 from minimoe.training.metrics import Backlog
+from minimoe.training.notebook import default_listener
 from minimoe.training.optim import learning_rate, make_optimizer
 from minimoe.training.resuming import checkpoint_to_resume
 from minimoe.training.step import MAX_BAD_STEPS, Step
@@ -47,7 +48,7 @@ class Trainer:
         config.check_trainable()
         self.backend: Backend = load(config.train.backend)
         self.backend.prepare(config)
-        self.listener = listener or PythonWarnings()
+        self.listener = listener or default_listener()
         self.task = load_task(config, sha256=sha256)
         config = self.task.config
         check_memory(config.model, config.train)

@@ -61,7 +61,7 @@ class Row:
     val_accuracy: Spread | None = None  # whole validation split, at the end; None for a language model
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """Models side by side. `notes`: what a reader of the figures should know."""
 
@@ -69,6 +69,15 @@ class Comparison:
     seeds: int
     rows: list[Row]
     notes: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        """Return the table, as `minimoe compare` prints it."""
+        from rich.console import Console
+
+        screen = Console(width=100, force_jupyter=False, force_terminal=False)
+        with screen.capture() as text:
+            screen.print(self.table())
+        return text.get().rstrip()
 
     @property
     def best(self) -> Row | None:

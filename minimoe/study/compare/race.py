@@ -8,9 +8,10 @@ the nearest whole number.
 from __future__ import annotations
 
 import math
+import os
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,8 +44,9 @@ class Contender:
 
 
 def compare(
-    sources: list[str], budget: str = "steps", seeds: int = 1, overrides: Iterable[str] = (), data: str | None = None,
-    steps: int | None = None, backend: str | None = None, root: Path = RUNS, listener_for: Callable[[str], Listener] | None = None,
+    sources: Sequence[str | os.PathLike[str]], budget: str = "steps", seeds: int = 1, overrides: Iterable[str] = (),
+    data: str | None = None, steps: int | None = None, backend: str | None = None, root: Path = RUNS,
+    listener_for: Callable[[str], Listener] | None = None,
 ) -> Comparison:  # fmt: skip
     """Train each preset or TOML file with `seeds` seeds, each a run under `root`; read each finished run; set them side by side.
 
@@ -52,9 +54,9 @@ def compare(
     Everything is checked before the first step. Raises `UserError` for fewer than two sources, an unknown name, a configuration that cannot
     be trained, a run that is not finished or damaged; `Diverged` and `Interrupted` as training does.
     """
-    overrides = tuple(overrides)
-    check_request(sources, budget, seeds)
-    contenders = [find(source, root, overrides, data, backend) for source in sources]
+    overrides, names = tuple(overrides), [os.fspath(source) for source in sources]
+    check_request(names, budget, seeds)
+    contenders = [find(name, root, overrides, data, backend) for name in names]
     check_options(contenders, seeds > 1 or bool(overrides or data or steps or backend), steps)
     distinct_names(contenders)
     first = contenders[0]
