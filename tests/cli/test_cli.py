@@ -334,7 +334,7 @@ def test_a_conforming_backend_passes_its_check(tmp_path: Path, capsys: pytest.Ca
     assert (code, err) == (0, "") and json.loads(out)["failed"] == {} and json.loads(out)["cases"] > 0
 
 
-HERE = ("--timeout", "0")  # in this process, which alone knows the backends of these tests
+HERE = ("--timeout", "0", "--quick")  # in this process, which alone knows the backends of these tests
 
 
 @pytest.fixture
@@ -367,8 +367,8 @@ def test_a_check_that_fails_says_what_and_ends_with_1(wrong: None, capsys: pytes
 def test_a_check_shows_the_lowest_level_that_fails_and_names_the_others(wrong: None, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, "backends", "check", "wrong", *HERE)
     assert code == 1 and out.startswith("FAILED scatter_add, level array layer\n")
-    assert "FAILED scatter_add, large, level array layer\n" in out and out.count("FAILED") == 2
-    rest = " ".join(out.split("Failed too, and may pass when these do: ")[1].split("\n\n")[0].split()).split("; ")
+    assert out.count("FAILED") == 1
+    rest = " ".join(out.split("Failed too, and may pass when this does: ")[1].split("\n\n")[0].split()).split("; ")
     assert [level.split(": ")[0] for level in rest] == ["kernels", "gradients", "host reads", "curve", "repeatability"]
     assert "swiglu, " in rest[0] and "sum_of_squares" in rest[0] and rest[2:4] == ["host reads: training", "curve: training"]
     assert "Fix scatter_add first, then check again:\n  minimoe backends check wrong --kernel scatter_add\n" in out
