@@ -35,7 +35,11 @@ class WithNames(click.Command):
 
 
 @click.command(cls=WithNames)
-@click.argument("config", default="tiny-moe", metavar="[CONFIG|PRESET]")
+@click.argument("config", required=False, metavar="[CONFIG|PRESET]")
+@option(
+    "--init", metavar="RUN|FOLDER",
+    help="start from the weights of a run, a checkpoint or a model folder; without CONFIG, also as it is configured",
+)  # fmt: skip
 @data_option
 @option("--steps", type=click.IntRange(1), metavar="N", help="optimizer steps")
 @option("--out", type=click.Path(path_type=Path), metavar="DIR", help="the run's folder (default: runs/NAME-001, counting up)")
@@ -46,26 +50,26 @@ class WithNames(click.Command):
 @option("--dry-run", is_flag=True, help="check everything, show the plan, and stop before the first step")
 @quiet_option
 def train(
-    config: str, data: str | None, steps: int | None, out: Path | None, backend: str | None, seed: int | None, threads: int | None,
-    overrides: tuple[str, ...], dry_run: bool, quiet: bool,
+    config: str | None, init: str | None, data: str | None, steps: int | None, out: Path | None, backend: str | None, seed: int | None,
+    threads: int | None, overrides: tuple[str, ...], dry_run: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Train a preset or a TOML file.
 
     The default is tiny-moe, a routed decoder, on Python's own documentation. The model's head decides what is learned: the next
-    token (lm), hidden tokens (mlm: bert-tiny) or the class of an image (classifier: vit-tiny).
+    token (lm), hidden tokens (mlm: bert-tiny) or the class of an image (classifier: vit-tiny). With --init the run starts from weights
+    that were trained before.
     """
-    from minimoe.config import load_config
-
-    resolved = load_config(config, overrides)
+    options: dict[str, Any] = {"data": data, "steps": steps, "out": out, "backend": backend, "seed": seed, "threads": threads}
     if dry_run:
         from minimoe.study.dry_run import show_plan
+        from minimoe.training.starting import configured
 
-        show_plan(resolved, data=data, steps=steps, out=out, backend=backend, seed=seed, threads=threads)
+        resolved, weights = configured(config, init, overrides)
+        show_plan(resolved, weights=weights, **options)
         return
     from minimoe.training.starting import train as start
 
-    options: dict[str, Any] = {"data": data, "steps": steps, "out": out, "backend": backend, "seed": seed, "threads": threads}
-    show_result(start(resolved, **options, listener=listener_for(quiet)), quiet)
+    show_result(start(config, init=init, overrides=overrides, **options, listener=listener_for(quiet)), quiet)
 
 
 @click.command()

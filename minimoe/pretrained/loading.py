@@ -57,15 +57,24 @@ def open_model(
         return _open_folder(folder, dtype, backend, max_memory)
     if max_memory is not None:
         raise UserError("max_memory bounds what is read of a model folder; a run's checkpoint is read as a whole")
+    saved, config, problems = open_checkpoint(path, root)
+    model = PretrainedTransformer(config.model, dtype=config.train.dtype, backend=backend or current_backend())
+    model.load_state_dict(saved.model)
+    model.tokenizer = load_tokenizer(saved.tokenizer_path) if saved.tokenizer_path is not None else None
+    return Loaded(model, config, saved.folder, saved.step, problems, data_sha256=(saved.state.get("data") or {}).get("sha256"))
+
+
+def open_checkpoint(path: str | Path | None = None, root: str | Path = RUNS) -> tuple[Checkpoint, Config, list[str]]:
+    """Read the newest whole checkpoint of a run, or a checkpoint's folder.   -> it, its configuration, and what is wrong with newer ones
+
+    Its arrays have the names and shapes of the configuration's model. Raises as `open_model` does.
+    """
     saved, problems = _find(path, Path(root))
     with saved_names(saved.folder):
         config = config_from_tables(saved.config, saved.folder.name)
     config = Run(saved.folder.absolute().parent.parent).with_kept_text(config)
     PretrainedTransformer(config.model, seed=None).check_state(saved.model)  # before anything of the sizes that it claims is made
-    model = PretrainedTransformer(config.model, dtype=config.train.dtype, backend=backend or current_backend())
-    model.load_state_dict(saved.model)
-    model.tokenizer = load_tokenizer(saved.tokenizer_path) if saved.tokenizer_path is not None else None
-    return Loaded(model, config, saved.folder, saved.step, problems, data_sha256=(saved.state.get("data") or {}).get("sha256"))
+    return saved, config, problems
 
 
 def model_folder(given: str | os.PathLike[str]) -> Path | None:

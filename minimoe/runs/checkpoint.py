@@ -77,14 +77,14 @@ def save_checkpoint(
     checkpoints are then untouched.
     """
     files = {
-        "model.safetensors": _pack(model),
-        "optimizer.safetensors": _pack(optimizer),
+        "model.safetensors": pack(model),
+        "optimizer.safetensors": pack(optimizer),
         "state.json": to_json(state).encode(),
         "config.json": to_json(config).encode(),
     }
     if tokenizer_json is not None:
         files[TOKENIZER] = tokenizer_json.encode()
-    files[MANIFEST] = _manifest_text({name: _sha256(data) for name, data in files.items()}).encode()
+    files[MANIFEST] = _manifest_text({name: sha256(data) for name, data in files.items()}).encode()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         tidy(folder.parent)
@@ -99,7 +99,7 @@ def replace_state(folder: Path, state: Mapping[str, Any]) -> None:
     Raises `CheckpointError` as `save_checkpoint` does.
     """
     data = to_json(state).encode()
-    digests = {**_read_manifest(folder), "state.json": _sha256(data)}
+    digests = {**_read_manifest(folder), "state.json": sha256(data)}
     files = {"state.json": data, MANIFEST: _manifest_text(digests).encode()}
     try:
         tidy(folder.parent)
@@ -115,7 +115,7 @@ def first_not_finite(arrays: Arrays) -> str | None:
     return next((name for name, array in arrays.items() if not np.isfinite(array).all()), None)
 
 
-def _pack(arrays: Arrays) -> bytes:
+def pack(arrays: Arrays) -> bytes:
     """Return safetensors bytes, names sorted. Arrays are made contiguous: safetensors writes memory as it is, wrong for `.T` or `[::2]`."""
     import numpy as np
     from safetensors.numpy import save
@@ -335,7 +335,7 @@ def _read(folder: Path, name: str, digests: Mapping[str, str], most: int | None 
         raise CheckpointError(f"{folder.name}/{name}: cannot be read: {reason(error)}") from error
     except Malformed as error:
         raise CheckpointError(f"{folder.name}/{name}: {error} (damaged)") from None
-    if name in digests and _sha256(data) != digests[name]:
+    if name in digests and sha256(data) != digests[name]:
         raise CheckpointError(f"{folder.name}/{name}: its SHA-256 does not match the manifest (damaged)")
     return data
 
@@ -357,5 +357,5 @@ def _manifest_text(digests: Mapping[str, str]) -> str:
     return "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
 
 
-def _sha256(data: bytes) -> str:
+def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()

@@ -1,7 +1,8 @@
 """The folder that a new run gets: numbered, new, empty, or left by a start that ended before there was anything to lose.
 
 `env.json` is written first, whole. `config.toml` makes the folder a run: training writes it before the first checkpoint, since its weights
-can be drawn from the seed again, upcycling after it. So a start that ended early is a run without a checkpoint, or no run with step-000000.
+can be drawn from the seed again; a start from other weights writes it after step-000000, which has them. So a start that ended early is a
+run without a checkpoint, or no run with step-000000.
 """
 
 import os
@@ -17,7 +18,9 @@ from minimoe.runs import checkpoint
 from minimoe.runs.lock import LOCK, is_lock
 from minimoe.runs.records import read_environment, read_status
 
-OF_A_START = frozenset({"env.json", "status.json", "config.toml", "data.txt", "checkpoints"})  # and the lock
+OF_A_START = frozenset(  # and the lock
+    {"env.json", "status.json", "config.toml", "data.txt", "tokenizer.json", "base.safetensors", "checkpoints"}
+)
 HOUR = 3600  # seconds
 
 
@@ -77,14 +80,14 @@ def clear(out: Path) -> bool:
 def has_begun(run: Path) -> bool:
     """Return True if a run has had a checkpoint, so that its weights can no longer be drawn from its seed.
 
-    status.json says so since the first checkpoint. minimoe 0.1 did not note it; its state or a line of metrics does. Weights of an upcycled
-    run come from another model.
+    status.json says so since the first checkpoint. minimoe 0.1 did not note it; its state or a line of metrics does. Weights that did not
+    come from the seed cannot be drawn at all.
     """
     status = read_status(run)
     begun = status.get("begun")
     if begun is None:
         begun = status.get("state", "unknown") not in ("unknown", "running")
-    from_elsewhere = (read_environment(run).get("weights") or "seed") != "seed"
+    from_elsewhere = (read_environment(run).get("weights") or "seed") != "seed"  # a path, or what it says of them
     return begun or from_elsewhere or bool(status.get("step")) or _has_a_line(run / "metrics.jsonl")
 
 

@@ -47,13 +47,21 @@ class Data(Struct):
     sha256: str | None = None
 
 
+class Weights(Struct):
+    """The weights that a run started from."""
+
+    path: str
+    step: Count | None = None
+    sha256: str | None = None
+
+
 class Environment(Struct):
     """env.json."""
 
     created: str | None = None
     minimoe: str | None = None
     backend: str | None = None
-    weights: str | None = None
+    weights: Weights | str | None = None  # "seed"; an earlier version wrote the path of an upcycled model
     data: Data | None = None
 
 

@@ -19,6 +19,7 @@ from minimoe.config import Config, load_config, to_tables, to_toml
 from minimoe.config.files import saved_names
 from minimoe.errors import CheckpointError, ConfigError, UserError, printable
 from minimoe.runs import checkpoint
+from minimoe.runs.checkpoint import TOKENIZER
 from minimoe.runs.environment import environment, is_alive, process_identity
 from minimoe.runs.finding import find
 from minimoe.runs.folders import check_free, clear, has_begun, next_folder, tidy_beside
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 RUNS = Path("runs")
 MOST_REASON = 1000  # characters of an error that status.json keeps
 DATA = "data.txt"  # in a run's folder: the text that came through a pipe
+KEPT = {DATA: "source", TOKENIZER: "tokenizer"}  # files of a run that keys of [data] name without a path, so that the folder may be moved
 
 
 class Run:
@@ -56,23 +58,24 @@ class Run:
     @classmethod
     def create(
         cls, config: Config, out: Path | None = None, root: Path = RUNS, extra: Mapping[str, Any] | None = None,
-        kept: bytes | None = None, say: Callable[[str], None] = lambda _: None,
+        kept: bytes | None = None, say: Callable[[str], None] = lambda _: None, keeps: Mapping[str, bytes] | None = None,
     ) -> "Run":  # fmt: skip
         """Create a run in `out`, which must be empty or absent; by default in `root/NAME-001`, counting up.
 
         extra: more fields for env.json (backend, SHA-256 of the data). kept: a text that cannot be read again; it becomes `data.txt`, and
-        the run's source. say: called if `out` held what a start that was killed left there.
+        the run's source. keeps: other files that the run needs from its start on, by name. say: called if `out` held what a start that was
+        killed left there.
         This process holds the run's lock from now on. Raises `ConfigError` if the folder holds anything else or cannot be written,
         `CheckpointError` if another process is training there.
         """
-        run = cls.prepare(config, out, root, extra, kept, say)
+        run = cls.prepare(config, out, root, extra, kept, say, keeps)
         run.publish(root)
         return run
 
     @classmethod
     def prepare(
         cls, config: Config, out: Path | None, root: Path = RUNS, extra: Mapping[str, Any] | None = None,
-        kept: bytes | None = None, say: Callable[[str], None] = lambda _: None,
+        kept: bytes | None = None, say: Callable[[str], None] = lambda _: None, keeps: Mapping[str, bytes] | None = None,
     ) -> "Run":  # fmt: skip
         """Make a folder that becomes a run when it is published; what the run needs can be written before. See `create`."""
         fields = {**environment(), "weights": "seed", **(extra or {})}
@@ -88,9 +91,13 @@ class Run:
             try:
                 run._clear(say)
                 files.write_atomically(path / "env.json", files.to_json(fields))
+                keeps = dict(keeps or {})
                 if kept is not None:
-                    files.write_synced(path / DATA, kept)
-                    config = replace(config, data=replace(config.data, source=str(path.absolute() / DATA)))
+                    keeps[DATA] = kept
+                for name, data in keeps.items():
+                    files.write_synced(path / name, data)
+                paths = {key: str(path.absolute() / name) for name, key in KEPT.items() if name in keeps}
+                config = replace(config, data=replace(config.data, **paths))
             except BaseException:
                 run.release()
                 raise
@@ -131,7 +138,7 @@ class Run:
 
     @cached_property
     def config(self) -> Config:
-        """The configuration, read back from config.toml; a text that the run keeps has its whole path."""
+        """The configuration, read back from config.toml; a text or a tokenizer that the run keeps has its whole path."""
         with saved_names(self.path):
             return self.with_kept_text(load_config(self.path / "config.toml", say=lambda text: None))
 
@@ -144,26 +151,35 @@ class Run:
         with writing(self.path / "config.toml"):
             files.write_atomically(self.path / "config.toml", to_toml(self._movable(config)))
 
-    # ---- a text that came through a pipe -----------------------------------------------------------------------------------
+    # ---- a text that came through a pipe, a tokenizer that came with weights -------------------------------------------------
 
     def with_kept_text(self, config: Config) -> Config:
-        """Return a saved configuration with the path of `data.txt`, if the run keeps its text there."""
-        kept = self.path.absolute() / DATA
-        is_kept = config.data.source == DATA or Path(config.data.source).absolute() == kept
-        return replace(config, data=replace(config.data, source=str(kept))) if is_kept and kept.is_file() else config
+        """Return a saved configuration with the paths of `data.txt` and `tokenizer.json`, if the run keeps its text or tokenizer there."""
+        paths = {}
+        for name, key in KEPT.items():
+            given, kept = getattr(config.data, key), self.path.absolute() / name
+            if (given == name or Path(given).absolute() == kept) and kept.is_file():
+                paths[key] = str(kept)
+        return replace(config, data=replace(config.data, **paths)) if paths else config
 
-    def short(self, source: str) -> str:
-        """Return a source as files of the run name it: `data.txt` without its path, so that the folder may be moved."""
-        return DATA if source == str(self.path.absolute() / DATA) else source
+    def short(self, path: str) -> str:
+        """Return a path as files of the run name it: `data.txt` without its folder, so that this may be moved."""
+        return next((name for name in KEPT if path == str(self.path.absolute() / name)), path)
 
     def _movable(self, config: Config) -> Config:
-        return replace(config, data=replace(config.data, source=self.short(config.data.source)))
+        return replace(config, data=replace(config.data, **{key: self.short(getattr(config.data, key)) for key in KEPT.values()}))
 
     def data_sha256(self) -> str | None:
         """Return the digest of the data that the run began with; None if env.json does not say."""
         data = read_environment(self.path).get("data")
         found = data.get("sha256") if isinstance(data, dict) else None
         return found if isinstance(found, str) else None
+
+    def origin(self) -> dict[str, Any] | None:
+        """Return what env.json says of the weights that the run started from: path, step, sha256. None if its seed drew them."""
+        weights = read_environment(self.path).get("weights") or "seed"
+        found: dict[str, Any] = {"path": weights} if isinstance(weights, str) else weights  # an earlier version wrote the path alone
+        return None if weights == "seed" else found
 
     # ---- checkpoints -------------------------------------------------------------------------------------------------------
 

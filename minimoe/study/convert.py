@@ -66,7 +66,7 @@ def upcycle(source: str | Path, target: Path, n_experts: int, overrides: Iterabl
     config = upcycled_config(loaded, target.name, n_experts, overrides)
     trainer = Trainer(config)
     trainer.model.load_state_dict(upcycled_state(loaded.model, trainer.model))
-    run = trainer.begin(target, str(loaded.folder.resolve()))
+    run = trainer.begin(target, {"path": str(loaded.folder.resolve()), "step": loaded.step})
     total = sum(p.size for p in trainer.model.parameters())
     layers = config.model.n_layers
     return f"{run.path}: {total:,} parameters, {n_experts} experts in each of {layers} layers; next: minimoe resume {run.path}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minimoe.config import Config, to_toml
 from minimoe.config.cost import training_cost
@@ -12,8 +12,11 @@ from minimoe.runs.environment import check_memory
 from minimoe.runs.folders import check_free
 from minimoe.study.inspect import Report, show_cost
 
+if TYPE_CHECKING:
+    from minimoe.training.weights import Weights
 
-def show_plan(config: Config, out: Path | None, **options: Any) -> None:
+
+def show_plan(config: Config, out: Path | None, weights: Weights | None = None, **options: Any) -> None:
     """Check everything that can be checked without training, then print the configuration, its cost, and how long it will take."""
     from minimoe.backend import load
     from minimoe.study.tables import duration, show
@@ -27,14 +30,17 @@ def show_plan(config: Config, out: Path | None, **options: Any) -> None:
         raise ConfigError(f"backend {backend.name} has no {config.train.dtype}: it has {', '.join(backend.dtypes)}")
     if out is not None:
         check_free(out)
-    task = load_task(config)
+    task = load_task(config, weights.tokenizer if weights else None)
     config = task.config
+    lines = [] if weights is None else weights.lines(config)
     check_memory(config.model, config.train)
     counted = training_cost(config, config.train.seq_len)
     tokens = config.train.steps * task.tokens_per_step
     for text in (*(() if task.corpus is None else task.corpus.notes), *config.warnings()):
         notice(text)
     show(to_toml(config))
+    for line in lines:
+        show(line)
     show_cost(Report(config.name, config, counted))
     flops = counted.training_flops_per_token * tokens
     show(

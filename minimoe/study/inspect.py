@@ -63,6 +63,8 @@ class Report:
             accuracy = "" if facts["val_accuracy"] is None else f"   accuracy {percent(facts['val_accuracy'])}"
             losses = f"loss {number(facts['loss'])}   validation loss {number(facts['val_loss'])}"
             show(f"{facts['state']} at step {facts['step']}   {losses}{accuracy}\n")
+            if facts["weights"]:
+                show(f"started from the weights of {printable(facts['weights']['path'])}\n")
             moe = self.config.model.moe
             if facts["expert_load"] and moe is not None:
                 last = msgspec.to_builtins(msgspec.convert(facts["last"], MetricsRow))  # with all fields
@@ -165,7 +167,8 @@ def _run_facts(run: Run) -> dict[str, Any]:
         loads = []
     entropies = [-sum(share * math.log(share) for share in layer if share > 0) for layer in loads]
     return {
-        "path": str(run.path), "state": run.status()["state"], "step": last.get("step", 0), "loss": last.get("loss"),
+        "path": str(run.path), "weights": run.origin(), "state": run.status()["state"], "step": last.get("step", 0),
+        "loss": last.get("loss"),
         "val_loss": latest.get("val_loss"), "val_accuracy": latest.get("val_accuracy"), "expert_load": loads, "load_entropy": entropies,
         "skipped": sum(bool(row.get("skipped")) for row in rows), "last": last or None,
     }  # fmt: skip

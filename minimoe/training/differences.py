@@ -21,7 +21,7 @@ def configuration_differences(before: Config, now: Config) -> dict[str, str]:
     """Return a line for each key that differs, by the key: {"train.lr": "train.lr 0.003 -> 0.002"}."""
     old, new = flat(to_tables(before)), flat(to_tables(now))
     changed = [key for key in (*old, *(key for key in new if key not in old)) if old.get(key) != new.get(key)]
-    return {key: f"{key} {_shown(old, key)} -> {_shown(new, key)}{_consequence(key, before)}" for key in changed}
+    return {key: f"{key} {shown(old, key)} -> {shown(new, key)}{_consequence(key, before)}" for key in changed}
 
 
 def flat(table: Mapping[str, Any], path: str = "") -> dict[str, Any]:
@@ -32,7 +32,7 @@ def flat(table: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     return found
 
 
-def _shown(values: Mapping[str, Any], key: str) -> str:
+def shown(values: Mapping[str, Any], key: str) -> str:
     return _text(values[key]) if key in values else UNSET
 
 

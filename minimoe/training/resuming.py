@@ -33,8 +33,7 @@ def checkpoint_to_resume(run: Run, config: Config, task: Task, machine: Mapping[
         if run.has_begun():
             raise CheckpointError(
                 f"{run.checkpoint_folder}: holds no checkpoint, so the weights of the run are lost: restore the checkpoints from a backup, "
-                f"or start again in another folder: minimoe train {run.path / 'config.toml'} (for an upcycled model: "
-                "minimoe convert MODEL DST --upcycle N)"
+                f"or start again in another folder: minimoe train {run.path / 'config.toml'}{again(run)}"
             )
         return None
     saved, problems = run.load()
@@ -55,6 +54,12 @@ def checkpoint_to_resume(run: Run, config: Config, task: Task, machine: Mapping[
     for line in changes_of_machine(run, machine):
         listener.warned(line)
     return saved
+
+
+def again(run: Run) -> str:
+    """Return what starts a run again whose weights did not come from its seed; empty if they did."""
+    origin = run.origin()
+    return "" if origin is None else f" --init {origin['path']} (for an upcycled model: minimoe convert {origin['path']} DST --upcycle N)"
 
 
 def say_differences(run: Run, step: int, before: Config, now: Config, listener: Listener) -> None:

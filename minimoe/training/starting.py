@@ -4,35 +4,78 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from msgspec.structs import replace
 
-from minimoe.config import Config, load_config
+from minimoe.config import Config, load_config, preset_names
 from minimoe.config.sources import BUILT_IN
 from minimoe.data.pipes import is_pipe
-from minimoe.errors import ConfigError
+from minimoe.errors import CheckpointError, ConfigError
+from minimoe.pretrained.folder import is_model_folder
 from minimoe.runs.run import Run
-from minimoe.training.listener import Listener
+from minimoe.training.listener import Listener, PythonWarnings
 from minimoe.training.trained_run import TrainedRun
 from minimoe.training.trainer import Trainer
+from minimoe.training.weights import Weights, open_weights
 
 
 def train(
-    source: str | Path | Config = "tiny-moe", *, data: str | None = None, steps: int | None = None, out: str | Path | None = None,
-    backend: str | None = None, seed: int | None = None, threads: int | None = None, overrides: Iterable[str] = (),
-    root: str | Path = "runs", listener: Listener | None = None,
+    source: str | Path | Config | None = None, *, init: str | Path | None = None, data: str | None = None, steps: int | None = None,
+    out: str | Path | None = None, backend: str | None = None, seed: int | None = None, threads: int | None = None,
+    overrides: Iterable[str] = (), root: str | Path = "runs", listener: Listener | None = None,
 ) -> TrainedRun:  # fmt: skip
-    """Train a preset, a TOML file or a Config from the start, in a new folder under `root` (or in `out`).
+    """Train a preset (None: tiny-moe), a TOML file or a Config from the start, in a new folder under `root` (or in `out`).
 
+    `init`: a run, a checkpoint or a model folder whose weights it starts from; without `source` its configuration is used too.
     Raises `UserError` for what cannot be trained, `Diverged` after ten non-finite steps in a row, `Interrupted` after a signal.
     """
-    if isinstance(source, Config) and list(overrides):
-        raise ConfigError("train: overrides go with a preset or a file; change a Config with msgspec.structs.replace")
-    config = source if isinstance(source, Config) else load_config(source, overrides)
+    config, weights = configured(source, init, overrides, root)
     config = with_options(config, data=data, steps=steps, backend=backend, seed=seed, threads=threads)
-    trainer = Trainer(config, listener=listener)
-    return trainer.run(trainer.create(None if out is None else Path(out), Path(root)))
+    listener = listener or PythonWarnings()
+    folder = None if out is None else Path(out)
+    if weights is None:
+        trainer = Trainer(config, listener)
+        return trainer.run(trainer.create(folder, Path(root)))
+    for line in weights.lines(config):
+        listener.said(line)
+    trainer = Trainer(config, listener, weights=weights)
+    return trainer.run(trainer.begin(folder, weights.origin, Path(root), weights.kept_tokenizer))
+
+
+def configured(
+    source: str | Path | Config | None, init: str | Path | None = None, overrides: Iterable[str] = (), root: str | Path = "runs"
+) -> tuple[Config, Weights | None]:
+    """Return the configuration of a new run, and the weights that it starts from (None: they are drawn from its seed).
+
+    Raises `UserError` if either is missing or they do not fit; where a run stands in place of a configuration, with both ways on.
+    """
+    weights = None if init is None else open_weights(init, root)
+    if isinstance(source, Config):
+        if list(overrides):
+            raise ConfigError("train: overrides go with a preset or a file; change a Config with msgspec.structs.replace")
+        return source if weights is None else weights.completed(source), weights
+    if source is not None:
+        refuse_run(source, Path(root))
+    if weights is not None:
+        return weights.configuration(source, overrides), weights
+    return load_config("tiny-moe" if source is None else source, overrides), None
+
+
+def refuse_run(source: str | Path, root: Path) -> None:
+    """Raise `ConfigError` if what should be a configuration is a run or a model folder, and name the commands that take one."""
+    text, path = str(source), Path(source)
+    if text in preset_names() or (path.is_file() and path.name not in ("last", "best")):
+        return
+    if is_model_folder(path):
+        raise ConfigError(f"{text}: is a model folder, not a configuration: minimoe train --init {text} starts from its weights")
+    with suppress(CheckpointError):
+        Run.open(text, root)
+        raise ConfigError(
+            f"{text}: is a run, not a configuration: minimoe resume {text} continues it, minimoe train --init {text} starts a new run "
+            "from its weights"
+        )
 
 
 def resume(

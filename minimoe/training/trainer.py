@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -38,24 +38,29 @@ from minimoe.training.surroundings import explain_memory_errors, save_signals, s
 from minimoe.training.tasks import load_task
 from minimoe.training.trained_run import TrainedRun
 from minimoe.training.validation import Stopped, validate
+from minimoe.training.weights import Weights
 
 
 class Trainer:
     """A model, its optimizer and its data, and the loop over them."""
 
-    def __init__(self, config: Config, listener: Listener | None = None, sha256: str | None = None) -> None:
-        """`sha256`: the digest of the data that the run to be resumed has recorded."""
+    def __init__(
+        self, config: Config, listener: Listener | None = None, sha256: str | None = None, weights: Weights | None = None
+    ) -> None:
+        """`sha256`: the digest of the data that the run to be resumed has recorded. `weights`: those to start from."""
         config.check_trainable()
         self.backend: Backend = load(config.train.backend)
         self.backend.prepare(config)
         self.listener = listener or default_listener()
-        self.task = load_task(config, sha256=sha256)
+        self.task = load_task(config, weights.tokenizer if weights else None, sha256=sha256)
         config = self.task.config
         check_memory(config.model, config.train)
         self.config = config = replace(config, train=replace(config.train, backend=self.backend.name))
         settings = config.train
         with explain_memory_errors(self.backend):
             self.model = PretrainedTransformer(config.model, settings.seed, settings.dtype, self.backend, self.task.tokenizer)
+            if weights is not None:
+                self.model.load_state_dict(weights.arrays_for(config.model, self.model.state_dict()))
             self.optimizer = make_optimizer(self.model.parameters(), settings)
         self.one_step = Step(
             self.model, self.optimizer, seed=settings.seed, grad_clip=settings.grad_clip, recompute=settings.recompute
@@ -281,21 +286,22 @@ class Trainer:
     def _kept(self) -> bytes | None:
         return None if self.task.corpus is None else self.task.corpus.kept
 
-    def begin(self, out: Path, weights: str) -> Run:
-        """Make a run's folder with checkpoint step-000000 and no step done: `resume` starts there. `weights`: where they come from.
+    def begin(self, out: Path | None, origin: Mapping[str, Any], root: Path = RUNS, keeps: Mapping[str, bytes] | None = None) -> Run:
+        """Make a run's folder with checkpoint step-000000 and no step done: `resume` starts there.
 
-        The folder becomes a run when its weights are on the disk: they could not be drawn again.
+        `origin`: where the weights come from, for env.json; `keeps`: files that the run needs, by name. The folder becomes a run when its
+        weights are on the disk: they could not be drawn again.
         """
         bad = first_not_finite(self.checkpointer.weights())
         if bad is not None:
             raise UserError(f"{bad}: has a number that is not finite: training cannot start from it")
-        fields = {**self.environment(), "weights": weights}
-        run = self.folder = Run.prepare(self.config, out, extra=fields, kept=self._kept, say=self.listener.warned)
+        fields = {**self.environment(), "weights": dict(origin)}
+        run = self.folder = Run.prepare(self.config, out, root, fields, self._kept, self.listener.warned, keeps)
         self.config = replace(self.config, data=run.config.data)
         with run.claimed():
             self._save()
             run.write_status("interrupted", **self._sizes())
-            run.publish()
+            run.publish(root)
         return run
 
     def restore(self, run: Run) -> None:

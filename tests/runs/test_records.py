@@ -36,7 +36,7 @@ def forge_state(run: Path, field: str, value: object) -> None:
     folder = checkpoint.checkpoints(run / "checkpoints")[-1]
     set_field(folder / "state.json", field, value)
     digests = {
-        line.partition("  ")[2]: checkpoint._sha256((folder / line.partition("  ")[2]).read_bytes())
+        line.partition("  ")[2]: checkpoint.sha256((folder / line.partition("  ")[2]).read_bytes())
         for line in (folder / "MANIFEST.sha256").read_text().splitlines()
     }
     (folder / "MANIFEST.sha256").write_text(checkpoint._manifest_text(digests))
