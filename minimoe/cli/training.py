@@ -40,6 +40,7 @@ class WithNames(click.Command):
     "--init", metavar="RUN|FOLDER",
     help="start from the weights of a run, a checkpoint or a model folder; without CONFIG, also as it is configured",
 )  # fmt: skip
+@option("--freeze", multiple=True, metavar="PATTERN", help="keep parameters as they are, as in --freeze 'embed*'; may be repeated")
 @data_option
 @option("--steps", type=click.IntRange(1), metavar="N", help="optimizer steps")
 @option("--out", type=click.Path(path_type=Path), metavar="DIR", help="the run's folder (default: runs/NAME-001, counting up)")
@@ -50,8 +51,8 @@ class WithNames(click.Command):
 @option("--dry-run", is_flag=True, help="check everything, show the plan, and stop before the first step")
 @quiet_option
 def train(
-    config: str | None, init: str | None, data: str | None, steps: int | None, out: Path | None, backend: str | None, seed: int | None,
-    threads: int | None, overrides: tuple[str, ...], dry_run: bool, quiet: bool,
+    config: str | None, init: str | None, freeze: tuple[str, ...], data: str | None, steps: int | None, out: Path | None,
+    backend: str | None, seed: int | None, threads: int | None, overrides: tuple[str, ...], dry_run: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Train a preset or a TOML file.
 
@@ -60,6 +61,7 @@ def train(
     that were trained before.
     """
     options: dict[str, Any] = {"data": data, "steps": steps, "out": out, "backend": backend, "seed": seed, "threads": threads}
+    options["freeze"] = freeze
     if dry_run:
         from minimoe.study.dry_run import show_plan
         from minimoe.training.starting import configured

@@ -18,15 +18,15 @@ What the figures mean:
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from minimoe.config import Config, Dtype, LatentConfig, ModelConfig
+from minimoe.config import Dtype, LatentConfig, ModelConfig
 from minimoe.errors import ConfigError
 from minimoe.reference import optimizers
 
-Shapes = Iterator[tuple[str, tuple[int, ...]]]
+Shapes = Iterable[tuple[str, tuple[int, ...]]]
 
 ITEM_BYTES: dict[Dtype, int] = {"float64": 8, "float32": 4, "bfloat16": 2}
 
@@ -104,7 +104,7 @@ def cost(
     item = max(ITEM_BYTES[dtype], 4)
     weights = total * item
     cached = model.n_layers * model.kv_heads * sum(widths(model)) * ITEM_BYTES[dtype] if model.causal else 0
-    states = item * state_elements(model, optimizer)
+    states = item * state_elements(parameter_shapes(model), optimizer)
     return Cost(
         total=total,
         active=sum(part.active for part in found),
@@ -116,16 +116,10 @@ def cost(
     )
 
 
-def training_cost(config: Config, seq_len: int | None = None) -> Cost:
-    """Return the cost of a model as its [train] table trains it: in that dtype, with that optimizer. Raises as `cost` does."""
-    train = config.train
-    return cost(config.model, seq_len, dtype=train.dtype, recompute=train.recompute, optimizer=train.optimizer)
-
-
-def state_elements(model: ModelConfig, optimizer: str) -> int:
-    """Return how many numbers an optimizer keeps for all parameters of a model. Raises ConfigError for an unknown optimizer."""
+def state_elements(shapes: Shapes, optimizer: str) -> int:
+    """Return how many numbers an optimizer keeps for parameters of these names and shapes. Raises ConfigError for an unknown optimizer."""
     facts = optimizers.find(optimizer)
-    return sum(math.prod(shape) * len(facts.for_role(role_of(name, shape)).states) for name, shape in parameter_shapes(model))
+    return sum(math.prod(shape) * len(facts.for_role(role_of(name, shape)).states) for name, shape in shapes)
 
 
 def role_of(name: str, shape: tuple[int, ...]) -> Literal["matrix", "other"]:

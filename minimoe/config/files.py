@@ -14,7 +14,7 @@ from msgspec import Struct
 from msgspec.structs import fields
 
 from minimoe.config.sources import preset_names, read_tables
-from minimoe.config.tables import Config, DataConfig, ModelConfig, MoEConfig, TrainConfig, check_choice
+from minimoe.config.tables import Config, DataConfig, LoraConfig, ModelConfig, MoEConfig, TrainConfig, check_choice
 from minimoe.errors import ConfigError, nearest, notice, with_toml
 from minimoe.reference.extensions import UnknownName
 from minimoe.untrusted import MOST_KEY_PARTS, Malformed, NotToml, parse_toml
@@ -74,12 +74,13 @@ def override_value(key: str, text: str) -> Any:
     return found["value"]
 
 
-TABLES: dict[str, type[Struct]] = {"model": ModelConfig, "moe": MoEConfig, "train": TrainConfig, "data": DataConfig}
+TABLES: dict[str, type[Struct]] = {"model": ModelConfig, "moe": MoEConfig, "train": TrainConfig, "data": DataConfig, "lora": LoraConfig}
+OPTIONAL = ("moe", "lora")  # tables that a value of "none" takes away
 
 
 def config_from_tables(tables: Mapping[str, Any], name: str) -> Config:
     """Return the typed configuration of raw tables; errors name the key's path."""
-    tables = {key: value for key, value in tables.items() if not (key == "moe" and value == "none")}
+    tables = {key: value for key, value in tables.items() if not (key in OPTIONAL and value == "none")}
     name = tables.pop("name", name)
     if not isinstance(name, str):
         raise ConfigError(f"name: expected str, got {reprlib.repr(name)}")
@@ -95,7 +96,8 @@ def config_from_tables(tables: Mapping[str, Any], name: str) -> Config:
     model = convert({**tables.get("model", {}), "moe": moe}, ModelConfig, "model")
     train = convert(tables.get("train", {}), TrainConfig, "train")
     data = convert(tables.get("data", {}), DataConfig, "data")
-    return Config(model=model, train=train, data=data, name=name)
+    lora = convert(tables["lora"], LoraConfig, "lora") if "lora" in tables else None
+    return Config(model=model, train=train, data=data, lora=lora, name=name)
 
 
 def check_keys(table: Mapping[str, Any], kind: type[Struct], path: str) -> None:
@@ -142,10 +144,14 @@ def to_tables(config: Config) -> dict[str, Any]:
     for table in (moe, tables["train"]):
         if table is not None and not table.get("options"):
             table.pop("options", None)
+    if not config.train.freeze:
+        tables["train"].pop("freeze")
     if moe is not None:
         if "layers" in moe:
             moe.pop("every", None)
         tables["moe"] = moe
+    if config.lora is not None:
+        tables["lora"] = msgspec.to_builtins(config.lora)
     return tables
 
 

@@ -14,6 +14,7 @@ from minimoe.reference.routers import Router, Rule
 
 Activation = Literal["swiglu", "gelu", "gelu_tanh", "relu"]
 Dtype = Literal["float32", "float64", "bfloat16"]
+LORA_TARGETS = ("attention", "dense", "experts")  # of the blocks: attention's products, dense and shared feed-forward layers, experts
 MOST_LAYERS = 10_000  # a layer costs time even where nothing is allocated
 
 
@@ -375,6 +376,7 @@ class TrainConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
     backend: str = "auto"
     dtype: Dtype = "float32"
     threads: int = 0
+    freeze: tuple[str, ...] = ()  # patterns of parameters that keep their numbers, such as "embed*" or "blocks.0.*"
     options: dict[str, Value] = {}  # settings of an optimizer from another package: the table [train.options]
 
     def __post_init__(self) -> None:
@@ -430,12 +432,39 @@ class DataConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
             raise ConfigError(f"data.val_fraction ({self.val_fraction}) must lie between 0 and 1")
 
 
+class LoraConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """Low-rank adapters: W + (alpha / rank) B A in place of W, where only A and B train (Hu et al. 2021)."""
+
+    rank: int = 4
+    alpha: float | None = None  # default: twice the rank
+    targets: tuple[str, ...] = LORA_TARGETS  # which products get adapters
+
+    def __post_init__(self) -> None:
+        check_table(self, "lora", set())
+        if self.alpha is None:
+            force_setattr(self, "alpha", 2.0 * self.rank)
+        if self.alpha == 0.0:
+            raise ConfigError("lora.alpha must be above 0: the adapters would change nothing")
+        for target in self.targets:
+            if target not in LORA_TARGETS:
+                raise ConfigError(f"lora.targets: {target!r} is not one of its values{nearest(target, LORA_TARGETS)}")
+        if not self.targets:
+            raise ConfigError(f"lora.targets is empty: give one or more of {', '.join(LORA_TARGETS)}")
+
+    @property
+    def scale(self) -> float:
+        """What B A is multiplied by."""
+        assert self.alpha is not None
+        return self.alpha / self.rank
+
+
 class Config(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """A whole run: the tables [model], [moe], [train] and [data] of a TOML file. `model.moe` is the table [moe]."""
+    """A whole run: the tables [model], [moe], [train], [data] and [lora] of a TOML file. `model.moe` is the table [moe]."""
 
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     data: DataConfig = DataConfig()
+    lora: LoraConfig | None = None  # None: all parameters train that are not frozen
     name: str = "model"
 
     def check_trainable(self) -> None:

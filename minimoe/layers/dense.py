@@ -6,6 +6,7 @@ from minimoe.backend import Array
 from minimoe.engine import ops
 from minimoe.engine.random import Rng
 from minimoe.engine.tensor import Tensor
+from minimoe.layers.low_rank import Adapter, adapted
 from minimoe.layers.module import Module, Parameter, Role, cast_like, cast_like_or_none
 
 
@@ -15,9 +16,14 @@ class Linear(Module):
     def __init__(self, d_in: int, d_out: int, bias: bool = False, std: float = 0.02, role: Role = "matrix") -> None:
         self.weight = Parameter(d_out, d_in, std=std, role=role)
         self.bias = Parameter(d_out, role="vector") if bias else None
+        self.lora: Adapter | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        return ops.linear(x, cast_like(self.weight, x), cast_like_or_none(self.bias, x))
+        return ops.linear(x, self.weight_for(x), cast_like_or_none(self.bias, x))
+
+    def weight_for(self, x: Tensor) -> Tensor:
+        """Return the weight, with its adapter if it has one, in the dtype of x."""
+        return cast_like(adapted(self.weight, self.lora), x)
 
 
 class Embedding(Module):
@@ -78,6 +84,6 @@ class FeedForward(Module):
 
     def __call__(self, x: Tensor) -> Tensor:
         up = self.gate_up_proj if self.activation == "swiglu" else self.up_proj
-        w_up, w_down = cast_like(up.weight, x), cast_like(self.down_proj.weight, x)
+        w_up, w_down = up.weight_for(x), self.down_proj.weight_for(x)
         up_bias, down_bias = cast_like_or_none(up.bias, x), cast_like_or_none(self.down_proj.bias, x)
         return ops.ffn(x, w_up, w_down, up_bias, down_bias, self.activation)

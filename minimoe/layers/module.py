@@ -43,7 +43,7 @@ class Parameter(Tensor):
     Its role decides its weight decay and its optimizer.
     """
 
-    __slots__ = ("declared", "held", "padding", "role", "source", "start", "std")
+    __slots__ = ("declared", "frozen", "held", "padding", "role", "source", "start", "std")
     source: Source | None
 
     def __init__(
@@ -53,6 +53,7 @@ class Parameter(Tensor):
         super().__init__(Unfilled(), None, requires_grad=trainable)  # type: ignore[arg-type]
         self.declared = shape
         self.std, self.start, self.role, self.padding = std, start, role, padding
+        self.frozen = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -65,6 +66,10 @@ class Parameter(Tensor):
     @data.setter
     def data(self, array: Array) -> None:
         self.held, self.source = array, None
+
+    def freeze(self) -> None:
+        """Keep the numbers as they are: no gradient is computed, no optimizer takes the parameter, and no load moves it."""
+        self.frozen, self.requires_grad = True, False
 
     def read_from(self, source: Source, backend: Backend) -> None:
         """Read the numbers from this source when they are needed."""

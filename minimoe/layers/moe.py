@@ -21,6 +21,7 @@ from minimoe.engine.tensor import Tensor
 from minimoe.errors import ConfigError
 from minimoe.layers.balance import MoEStats, cv_squared
 from minimoe.layers.dense import FeedForward
+from minimoe.layers.low_rank import Adapter, adapted
 from minimoe.layers.module import Module, Parameter, Role, cast_like, cast_like_or_none
 from minimoe.reference.gating import Gate
 from minimoe.reference.routers import Adjust
@@ -122,6 +123,8 @@ class Experts(Module):
             self.up_proj, self.up_bias = up, up_bias
         self.down_proj = Parameter(e, d_model, d_hidden, std=out_std)
         self.down_bias = Parameter(e, d_model, role="vector") if bias else None
+        self.up_lora: Adapter | None = None
+        self.down_lora: Adapter | None = None
 
     def __call__(self, x: Tensor, weights: Tensor, plan: Any) -> Tensor:
         """x [N,D], combine weights [N,W] -> [N,D]"""
@@ -130,7 +133,7 @@ class Experts(Module):
         else:
             up, up_bias = self.up_proj, self.up_bias
         with self.on_demand(plan.offsets):
-            w_up, w_down = cast_like(up, x), cast_like(self.down_proj, x)
+            w_up, w_down = cast_like(adapted(up, self.up_lora), x), cast_like(adapted(self.down_proj, self.down_lora), x)
             biases = cast_like_or_none(up_bias, x), cast_like_or_none(self.down_bias, x)
             return ops.moe_ffn(x, weights, plan, w_up, w_down, *biases, self.activation, self.limit)
 
@@ -209,7 +212,7 @@ class MoE(Module):
         (DeepSeek-V3; a router without a bias has nothing to update.)
         """
         b = self.router.state_for("bias")
-        if b is None:
+        if b is None or b.frozen:
             return
         xp = b.backend.xp
         counts = xp.astype(counts, b.dtype)

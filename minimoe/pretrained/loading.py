@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from minimoe.backend import Backend, current_backend
@@ -10,12 +10,14 @@ from minimoe.config import Config, config_from_tables
 from minimoe.config.files import saved_names
 from minimoe.data.tokenizer import Tokenizer, load_tokenizer
 from minimoe.errors import CheckpointError, UserError
+from minimoe.model.adapters import merged
 from minimoe.pretrained.folder import INDEX, is_model_folder
 from minimoe.pretrained.header import PICKLES
 from minimoe.pretrained.opening import open_folder
 from minimoe.pretrained.transformer import PretrainedTransformer
 from minimoe.pretrained.wrong_paths import instead_of_weights, refuse_wrong_path
-from minimoe.runs.checkpoint import TOKENIZER, Checkpoint, load_checkpoint
+from minimoe.runs.base import base_of
+from minimoe.runs.checkpoint import TOKENIZER, Checkpoint, load_checkpoint, run_of
 from minimoe.runs.run import RUNS, Run
 
 
@@ -67,12 +69,14 @@ def open_model(
 def open_checkpoint(path: str | Path | None = None, root: str | Path = RUNS) -> tuple[Checkpoint, Config, list[str]]:
     """Read the newest whole checkpoint of a run, or a checkpoint's folder.   -> it, its configuration, and what is wrong with newer ones
 
-    Its arrays have the names and shapes of the configuration's model. Raises as `open_model` does.
+    Its arrays have the names and shapes of the configuration's model; adapters are merged into the weights. Raises as `open_model` does.
     """
     saved, problems = _find(path, Path(root))
     with saved_names(saved.folder):
         config = config_from_tables(saved.config, saved.folder.name)
-    config = Run(saved.folder.absolute().parent.parent).with_kept_text(config)
+    config = Run(run_of(saved.folder)).with_kept_text(config)
+    if config.lora is not None:
+        saved = replace(saved, model=merged({**base_of(saved), **saved.model}, config.model, config.lora))
     PretrainedTransformer(config.model, seed=None).check_state(saved.model)  # before anything of the sizes that it claims is made
     return saved, config, problems
 

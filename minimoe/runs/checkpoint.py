@@ -281,15 +281,21 @@ def load_checkpoint(folder: Path, verify: bool = True, optimizer: bool = True) -
     return Checkpoint(
         folder=folder,
         step=step,
-        model=_arrays(folder, "model.safetensors", digests),
-        optimizer=_arrays(folder, "optimizer.safetensors", digests) if optimizer else {},
+        model=read_arrays(folder, "model.safetensors", digests),
+        optimizer=read_arrays(folder, "optimizer.safetensors", digests) if optimizer else {},
         state=state,
         config=_json(folder, "config.json", digests),
         tokenizer_path=tokenizer,
     )
 
 
-def _arrays(folder: Path, name: str, digests: Mapping[str, str]) -> "dict[str, NDArray[Any]]":
+def run_of(folder: Path) -> Path:
+    """Return the folder of the run that a checkpoint's folder lies in."""
+    return folder.absolute().parent.parent
+
+
+def read_arrays(folder: Path, name: str, digests: Mapping[str, str]) -> "dict[str, NDArray[Any]]":
+    """Return the arrays of a safetensors file, which are writable. Raises `CheckpointError` as `load_checkpoint` does."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from minimoe.config import ModelConfig, TrainConfig
-from minimoe.config.cost import cost
+from minimoe.config import Config
+from minimoe.config.trained import training_cost
 from minimoe.errors import ConfigError
 from minimoe.machine import cpu_quota, machine_memory
 
@@ -93,9 +93,9 @@ def is_alive(pid: object, identity: object) -> bool:
     return isinstance(pid, int) and pid > 0 and process_identity(pid) == identity is not None
 
 
-def check_memory(model: ModelConfig, train: TrainConfig) -> None:
+def check_memory(config: Config) -> None:
     """Refuse to train what this machine cannot hold: weights, gradients and optimizer, or a step's tokens. Raises `ConfigError`."""
-    needed = cost(model, dtype=train.dtype, optimizer=train.optimizer).bytes
+    model, train, needed = config.model, config.train, training_cost(config).bytes
     needs, has = needed.weights + needed.gradients + needed.optimizer, machine_memory()
     if has is not None and needs > has:
         raise ConfigError(

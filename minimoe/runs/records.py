@@ -75,6 +75,7 @@ class State(Struct):
     bad: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     data: Data | None = None
     metrics_sha256: str | None = None
+    base_sha256: str | None = None
 
 
 class DigestedData(Struct):

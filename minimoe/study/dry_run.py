@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minimoe.config import Config, to_toml
-from minimoe.config.cost import training_cost
+from minimoe.config.trained import check_trained, trained_line, training_cost
 from minimoe.errors import ConfigError, notice
 from minimoe.runs.environment import check_memory
 from minimoe.runs.folders import check_free
@@ -33,13 +33,14 @@ def show_plan(config: Config, out: Path | None, weights: Weights | None = None, 
     task = load_task(config, weights.tokenizer if weights else None)
     config = task.config
     lines = [] if weights is None else weights.lines(config)
-    check_memory(config.model, config.train)
+    check_trained(config)
+    check_memory(config)
     counted = training_cost(config, config.train.seq_len)
     tokens = config.train.steps * task.tokens_per_step
     for text in (*(() if task.corpus is None else task.corpus.notes), *config.warnings()):
         notice(text)
     show(to_toml(config))
-    for line in lines:
+    for line in (*lines, trained_line(config)):
         show(line)
     show_cost(Report(config.name, config, counted))
     flops = counted.training_flops_per_token * tokens

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from minimoe.config import Config, load_config, preset_names
-from minimoe.config.cost import Cost, cost, training_cost
+from minimoe.config.cost import Cost, cost
+from minimoe.config.trained import trained_line, training_cost
 from minimoe.errors import CheckpointError, ConfigError, UserError, printable
 from minimoe.pretrained.folder import is_model_folder
 from minimoe.pretrained.loading import model_folder
@@ -63,6 +64,8 @@ class Report:
             accuracy = "" if facts["val_accuracy"] is None else f"   accuracy {percent(facts['val_accuracy'])}"
             losses = f"loss {number(facts['loss'])}   validation loss {number(facts['val_loss'])}"
             show(f"{facts['state']} at step {facts['step']}   {losses}{accuracy}\n")
+            if line := trained_line(self.config):
+                show(f"{line}\n")
             if facts["weights"]:
                 show(f"started from the weights of {printable(facts['weights']['path'])}\n")
             moe = self.config.model.moe

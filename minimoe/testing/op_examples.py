@@ -137,6 +137,13 @@ def layers() -> Iterator[OpExample]:
         weights = (floats(1, 2, 3, 4), 0.5 * floats(2, rows, 4), 0.5 * floats(3, 4, 5))
         yield OpExample("ffn", activation, ffn, weights)
         yield OpExample("ffn", f"{activation}, biases", ffn, (*weights, floats(4, rows), floats(5, 4)))
+    for lead, o, i, r in [((), 5, 4, 2), ((), 1, 1, 1), ((), 33, 31, 3), ((3,), 5, 4, 2), ((1,), 4, 6, 1), ((4,), 33, 31, 3)]:
+        shapes = ((*lead, o, i), (*lead, r, i), (*lead, o, r))
+        low_rank = OpExample(
+            "low_rank", f"weight {list(shapes[0])}, rank {r}", lambda b, w, a, c: ops.low_rank(w, a, c, 1.5),
+            tuple(floats(seed, *shape) for seed, shape in enumerate(shapes, start=1)),
+        )  # fmt: skip
+        yield low_rank
     yield OpExample("swiglu", "[5,8]", lambda b, x: ops.swiglu(x), (floats(1, 5, 8),))
     yield OpExample("swiglu", "[4,8], clipped at 0.8", lambda b, x: ops.swiglu(x, 0.8), (distinct(1, 4, 8),))
     yield OpExample("astype", "float32 and back", lambda b, x: ops.astype(x, x.dtype) * 2.0, (floats(1, 3, 4),))

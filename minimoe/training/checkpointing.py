@@ -7,9 +7,12 @@ A checkpoint has the weights, the optimizer's arrays and a few figures (`state.j
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+from minimoe.config.trained import is_adapter
 from minimoe.model.transformer import Transformer
+from minimoe.runs.base import base_of
 from minimoe.runs.checkpoint import Arrays, Checkpoint, first_not_finite
 from minimoe.runs.run import Run
 from minimoe.training.optim import Optimizer
@@ -25,13 +28,22 @@ class Checkpointer:
     def __init__(self, task: Task, model: Transformer, optimizer: Optimizer, one_step: Step) -> None:
         self.task, self.model, self.optimizer, self.one_step = task, model, optimizer, one_step
         self.to_host = model.backend.to_host
+        self.adapts = task.config.lora is not None
+        self.base_sha256: str | None = None  # of the file that holds the base of the adapters
         self.saved: int | None = None  # the newest step whose state is saved
         self.best: float | None = None  # the lowest validation loss so far
         self.best_step: int | None = None
 
     def weights(self) -> Arrays:
-        """Return the model's arrays on the host."""
-        return {name: self.to_host(array) for name, array in self.model.state_dict().items()}
+        """Return on the host what a checkpoint has of the model's arrays: all or, if it has adapters, these alone."""
+        return self._arrays(lambda name: not self.adapts or is_adapter(name))
+
+    def base(self) -> Arrays:
+        """Return on the host the frozen arrays of a model with adapters; none of another."""
+        return self._arrays(lambda name: self.adapts and not is_adapter(name))
+
+    def _arrays(self, wanted: Callable[[str], bool]) -> Arrays:
+        return {name: self.to_host(array) for name, array in self.model.state_dict().items() if wanted(name)}
 
     def bad_steps(self) -> int:
         """Return how many steps in a row were skipped, up to the last."""
@@ -43,8 +55,10 @@ class Checkpointer:
         return math.isfinite(loss) and (self.best is None or loss < self.best)
 
     def restore(self, saved: Checkpoint) -> None:
-        """Take over the state that a checkpoint keeps."""
-        self.model.load_state_dict(saved.model)
+        """Take over the state that a checkpoint keeps, and the base of its adapters."""
+        if self.adapts:
+            self.base_sha256 = saved.state.get("base_sha256")
+        self.model.load_state_dict({**base_of(saved), **saved.model} if self.adapts else saved.model)
         self.optimizer.load_state_dict(saved.optimizer)
         self.one_step.bad_steps[...] = saved.state["bad"]
         self.saved, self.best, self.best_step = saved.step, saved.state["best"], saved.state["best_step"]
@@ -91,4 +105,5 @@ class Checkpointer:
             "bad": self.bad_steps(),
             "data": {"source": run.short(run.config.data.source), "sha256": self.task.sha256},
             "metrics_sha256": run.metrics_file.sha256(),
+            **({} if self.base_sha256 is None else {"base_sha256": self.base_sha256}),
         }

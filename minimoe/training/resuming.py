@@ -20,6 +20,7 @@ from minimoe.untrusted import Malformed, parse_json_object
 UNKNOWN_MACHINE = "the machine of the run's start is not known"
 KEYS_OF = {
     "model": ("model.", "moe."), "dtype": ("train.dtype",), "tokenizer": ("data.tokenizer",), "val_fraction": ("data.val_fraction",),
+    "frozen parameters": ("train.freeze",), "adapters": ("lora.",),
 }  # fmt: skip
 
 
@@ -94,6 +95,8 @@ def check_same_configuration(saved: Checkpoint, before: Config, run: Run, config
         "model": (before.model, config.model),
         "dtype": (before.train.dtype, config.train.dtype),
         "tokenizer": (saved.tokenizer_json(), tokenizer_json(task)),
+        "frozen parameters": (before.train.freeze, config.train.freeze),
+        "adapters": (before.lora, config.lora),
         "val_fraction": (before.data.val_fraction, config.data.val_fraction),
     }
     for name, (old, new) in pairs.items():

@@ -17,22 +17,23 @@ from minimoe.pretrained.folder import is_model_folder
 from minimoe.runs.run import Run
 from minimoe.training.listener import Listener, PythonWarnings
 from minimoe.training.trained_run import TrainedRun
-from minimoe.training.trainer import Trainer
+from minimoe.training.trainer import Trainer, check_starts_from_seed
 from minimoe.training.weights import Weights, open_weights
 
 
 def train(
     source: str | Path | Config | None = None, *, init: str | Path | None = None, data: str | None = None, steps: int | None = None,
     out: str | Path | None = None, backend: str | None = None, seed: int | None = None, threads: int | None = None,
-    overrides: Iterable[str] = (), root: str | Path = "runs", listener: Listener | None = None,
+    freeze: Iterable[str] = (), overrides: Iterable[str] = (), root: str | Path = "runs", listener: Listener | None = None,
 ) -> TrainedRun:  # fmt: skip
     """Train a preset (None: tiny-moe), a TOML file or a Config from the start, in a new folder under `root` (or in `out`).
 
     `init`: a run, a checkpoint or a model folder whose weights it starts from; without `source` its configuration is used too.
+    `freeze`: patterns of parameters that keep their numbers, besides those of `train.freeze`.
     Raises `UserError` for what cannot be trained, `Diverged` after ten non-finite steps in a row, `Interrupted` after a signal.
     """
     config, weights = configured(source, init, overrides, root)
-    config = with_options(config, data=data, steps=steps, backend=backend, seed=seed, threads=threads)
+    config = with_options(config, data=data, steps=steps, backend=backend, seed=seed, threads=threads, freeze=freeze)
     listener = listener or PythonWarnings()
     folder = None if out is None else Path(out)
     if weights is None:
@@ -60,7 +61,9 @@ def configured(
         refuse_run(source, Path(root))
     if weights is not None:
         return weights.configuration(source, overrides), weights
-    return load_config("tiny-moe" if source is None else source, overrides), None
+    config = load_config("tiny-moe" if source is None else source, overrides)
+    check_starts_from_seed(config)
+    return config, None
 
 
 def refuse_run(source: str | Path, root: Path) -> None:
@@ -95,7 +98,7 @@ def resume(
 
 def with_options(
     config: Config, *, data: str | None = None, steps: int | None = None, backend: str | None = None, seed: int | None = None,
-    threads: int | None = None,
+    threads: int | None = None, freeze: Iterable[str] = (),
 ) -> Config:  # fmt: skip
     """Return the configuration with the command line's options in it; its paths become absolute, so that a run resumes from any folder.
 
@@ -103,6 +106,7 @@ def with_options(
     """
     given = {"steps": steps, "backend": backend, "seed": seed, "threads": threads}
     settings = replace(config.train, **{key: value for key, value in given.items() if value is not None})
+    settings = replace(settings, freeze=tuple(dict.fromkeys((*settings.freeze, *freeze))))
     text = config.data if data is None else replace(config.data, source=data)
     if Path(text.source).exists() and text.source not in BUILT_IN["source"] and not is_pipe(Path(text.source)):
         text = replace(text, source=str(Path(text.source).resolve()))

@@ -19,12 +19,15 @@ from msgspec.structs import replace
 
 from minimoe.backend import Backend, load, unproven
 from minimoe.config import Config
+from minimoe.config.trained import check_trained, trained_line
 from minimoe.engine.recording import Recorded
-from minimoe.errors import Diverged, Interrupted, UserError
+from minimoe.errors import ConfigError, Diverged, Interrupted, UserError
 from minimoe.layers.balance import uniform_aux_loss
 from minimoe.machine import usable_processors
+from minimoe.model.adapters import draw_adapters, freeze, merge_adapters
 from minimoe.pretrained.transformer import PretrainedTransformer
-from minimoe.runs.checkpoint import first_not_finite
+from minimoe.runs.base import BASE
+from minimoe.runs.checkpoint import first_not_finite, pack, sha256
 from minimoe.runs.environment import check_memory
 from minimoe.runs.run import RUNS, Run
 from minimoe.training.checkpointing import Checkpointer
@@ -41,6 +44,12 @@ from minimoe.training.validation import Stopped, validate
 from minimoe.training.weights import Weights
 
 
+def check_starts_from_seed(config: Config) -> None:
+    """Refuse adapters of weights that nobody trained. Raises `ConfigError`."""
+    if config.lora is not None:
+        raise ConfigError("[lora] adapts weights that were trained before: name them with --init RUN|FOLDER, or --set lora=none")
+
+
 class Trainer:
     """A model, its optimizer and its data, and the loop over them."""
 
@@ -54,13 +63,19 @@ class Trainer:
         self.listener = listener or default_listener()
         self.task = load_task(config, weights.tokenizer if weights else None, sha256=sha256)
         config = self.task.config
-        check_memory(config.model, config.train)
+        check_trained(config)
+        check_memory(config)
         self.config = config = replace(config, train=replace(config.train, backend=self.backend.name))
         settings = config.train
         with explain_memory_errors(self.backend):
             self.model = PretrainedTransformer(config.model, settings.seed, settings.dtype, self.backend, self.task.tokenizer)
             if weights is not None:
                 self.model.load_state_dict(weights.arrays_for(config.model, self.model.state_dict()))
+            self.parameters = sum(p.size for p in self.model.parameters())
+            if config.lora is not None:
+                draw_adapters(self.model, config.lora, settings.seed, settings.dtype)
+            else:
+                freeze(self.model, settings.freeze)
             self.optimizer = make_optimizer(self.model.parameters(), settings)
         self.one_step = Step(
             self.model, self.optimizer, seed=settings.seed, grad_clip=settings.grad_clip, recompute=settings.recompute
@@ -89,16 +104,20 @@ class Trainer:
                     self.listener.warned(problem)
             self._warn()
             self.listener.started(self)
+            if line := trained_line(self.config):
+                self.listener.said(line)
             self.backend.tell(self.listener.waiting)
             try:
                 self._loop()
             finally:
                 self.backend.tell(None)
                 self.listener.ended(self)
+        if self.config.lora is not None:
+            merge_adapters(self.model, self.config.lora)
         return TrainedRun(run, self.model, self.task, run.metrics())
 
     def _sizes(self) -> dict[str, int]:
-        return {"parameters": sum(p.size for p in self.model.parameters()), "steps": self.config.train.steps, "step": self.step}
+        return {"parameters": self.parameters, "steps": self.config.train.steps, "step": self.step}
 
     def _warn(self) -> None:
         notes = () if self.task.corpus is None else self.task.corpus.notes
@@ -277,7 +296,11 @@ class Trainer:
         return {"backend": self.backend.name, "threads": threads, "data": data}
 
     def create(self, out: Path | None, root: Path = RUNS) -> Run:
-        """Make a run's folder. What came through a pipe is kept in it, since a pipe cannot be read again when the run is resumed."""
+        """Make a run's folder; its weights come from the seed.
+
+        What came through a pipe is kept in it, since a pipe cannot be read again when the run is resumed.
+        """
+        check_starts_from_seed(self.config)
         run = Run.create(self.config, out, root, extra=self.environment(), kept=self._kept, say=self.listener.warned)
         self.config = replace(self.config, data=run.config.data)
         return run
@@ -295,7 +318,10 @@ class Trainer:
         bad = first_not_finite(self.checkpointer.weights())
         if bad is not None:
             raise UserError(f"{bad}: has a number that is not finite: training cannot start from it")
-        fields = {**self.environment(), "weights": dict(origin)}
+        fields, keeps = {**self.environment(), "weights": dict(origin)}, dict(keeps or {})
+        if self.config.lora is not None:
+            keeps[BASE] = pack(self.checkpointer.base())
+            self.checkpointer.base_sha256 = sha256(keeps[BASE])
         run = self.folder = Run.prepare(self.config, out, root, fields, self._kept, self.listener.warned, keeps)
         self.config = replace(self.config, data=run.config.data)
         with run.claimed():

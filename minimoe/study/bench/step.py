@@ -36,7 +36,7 @@ class TrainingStep:
         config.check_trainable()
         if config.model.vocab_size is None and not config.model.image_size:
             config = replace(config, model=replace(config.model, vocab_size=BYTES_VOCABULARY))
-        check_memory(config.model, config.train)
+        check_memory(config)
         self.config, self.backend, self.done = config, backend, 0
         t = config.train
         self.tokens_per_step = t.accumulate * t.batch_size * (config.model.n_patches + 1 if config.model.image_size else t.seq_len)

@@ -10,7 +10,8 @@ import msgspec
 import numpy as np
 
 from minimoe.config import Config
-from minimoe.config.cost import Cost, training_cost
+from minimoe.config.cost import Cost
+from minimoe.config.trained import training_cost
 from minimoe.errors import CheckpointError
 from minimoe.runs.records import read_environment
 from minimoe.runs.run import Run

@@ -10,8 +10,10 @@ import numpy as np
 
 from minimoe.config import Config, config_from_tables
 from minimoe.config.files import saved_names
+from minimoe.config.trained import is_adapter
 from minimoe.data.tokenizer import Tokenizer, load_tokenizer
 from minimoe.errors import CheckpointError, UserError
+from minimoe.model.adapters import adapt, freeze
 from minimoe.model.transformer import Transformer
 from minimoe.reference.extensions import UnknownName
 from minimoe.runs.checkpoint import Arrays, Checkpoint, check_resumable, load_checkpoint, step_of
@@ -74,17 +76,20 @@ def _wrong_arrays(saved: Checkpoint, config: Config) -> Iterator[str]:
         return
     try:
         model = Transformer(config.model, seed=None)
-        parameters = model.parameters()
-        weights = {name: tuple(p.shape) for name, p in model.named_state()}
-        moments = state_shapes(parameters, config.train)
+        if config.lora is not None:
+            adapt(model, config.lora)
+        else:
+            freeze(model, config.train.freeze)
+        weights = {name: tuple(p.shape) for name, p in model.named_state() if config.lora is None or is_adapter(name)}
+        moments = state_shapes(model.parameters(), config.train)
     except UserError as error:
         yield f"config.json: {error}"
         return
     for file, arrays, shapes in (("model.safetensors", saved.model, weights), ("optimizer.safetensors", saved.optimizer, moments)):
-        yield from (f"{file}: {sentence}" for sentence in (*_misfits(arrays, shapes), *_not_finite(arrays)))
+        yield from (f"{file}: {sentence}" for sentence in (*misfits(arrays, shapes), *not_finite(arrays)))
 
 
-def _misfits(arrays: Arrays, shapes: dict[str, tuple[int, ...]]) -> Iterator[str]:
+def misfits(arrays: Arrays, shapes: dict[str, tuple[int, ...]]) -> Iterator[str]:
     """Yield how arrays differ in their names and shapes from what the configuration asks for."""
     missing, unexpected = sorted(shapes.keys() - arrays.keys()), sorted(arrays.keys() - shapes.keys())
     if missing:
@@ -96,7 +101,7 @@ def _misfits(arrays: Arrays, shapes: dict[str, tuple[int, ...]]) -> Iterator[str
             yield f"{name} has shape {list(arrays[name].shape)}, the configuration says {list(shapes[name])}"
 
 
-def _not_finite(arrays: Arrays) -> Iterator[str]:
+def not_finite(arrays: Arrays) -> Iterator[str]:
     return describe_not_finite({name: count_not_finite(array) for name, array in arrays.items() if np.issubdtype(array.dtype, np.floating)})
 
 

@@ -9,15 +9,17 @@ from typing import Any
 
 from msgspec import Struct
 
-from minimoe.errors import UserError
+from minimoe.errors import CheckpointError, UserError
 from minimoe.files import HIDDEN, reason
+from minimoe.model.transformer import Transformer
 from minimoe.reference.extensions import UnknownName
 from minimoe.runs import metrics_lines
+from minimoe.runs.base import BASE, read_base
 from minimoe.runs.checkpoint import checkpoints, read_best, step_name, step_of
 from minimoe.runs.lock import LOCK, is_taken, read_owner
 from minimoe.runs.records import Environment, Status, checked, read_regular
 from minimoe.runs.run import Run
-from minimoe.study.verify.checkpoint import Verified
+from minimoe.study.verify.checkpoint import Verified, misfits, not_finite
 from minimoe.study.verify.checks import Check, Tell, named, ok, problem, skipped
 from minimoe.training.differences import configuration_differences
 from minimoe.untrusted import Malformed, parse_json_object
@@ -38,6 +40,7 @@ def checks_of_run(run: Run, tell: Tell) -> Iterator[Check]:
         made = list(checkpoint.checks())
         yield from made if checkpoint.folder.is_dir() else []  # a run that trains removes old ones
     newest = next((checkpoint for checkpoint in reversed(found) if checkpoint.config is not None), None)
+    yield from _base(run, newest)
     yield from _configuration(run, newest)
     yield from _metrics(run, found, running)
     yield from _best(run, newest)
@@ -97,6 +100,25 @@ def _environment(run: Run) -> Iterator[Check]:
         return
     versions = [f"{name} {fields[name]}" for name in ("minimoe", "numpy") if isinstance(fields.get(name), str)]
     yield ok("env.json", ", ".join([(fields.get("created") or "time unknown")[:10], *versions]))
+
+
+# ---- the base of adapters ----------------------------------------------------------------------------------------------------
+
+
+def _base(run: Run, newest: Verified | None) -> Iterator[Check]:
+    """Check the frozen weights of a run with adapters: their digest, and names and shapes by the configuration."""
+    if newest is None or newest.config is None or newest.state is None or newest.config.lora is None:
+        return
+    try:
+        base = read_base(run.path, newest.state.base_sha256)
+        shapes = {name: p.shape for name, p in Transformer(newest.config.model, seed=None).named_state()}
+    except CheckpointError as error:
+        yield problem(BASE, str(error).removeprefix(f"{run.path.name}/{BASE}: "))
+        return
+    sentences = [*misfits(base, shapes), *not_finite(base)]
+    yield from (problem(BASE, sentence) for sentence in sentences)
+    if not sentences:
+        yield ok(BASE, f"SHA-256 is that of {newest.folder.name}; {sum(array.size for array in base.values()):,} weights, all finite")
 
 
 # ---- the configuration ---------------------------------------------------------------------------------------------------------
