@@ -1,6 +1,6 @@
 """Interrupts training at random moments, resumes it, and compares it with a run that was never stopped.
 
-    python tests/interrupt_resume.py --times 20 --seed 0
+    python tests/interrupt_resume.py --times 20 --seed 0 [--start seed|weights|frozen|adapters]
 
 Each try starts `minimoe train` in a process of its own, sends SIGINT after a delay drawn uniformly from a whole run's time (so also within
 an evaluation, or while a checkpoint is written), and resumes it; each resumed process is interrupted with probability 1/2. Whenever a
@@ -18,8 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from kill_resume import is_finished, next_command, run_for, trace, train_command
-from tiny_runs import write_text
+from kill_resume import STARTS, arguments_for, is_finished, next_command, run_for, trace, train_command
 
 INTERRUPTED = (130, -signal.SIGINT)  # a shell shows 130 for both; Python does the second if it was within `exec`, as dataclasses are
 
@@ -54,43 +53,43 @@ def unsaved(run: Path) -> str:
     return ", ".join(f"{name} {step} of {newest} saved" for name, step in claimed.items() if step > newest)
 
 
-def attempt(text: Path, run: Path, whole: float, draw: random.Random) -> tuple[int, list[str]]:
+def attempt(given: list[str], run: Path, whole: float, draw: random.Random) -> tuple[int, list[str]]:
     """Train with one or more interrupts.   -> how many ended a process, and what was claimed but not saved after any"""
     ended, wrong = 0, []
     delay: float | None = draw.uniform(0.0, whole)
     while not is_finished(run):
         if delay is None:
-            run_for(next_command(text, run), None)
-        elif interrupt(next_command(text, run), delay) != 0:
+            run_for(next_command(given, run), None)
+        elif interrupt(next_command(given, run), delay) != 0:
             ended += 1
             wrong += [problem for problem in (unsaved(run),) if problem]
         delay = draw.uniform(0.0, whole) if draw.random() < 0.5 else None
     return ended, wrong
 
 
-def attempt_with_an_interrupt(text: Path, run: Path, whole: float, draw: random.Random) -> tuple[int, list[str]]:
+def attempt_with_an_interrupt(given: list[str], run: Path, whole: float, draw: random.Random) -> tuple[int, list[str]]:
     """Repeat `attempt` with shorter delays until an interrupt came before the end, since machines are not always equally busy."""
-    ended, wrong = attempt(text, run, whole, draw)
+    ended, wrong = attempt(given, run, whole, draw)
     while not ended and not wrong:
         shutil.rmtree(run)
         whole *= 0.8
-        ended, wrong = attempt(text, run, whole, draw)
+        ended, wrong = attempt(given, run, whole, draw)
     return ended, wrong
 
 
-def main(times: int, seed: int) -> int:
+def main(times: int, seed: int, start: str = "seed") -> int:
     """Compare `times` interrupted runs with an unbroken one. -> the number of those that differ or that lost a step"""
     draw, failed = random.Random(seed), 0
     with tempfile.TemporaryDirectory() as folder:
-        text = write_text(Path(folder))
-        run_for(train_command(text, Path(folder) / "unbroken"), None)
+        given = arguments_for(start, Path(folder))
+        run_for(train_command(given, Path(folder) / "unbroken"), None)
         began = time.perf_counter()
-        run_for(train_command(text, Path(folder) / "timed"), None)  # the second, when the files lie in the system's memory
+        run_for(train_command(given, Path(folder) / "timed"), None)  # the second, when the files lie in the system's memory
         whole = time.perf_counter() - began
         expected = trace(Path(folder) / "unbroken")
         for number in range(1, times + 1):
             run = Path(folder) / f"try-{number}"
-            ended, wrong = attempt_with_an_interrupt(text, run, whole, draw)
+            ended, wrong = attempt_with_an_interrupt(given, run, whole, draw)
             got = trace(run)
             wrong += [f"{key} differs" for key in expected if got[key] != expected[key]]
             failed += bool(wrong)
@@ -104,5 +103,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    raise SystemExit(1 if main(given.times, given.seed) else 0)
+    parser.add_argument("--start", choices=STARTS, default="seed")
+    asked = parser.parse_args()
+    raise SystemExit(1 if main(asked.times, asked.seed, asked.start) else 0)

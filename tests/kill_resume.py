@@ -1,11 +1,11 @@
 """Kills training at random moments, resumes it, and compares it with a run that was never stopped.
 
-    python tests/kill_resume.py --times 20 --seed 0
+    python tests/kill_resume.py --times 20 --seed 0 [--start seed|weights|frozen|adapters]
 
 Each try starts `minimoe train` in a process of its own, ends it with SIGKILL after a delay drawn uniformly from a whole run's time (so also
 within an accumulation, or while a checkpoint is written), and resumes it. Each resumed process is killed with probability 1/2. At the end
 the SHA-256 of the weights and of the optimizer's state, the metrics except timings, and the best checkpoint's name must equal those of the
-unbroken run.
+unbroken run. `--start`: weights from the seed, from a run that was trained before, the same with parameters frozen, or with adapters.
 """
 
 import argparse
@@ -35,9 +35,23 @@ def command(verb: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "minimoe", verb, *arguments, "--quiet"]
 
 
-def train_command(text: Path, out: Path) -> list[str]:
+STARTS = {
+    "seed": [], "weights": ["--init", "SOURCE"], "frozen": ["--init", "SOURCE", "--freeze", "embed*", "--freeze", "*.router.*"],
+    "adapters": ["--init", "SOURCE", "--set", "lora.rank=2"],
+}  # fmt: skip
+
+
+def arguments_for(start: str, folder: Path) -> list[str]:
+    """Write a text, train a source if the run starts from one, and return the arguments that differ between the starts."""
+    given = ["--data", str(write_text(folder))]
+    if start != "seed":
+        run_for([*train_command(given, folder / "source"), "--seed", "1"], None)
+    return [*given, *(part.replace("SOURCE", str(folder / "source")) for part in STARTS[start])]
+
+
+def train_command(given: list[str], out: Path) -> list[str]:
     keys = [part for key in KEYS for part in ("--set", key)]
-    options = ["--data", str(text), "--steps", str(STEPS), "--out", str(out), "--backend", "numpy", "--threads", "1"]
+    options = [*given, "--steps", str(STEPS), "--out", str(out), "--backend", "numpy", "--threads", "1"]
     return command("train", "tiny-moe", *options, *keys)
 
 
@@ -61,12 +75,12 @@ def is_finished(run: Path) -> bool:
         return False
 
 
-def next_command(text: Path, run: Path) -> list[str]:
+def next_command(given: list[str], run: Path) -> list[str]:
     """Resume; if the kill came before there was a run, start again."""
     if (run / "config.toml").is_file():
         return command("resume", str(run))
     shutil.rmtree(run, ignore_errors=True)
-    return train_command(text, run)
+    return train_command(given, run)
 
 
 def trace(run: Path) -> dict[str, Any]:
@@ -91,40 +105,40 @@ def step_reached(run: Path) -> str:
     return found[-1].name if found else "before the first checkpoint"
 
 
-def attempt(text: Path, run: Path, whole: float, draw: random.Random) -> list[str]:
+def attempt(given: list[str], run: Path, whole: float, draw: random.Random) -> list[str]:
     """Train, with one or more kills.   -> where each kill came; none if the run ended before it"""
     killed: list[str] = []
     delay: float | None = draw.uniform(0.0, whole)
     while not is_finished(run):
-        if run_for(next_command(text, run), delay) < 0:
+        if run_for(next_command(given, run), delay) < 0:
             killed.append(f"{delay:.2f} s ({step_reached(run)})")
         delay = draw.uniform(0.0, whole) if draw.random() < 0.5 else None
     return killed
 
 
-def attempt_with_a_kill(text: Path, run: Path, whole: float, draw: random.Random) -> list[str]:
+def attempt_with_a_kill(given: list[str], run: Path, whole: float, draw: random.Random) -> list[str]:
     """Repeat `attempt` with shorter delays until a kill came before the end, since machines are not always equally busy."""
-    killed = attempt(text, run, whole, draw)
+    killed = attempt(given, run, whole, draw)
     while not killed:
         shutil.rmtree(run)
         whole *= 0.8
-        killed = attempt(text, run, whole, draw)
+        killed = attempt(given, run, whole, draw)
     return killed
 
 
-def main(times: int, seed: int) -> int:
+def main(times: int, seed: int, start: str = "seed") -> int:
     """Compare `times` broken runs with an unbroken one. -> the number of differences"""
     draw, differences = random.Random(seed), 0
     with tempfile.TemporaryDirectory() as folder:
-        text = write_text(Path(folder))
-        run_for(train_command(text, Path(folder) / "unbroken"), None)
+        given = arguments_for(start, Path(folder))
+        run_for(train_command(given, Path(folder) / "unbroken"), None)
         began = time.perf_counter()
-        run_for(train_command(text, Path(folder) / "timed"), None)  # the second, when the files lie in the system's memory
+        run_for(train_command(given, Path(folder) / "timed"), None)  # the second, when the files lie in the system's memory
         whole = time.perf_counter() - began
         expected = trace(Path(folder) / "unbroken")
         for number in range(1, times + 1):
             run = Path(folder) / f"try-{number}"
-            killed = attempt_with_a_kill(text, run, whole, draw)
+            killed = attempt_with_a_kill(given, run, whole, draw)
             got = trace(run)
             wrong = [key for key in expected if got[key] != expected[key]]
             differences += bool(wrong)
@@ -138,5 +152,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    raise SystemExit(1 if main(given.times, given.seed) else 0)
+    parser.add_argument("--start", choices=STARTS, default="seed")
+    asked = parser.parse_args()
+    raise SystemExit(1 if main(asked.times, asked.seed, asked.start) else 0)

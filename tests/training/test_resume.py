@@ -465,6 +465,19 @@ def test_random_kills_of_the_real_command_change_nothing() -> None:
     assert "3 of 3 equal" in done.stdout
 
 
+@pytest.mark.parametrize("start", ["weights", "frozen", "adapters"])
+@pytest.mark.parametrize("script", ["kill_resume.py", "interrupt_resume.py"])
+def test_random_ends_of_a_run_that_starts_from_weights_change_nothing(script: str, start: str) -> None:
+    """See the two scripts; the moments are drawn from a seed that differs at each run and is printed."""
+    seed = random.SystemRandom().randrange(10**6)
+    folder = Path(__file__).parents[1]
+    path = os.pathsep.join([str(folder.parent), str(folder.parent / "backends"), os.environ.get("PYTHONPATH", "")])
+    arguments = [sys.executable, str(folder / script), "--times", "3", "--seed", str(seed), "--start", start]
+    done = subprocess.run(arguments, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, f"--seed {seed}: {done.stdout}{done.stderr}"
+    assert "3 of 3 equal" in done.stdout
+
+
 # ---- errors of the disk ----------------------------------------------------------------------------------------------------------
 
 
