@@ -18,14 +18,16 @@ import pytest
 
 import minimoe as mm
 from minimoe.backend import load
+from minimoe.config import LoraConfig
 from minimoe.config.cost import cost
+from minimoe.config.trained import adapter_shapes
 from minimoe.generation import sampling
 from minimoe.layers.cache import pieces
 from minimoe.reference.gating import Rule
 
 Array = Any  # NumPy's
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("autograd", "attention", "gating", "routing-plan", "losses-and-collapse", "cost", "generation")
+PAGES = ("autograd", "attention", "gating", "routing-plan", "losses-and-collapse", "cost", "generation", "fine-tuning")
 
 # ---- model answers --------------------------------------------------------------------------------------------------------------------
 
@@ -126,6 +128,14 @@ def nucleus(z: Array, p: float) -> Array:
     probabilities = np.exp(z[order] - z.max())
     held = np.cumsum(probabilities / probabilities.sum())
     return order[: int(np.searchsorted(held, p)) + 1]
+
+
+def adapter_gradients(dw: Array, a: Array, b: Array, scale: float) -> tuple[Array, Array]:
+    return scale * b.T @ dw, scale * dw @ a.T
+
+
+def adapter_numbers(d: int, h: int, experts: int, layers: int, rank: int) -> int:
+    return layers * experts * rank * ((2 * h + d) + (d + h))
 
 
 # ---- whose answer is judged -----------------------------------------------------------------------------------------------------------
@@ -273,6 +283,22 @@ def test_cost_1_parameters_are_counted_in_all_and_for_one_token(shape: tuple[int
 @pytest.mark.parametrize("t", [1, 77])
 def test_cost_2_flops_are_two_a_weight_and_grow_with_the_keys(shape: tuple[int, ...], t: int) -> None:
     assert answer("flops_per_token")(*shape, t) == cost(config(*shape), seq_len=t).flops_per_token
+
+
+def test_fine_tuning_1_the_gradients_of_an_adapter() -> None:
+    w, a, b, dw = draw(5, 4), draw(2, 4, seed=1), draw(5, 2, seed=2), draw(5, 4, seed=3)
+    leaves = [mm.tensor(array, requires_grad=True) for array in (w, a, b)]
+    mm.ops.low_rank(*leaves, 0.5).backward(dw)
+    for found, leaf in zip(answer("adapter_gradients")(dw, a, b, 0.5), leaves[1:], strict=True):
+        np.testing.assert_allclose(found, leaf.grad)
+
+
+@pytest.mark.parametrize("d, h, experts, layers, rank", [(16, 24, 4, 2, 3), (8, 8, 1, 1, 1)])
+def test_fine_tuning_2_the_numbers_of_the_experts_adapters(d: int, h: int, experts: int, layers: int, rank: int) -> None:
+    moe = mm.MoEConfig(n_experts=experts, top_k=1, router="switch", d_hidden=h)
+    model = mm.ModelConfig(d_model=d, n_layers=layers, n_heads=2, d_hidden=h, vocab_size=9, moe=moe)
+    shapes = adapter_shapes(model, LoraConfig(rank=rank, targets=("experts",)))
+    assert answer("adapter_numbers")(d, h, experts, layers, rank) == sum(int(np.prod(shape)) for _, shape in shapes)
 
 
 # ---- the plug ---------------------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import pytest
 from msgspec.structs import replace
 from tiny_runs import tiny, train, write_text
 
+import minimoe as mm
 from minimoe.runs.records import Status
 from minimoe.runs.run import Run
 from minimoe.training.trained_run import TrainedRun
@@ -54,7 +55,13 @@ def test_the_page_names_every_file(runs: list[TrainedRun], tmp_path: Path) -> No
     assert piped.go_back(0, None)
     locked = {path.name for path in piped.path.iterdir()}
     piped.release()
-    found = {path.name for path in runs[0].path.iterdir()} | locked | {"last"}
+    adapted = mm.train(init=runs[0].path, root=tmp_path, steps=1, overrides=["lora.rank=2"])
+    assert "base.safetensors" in {path.name for path in adapted.path.iterdir()}
+    char = replace(runs[0].config.data, tokenizer="char")
+    model = replace(runs[0].config.model, vocab_size=None)
+    source = train(replace(runs[0].config, name="char", data=char, model=model), tmp_path)
+    with_tokenizer = {path.name for path in mm.train(init=source.path, root=tmp_path, steps=1).path.iterdir()}
+    found = {path.name for run in (runs[0], adapted) for path in run.path.iterdir()} | with_tokenizer | locked | {"last"}
     assert (runs[0].path.parent / "last").is_file()
     assert {name.rstrip("/") for name in named("The folder")} == found
     step = runs[0].path / "checkpoints" / "step-000004"
@@ -62,6 +69,8 @@ def test_the_page_names_every_file(runs: list[TrainedRun], tmp_path: Path) -> No
     assert (runs[0].path / "checkpoints" / "best").is_file()
 
 
-def test_the_page_names_every_field_of_a_checkpoints_state(runs: list[TrainedRun]) -> None:
+def test_the_page_names_every_field_of_a_checkpoints_state(runs: list[TrainedRun], tmp_path: Path) -> None:
     state: dict[str, Any] = json.loads((runs[0].path / "checkpoints" / "step-000004" / "state.json").read_text())
-    assert named("state.json") == set(state)
+    assert named("state.json") == set(state) | {"base_sha256"}
+    adapted = mm.train(init=runs[0].path, root=tmp_path, steps=1, overrides=["lora.rank=2"])
+    assert "base_sha256" in json.loads((adapted.path / "checkpoints" / "step-000001" / "state.json").read_text())
