@@ -102,5 +102,6 @@ def show_result(trained: TrainedRun, quiet: bool) -> None:
     accuracy = "" if task.chance is None else f"   {task.accuracy(trained.val_accuracy)}"
     capped = trained.metrics[-1].get("val_batches")
     over = "" if capped is None else f" over {capped[0]:,} of {capped[1]:,} batches"
-    click.echo(f"\n\nrun: {trained.path}   validation loss {trained.val_loss:.4f}{over}{accuracy}")
+    bits = "" if trained.val_bits_per_byte is None else f"   {trained.val_bits_per_byte:.4f} bits per byte"
+    click.echo(f"\n\nrun: {trained.path}   validation loss {trained.val_loss:.4f}{over}{bits}{accuracy}")
     click.echo(f"next: {task.next_command(str(trained.path))}   |   minimoe inspect {trained.path}")

@@ -14,7 +14,8 @@ from minimoe.runs.run import RUNS, Run
 
 
 def list_runs(root: Path = RUNS) -> list[dict[str, Any]]:
-    """Return the runs under a folder, oldest first: name, state, step, steps, loss, val_loss, best_val_loss, val_accuracy, parameters.
+    """Return the runs under a folder, oldest first: name, state, step, steps, loss, val_loss, val_bits_per_byte,
+    best_val_loss, val_accuracy, parameters.
 
     Fields that a damaged folder lacks are None; its state is `damaged` if config.toml or metrics.jsonl cannot be read.
     """
@@ -28,6 +29,7 @@ class _Row(msgspec.Struct):
     step: Count
     loss: float | None = None
     val_loss: float | None = None
+    val_bits_per_byte: float | None = None
     val_loss_sampled: float | None = None  # only in the last line: what is compared with the lines before
     val_accuracy: float | None = None
 
@@ -42,7 +44,7 @@ def _summary(run: Run) -> dict[str, Any]:
     except UserError as error:
         if not isinstance(error.__cause__, UnknownName):  # the package of a router or an optimizer is not installed here
             status["state"] = "damaged"
-    losses = [row.val_loss for row in rows if row.val_loss is not None]
+    measured = next((row for row in reversed(rows) if row.val_loss is not None), None)
     compared = [row.val_loss if row.val_loss_sampled is None else row.val_loss_sampled for row in rows]
     return {
         "name": run.name,
@@ -50,9 +52,10 @@ def _summary(run: Run) -> dict[str, Any]:
         "step": rows[-1].step if rows else status.get("step") or 0,
         "steps": status.get("steps") or steps,
         "loss": rows[-1].loss if rows else None,
-        "val_loss": losses[-1] if losses else None,
+        "val_loss": measured and measured.val_loss,
+        "val_bits_per_byte": measured and measured.val_bits_per_byte,
         "best_val_loss": min((loss for loss in compared if loss is not None), default=None),
-        "val_accuracy": next((row.val_accuracy for row in reversed(rows) if row.val_loss is not None), None),
+        "val_accuracy": measured and measured.val_accuracy,
         "parameters": status.get("parameters"),
         "created": read_environment(run.path).get("created") or "",
     }

@@ -113,6 +113,7 @@ class MetricsRow(Struct):
     router_entropy: float | None = None
     skipped: bool = False
     val_loss: float | None = None
+    val_bits_per_byte: float | None = None
     val_loss_sampled: float | None = None
     val_batches: tuple[Count, Count] | None = None
     val_accuracy: float | None = None

@@ -49,6 +49,9 @@ def evaluate_run(loaded: Loaded, data: str | None) -> dict[str, Any]:
     if not images:
         found["perplexity"] = result.perplexity
         words.append(f"perplexity {result.perplexity:.2f}")
+        bits = result.bits_per_byte
+        found |= {"bits_per_byte": bits} if bits is not None else {"bits_per_byte": None, "no_bits_per_byte": task.token_bytes.why_not}
+        words.append("no bits per byte" if bits is None else f"{bits:.4f} bits per byte")
     if task.chance is not None:
         found |= {"accuracy": result.accuracy, "baseline_accuracy": task.chance}
         words.append(task.accuracy(result.accuracy))

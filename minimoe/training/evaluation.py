@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -30,6 +31,12 @@ class Evaluation:
     expert_load: list[list[float]]  # [layer][expert], fractions
     domain_load: list[list[list[float]]] | None = None  # [domain][layer][expert]
     accuracy: float | None = None  # the share of targets that have the highest logit; None for a language model
+    n_bytes: int | None = None  # UTF-8 bytes of the targets' text; None if they are not counted
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """All the targets' cross-entropy, in bits, over their bytes; None without any byte that is counted."""
+        return self.loss * self.tokens / math.log(2) / self.n_bytes if self.n_bytes else None
 
     @property
     def perplexity(self) -> float:
@@ -38,9 +45,11 @@ class Evaluation:
 
 def evaluate(
     model: Transformer, batches: Batches, domains: Iterable[Tokens] | None = None, n_domains: int = 0,
-    after_batch: Callable[[], None] | None = None,
+    after_batch: Callable[[], None] | None = None, token_bytes: Tokens | None = None,
 ) -> Evaluation:  # fmt: skip
     """Average over all targets that are not -100. With `domains` [B,T] for each batch, the load is also counted by domain.
+
+    `token_bytes` [V]: how many bytes of the text each token stands for; those of the targets are then counted.
 
     Sums stay on the device until the end. `after_batch` is called after each batch, and may end the evaluation by raising.
     """
@@ -48,7 +57,7 @@ def evaluate(
     xp = b.xp
     total: Any = 0.0
     right: Any = 0  # targets that have the highest logit
-    count = 0
+    count = n_bytes = 0
     loads: list[Any] = []
     by_domain: list[list[Any]] = [[] for _ in range(n_domains)]
     sides = iter(domains) if domains is not None else None
@@ -57,6 +66,8 @@ def evaluate(
             valid = given[0] if given else (targets >= 0).astype(np.int32)
             loss, hits, stats = _scored(model, inputs, targets, None if valid.all() else valid)
             total, right, count = total + loss, right + hits, count + int((targets >= 0).sum())
+            if token_bytes is not None:
+                n_bytes += int(token_bytes[targets[targets >= 0]].sum())
             loads = _added(loads, [layer.counts for layer in stats])
             if sides is not None:
                 side = np.where(valid != 0, next(sides), -1).reshape(-1)
@@ -71,7 +82,8 @@ def evaluate(
     if not count:
         return Evaluation(float("nan"), 0, fractions, domain_fractions)
     accuracy = None if model.config.head == "lm" else float(b.to_host(right)) / count
-    return Evaluation(float(b.to_host(total)) / count, count, fractions, domain_fractions, accuracy)
+    counted = None if token_bytes is None else n_bytes
+    return Evaluation(float(b.to_host(total)) / count, count, fractions, domain_fractions, accuracy, counted)
 
 
 def _scored(

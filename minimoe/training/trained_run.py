@@ -56,6 +56,12 @@ class TrainedRun:
         return float("nan") if last is None else float(last)
 
     @property
+    def val_bits_per_byte(self) -> float | None:
+        """The same loss in bits per UTF-8 byte of the text; None for a task or a tokenizer without a count of bytes."""
+        found: float | None = self.metrics[-1].get("val_bits_per_byte")
+        return found
+
+    @property
     def val_accuracy(self) -> float | None:
         """The share of hidden tokens or images of the validation split that are predicted right; None for a language model."""
         accuracy: float | None = self.metrics[-1].get("val_accuracy")

@@ -50,6 +50,8 @@ def validate(
     after_batch = Watch(measured if measured == sample else measured + sample, signals, tell)
     found = task.measure(model, measured, after_batch=after_batch)
     row: dict[str, Any] = {"val_loss": found.loss}
+    if found.bits_per_byte is not None:
+        row["val_bits_per_byte"] = found.bits_per_byte
     if found.accuracy is not None:
         row["val_accuracy"] = found.accuracy
     if measured != sample:

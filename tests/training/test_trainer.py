@@ -92,7 +92,7 @@ def test_every_step_has_a_line_with_every_key(text: Path, tmp_path: Path) -> Non
     rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert rows == run.metrics and [row["step"] for row in rows] == list(range(1, 12))
     for row in rows:
-        assert set(row) - {"val_loss"} == KEYS
+        assert set(row) - {"val_loss", "val_bits_per_byte"} == KEYS
         assert ("val_loss" in row) == (row["step"] in (3, 6, 9, 11))
         assert np.shape(row["expert_load"]) == (2, 5) and np.allclose(np.sum(row["expert_load"], axis=1), 1.0)
         assert row["skipped"] is False and row["dropped"] == 0.0
@@ -163,6 +163,7 @@ def test_the_last_evaluation_covers_the_whole_split(text: Path, tmp_path: Path, 
     seen = evaluate(run.model, windows(run.corpus.val, 16, 4))
     assert seen.tokens == count == len(run.corpus.val) - 1
     assert seen.perplexity == pytest.approx(math.exp(expected), rel=1e-4)
+    assert run.val_bits_per_byte == pytest.approx(expected / math.log(2), rel=1e-5), "a token is a byte"
     assert np.shape(seen.expert_load) == ((0,) if dense else (1, 4))
 
 

@@ -59,16 +59,23 @@ class Row:
     dead_experts: float | None  # experts with a load below 1 / (20 E) in the last 10 steps, over all layers; mean over seeds
     experts: int  # over all layers
     val_accuracy: Spread | None = None  # whole validation split, at the end; None for a language model
+    bits_per_byte: Spread | None = None  # `val_loss` in bits per byte of the text; None where bytes are not counted
 
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """Models side by side. `notes`: what a reader of the figures should know."""
+    """Models side by side. `notes`: what a reader of the figures should know. `by_bytes`: their tokens differ, their bytes do not."""
 
     budget: str
     seeds: int
     rows: list[Row]
     notes: list[str] = field(default_factory=list)
+    by_bytes: bool = False
+
+    @property
+    def figure(self) -> str:
+        """The name of the quantity by which models are compared."""
+        return "bits per byte" if self.by_bytes else "validation loss"
 
     def __repr__(self) -> str:
         """Return the table, as `minimoe compare` prints it."""
@@ -81,9 +88,9 @@ class Comparison:
 
     @property
     def best(self) -> Row | None:
-        """The model with the lowest validation loss; None if all are NaN."""
-        finite = [row for row in self.rows if math.isfinite(row.val_loss.mean)]
-        return min(finite, key=lambda row: row.val_loss.mean) if finite else None
+        """The model with the lowest of it; None if all are NaN."""
+        finite = [row for row in self.rows if math.isfinite(compared(row, self.by_bytes).mean)]
+        return min(finite, key=lambda row: compared(row, self.by_bytes).mean) if finite else None
 
     @property
     def title(self) -> str:
@@ -111,8 +118,11 @@ class Comparison:
             "training loss": tuple(f"{row.loss.mean:.4f}" for row in rows),
             "validation loss": tuple(f"{row.val_loss.mean:.4f}" for row in rows),
         }
+        if any(row.bits_per_byte for row in rows):
+            found["bits per byte"] = tuple("-" if row.bits_per_byte is None else f"{row.bits_per_byte.mean:.4f}" for row in rows)
         if any(len(row.runs) > 1 for row in rows):
-            ends = (f"{row.val_loss.min:.4f} to {row.val_loss.max:.4f}" if len(row.runs) > 1 else "-" for row in rows)
+            spreads = ((row, compared(row, self.by_bytes)) for row in rows)
+            ends = (f"{spread.min:.4f} to {spread.max:.4f}" if len(row.runs) > 1 else "-" for row, spread in spreads)
             found["  lowest to highest seed"] = tuple(ends)
         if any(row.val_accuracy for row in rows):
             found["validation accuracy"] = tuple("-" if row.val_accuracy is None else f"{row.val_accuracy.mean:.1%}" for row in rows)
@@ -135,7 +145,7 @@ class Comparison:
         for row in self.rows:
             table.add_column(escape(row.name), justify="right", overflow="fold")
         for name, cells in self.cells().items():
-            marked = name == "validation loss"
+            marked = name == self.figure
             shown = (self._mark(cells, "[bold green]* ", "[/]") if marked else cells) if self.best else cells
             table.add_row(name, *shown, style="bold" if marked else None, end_section=name in ("FLOPs per token, forward", "tokens/s"))
         return table
@@ -144,7 +154,7 @@ class Comparison:
         """Return the comparison as a Markdown document."""
         lines = [f"# {self.title}", "", f"| | {' | '.join(row.name for row in self.rows)} |", f"| --- |{' ---: |' * len(self.rows)}"]
         for name, cells in self.cells().items():
-            shown = self._mark(cells, "**", "**") if name == "validation loss" else cells
+            shown = self._mark(cells, "**", "**") if name == self.figure else cells
             lines.append(f"| {name.strip()} | {' | '.join(shown)} |")
         lines += ["", LEGEND + ("" if self.best is None else " In bold: the lowest."), ""]
         lines += [f"- {note}" for note in self.notes]
@@ -160,7 +170,7 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Return the figures by name, for JSON: a number that is not finite is None."""
         best = self.best
-        return {"budget": self.budget, "seeds": self.seeds, "best": best.name if best else None, "notes": self.notes,
+        return {"budget": self.budget, "seeds": self.seeds, "best": best.name if best else None, "by": self.figure, "notes": self.notes,
                 "rows": [plain(asdict(row)) for row in self.rows]}  # fmt: skip
 
     def save(self, root: Path = Path("runs")) -> Path:
@@ -176,6 +186,11 @@ class Comparison:
         except OSError as error:
             raise ConfigError(f"{root}: the comparison cannot be written: {error.strerror}") from error
         return path
+
+
+def compared(row: Row, by_bytes: bool) -> Spread:
+    """Return the figure by which a model is compared with others."""
+    return row.bits_per_byte if by_bytes and row.bits_per_byte is not None else row.val_loss
 
 
 def count(number: float) -> str:

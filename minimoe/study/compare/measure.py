@@ -31,6 +31,7 @@ class Line(msgspec.Struct):
     expert_load: list[list[float | None]]
     dropped: float | None
     val_loss: float | None = None
+    val_bits_per_byte: float | None = None
     val_accuracy: float | None = None
 
 
@@ -58,6 +59,7 @@ def row_of(name: str, source: str, runs: list[Run], trained: bool = False) -> Ro
         tokens_per_s=statistics.fmean(statistics.median(line.tokens_per_s for line in each) for each in lines),
         loss=Spread.of([statistics.fmean(number(line.loss) for line in end) for end in ends]),
         val_loss=Spread.of([number(each[-1].val_loss) for each in lines]),
+        bits_per_byte=None if lines[0][-1].val_bits_per_byte is None else Spread.of([number(each[-1].val_bits_per_byte) for each in lines]),
         val_accuracy=None if lines[0][-1].val_accuracy is None else Spread.of([number(each[-1].val_accuracy) for each in lines]),
         load_entropy=statistics.fmean(least_entropy(load) for load in loads) if routed else None,
         dropped=statistics.fmean(number(line.dropped) for end in ends for line in end) if routed else None,

@@ -22,7 +22,7 @@ from minimoe.config import Config, load_config, preset_names
 from minimoe.data.pipes import is_pipe
 from minimoe.errors import CheckpointError, UserError, nearest, printable
 from minimoe.runs.run import RUNS, Run
-from minimoe.study.compare.comparison import Comparison, Row
+from minimoe.study.compare.comparison import Comparison, Row, compared
 from minimoe.study.compare.measure import check_finished, row_of, run_cost, text_of, tokens_per_step
 
 if TYPE_CHECKING:
@@ -69,8 +69,9 @@ def compare(
             contender.config = with_steps(contender.config, steps_for(budget, contender.config, first.config, rows[0].seconds))
         runs.append([contender.given] if contender.given is not None else train_seeds(contender, seeds, root, listener_for))
         rows.append(row_of(contender.name, contender.source, runs[-1], trained=contender.given is None))
-    notes = [*texts_note(runs), *capped_notes(runs), *budget_notes(contenders, rows, budget), *chance_note(rows)]
-    return Comparison(budget, seeds, rows, notes)
+    by_bytes = are_compared_by_bytes(runs, rows)
+    notes = [*texts_note(runs, by_bytes), *capped_notes(runs), *budget_notes(contenders, rows, budget), *chance_note(rows, by_bytes)]
+    return Comparison(budget, seeds, rows, notes, by_bytes)
 
 
 # ---- what is compared ----------------------------------------------------------------------------------------------------------------
@@ -174,10 +175,19 @@ def train_seeds(contender: Contender, seeds: int, root: Path, listener_for: Call
 # ---- what a reader should know -------------------------------------------------------------------------------------------------------
 
 
-def texts_note(runs: list[list[Run]]) -> list[str]:
+def are_compared_by_bytes(runs: list[list[Run]], rows: list[Row]) -> bool:
+    """Return True if the models differ in their tokenizers alone, and bytes are counted for all of them."""
     texts = {text_of(run) for group in runs for run in group}
-    same = len(texts) == 1
-    return [] if same else ["The data, tokenizers or tasks differ: losses do not compare."]
+    same = len({(sha256, head) for sha256, _, head in texts}) == 1
+    return len(texts) > 1 and same and all(row.bits_per_byte is not None for row in rows)
+
+
+def texts_note(runs: list[list[Run]], by_bytes: bool) -> list[str]:
+    """Return a note on what compares, if the models were not measured on the same tokens."""
+    if by_bytes:
+        return ["The tokenizers differ, so nats per token do not compare: the models are compared by bits per byte of the text."]
+    texts = {text_of(run) for group in runs for run in group}
+    return [] if len(texts) == 1 else ["The data, tokenizers or tasks differ: losses do not compare."]
 
 
 def capped_notes(runs: list[list[Run]]) -> list[str]:
@@ -203,14 +213,14 @@ def budget_notes(contenders: list[Contender], rows: list[Row], budget: str) -> l
     return found
 
 
-def chance_note(rows: list[Row]) -> list[str]:
+def chance_note(rows: list[Row], by_bytes: bool = False) -> list[str]:
     """Return a note on whether the difference between the two best is larger than that between seeds."""
-    finite = [row for row in rows if math.isfinite(row.val_loss.mean)]
+    finite = [row for row in rows if math.isfinite(compared(row, by_bytes).mean)]
     if len(finite) < 2:
         return ["Losses that are not finite (nan) do not compare."]
-    first, second = sorted(finite, key=lambda row: row.val_loss.mean)[:2]
+    first, second = sorted(finite, key=lambda row: compared(row, by_bytes).mean)[:2]
     if any(len(row.runs) == 1 for row in (first, second)):
         return ["With one seed, a small difference may be chance; --seeds 3, for configurations, shows the spread."]
-    if first.val_loss.max < second.val_loss.min:
+    if compared(first, by_bytes).max < compared(second, by_bytes).min:
         return [f"Every seed of {first.name} is below every seed of {second.name}."]
     return [f"The seeds of {first.name} and {second.name} overlap: their difference may be chance."]

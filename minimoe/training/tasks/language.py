@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from minimoe.config import Config
 from minimoe.data.batches import Tokens, batch, sample_windows, windows
 from minimoe.data.corpus import Corpus, load_corpus, whole_corpus
 from minimoe.data.sources import IMAGE_SOURCES
+from minimoe.data.token_bytes import TokenBytes, token_bytes
 from minimoe.data.tokenizer import Tokenizer, check_rows
 from minimoe.errors import UserError
 from minimoe.model.transformer import Transformer
@@ -46,6 +48,10 @@ class LanguageModelling(Task):
     def passes(self) -> float:
         return self.config.train.steps * self.tokens_per_step / len(self.corpus.train)
 
+    @cached_property
+    def token_bytes(self) -> TokenBytes:  # type: ignore[override]
+        return token_bytes(self.tokenizer)
+
     @property
     def held_out_batches(self) -> int:
         t = self.config.train
@@ -67,7 +73,7 @@ class LanguageModelling(Task):
         if n is not None or not by_domain or sides is None:
             return super().measure(model, n, after_batch=after_batch)
         domains = (first for first, _ in self._cut(sides.astype(np.int32), None))  # that of each input token
-        return evaluate(model, self.held_out(), domains, len(self.corpus.domains), after_batch)
+        return evaluate(model, self.held_out(), domains, len(self.corpus.domains), after_batch, self.token_bytes.counts)
 
     def show(self, model: Transformer) -> Iterator[str]:
         """Generate a sample of text."""

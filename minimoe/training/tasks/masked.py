@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from minimoe.config import Config
 from minimoe.data.batches import IGNORE, Tokens, batch
+from minimoe.data.token_bytes import TokenBytes
 from minimoe.data.tokenizer import REPLACEMENT, Tokenizer
 from minimoe.engine.grad_mode import no_grad
 from minimoe.engine.random import host_bits
@@ -37,6 +38,7 @@ class MaskedLanguageModelling(LanguageModelling):
     """Inputs are windows of text with tokens hidden; targets are the hidden tokens, -100 elsewhere."""
 
     unit = "masked token"
+    token_bytes = TokenBytes(None, "a masked model predicts some tokens from the text on both sides, which is no code for the text")
 
     def __init__(self, config: Config, tokenizer: Tokenizer | None = None, whole: bool = False, sha256: str | None = None) -> None:
         super().__init__(config, tokenizer, whole, sha256)

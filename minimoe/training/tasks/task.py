@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from minimoe.config import Config
 from minimoe.data.corpus import Corpus
+from minimoe.data.token_bytes import TokenBytes
 from minimoe.data.tokenizer import Tokenizer
 from minimoe.errors import ConfigError
 from minimoe.model.transformer import Transformer
@@ -28,6 +29,7 @@ class Task(ABC):
     sha256: str  # digest of the data
     tokenizer: Tokenizer | None = None
     corpus: Corpus | None = None  # None for images
+    token_bytes = TokenBytes(None, "images have no text")  # what bits per byte are counted by
     chance: float | None = None  # accuracy of always guessing the most common held-out target; None if accuracy is not measured
 
     # ---- training ------------------------------------------------------------------------------------------------------------------
@@ -72,7 +74,7 @@ class Task(ABC):
 
         With `by_domain` also the load of each domain, on all of them. `after_batch` may end the evaluation by raising.
         """
-        return evaluate(model, self.held_out(n), after_batch=after_batch)
+        return evaluate(model, self.held_out(n), after_batch=after_batch, token_bytes=self.token_bytes.counts)
 
     def accuracy(self, value: float | None) -> str:
         """Return an accuracy in words, next to that of the best constant guess; empty if the task measures none."""
