@@ -369,6 +369,7 @@ class TrainConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
     eval_every: int = 100  # 0: only at the end
     eval_batches: int = 20
     final_eval_batches: int = 0  # 0: the last evaluation covers the whole split
+    sample_every: int = 0  # 0: no samples while it trains
     checkpoint_every: int = 100  # 0: only at the end
     keep: int = 2
     log_every: int = 10
@@ -380,7 +381,7 @@ class TrainConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
     options: dict[str, Value] = {}  # settings of an optimizer from another package: the table [train.options]
 
     def __post_init__(self) -> None:
-        zero_ok = {"warmup_steps", "eval_every", "final_eval_batches", "checkpoint_every", "seed", "threads", "grad_clip"}
+        zero_ok = {"warmup_steps", "eval_every", "final_eval_batches", "sample_every", "checkpoint_every", "seed", "threads", "grad_clip"}
         check_table(self, "train", zero_ok)
         for name in ("beta1", "beta2", "momentum"):
             if getattr(self, name) >= 1.0:

@@ -2,7 +2,8 @@
 
 config.toml     the resolved configuration        metrics.jsonl   a line for every step
 env.json        machine, libraries, data          status.json     running, finished, failed ...; step
-checkpoints/    see minimoe/runs/checkpoint.py    ../last         a text file next to the runs that names the newest
+samples.jsonl   what the model did at some steps  ../last         a text file next to the runs that names the newest
+checkpoints/    see minimoe/runs/checkpoint.py
 """
 
 import os
@@ -26,6 +27,7 @@ from minimoe.runs.folders import check_free, clear, has_begun, next_folder, tidy
 from minimoe.runs.lock import LOCK, Lock, is_taken
 from minimoe.runs.metrics_file import MetricsFile
 from minimoe.runs.records import read_environment, read_status, status_to_change, valid_json, writing
+from minimoe.runs.samples_file import SamplesFile
 
 if TYPE_CHECKING:
     from minimoe.runs.checkpoint import Arrays, Checkpoint
@@ -44,6 +46,7 @@ class Run:
         self.checkpoint = chosen
         self.lock = Lock(path)
         self.metrics_file = MetricsFile(path)
+        self.samples_file = SamplesFile(path)
 
     def __fspath__(self) -> str:
         """A run serves wherever its folder's path does."""
@@ -265,7 +268,7 @@ class Run:
     def go_back(self, step: int, best: int | None, metrics_sha256: str | None = None) -> list[str]:
         """Restore the folder to what it was right after the checkpoint of a step, when `best` was the best step so far.
 
-        metrics_sha256: of the metrics up to that step, as its checkpoint says.   -> a line about each damaged line of metrics
+        metrics_sha256: of the metrics up to that step, as its checkpoint says.   -> a line about each damaged line of metrics or samples
         Later checkpoints are removed before later metrics, so that a kill in between leaves no gap in the metrics. If a kill came after
         a checkpoint was written, but before it was named the best, that is done now.
         """
@@ -276,11 +279,15 @@ class Run:
             checkpoint.cut(folder, step)
             if best is not None:
                 self.note_best(best)
-        return self.metrics_file.cut(step, metrics_sha256)
+        return self.metrics_file.cut(step, metrics_sha256) + self.samples_file.cut(step)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return a dict for every step. An incomplete last line is left out; raises `CheckpointError` for any other damaged line."""
         return self.metrics_file.rows()
+
+    def samples(self) -> list[dict[str, Any]]:
+        """Return a dict for every sample of `train.sample_every`: its step and its text. Raises `CheckpointError` for a damaged line."""
+        return self.samples_file.rows()
 
     # ---- status ------------------------------------------------------------------------------------------------------------
 

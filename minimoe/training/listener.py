@@ -43,6 +43,10 @@ class Listener:
     def validating(self, done: int, batches: int) -> None:
         """Called before the first batch of an evaluation, with 0, and after each, with the number of those done and of all."""
 
+    def sampled(self, step: int, text: str) -> None:
+        """Called every `train.sample_every` steps with what the model does after that step, under a line that names it."""
+        self.said(text)
+
     def said(self, text: str) -> None:
         """Called with a message that a user should see."""
 

@@ -42,6 +42,10 @@ class TrainedRun:
     def config(self) -> Config:
         return self.run.config
 
+    def samples(self) -> list[dict[str, Any]]:
+        """Return the samples that `train.sample_every` took: the step and the text of each, as docs/runs.md describes."""
+        return self.run.samples()
+
     @property
     def corpus(self) -> Corpus:
         """The text that the model was trained on. Raises `UserError` if it was trained on images."""

@@ -36,6 +36,7 @@ from minimoe.training.metrics import Backlog
 from minimoe.training.notebook import default_listener
 from minimoe.training.optim import learning_rate, make_optimizer
 from minimoe.training.resuming import checkpoint_to_resume
+from minimoe.training.samples import shown, take_sample
 from minimoe.training.step import MAX_BAD_STEPS, Step
 from minimoe.training.surroundings import explain_memory_errors, save_signals, stop_signals, training_backend
 from minimoe.training.tasks import load_task
@@ -195,6 +196,11 @@ class Trainer:
         every = self.config.train.eval_every
         return self._is_last() or (every > 0 and self.step % every == 0)
 
+    def _samples(self) -> bool:
+        """Return True if a sample belongs to the step that was done last."""
+        every = self.config.train.sample_every
+        return every > 0 and self.step % every == 0
+
     def _after_step(self) -> None:
         """Read the metrics, evaluate and save, as far as it is time for it. Raises `Interrupted` after a signal."""
         settings, step = self.config.train, self.step
@@ -202,11 +208,12 @@ class Trainer:
             self._end()
             return
         saves = settings.checkpoint_every > 0 and step % settings.checkpoint_every == 0
-        if not (saves or self.stops or self.saves or self._evaluates() or step % settings.log_every == 0):
+        if not (saves or self.stops or self.saves or self._evaluates() or self._samples() or step % settings.log_every == 0):
             return
         rows = self._fetch()
         better = self._evaluates() and self._measure(rows[-1]) and self.checkpointer.is_better(rows[-1])
         self._write(rows)
+        self._sample()
         stopping, asked = bool(self.stops), bool(self.saves)
         self.saves.clear()
         if better or stopping or asked or (saves and not rows[-1]["skipped"]):  # a run that diverges keeps its last good state
@@ -220,6 +227,7 @@ class Trainer:
         """Save the last step before its validation, which may take long and may be stopped: `_catch_up` does it again."""
         rows = self._fetch()
         self.folder.metrics_file.append(rows)
+        self._sample()
         self._save(prune=False)
         done = self._measure(rows[-1])
         self.listener.logged(rows)
@@ -263,6 +271,13 @@ class Trainer:
             self._diverged(self.step, why)
         self.folder.write_status("interrupted", step=self.step)
         raise Interrupted(self.stops[0], f"{why} and was not saved: the last good state is kept in {self.folder.newest_checkpoint()}")
+
+    def _sample(self) -> None:
+        """Keep a sample if it is time for one: before the checkpoint of its step, so that a run that resumes from there has it."""
+        if self._samples():
+            row = take_sample(self.task, self.model, self.step, self.step // self.config.train.sample_every)
+            self.folder.samples_file.append(row)
+            self.listener.sampled(self.step, shown(row))
 
     # ---- evaluations -------------------------------------------------------------------------------------------------------------
 

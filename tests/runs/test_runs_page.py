@@ -12,6 +12,7 @@ from tiny_runs import tiny, train, write_text
 import minimoe as mm
 from minimoe.runs.records import Status
 from minimoe.runs.run import Run
+from minimoe.runs.samples_file import Sample
 from minimoe.training.trained_run import TrainedRun
 
 PAGE = (Path(__file__).parents[2] / "docs" / "runs.md").read_text(encoding="utf-8")
@@ -29,7 +30,7 @@ def named(heading: str) -> set[str]:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[TrainedRun]:
     """A routed language model whose last validation is capped, and a routed model that fills in blanks, whose accuracy is measured."""
     folder = tmp_path_factory.mktemp("runs")
-    config = tiny(write_text(folder), steps=4, eval_every=2, eval_batches=1, final_eval_batches=2)
+    config = tiny(write_text(folder), steps=4, eval_every=2, eval_batches=1, final_eval_batches=2, sample_every=2)
     masked = tiny(folder / "text.txt", model={"head": "mlm", "causal": False}, steps=4, eval_every=2)
     return [train(config, folder / "runs"), train(replace(masked, name="masked"), folder / "runs")]
 
@@ -37,6 +38,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[TrainedRun]:
 def test_the_page_names_every_field_of_metrics(runs: list[TrainedRun]) -> None:
     fields = {key for run in runs for line in (run.path / "metrics.jsonl").read_text().splitlines() for key in json.loads(line)}
     assert named("metrics.jsonl") == fields
+
+
+def test_the_page_names_every_field_of_samples() -> None:
+    assert named("samples.jsonl") == set(Sample.__struct_fields__)
 
 
 def test_the_page_names_every_field_of_status_json(runs: list[TrainedRun]) -> None:

@@ -13,7 +13,7 @@ from minimoe.errors import CheckpointError, UserError
 from minimoe.files import HIDDEN, reason
 from minimoe.model.transformer import Transformer
 from minimoe.reference.extensions import UnknownName
-from minimoe.runs import metrics_lines
+from minimoe.runs import metrics_lines, samples_file
 from minimoe.runs.base import BASE, read_base
 from minimoe.runs.checkpoint import checkpoints, read_best, step_name, step_of
 from minimoe.runs.lock import LOCK, is_taken, read_owner
@@ -43,6 +43,7 @@ def checks_of_run(run: Run, tell: Tell) -> Iterator[Check]:
     yield from _base(run, newest)
     yield from _configuration(run, newest)
     yield from _metrics(run, found, running)
+    yield from _samples(run)
     yield from _best(run, newest)
     if not running:
         yield from _leftovers(run)
@@ -173,6 +174,18 @@ def _unlike(examined: metrics_lines.Lines, name: str, last: int, sha256: str | N
         yield f"ends at step {len(upto)}, before {name}"
     elif sha256 is not None and not metrics_lines.agree(upto, sha256):
         yield f"the lines of steps 1 to {last} are not those that {name} was written with (SHA-256)"
+
+
+def _samples(run: Run) -> Iterator[Check]:
+    """Check every line of the samples, if the run has any."""
+    if not run.samples_file.path.exists():
+        return
+    try:
+        rows = run.samples()
+    except UserError as error:
+        yield problem(samples_file.NAME, str(error).removeprefix(f"{run.samples_file.path}: "))
+        return
+    yield ok(samples_file.NAME, f"{len(rows):,} lines")
 
 
 # ---- names and leftovers -------------------------------------------------------------------------------------------------------

@@ -97,6 +97,14 @@ class ImageClassification(Task):
             yield "\n\n" + side_by_side([drawn(self.val[i, 0]) for i in row])
             yield "\n" + side_by_side([[caption(int(self.val_classes[i]), int(predicted[i]))] for i in row])
 
+    def sample(self, model: Transformer, number: int) -> Iterator[str]:
+        """Draw a held-out digit, each in turn, and say what it is taken for."""
+        i = number % len(self.val)
+        with no_grad():
+            logits = model.backend.to_host(model(self.val[i : i + 1]).data)  # [1,classes]
+        yield "\n".join(line.rstrip() for line in drawn(self.val[i, 0]))
+        yield f"\n{self.val_classes[i]}, taken for {int(np.argmax(logits))}"
+
     def _predict(self, model: Transformer) -> npt.NDArray[np.int64]:
         """Predict the class of each held-out image."""
         with no_grad():

@@ -18,7 +18,7 @@ from minimoe.model.transformer import Transformer
 from minimoe.training.evaluation import Batches, Evaluation, evaluate
 from minimoe.training.tasks.task import Array, Task, with_vocabulary
 
-SAMPLE = 300  # tokens shown at the end of a run
+SAMPLE, SHORT = 300, 100  # tokens shown at the end of a run, and while it trains
 
 
 class LanguageModelling(Task):
@@ -77,10 +77,16 @@ class LanguageModelling(Task):
 
     def show(self, model: Transformer) -> Iterator[str]:
         """Generate a sample of text."""
+        yield "A sample:\n"
+        yield from self._text(model, SAMPLE)
+
+    def sample(self, model: Transformer, number: int) -> Iterator[str]:
+        return self._text(model, SHORT)
+
+    def _text(self, model: Transformer, tokens: int) -> Iterator[str]:
         from minimoe.generation.generation import Sampling, default_prompt, generate
 
-        yield "A sample:\n"
-        yield from generate(model, self.tokenizer, default_prompt(self.tokenizer), SAMPLE, Sampling(top_k=40))
+        return generate(model, self.tokenizer, default_prompt(self.tokenizer), tokens, Sampling(top_k=40))
 
     def next_command(self, run: str) -> str:
         return f"minimoe generate {run} --prompt 'The '"

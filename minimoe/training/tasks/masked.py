@@ -96,16 +96,25 @@ class MaskedLanguageModelling(LanguageModelling):
 
     def show(self, model: Transformer) -> Iterator[str]:
         """Show held-out text with blanks, what the model fills in, and where it is wrong."""
-        val, positions = self.corpus.val, self._examples()  # [3,T]
-        blank = self._hidden_val[1][positions] != IGNORE
+        right, blanks, texts = self._filled(model, self._examples)
+        yield f"Blanks in held-out text, and how they are filled (^: wrong); {right} of {blanks} are right:"
+        yield from (f"\n\n{text}" for text in texts)
+
+    def sample(self, model: Transformer, number: int) -> Iterator[str]:
+        """Show one of the examples, each in turn."""
+        row = number % len(self._examples)
+        yield from self._filled(model, self._examples[row : row + 1])[2]
+
+    def _filled(self, model: Transformer, positions: npt.NDArray[np.int64]) -> tuple[int, int, list[str]]:
+        """Fill the blanks of windows [n,T].   -> how many are right, how many there are, and the lines of each window"""
+        val, blank = self.corpus.val, self._hidden_val[1][positions] != IGNORE
         with no_grad():
             logits = model(np.where(blank, self.mask_id, val[positions]).astype(np.int32))
         filled = np.argmax(model.backend.to_host(logits.data), axis=-1)
-        right = int((filled == val[positions])[blank].sum())
-        yield f"Blanks in held-out text, and how they are filled (^: wrong); {right} of {int(blank.sum())} are right:"
-        for row in range(len(positions)):
-            yield "\n\n" + self._lines(val[positions[row, :SHOWN]], filled[row, :SHOWN], blank[row, :SHOWN])
+        parts = zip(val[positions][:, :SHOWN], filled[:, :SHOWN], blank[:, :SHOWN], strict=True)
+        return int((filled == val[positions])[blank].sum()), int(blank.sum()), [self._lines(*part) for part in parts]
 
+    @cached_property
     def _examples(self) -> npt.NDArray[np.int64]:
         """Positions of a few windows of held-out text, those with the most letters among the tokens shown.   -> [3,T]"""
         val = self.corpus.val

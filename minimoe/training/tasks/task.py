@@ -87,6 +87,10 @@ class Task(ABC):
         """Show what the model has learned, as text, piece by piece, without the end of the last line."""
 
     @abstractmethod
+    def sample(self, model: Transformer, number: int) -> Iterator[str]:
+        """Show in a few lines what the model does now, piece by piece, for the `number`-th sample of a run; of a bounded length."""
+
+    @abstractmethod
     def next_command(self, run: str) -> str:
         """Return the command to try next with this run."""
 
