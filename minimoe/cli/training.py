@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,15 +79,16 @@ def train(
 @click.command()
 @click.argument("run", required=False)
 @option("--steps", type=click.IntRange(1), metavar="N", help="continue up to this many steps in all")
+@option("--patience", type=click.IntRange(0), metavar="N", help="evaluations without a better loss that end the run; 0: any number")
 @quiet_option
-def resume(run: str | None, steps: int | None, quiet: bool) -> None:
+def resume(run: str | None, steps: int | None, patience: int | None, quiet: bool) -> None:
     """Continue a run that was stopped.
 
     The newest run is the default. A resumed run ends with the same bytes as one that never stopped.
     """
     from minimoe.training.starting import resume as resume_run
 
-    show_result(resume_run(run, steps=steps, listener=listener_for(quiet)), quiet)
+    show_result(resume_run(run, steps=steps, patience=patience, listener=listener_for(quiet)), quiet)
 
 
 def show_result(trained: TrainedRun, quiet: bool) -> None:
@@ -104,4 +107,23 @@ def show_result(trained: TrainedRun, quiet: bool) -> None:
     over = "" if capped is None else f" over {capped[0]:,} of {capped[1]:,} batches"
     bits = "" if trained.val_bits_per_byte is None else f"   {trained.val_bits_per_byte:.4f} bits per byte"
     click.echo(f"\n\nrun: {trained.path}   validation loss {trained.val_loss:.4f}{over}{bits}{accuracy}")
-    click.echo(f"next: {task.next_command(str(trained.path))}   |   minimoe inspect {trained.path}")
+    for line in remarks(trained):
+        click.echo(line)
+    path = shlex.quote(str(trained.path))
+    click.echo(f"next: {task.next_command(path)}   |   minimoe inspect {path}")
+
+
+def remarks(trained: TrainedRun) -> Iterator[str]:
+    """Say why a run ended early, which checkpoint is the best if it is not the last, and what to do about experts that died."""
+    from minimoe.study.collapse import remedies_text
+    from minimoe.study.tables import number
+
+    last, status = trained.metrics[-1], trained.run.status()
+    if status.get("reason"):
+        yield f"ended early at step {last['step']} of {status['steps']}: {status['reason']}"
+    if trained.best is not None and trained.best[0] != last["step"]:
+        step, loss = trained.best
+        of_last = last.get("val_loss_sampled", last["val_loss"])
+        yield f"best: step {step}, validation loss {loss:.4f} over the batches of every evaluation (the last: {number(of_last)})"
+        yield f"      {trained.task.next_command(shlex.quote(str(trained.path / 'checkpoints' / 'best')))}"
+    yield from remedies_text(trained.config, trained.metrics)

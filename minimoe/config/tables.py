@@ -368,6 +368,7 @@ class TrainConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
     recompute: bool = False
     eval_every: int = 100  # 0: only at the end
     eval_batches: int = 20
+    patience: int = 0  # evaluations without a better loss after which the run ends; 0: never
     final_eval_batches: int = 0  # 0: the last evaluation covers the whole split
     sample_every: int = 0  # 0: no samples while it trains
     checkpoint_every: int = 100  # 0: only at the end
@@ -381,11 +382,13 @@ class TrainConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
     options: dict[str, Value] = {}  # settings of an optimizer from another package: the table [train.options]
 
     def __post_init__(self) -> None:
-        zero_ok = {"warmup_steps", "eval_every", "final_eval_batches", "sample_every", "checkpoint_every", "seed", "threads", "grad_clip"}
+        zero_ok = {"warmup_steps", "eval_every", "patience", "final_eval_batches", "sample_every", "checkpoint_every", "seed", "threads", "grad_clip"}
         check_table(self, "train", zero_ok)
         for name in ("beta1", "beta2", "momentum"):
             if getattr(self, name) >= 1.0:
                 raise ConfigError(f"train.{name} ({getattr(self, name)}) must be below 1")
+        if self.patience and not self.eval_every:
+            raise ConfigError(f"train.patience ({self.patience}) counts evaluations: train.eval_every must be above 0")
         if self.lr == 0.0:
             raise ConfigError("train.lr must be above 0")
         if self.seed >= 2**64:

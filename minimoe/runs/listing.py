@@ -15,7 +15,7 @@ from minimoe.runs.run import RUNS, Run
 
 def list_runs(root: Path = RUNS) -> list[dict[str, Any]]:
     """Return the runs under a folder, oldest first: name, state, step, steps, loss, val_loss, val_bits_per_byte,
-    best_val_loss, val_accuracy, parameters.
+    best_val_loss, val_accuracy, parameters, reason (why it ended early).
 
     Fields that a damaged folder lacks are None; its state is `damaged` if config.toml or metrics.jsonl cannot be read.
     """
@@ -57,6 +57,7 @@ def _summary(run: Run) -> dict[str, Any]:
         "best_val_loss": min((loss for loss in compared if loss is not None), default=None),
         "val_accuracy": measured and measured.val_accuracy,
         "parameters": status.get("parameters"),
+        "reason": status.get("reason"),
         "created": read_environment(run.path).get("created") or "",
     }
 

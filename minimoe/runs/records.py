@@ -38,6 +38,7 @@ class Status(Struct):
     parameters: Count | None = None
     begun: bool | None = None
     error: str | None = None
+    reason: str | None = None
 
 
 class Data(Struct):
@@ -73,6 +74,7 @@ class State(Struct):
     best: float | None = None
     best_step: Count | None = None
     bad: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    stale: list[Count] | None = None
     data: Data | None = None
     metrics_sha256: str | None = None
     base_sha256: str | None = None

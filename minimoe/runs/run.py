@@ -349,7 +349,8 @@ class Run:
     def write_status(self, state: str, **fields: Any) -> None:
         """Set the state (running, finished, interrupted, diverged, failed); fields that are not given keep their values."""
         owner = {"pid": os.getpid(), "process": process_identity(os.getpid())}
-        self._change_status(lambda before: {**{key: before[key] for key in before if key != "error"}, **fields, "state": state, **owner})
+        passing = ("error", "reason")  # they say how one state came about
+        self._change_status(lambda old: {**{key: old[key] for key in old if key not in passing}, **fields, "state": state, **owner})
 
     def _note_begun(self) -> None:
         """Note that from now on the weights are in checkpoints alone."""

@@ -1,4 +1,4 @@
-"""The state of training as checkpoints keep it, and which of them has the best evaluation so far.
+"""The state of training as checkpoints keep it, and how evaluations compare: which is the best, and how many since then were not better.
 
 A checkpoint has the weights, the optimizer's arrays and a few figures (`state.json`). Data, noise and dropout are functions of
 (seed, step), so no generator's state is among them.
@@ -33,6 +33,7 @@ class Checkpointer:
         self.saved: int | None = None  # the newest step whose state is saved
         self.best: float | None = None  # the lowest validation loss so far
         self.best_step: int | None = None
+        self.stale: list[int] = []  # steps of the evaluations since the best one, or since a run that had ended early was resumed
 
     def weights(self) -> Arrays:
         """Return on the host what a checkpoint has of the model's arrays: all or, if it has adapters, these alone."""
@@ -54,6 +55,32 @@ class Checkpointer:
         loss = compared_loss(row)
         return math.isfinite(loss) and (self.best is None or loss < self.best)
 
+    def judge(self, step: int, row: dict[str, Any]) -> bool:
+        """Take note of the evaluation of a step.   -> whether it is better than all before it
+
+        It may be told of the same evaluation again, as when a run is resumed where it was killed.
+        """
+        better = self.is_better(row)
+        if better:
+            self.best, self.best_step, self.stale = compared_loss(row), step, []
+        elif step not in (self.best_step, *self.stale):
+            self.stale.append(step)
+        return better
+
+    def has_judged(self, step: int) -> bool:
+        """Return True if the evaluation of a step is in the saved state, as far as that matters later."""
+        return not self.patience or step in (self.best_step, *self.stale)
+
+    @property
+    def patience(self) -> int:
+        """How many evaluations in a row may bring nothing; 0: any number."""
+        return self.task.config.train.patience
+
+    @property
+    def exhausted(self) -> bool:
+        """True if so many evaluations in a row were not better that the run ends early."""
+        return 0 < self.patience <= len(self.stale)
+
     def restore(self, saved: Checkpoint) -> None:
         """Take over the state that a checkpoint keeps, and the base of its adapters."""
         if self.adapts:
@@ -62,11 +89,12 @@ class Checkpointer:
         self.optimizer.load_state_dict(saved.optimizer)
         self.one_step.bad_steps[...] = saved.state["bad"]
         self.saved, self.best, self.best_step = saved.step, saved.state["best"], saved.state["best_step"]
+        self.stale = list(saved.state.get("stale") or ())
 
-    def save(self, run: Run, step: int, elapsed: float, best: dict[str, Any] | None = None, prune: bool = True) -> str | None:
+    def save(self, run: Run, step: int, elapsed: float, best: bool = False, prune: bool = True) -> str | None:
         """Save the state after a step.   -> the name of an array that is not finite, and then nothing is saved; else None
 
-        best: the row of metrics if its evaluation is the best so far. Older checkpoints stay while steps are being skipped, since the state
+        best: whether its evaluation is the best so far. Older checkpoints stay while steps are being skipped, since the state
         may then be the one that makes their loss infinite.
         """
         model = self.weights()
@@ -74,15 +102,13 @@ class Checkpointer:
         bad = first_not_finite({**model, **optimizer})
         if bad is not None:
             return bad
-        if best is not None:
-            self.best, self.best_step = compared_loss(best), step
         run.save(
             step,
             model=model,
             optimizer=optimizer,
             state=self._figures(run, elapsed),
             tokenizer_json=tokenizer_json(self.task),
-            best=best is not None,
+            best=best,
             prune=prune and not self.bad_steps(),
         )
         self.saved = step
@@ -90,10 +116,8 @@ class Checkpointer:
 
     def add_evaluation(self, run: Run, step: int, elapsed: float, row: dict[str, Any]) -> None:
         """Write the result of an evaluation into the checkpoint of its step, which was saved before it."""
-        better = self.is_better(row)
-        if better:
-            self.best, self.best_step = compared_loss(row), step
-        run.replace_state(step, self._figures(run, elapsed), better)
+        self.judge(step, row)
+        run.replace_state(step, self._figures(run, elapsed), step == self.best_step)
         run.prune()
 
     def _figures(self, run: Run, elapsed: float) -> dict[str, Any]:
@@ -103,6 +127,7 @@ class Checkpointer:
             "best": self.best,
             "best_step": self.best_step,
             "bad": self.bad_steps(),
+            **({"stale": self.stale} if self.patience else {}),
             "data": {"source": run.short(run.config.data.source), "sha256": self.task.sha256},
             "metrics_sha256": run.metrics_file.sha256(),
             **({} if self.base_sha256 is None else {"base_sha256": self.base_sha256}),

@@ -51,6 +51,7 @@ def checkpoint_to_resume(run: Run, config: Config, task: Task, machine: Mapping[
     steps = config.train.steps
     if saved.step > steps or (saved.step == steps and run.status()["state"] == "finished"):
         raise CheckpointError(f"{run.path}: {saved.step} steps are done: give --steps with a larger number to go further")
+    check_patience(saved, before, run, config)
     say_differences(run, saved.step, before, config, listener)
     for line in changes_of_machine(run, machine):
         listener.warned(line)
@@ -63,13 +64,30 @@ def again(run: Run) -> str:
     return "" if origin is None else f" --init {origin['path']} (for an upcycled model: minimoe convert {origin['path']} DST --upcycle N)"
 
 
+def check_patience(saved: Checkpoint, before: Config, run: Run, config: Config) -> None:
+    """Refuse to go on with a run that ended early, unless it is given more steps or another patience. Raises `CheckpointError`."""
+    status, stale = run.status(), saved.state.get("stale") or ()
+    ended = status["state"] == "finished" and status.get("step") == saved.step
+    if ended and 0 < config.train.patience <= len(stale) and not waits_anew(saved, config):
+        raise CheckpointError(
+            f"{run.path}: ended early at step {saved.step} of {before.train.steps}, after {len(stale)} evaluations without a better "
+            f"validation loss: to go further give --patience with a larger number (0: no end before the last step), or --steps with one "
+            f"above {before.train.steps}"
+        )
+
+
+def waits_anew(saved: Checkpoint, config: Config) -> bool:
+    """Return True if evaluations without a better loss are counted from here on: the run was given more steps than it had."""
+    return config.train.steps > config_from_tables(saved.config, config.name).train.steps
+
+
 def say_differences(run: Run, step: int, before: Config, now: Config, listener: Listener) -> None:
     """Say each key that differs from the checkpoint's configuration, and what that does to the learning rate.
 
     An edit, or damage, of config.toml is a warning; steps that were asked for with the command are only said.
     """
     lines = configuration_differences(before, now)
-    asked = {"train.steps"} if run.config.train.steps == before.train.steps else set()
+    asked = {f"train.{key}" for key in ("steps", "patience") if getattr(run.config.train, key) == getattr(before.train, key)}
     for key, line in lines.items():
         (listener.said if key in asked else listener.warned)(line)
     rate = rate_line(before.train, now.train, step)

@@ -82,15 +82,18 @@ def refuse_run(source: str | Path, root: Path) -> None:
 
 
 def resume(
-    path: str | os.PathLike[str] | None = None, *, steps: int | None = None, root: str | Path = "runs", listener: Listener | None = None
-) -> TrainedRun:
+    path: str | os.PathLike[str] | None = None, *, steps: int | None = None, patience: int | None = None, root: str | Path = "runs",
+    listener: Listener | None = None,
+) -> TrainedRun:  # fmt: skip
     """Continue a run from its newest whole checkpoint (or from the one named), up to `steps` in all; its metrics are cut back to it.
 
-    Raises `CheckpointError` if the run, its configuration or its data do not fit, or if it is finished.
+    A run that ended early goes on with more steps or another `patience`. Raises `CheckpointError` if the run, its configuration or its data
+    do not fit, or if it is finished.
     """
     run = Run.open(path, Path(root))
     with run.claimed():
-        config = run.config if steps is None else replace(run.config, train=replace(run.config.train, steps=steps))
+        given = {key: value for key, value in (("steps", steps), ("patience", patience)) if value is not None}
+        config = replace(run.config, train=replace(run.config.train, **given))
         trainer = Trainer(config, listener=listener, sha256=run.data_sha256())
         trainer.restore(run)
         return trainer.run(run)

@@ -10,9 +10,11 @@ from minimoe.config import Config
 from minimoe.data.corpus import Corpus
 from minimoe.errors import UserError
 from minimoe.pretrained.transformer import PretrainedTransformer
+from minimoe.runs.checkpoint import read_best
 from minimoe.runs.run import Run
 from minimoe.runs.summary import summary
 from minimoe.training.tasks import Task
+from minimoe.training.validation import compared_loss
 
 
 @dataclass(repr=False)
@@ -64,6 +66,13 @@ class TrainedRun:
         """The same loss in bits per UTF-8 byte of the text; None for a task or a tokenizer without a count of bytes."""
         found: float | None = self.metrics[-1].get("val_bits_per_byte")
         return found
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """The step of the best checkpoint, and its loss over the batches that all evaluations have in common; None if there is none."""
+        step = read_best(self.run.checkpoint_folder)
+        rows = {row["step"]: row for row in self.metrics if "val_loss" in row}
+        return None if step is None or step not in rows else (step, compared_loss(rows[step]))
 
     @property
     def val_accuracy(self) -> float | None:

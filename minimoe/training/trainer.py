@@ -35,13 +35,13 @@ from minimoe.training.listener import Listener
 from minimoe.training.metrics import Backlog
 from minimoe.training.notebook import default_listener
 from minimoe.training.optim import learning_rate, make_optimizer
-from minimoe.training.resuming import checkpoint_to_resume
+from minimoe.training.resuming import checkpoint_to_resume, waits_anew
 from minimoe.training.samples import shown, take_sample
 from minimoe.training.step import MAX_BAD_STEPS, Step
 from minimoe.training.surroundings import explain_memory_errors, save_signals, stop_signals, training_backend
 from minimoe.training.tasks import load_task
 from minimoe.training.trained_run import TrainedRun
-from minimoe.training.validation import Stopped, validate
+from minimoe.training.validation import Stopped, validate, without_evaluation
 from minimoe.training.weights import Weights
 
 
@@ -127,7 +127,7 @@ class Trainer:
             (self.listener.said if text in hints else self.listener.warned)(f"warning: {text}")
 
     def _loop(self) -> None:
-        """Run steps up to the last or to a signal, each with what follows it."""
+        """Run steps up to the last, to a signal, or until evaluations bring nothing any more, each with what follows it."""
         settings = self.config.train
         with (
             training_backend(self.backend, settings.threads),
@@ -138,11 +138,18 @@ class Trainer:
             if self.folder.newest_checkpoint() is None:
                 self._save()
             self._catch_up()
-            while self.step < settings.steps:
+            while not self._is_last():
                 self._step()
                 self.listener.stepped(self.step)
                 self._after_step()
-            self.folder.write_status("finished", step=self.step)
+            self.folder.write_status("finished", step=self.step, **self._reason())
+
+    def _reason(self) -> dict[str, str]:
+        """Return what status.json says of a run that ended before its last step."""
+        if self.step == self.config.train.steps:
+            return {}
+        n = self.config.train.patience
+        return {"reason": f"no better validation loss in {n} evaluation{'s' * (n > 1)} (train.patience)"}
 
     @contextmanager
     def _saved_at_once(self) -> Iterator[None]:
@@ -161,15 +168,11 @@ class Trainer:
         if self.step and self._evaluates():
             row = self.folder.metrics_file.last_row() or {}
             row = row if row.get("step") == self.step else {"step": self.step}
-            if self._is_last() or "val_loss" not in row:
-                row = {key: value for key, value in row.items() if not key.startswith("val_")}
-                if not self._measure(row):
-                    self._stop()
-                if row.get("loss") is not None:
-                    self.listener.logged([row])
-                self._settle(row)
-            elif self.checkpointer.is_better(row):  # a kill came before the checkpoint recorded it
-                self._settle(row)
+            rows = [row] if row.get("loss") is not None else []
+            if not self._is_last():
+                self._complete(row, rows)
+            if self._is_last():  # also if the evaluation was one too many without a better loss
+                self._measure_last(row, rows)
         if not self.checkpointer.bad_steps():
             self.folder.prune()
 
@@ -189,7 +192,7 @@ class Trainer:
     # ---- after a step: metrics, evaluation, checkpoint ---------------------------------------------------------------------------
 
     def _is_last(self) -> bool:
-        return self.step == self.config.train.steps
+        return self.step == self.config.train.steps or self.checkpointer.exhausted
 
     def _evaluates(self) -> bool:
         """Return True if an evaluation belongs to the step that was done last."""
@@ -205,35 +208,33 @@ class Trainer:
         """Read the metrics, evaluate and save, as far as it is time for it. Raises `Interrupted` after a signal."""
         settings, step = self.config.train, self.step
         if self._is_last():
-            self._end()
+            self._end(self._fetch())
             return
         saves = settings.checkpoint_every > 0 and step % settings.checkpoint_every == 0
         if not (saves or self.stops or self.saves or self._evaluates() or self._samples() or step % settings.log_every == 0):
             return
         rows = self._fetch()
-        better = self._evaluates() and self._measure(rows[-1]) and self.checkpointer.is_better(rows[-1])
+        better = self._evaluates() and self._measure(rows[-1]) and self.checkpointer.judge(step, rows[-1])
+        if self.checkpointer.exhausted:
+            self._end(rows)
+            return
         self._write(rows)
         self._sample()
         stopping, asked = bool(self.stops), bool(self.saves)
         self.saves.clear()
         if better or stopping or asked or (saves and not rows[-1]["skipped"]):  # a run that diverges keeps its last good state
-            self._save(rows[-1] if better else None)
+            self._save(better)
         if stopping:
             self._stop()
         if asked:
             self.listener.said(f"SIGUSR1: the state of step {step} is saved")
 
-    def _end(self) -> None:
+    def _end(self, rows: list[dict[str, Any]]) -> None:
         """Save the last step before its validation, which may take long and may be stopped: `_catch_up` does it again."""
-        rows = self._fetch()
-        self.folder.metrics_file.append(rows)
+        self.folder.metrics_file.append([*rows[:-1], without_evaluation(rows[-1])])
         self._sample()
         self._save(prune=False)
-        done = self._measure(rows[-1])
-        self.listener.logged(rows)
-        if not done:
-            self._stop()
-        self._settle(rows[-1])
+        self._measure_last(rows[-1], rows)
 
     def _fetch(self) -> list[dict[str, Any]]:
         """Read the metrics of the last steps from the device. Raises `Diverged` at the tenth bad step in a row."""
@@ -289,6 +290,29 @@ class Trainer:
             return False
         return True
 
+    def _measure_last(self, row: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+        """Do the last evaluation, in place of another of the same step that may be in the row already, and log `rows`."""
+        for key in row.keys() - without_evaluation(row).keys():
+            del row[key]
+        done = self._measure(row)
+        self.listener.logged(rows)
+        if not done:
+            self._stop()
+        self._settle(row)
+
+    def _complete(self, row: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+        """Finish what was left of an evaluation that is not the last, and log `rows`. One after which the run ends is not written."""
+        if "val_loss" in row:
+            if self.checkpointer.is_better(row) or not self.checkpointer.has_judged(self.step):
+                self._settle(row)  # a kill came before the checkpoint recorded it
+            return
+        if not self._measure(row):
+            self._stop()
+        self.checkpointer.judge(self.step, row)
+        if not self.checkpointer.exhausted:
+            self.listener.logged(rows)
+            self._settle(row)
+
     def _settle(self, row: dict[str, Any]) -> None:
         """Write what an evaluation found after the metrics and the checkpoint of its step had been written."""
         self.folder.metrics_file.replace_last(row)
@@ -296,8 +320,8 @@ class Trainer:
             self._diverged(self.step, f"the validation loss is not finite after the last step, {self.step}")
         self.checkpointer.add_evaluation(self.folder, self.step, self.backlog.elapsed, row)
 
-    def _save(self, best: dict[str, Any] | None = None, prune: bool = True) -> None:
-        """Save the state, with its evaluation if that is the best so far. A state that is not finite ends the run instead."""
+    def _save(self, best: bool = False, prune: bool = True) -> None:
+        """Save the state; `best` if its evaluation is the best so far. A state that is not finite ends the run instead."""
         bad = self.checkpointer.save(self.folder, self.step, self.backlog.elapsed, best=best, prune=prune)
         if bad is not None:
             self._refuse(bad)
@@ -352,6 +376,8 @@ class Trainer:
         if saved is None:
             return
         self.checkpointer.restore(saved)
+        if waits_anew(saved, self.config):
+            self.checkpointer.stale.clear()
         self.step, self.backlog.elapsed = saved.step, saved.state["elapsed_s"]
         self.metrics_sha256 = saved.state.get("metrics_sha256")
 

@@ -61,6 +61,11 @@ def validate(
     return row
 
 
+def without_evaluation(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a line as it is before its evaluation."""
+    return {key: value for key, value in row.items() if not key.startswith("val_")}
+
+
 def compared_loss(row: dict[str, Any]) -> float:
     """Return the loss by which a line's evaluation is compared with others; NaN if it is not finite."""
     loss = row.get("val_loss_sampled", row["val_loss"])

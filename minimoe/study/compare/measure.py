@@ -15,10 +15,8 @@ from minimoe.config.trained import training_cost
 from minimoe.errors import CheckpointError
 from minimoe.runs.records import read_environment
 from minimoe.runs.run import Run
+from minimoe.study.collapse import LAST, count_dead
 from minimoe.study.compare.comparison import Row, Spread
-
-LAST = 10  # steps at the end over which the loss and the load are averaged
-DEAD = 20  # an expert with a load below 1 / (20 E) is dead
 
 
 class Line(msgspec.Struct):
@@ -38,7 +36,8 @@ class Line(msgspec.Struct):
 def row_of(name: str, source: str, runs: list[Run], trained: bool = False) -> Row:
     """Return the row of runs that differ only in their seed. Raises `CheckpointError` for a run that is damaged or not finished."""
     config, lines = runs[0].config, [finished_lines(run) for run in runs]
-    counted, tokens = run_cost(config), config.train.steps * tokens_per_step(config)
+    steps = max(map(len, lines))
+    counted, tokens = run_cost(config), steps * tokens_per_step(config)
     ends = [each[-LAST:] for each in lines]
     routed_ends = [end for end in ends if end[0].expert_load]
     loads = [np.array([line.expert_load for line in end], dtype=float).mean(axis=0) for end in routed_ends]  # [L,E] per seed
@@ -52,7 +51,7 @@ def row_of(name: str, source: str, runs: list[Run], trained: bool = False) -> Ro
         parameters=counted.total,
         active=counted.active,
         flops_per_token=counted.flops_per_token,
-        steps=config.train.steps,
+        steps=steps,
         tokens=tokens,
         training_flops=counted.training_flops_per_token * tokens,
         seconds=statistics.fmean(each[-1].elapsed_s for each in lines),
@@ -63,7 +62,7 @@ def row_of(name: str, source: str, runs: list[Run], trained: bool = False) -> Ro
         val_accuracy=None if lines[0][-1].val_accuracy is None else Spread.of([number(each[-1].val_accuracy) for each in lines]),
         load_entropy=statistics.fmean(least_entropy(load) for load in loads) if routed else None,
         dropped=statistics.fmean(number(line.dropped) for end in ends for line in end) if routed else None,
-        dead_experts=statistics.fmean(int((load < 1 / (DEAD * load.shape[1])).sum()) for load in loads) if routed else None,
+        dead_experts=statistics.fmean(map(count_dead, loads)) if routed else None,
         experts=int(loads[0].size) if routed else 0,
     )
 
@@ -98,13 +97,19 @@ def finished_lines(run: Run) -> list[Line]:
         lines = msgspec.convert(run.metrics(), list[Line])
     except msgspec.ValidationError as error:
         raise CheckpointError(f"{path}: damaged: {error}") from None
-    config = run.config
-    if [line.step for line in lines] != list(range(1, config.train.steps + 1)):
-        raise CheckpointError(f"{path}: damaged: {len(lines)} lines, expected one for each of {config.train.steps} steps")
+    config, steps = run.config, steps_done(run)
+    if [line.step for line in lines] != list(range(1, steps + 1)):
+        raise CheckpointError(f"{path}: damaged: {len(lines)} lines, expected one for each of {steps} steps")
     expected = [config.model.moe.n_experts if config.model.moe else 0] * len(config.model.moe_layers())
     if any([len(layer) for layer in line.expert_load] != expected for line in lines):
         raise CheckpointError(f"{path}: damaged: expert_load must have {len(expected)} layers of the configuration's experts")
     return lines
+
+
+def steps_done(run: Run) -> int:
+    """Return the steps of a finished run: fewer than it was given if it ended early."""
+    status = run.status()
+    return int(status["step"]) if status.get("reason") and status.get("step") else run.config.train.steps
 
 
 def check_finished(run: Run) -> None:

@@ -23,7 +23,7 @@ from minimoe.data.pipes import is_pipe
 from minimoe.errors import CheckpointError, UserError, nearest, printable
 from minimoe.runs.run import RUNS, Run
 from minimoe.study.compare.comparison import Comparison, Row, compared
-from minimoe.study.compare.measure import check_finished, row_of, run_cost, text_of, tokens_per_step
+from minimoe.study.compare.measure import check_finished, row_of, run_cost, steps_done, text_of, tokens_per_step
 
 if TYPE_CHECKING:
     from minimoe.training.listener import Listener
@@ -70,7 +70,8 @@ def compare(
         runs.append([contender.given] if contender.given is not None else train_seeds(contender, seeds, root, listener_for))
         rows.append(row_of(contender.name, contender.source, runs[-1], trained=contender.given is None))
     by_bytes = are_compared_by_bytes(runs, rows)
-    notes = [*texts_note(runs, by_bytes), *capped_notes(runs), *budget_notes(contenders, rows, budget), *chance_note(rows, by_bytes)]
+    notes = [*texts_note(runs, by_bytes), *capped_notes(runs), *early_notes(runs), *budget_notes(contenders, rows, budget)]
+    notes += chance_note(rows, by_bytes)
     return Comparison(budget, seeds, rows, notes, by_bytes)
 
 
@@ -198,6 +199,12 @@ def capped_notes(runs: list[list[Run]]) -> list[str]:
         if capped is not None:
             found.append(f"{run.name}: its validation loss is over {capped[0]:,} of {capped[1]:,} batches (train.final_eval_batches).")
     return found
+
+
+def early_notes(runs: list[list[Run]]) -> list[str]:
+    """Return a note for each run that ended before its last step."""
+    early = [run for group in runs for run in group if run.status().get("reason")]
+    return [f"{run.name}: ended early at step {steps_done(run)} of {run.config.train.steps} (train.patience)." for run in early]
 
 
 def budget_notes(contenders: list[Contender], rows: list[Row], budget: str) -> list[str]:

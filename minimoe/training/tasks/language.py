@@ -89,6 +89,10 @@ class LanguageModelling(Task):
         return generate(model, self.tokenizer, default_prompt(self.tokenizer), tokens, Sampling(top_k=40))
 
     def next_command(self, run: str) -> str:
+        try:
+            self.tokenizer.encode("The ")
+        except UserError:  # a char tokenizer without these characters
+            return f"minimoe generate {run}"
         return f"minimoe generate {run} --prompt 'The '"
 
 
