@@ -4,8 +4,9 @@
 
 Each try starts `minimoe train` in a process of its own, ends it with SIGKILL after a delay drawn uniformly from a whole run's time (so also
 within an accumulation, or while a checkpoint is written), and resumes it. Each resumed process is killed with probability 1/2. At the end
-the SHA-256 of the weights and of the optimizer's state, the metrics except timings, and the best checkpoint's name must equal those of the
-unbroken run. `--start`: weights from the seed, from a run that was trained before, the same with parameters frozen, or with adapters.
+the SHA-256 of the weights and of the optimizer's state, the metrics except timings, the samples and the best checkpoint's name must equal
+those of the unbroken run. `--start`: weights from the seed, from a run that was trained before, the same with parameters frozen, or with
+adapters.
 """
 
 import argparse
@@ -27,7 +28,7 @@ KEYS = [
     "model.d_model=16", "model.n_layers=2", "model.n_heads=2", "model.n_kv_heads=1", "model.head_dim=8", "model.d_hidden=16",
     "model.max_seq_len=16", "model.dropout=0.1", "moe.n_experts=4", "moe.router=sigmoid_bias", "moe.jitter=0.1", "train.batch_size=4",
     "train.seq_len=16", "train.accumulate=3", "train.checkpoint_every=3", "train.eval_every=4", "train.eval_batches=2", "train.log_every=2",
-    "train.warmup_steps=2", "train.lr=1e-2", "train.keep=1",
+    "train.warmup_steps=2", "train.lr=1e-2", "train.keep=1", "train.sample_every=5", "train.patience=9",
 ]  # fmt: skip
 
 
@@ -93,6 +94,7 @@ def trace(run: Path) -> dict[str, Any]:
         "weights": hashlib.sha256((last / "model.safetensors").read_bytes()).hexdigest(),
         "optimizer": hashlib.sha256((last / "optimizer.safetensors").read_bytes()).hexdigest(),
         "metrics": untimed(rows),
+        "samples": (run / "samples.jsonl").read_text(),
         "state": state,
         "kept": sorted(entry.name for entry in (run / "checkpoints").iterdir()),
         "best": (run / "checkpoints" / "best").read_text(),

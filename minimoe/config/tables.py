@@ -382,8 +382,8 @@ class TrainConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
     options: dict[str, Value] = {}  # settings of an optimizer from another package: the table [train.options]
 
     def __post_init__(self) -> None:
-        zero_ok = {"warmup_steps", "eval_every", "patience", "final_eval_batches", "sample_every", "checkpoint_every", "seed", "threads", "grad_clip"}
-        check_table(self, "train", zero_ok)
+        every = {"eval_every", "sample_every", "checkpoint_every"}
+        check_table(self, "train", {*every, "warmup_steps", "patience", "final_eval_batches", "seed", "threads", "grad_clip"})
         for name in ("beta1", "beta2", "momentum"):
             if getattr(self, name) >= 1.0:
                 raise ConfigError(f"train.{name} ({getattr(self, name)}) must be below 1")

@@ -33,7 +33,7 @@ KEYS = (
     "model.d_model=16", "model.n_layers=1", "model.n_heads=2", "model.n_kv_heads=1", "model.head_dim=8", "model.d_hidden=16",
     "model.max_seq_len=16", "model.dropout=0.1", "moe.n_experts=4", "moe.jitter=0.01", "train.batch_size=2", "train.seq_len=16",
     "train.steps=5", "train.checkpoint_every=2", "train.eval_every=2", "train.eval_batches=1", "train.keep=1", "train.log_every=1",
-    "train.warmup_steps=2", "train.lr=1e-2",
+    "train.warmup_steps=2", "train.lr=1e-2", "train.sample_every=4", "train.patience=9",
 )  # fmt: skip
 TINY = [part for key in KEYS for part in ("--set", key)]
 TRAIN = ["train", "tiny-moe", *TINY, "--data", "text.txt", "--quiet", "--out"]
