@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from minimoe.cli.options import backend_option, data_option, json_option, listener_for, option, print_json, quiet_option, set_option
+from minimoe.errors import UserError
 
 if TYPE_CHECKING:
+    from minimoe.study.compare import Comparison
     from minimoe.training.listener import Listener
 
 
@@ -18,33 +21,50 @@ if TYPE_CHECKING:
 @option("--budget", type=click.Choice(["steps", "tokens", "flops", "seconds"]), default="steps", show_default=True, help="equal cost in")
 @option("--seeds", type=click.IntRange(1), default=1, metavar="N", show_default=True, help="train each with seeds 0 to N-1")
 @option("--steps", type=click.IntRange(1), metavar="N", help="steps of the first model")
+@option("--vary", multiple=True, metavar="KEY=A,B,...", help="train one configuration with each value; repeated: with each combination")
 @data_option
 @backend_option
 @set_option
+@json_option
 @quiet_option
 def compare(
-    sources: tuple[str, ...], budget: str, seeds: int, steps: int | None, data: str | None, backend: str | None, overrides: tuple[str, ...],
-    quiet: bool,
+    sources: tuple[str, ...], budget: str, seeds: int, steps: int | None, vary: tuple[str, ...], data: str | None, backend: str | None,
+    overrides: tuple[str, ...], as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Compare configurations or runs side by side.
 
-    Configurations are trained at equal cost; finished runs are read.
+    Configurations are trained at equal cost; finished runs are read. With --vary one configuration is trained with every combination of the
+    values given; the same command goes on where it was stopped, and does not train again what is finished.
     """
     from minimoe.study.compare import compare as compare_all
+    from minimoe.study.compare import sweep
 
     def named_listener(name: str) -> Listener:
         if not quiet:
             click.echo(f"\n== {name}", err=True)
         return listener_for(quiet)
 
-    comparison = compare_all(
-        list(sources), budget=budget, seeds=seeds, overrides=overrides, data=data, steps=steps, backend=backend,
-        listener_for=named_listener,
-    )  # fmt: skip
+    options: dict[str, Any] = {
+        "budget": budget, "seeds": seeds, "overrides": overrides, "data": data, "steps": steps, "backend": backend,
+        "listener_for": named_listener,
+    }  # fmt: skip
+    if vary and len(sources) > 1:
+        raise UserError(f"compare: --vary is for one configuration, got {len(sources)}: compare the runs of two sweeps by their names")
+    if vary:
+        say = (lambda text: None) if quiet else partial(click.echo, err=True)
+        comparison: Comparison = sweep(sources[0], vary, **options, say=say)
+    else:
+        comparison = compare_all(list(sources), **options)
     from minimoe.study.tables import console
 
+    saved = comparison.save(Path("runs"))
+    if as_json:
+        print_json({**comparison.to_dict(), "saved": str(saved)})
+        return
     console().print(comparison.table())
-    click.echo(f"saved: {comparison.save(Path('runs'))}")
+    if comparison.best_text:
+        click.echo(comparison.best_text)
+    click.echo(f"saved: {saved}")
 
 
 @click.group()

@@ -26,7 +26,7 @@ HOUR = 3600  # seconds
 
 def next_folder(name: str, root: Path) -> Path:
     """Make `root/NAME-001`, one above the highest that exists. mkdir decides between processes that start at the same time."""
-    name = re.sub(r"[^\w.-]+", "-", name).strip(".-") or "model"
+    name = folder_name(name)
     root.mkdir(parents=True, exist_ok=True)
     taken = [re.fullmatch(re.escape(name) + r"-(\d{3,})", entry.name) for entry in root.iterdir()]
     number = max((int(match[1]) for match in taken if match), default=0)
@@ -38,6 +38,11 @@ def next_folder(name: str, root: Path) -> Path:
         except FileExistsError:
             continue
         return path
+
+
+def folder_name(name: str) -> str:
+    """Return a configuration's name as folders are called after it."""
+    return re.sub(r"[^\w.-]+", "-", name).strip(".-") or "model"
 
 
 def check_free(out: Path) -> None:

@@ -59,6 +59,7 @@ class Row:
     dead_experts: float | None  # experts with a load below 1 / (20 E) in the last 10 steps, over all layers; mean over seeds
     experts: int  # over all layers
     val_accuracy: Spread | None = None  # whole validation split, at the end; None for a language model
+    varied: dict[str, Any] | None = None  # the values of a sweep's keys
     bits_per_byte: Spread | None = None  # `val_loss` in bits per byte of the text; None where bytes are not counted
 
 
@@ -99,6 +100,11 @@ class Comparison:
             return f"{sides}: finished runs"
         seeds = f", {self.seeds} seeds each" if self.seeds > 1 else ""
         return f"{sides}: equal {'FLOPs' if self.budget == 'flops' else self.budget}{seeds}"
+
+    @property
+    def best_text(self) -> str:
+        """What names the best below the table; empty where the table's columns have the names."""
+        return ""
 
     # ---- what is shown ---------------------------------------------------------------------------------------------------------------
 

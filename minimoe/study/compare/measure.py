@@ -33,9 +33,12 @@ class Line(msgspec.Struct):
     val_accuracy: float | None = None
 
 
-def row_of(name: str, source: str, runs: list[Run], trained: bool = False) -> Row:
-    """Return the row of runs that differ only in their seed. Raises `CheckpointError` for a run that is damaged or not finished."""
-    config, lines = runs[0].config, [finished_lines(run) for run in runs]
+def row_of(name: str, source: str, runs: list[Run], trained: bool = False, diverged: bool = False) -> Row:
+    """Return the row of runs that differ only in their seed. Raises `CheckpointError` for a run that is damaged or not finished.
+
+    diverged: a run that diverged is taken too, and has a loss of NaN.
+    """
+    config, lines = runs[0].config, [finished_lines(run, diverged) for run in runs]
     steps = max(map(len, lines))
     counted, tokens = run_cost(config), steps * tokens_per_step(config)
     ends = [each[-LAST:] for each in lines]
@@ -89,15 +92,19 @@ def number(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def finished_lines(run: Run) -> list[Line]:
-    """Return the metrics of every step of a finished run. Raises `CheckpointError` for any other run."""
-    check_finished(run)
+def finished_lines(run: Run, diverged: bool = False) -> list[Line]:
+    """Return the metrics of every step of a finished run. Raises `CheckpointError` for any other run, but for a `diverged` one if asked."""
+    diverged = diverged and run.status()["state"] == "diverged"
+    if not diverged:
+        check_finished(run)
     path = run.metrics_file.path
     try:
         lines = msgspec.convert(run.metrics(), list[Line])
     except msgspec.ValidationError as error:
         raise CheckpointError(f"{path}: damaged: {error}") from None
-    config, steps = run.config, steps_done(run)
+    config, steps = run.config, len(lines) if diverged and lines else steps_done(run)
+    if diverged:
+        lines[-1].loss = lines[-1].val_loss = lines[-1].val_bits_per_byte = None
     if [line.step for line in lines] != list(range(1, steps + 1)):
         raise CheckpointError(f"{path}: damaged: {len(lines)} lines, expected one for each of {steps} steps")
     expected = [config.model.moe.n_experts if config.model.moe else 0] * len(config.model.moe_layers())

@@ -41,6 +41,7 @@ class Contender:
     name: str
     config: Config
     given: Run | None  # the finished run; None if it is to be trained
+    sha256: str = ""  # of the data to train on
 
 
 def compare(
@@ -70,9 +71,7 @@ def compare(
         runs.append([contender.given] if contender.given is not None else train_seeds(contender, seeds, root, listener_for))
         rows.append(row_of(contender.name, contender.source, runs[-1], trained=contender.given is None))
     by_bytes = are_compared_by_bytes(runs, rows)
-    notes = [*texts_note(runs, by_bytes), *capped_notes(runs), *early_notes(runs), *budget_notes(contenders, rows, budget)]
-    notes += chance_note(rows, by_bytes)
-    return Comparison(budget, seeds, rows, notes, by_bytes)
+    return Comparison(budget, seeds, rows, notes_of(contenders, runs, rows, budget, by_bytes), by_bytes)
 
 
 # ---- what is compared ----------------------------------------------------------------------------------------------------------------
@@ -80,10 +79,17 @@ def compare(
 
 def check_request(sources: list[str], budget: str, seeds: int) -> None:
     if len(sources) < 2:
-        raise UserError(f"compare: needs two sources at least (presets, TOML files or finished runs), got {len(sources)}")
+        raise UserError(
+            f"compare: needs two sources at least (presets, TOML files or finished runs), got {len(sources)}; one is trained with several "
+            "values of a key by --vary KEY=A,B"
+        )
     twice = [source for source, times in Counter(sources).items() if times > 1]
     if twice:
         raise UserError(f"compare: {twice[0]} is given twice: to see the spread of one configuration, give --seeds")
+    check_budget(budget, seeds)
+
+
+def check_budget(budget: str, seeds: int) -> None:
     if budget not in BUDGETS:
         raise UserError(f"compare: no budget {budget!r}{nearest(budget, BUDGETS)}")
     if seeds < 1:
@@ -111,9 +117,9 @@ def find(source: str, root: Path, overrides: tuple[str, ...], data: str | None, 
     if is_pipe(Path(config.data.source)):
         raise UserError(f"compare: {config.data.source} is a pipe, which can be read only once: save what it delivers, and give that file")
     config.check_trainable()
-    config = load_task(config).config
-    settings = replace(config.train, backend=load(config.train.backend).name)
-    return Contender(source, config.name, replace(config, train=settings), None)
+    task = load_task(config)
+    settings = replace(task.config.train, backend=load(config.train.backend).name)
+    return Contender(source, config.name, replace(task.config, train=settings), None, task.sha256)
 
 
 def find_run(source: str, root: Path) -> Run:
@@ -176,11 +182,17 @@ def train_seeds(contender: Contender, seeds: int, root: Path, listener_for: Call
 # ---- what a reader should know -------------------------------------------------------------------------------------------------------
 
 
+def notes_of(contenders: list[Contender], runs: list[list[Run]], rows: list[Row], budget: str, by_bytes: bool) -> list[str]:
+    """Return a line for each thing that a reader of the figures should know."""
+    notes = [*texts_note(runs, by_bytes), *capped_notes(runs), *early_notes(runs), *budget_notes(contenders, rows, budget)]
+    return [*notes, *chance_note(rows, by_bytes)]
+
+
 def are_compared_by_bytes(runs: list[list[Run]], rows: list[Row]) -> bool:
     """Return True if the models differ in their tokenizers alone, and bytes are counted for all of them."""
     texts = {text_of(run) for group in runs for run in group}
     same = len({(sha256, head) for sha256, _, head in texts}) == 1
-    return len(texts) > 1 and same and all(row.bits_per_byte is not None for row in rows)
+    return len(texts) > 1 and same and all(row.bits_per_byte is not None or math.isnan(row.val_loss.mean) for row in rows)
 
 
 def texts_note(runs: list[list[Run]], by_bytes: bool) -> list[str]:
@@ -192,13 +204,12 @@ def texts_note(runs: list[list[Run]], by_bytes: bool) -> list[str]:
 
 
 def capped_notes(runs: list[list[Run]]) -> list[str]:
-    """Return a note for each model whose last validation did not cover the whole split."""
-    found = []
-    for run, *_ in runs:
-        capped = run.metrics()[-1].get("val_batches")
-        if capped is not None:
-            found.append(f"{run.name}: its validation loss is over {capped[0]:,} of {capped[1]:,} batches (train.final_eval_batches).")
-    return found
+    """Return a note for each model whose last validation did not cover the whole split; one note if it is the same for several."""
+    capped = [(run.metrics_file.last_row() or {}).get("val_batches") for run, *_ in runs]
+    texts = ["" if c is None else f"{c[0]:,} of {c[1]:,} batches (train.final_eval_batches)." for c in capped]
+    if len(runs) > 1 and len(set(texts)) == 1:
+        return [f"All validation losses are over {texts[0]}"] if texts[0] else []
+    return [f"{run.name}: its validation loss is over {text}" for (run, *_), text in zip(runs, texts, strict=True) if text]
 
 
 def early_notes(runs: list[list[Run]]) -> list[str]:
