@@ -8,6 +8,8 @@ from difflib import get_close_matches
 
 MOST_MESSAGE = 2000  # characters
 MOST_NAME = 100  # characters; of a longer unknown name only the beginning is compared
+MOST_NAMES = 12  # in a list of the known ones
+NEAR = 0.7  # difflib's ratio: one slip in three letters, two in seven
 
 
 class UserError(Exception):
@@ -59,14 +61,39 @@ def printable(text: str, keep: str = "") -> str:
     return text if text.isprintable() else "".join(char if char.isprintable() or char in keep else ascii(char)[1:-1] for char in text)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a hint for an unknown name: ` (did you mean 'adamw'?)`, or the list of known names if none is near."""
+def nearest(name: str, known: Iterable[str], instead: str = "") -> str:
+    """Return a hint for an unknown name: ` (did you mean 'adamw'?)`, or where none is near, the list of known names.
+
+    `instead`: what to say in place of a list that is longer than a line holds.
+    """
     names = sorted(known)
-    close = get_close_matches(name[:MOST_NAME], names, n=1, cutoff=0.5)
+    close = near(name, names)
     if close:
-        return f" (did you mean {close[0]!r}?)"
-    shown = names[:12] + ([f"and {len(names) - 12} more"] if len(names) > 12 else [])
+        return f" (did you mean {one_of(close)}?)"
+    if instead and len(names) > MOST_NAMES:
+        return f" ({instead})"
+    shown = names[:MOST_NAMES] + ([f"and {len(names) - MOST_NAMES} more"] if len(names) > MOST_NAMES else [])
     return f" (known: {', '.join(shown)})"
+
+
+def near(name: str, names: Iterable[str]) -> list[str]:
+    """Return the names that this one may stand for: the few that begin with it, else the one that differs by a slip; often none."""
+    written, spelled = _spelling(name[:MOST_NAME]), {_spelling(known): known for known in names}
+    begun = [known for spelling, known in spelled.items() if len(written) > 2 and spelling.startswith(written)]
+    if 0 < len(begun) <= 3 and written not in spelled:
+        return begun
+    swapped = [spelling for spelling in spelled if sorted(spelling) == sorted(written)]  # sdg: two of its three letters
+    return [spelled[spelling] for spelling in swapped[:1] or get_close_matches(written, spelled, n=1, cutoff=NEAR)]
+
+
+def one_of(names: Iterable[str]) -> str:
+    """Return `'a'`, `'a' or 'b'`, or `'a', 'b' or 'c'`."""
+    *before, last = map(repr, names)
+    return f"{', '.join(before)} or {last}" if before else last
+
+
+def _spelling(name: str) -> str:
+    return name.lower().replace("-", "_").replace(" ", "_")
 
 
 BOOLEANS = {"true": "true", "yes": "true", "on": "true", "false": "false", "no": "false", "off": "false"}

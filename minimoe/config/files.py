@@ -7,12 +7,12 @@ import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import msgspec
 from msgspec import Struct
-from msgspec.structs import fields
 
+from minimoe.config.keys import TABLES, meant, own_keys, table_below, tidied
 from minimoe.config.sources import preset_names, read_tables
 from minimoe.config.tables import Config, DataConfig, LoraConfig, ModelConfig, MoEConfig, TrainConfig, check_choice
 from minimoe.errors import ConfigError, nearest, notice, with_toml
@@ -74,7 +74,6 @@ def override_value(key: str, text: str) -> Any:
     return found["value"]
 
 
-TABLES: dict[str, type[Struct]] = {"model": ModelConfig, "moe": MoEConfig, "train": TrainConfig, "data": DataConfig, "lora": LoraConfig}
 OPTIONAL = ("moe", "lora")  # tables that a value of "none" takes away
 
 
@@ -86,10 +85,11 @@ def config_from_tables(tables: Mapping[str, Any], name: str) -> Config:
         raise ConfigError(f"name: expected str, got {reprlib.repr(name)}")
     for key, value in tables.items():
         if key not in TABLES:
-            raise ConfigError(f"{key}: unknown table or key{nearest(key, TABLES)}")
+            raise ConfigError(f"{key}: unknown table or key{meant('', key)}")
         if not isinstance(value, dict):
             raise ConfigError(f"{key}: expected a table, got {reprlib.repr(value)}")
         check_keys(value, TABLES[key], key)
+    tables = {key: tidied(value, TABLES[key]) for key, value in tables.items()}
     moe = convert(tables["moe"], MoEConfig, "moe") if "moe" in tables else None
     if moe is not None and "layers" in tables["moe"] and "every" in tables["moe"]:
         raise ConfigError("moe.every and moe.layers both say which layers route: keep one")
@@ -101,14 +101,14 @@ def config_from_tables(tables: Mapping[str, Any], name: str) -> Config:
 
 
 def check_keys(table: Mapping[str, Any], kind: type[Struct], path: str) -> None:
-    known = {field.name: field for field in fields(kind) if (path, field.name) != ("model", "moe")}
+    known = own_keys(kind)
     for key, value in table.items():
         if key not in known:
-            raise ConfigError(f"{path}.{key}: unknown key{nearest(key, known)}")
+            raise ConfigError(f"{path}.{key}: unknown key{meant(path, key)}")
         check_choice(f"{path}.{key}", value, known[key])
-        below = [part for part in get_args(known[key].type) if isinstance(part, type) and issubclass(part, Struct)]
-        if below and isinstance(value, dict):
-            check_keys(value, below[0], f"{path}.{key}")
+        below = table_below(known[key])
+        if below is not None and isinstance(value, dict):
+            check_keys(value, below, f"{path}.{key}")
 
 
 def convert(table: Mapping[str, Any], kind: type[Any], path: str) -> Any:

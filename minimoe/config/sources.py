@@ -15,6 +15,7 @@ from typing import Any
 from minimoe.errors import ConfigError, nearest
 from minimoe.untrusted import MOST_TOML, Malformed, decode_text, parse_toml, read_bounded
 
+LISTED = "minimoe config lists the presets"
 MOST_FILES = 20  # that extend each other
 BUILT_IN = {"source": ("python-docs", "python-code", "python-mix", "digits"), "tokenizer": ("byte", "char")}  # not paths
 BACKSLASH = re.compile(r'"([^"\n]*\\[^"\n]*)"')
@@ -30,7 +31,7 @@ def preset_names() -> list[str]:
 def preset_text(name: str) -> str:
     """Return a preset as commented TOML."""
     if name not in preset_names():
-        raise ConfigError(f"no preset {name!r}{nearest(name, preset_names())}")
+        raise ConfigError(f"no preset {name!r}{nearest(name, preset_names(), LISTED)}")
     return (resources.files("minimoe.config.presets") / f"{name}.toml").read_text(encoding="utf-8")
 
 
@@ -38,7 +39,7 @@ def read_tables(source: str, say: Say) -> dict[str, Any]:
     """Return the raw tables of a preset or file, merged into those that it extends; `say` is called where a path means two files."""
     found: Path | str = Path(source) if _is_path(source) or os.path.isfile(source) else source
     if isinstance(found, str) and found not in preset_names():
-        raise ConfigError(f"no preset and no file {source!r}{nearest(source, preset_names())}")
+        raise ConfigError(f"no preset and no file {source!r}{nearest(source, preset_names(), LISTED)}")
     layers: list[dict[str, Any]] = []
     chain: list[Path | str] = []
     asked = ""  # which file wants this one, for messages
@@ -134,7 +135,7 @@ def _extended(parent: str, asker: Path | str, say: Say) -> Path | str:
             return found
     if _is_path(parent):
         raise ConfigError(f"{asker}: extends = {parent!r}: no such file beside it or in the working folder")
-    raise ConfigError(f"{asker}: extends = {parent!r}: no preset and no file of that name{nearest(parent, preset_names())}")
+    raise ConfigError(f"{asker}: extends = {parent!r}: no preset and no file of that name{nearest(parent, preset_names(), LISTED)}")
 
 
 def _find_data(tables: dict[str, Any], asker: Path, say: Say) -> None:

@@ -32,7 +32,8 @@ def find(path: "str | os.PathLike[str] | None", root: Path) -> tuple[Path, Path 
     if _is_begun_without_weights(wanted):
         raise CheckpointError(f"{wanted}: the start of this run ended before its weights were written: give its command again")
     known = run_names(root)
-    hint = nearest(wanted.name, known) if known else f" (and no run under {root} yet: `minimoe train` starts one)"
+    none = f" (and no run under {root} yet: `minimoe train` starts one)"
+    hint = nearest(wanted.name, known, "minimoe runs lists them") if known else none
     problem = "is not a run's folder: it has no config.toml" if wanted.is_dir() else "no such run"
     raise CheckpointError(f"{wanted}: {problem}{hint}")
 
