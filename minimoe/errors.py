@@ -42,7 +42,7 @@ class Diverged(UserError):
 class Interrupted(Exception):
     """A signal stopped a run; `text` says what is saved. `exit_code`: 128 plus the signal's number."""
 
-    def __init__(self, number: int, text: str = "the state was saved: minimoe resume continues") -> None:
+    def __init__(self, number: int, text: str) -> None:
         super().__init__(f"stopped by signal {number}; {text}")
         self.exit_code = 128 + number
 

@@ -7,12 +7,12 @@ from types import ModuleType
 from typing import Any
 
 from minimoe.backend import BackendUnavailable
+from minimoe.hints import install
 
 REQUIRED = {"ml_dtypes": "bfloat16", "cupy_backends.cuda.libs.nvrtc": "NVRTC", "cupy_backends.cuda.libs.cublas": "cuBLAS"}
 OLDEST = (8, 0)  # Ampere: bf16 on the tensor cores, cp.async
 HOPPER = (9, 0)
 OLDEST_NVRTC = (12, 8)  # the oldest release with which the tests compile every kernel
-CUDA_12 = "or 'minimoe[cupy-cuda12]' for CUDA 12"
 
 
 def check_device(name: str) -> None:
@@ -21,13 +21,13 @@ def check_device(name: str) -> None:
         import cupy
     except ImportError as error:
         raise BackendUnavailable(
-            f"backend {name}: CuPy is not installed: pip install 'minimoe[{name}]' (for CUDA 13), {CUDA_12}"
+            f"backend {name}: CuPy is not installed: {install(name)} (for CUDA 13), or {install('cupy-cuda12')}"
         ) from error
     for module, what in REQUIRED.items():
         try:
             import_module(module)
         except ImportError as error:
-            raise BackendUnavailable(f"backend {name}: {what} is missing ({error}): pip install 'minimoe[{name}]'") from error
+            raise BackendUnavailable(f"backend {name}: {what} is missing ({error}): {install(name)}") from error
     check_compiler(name, cupy.cuda.nvrtc)
     runtime = cupy.cuda.runtime
     try:
@@ -48,7 +48,8 @@ def check_compiler(name: str, nvrtc: Any) -> None:
     try:
         found = nvrtc.getVersion()
     except (RuntimeError, OSError) as error:
-        raise BackendUnavailable(f"backend {name}: NVRTC is missing ({error}): pip install 'minimoe[{name}]', {CUDA_12}") from error
+        how = f"{install(name)}, or for CUDA 12 {install('cupy-cuda12')}"
+        raise BackendUnavailable(f"backend {name}: NVRTC is missing ({error}): {how}") from error
     if found < OLDEST_NVRTC:
         has, needs = (f"{major}.{minor}" for major, minor in (found, OLDEST_NVRTC))
         raise BackendUnavailable(

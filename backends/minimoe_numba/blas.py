@@ -19,6 +19,7 @@ import numpy as np
 from threadpoolctl import threadpool_info
 
 from minimoe.errors import UserError
+from minimoe.hints import install
 from minimoe_numba.gemm import machine_code
 from minimoe_numba.vector import FITS
 
@@ -49,7 +50,7 @@ def find_blas() -> Blas | None:
         if found is not None:
             return found
         if wanted:
-            raise UserError("MINIMOE_BLAS=mkl: MKL is not installed here: pip install 'minimoe[mkl]'")
+            raise UserError(f"MINIMOE_BLAS=mkl: MKL is not installed here: {install('mkl')}")
     return own_product() if wanted == "minimoe" or (not wanted and FITS) else openblas()
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 
 import click
 
 from minimoe.cli.options import json_option, option, print_json
+from minimoe.hints import command, quoted
 
 
 @click.group(invoke_without_command=True)
@@ -65,6 +65,6 @@ def new_backend(name: str, kind: str, out: Path | None) -> None:
 
     folder = write(name, kind, out)
     click.echo(f"{folder}: {KINDS[kind]}")
-    click.echo(f"next: pip install -e {shlex.quote(str(folder))}")
-    click.echo(f"      minimoe backends check {name} --quick")
-    click.echo(f"      minimoe train tiny-moe --backend {name} --steps 20")
+    click.echo(f"next: pip install -e {quoted(folder)}")
+    click.echo(f"      {command('backends', 'check', name, '--quick')}")
+    click.echo(f"      {command('train', 'tiny-moe', '--backend', name, '--steps', 20)}")

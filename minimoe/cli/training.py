@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from minimoe.cli.options import (
 )  # fmt: skip
 from minimoe.cli.streams import write, write_all
 from minimoe.errors import UserError
+from minimoe.hints import command
 
 if TYPE_CHECKING:
     from minimoe.training.trained_run import TrainedRun
@@ -109,14 +109,13 @@ def show_result(trained: TrainedRun, quiet: bool) -> None:
     click.echo(f"\n\nrun: {trained.path}   validation loss {trained.val_loss:.4f}{over}{bits}{accuracy}")
     for line in remarks(trained):
         click.echo(line)
-    path = shlex.quote(str(trained.path))
-    click.echo(f"next: {task.next_command(path)}   |   minimoe inspect {path}")
+    click.echo(f"next: {task.next_command(trained.path)}\n      {command('inspect', trained.path)}")
 
 
 def remarks(trained: TrainedRun) -> Iterator[str]:
     """Say why a run ended early, which checkpoint is the best if it is not the last, and what to do about experts that died."""
     from minimoe.study.collapse import remedies_text
-    from minimoe.study.tables import number
+    from minimoe.figures import number
 
     last, status = trained.metrics[-1], trained.run.status()
     if status.get("reason"):
@@ -125,5 +124,5 @@ def remarks(trained: TrainedRun) -> Iterator[str]:
         step, loss = trained.best
         of_last = last.get("val_loss_sampled", last["val_loss"])
         yield f"best: step {step}, validation loss {loss:.4f} over the batches of every evaluation (the last: {number(of_last)})"
-        yield f"      {trained.task.next_command(shlex.quote(str(trained.path / 'checkpoints' / 'best')))}"
+        yield f"      {trained.task.next_command(trained.path / 'checkpoints' / 'best')}"
     yield from remedies_text(trained.config, trained.metrics)

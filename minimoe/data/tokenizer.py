@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from minimoe.data.dropped import dropped_characters
 from minimoe.errors import UserError, nearest
+from minimoe.hints import install
 from minimoe.signatures import START, what_it_is
 from minimoe.untrusted import Malformed, decode_text, parse_json, read_bounded
 
@@ -217,7 +218,7 @@ class HuggingFaceTokenizer(Tokenizer):
         try:
             import tokenizers
         except ImportError:
-            raise UserError(f"{path}: this tokenizer needs Hugging Face's tokenizers: pip install 'minimoe[hf]'") from None
+            raise UserError(f"{path}: this tokenizer needs Hugging Face's tokenizers: {install('hf')}") from None
         self._json = read_json_text(json_file(path))
         with library_errors(f"{path}: not a tokenizer.json"):
             self._tokenizer = tokenizers.Tokenizer.from_str(self._json)

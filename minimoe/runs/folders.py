@@ -14,6 +14,7 @@ from pathlib import Path
 
 from minimoe.errors import ConfigError
 from minimoe.files import HIDDEN
+from minimoe.hints import command
 from minimoe.runs import checkpoint
 from minimoe.runs.lock import LOCK, is_lock
 from minimoe.runs.records import read_environment, read_status
@@ -50,7 +51,8 @@ def check_free(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out}: is a file: a run needs a new or empty folder")
     if out.is_dir() and any(out.iterdir()) and not is_left_by_a_start(out):
-        raise ConfigError(f"{out}: is not empty: a run needs a new or empty folder (minimoe resume continues a run)")
+        continued = f" ({command('resume', out)} continues the run in it)" if (out / "config.toml").is_file() else ""
+        raise ConfigError(f"{out}: is not empty: a run needs a new or empty folder{continued}")
     above = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise ConfigError(f"{out}: cannot be written: {above} is not a writable folder")

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from minimoe.config import Config, DataConfig, ModelConfig, apply_override, config_from_tables, to_tables
 from minimoe.errors import ConfigError, notice
+from minimoe.hints import command
 from minimoe.model.transformer import Transformer
 from minimoe.pretrained.folder import is_model_folder
 from minimoe.pretrained.loading import Loaded, open_model
@@ -69,7 +70,7 @@ def upcycle(source: str | Path, target: Path, n_experts: int, overrides: Iterabl
     run = trainer.begin(target, {"path": str(loaded.folder.resolve()), "step": loaded.step})
     total = sum(p.size for p in trainer.model.parameters())
     layers = config.model.n_layers
-    return f"{run.path}: {total:,} parameters, {n_experts} experts in each of {layers} layers; next: minimoe resume {run.path}"
+    return f"{run.path}: {total:,} parameters, {n_experts} experts in each of {layers} layers; next: {command('resume', run.path)}"
 
 
 def upcycled_config(loaded: Loaded, name: str, n_experts: int, overrides: Iterable[str] = ()) -> Config:

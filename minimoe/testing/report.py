@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 import textwrap
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from minimoe.hints import command
 from minimoe.testing.results import CRASHED, FAILED, PASSED, STATUSES, TIMEOUT, Listed, Result
 
 COLUMNS = 80
@@ -92,4 +92,4 @@ class Report:
             text = f"Failed too, and may pass when {'this does' if len(shown) == 1 else 'these do'}: {levels}"
             lines.append(textwrap.fill(text, COLUMNS, break_on_hyphens=False) + "\n")
         first = shown[0].case.kernel
-        return [*lines, f"Fix {first} first, then check again:", f"  minimoe backends check {self.backend} --kernel {shlex.quote(first)}\n"]
+        return [*lines, f"Fix {first} first, then check again:", f"  {command('backends', 'check', self.backend, '--kernel', first)}\n"]

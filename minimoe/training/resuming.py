@@ -8,6 +8,7 @@ from typing import Any
 from minimoe.config import Config, config_from_tables
 from minimoe.errors import CheckpointError
 from minimoe.files import reason
+from minimoe.hints import command
 from minimoe.runs.checkpoint import Checkpoint, check_resumable
 from minimoe.runs.environment import environment
 from minimoe.runs.records import read_regular
@@ -34,7 +35,7 @@ def checkpoint_to_resume(run: Run, config: Config, task: Task, machine: Mapping[
         if run.has_begun():
             raise CheckpointError(
                 f"{run.checkpoint_folder}: holds no checkpoint, so the weights of the run are lost: restore the checkpoints from a backup, "
-                f"or start again in another folder: minimoe train {run.path / 'config.toml'}{again(run)}"
+                f"or start again in another folder: {again(run)}"
             )
         return None
     saved, problems = run.load()
@@ -59,9 +60,12 @@ def checkpoint_to_resume(run: Run, config: Config, task: Task, machine: Mapping[
 
 
 def again(run: Run) -> str:
-    """Return what starts a run again whose weights did not come from its seed; empty if they did."""
-    origin = run.origin()
-    return "" if origin is None else f" --init {origin['path']} (for an upcycled model: minimoe convert {origin['path']} DST --upcycle N)"
+    """Return the command that starts a run again: with --init where its weights did not come from its seed."""
+    origin, config = run.origin(), run.path / "config.toml"
+    if origin is None:
+        return command("train", config)
+    upcycled = command("convert", origin["path"], "DST", "--upcycle", "N")
+    return f"{command('train', config, '--init', origin['path'])} (for an upcycled model: {upcycled})"
 
 
 def check_patience(saved: Checkpoint, before: Config, run: Run, config: Config) -> None:

@@ -22,6 +22,7 @@ from minimoe.config import Config
 from minimoe.config.trained import check_trained, trained_line
 from minimoe.engine.recording import Recorded
 from minimoe.errors import ConfigError, Diverged, Interrupted, UserError
+from minimoe.hints import command
 from minimoe.layers.balance import uniform_aux_loss
 from minimoe.machine import usable_processors
 from minimoe.model.adapters import draw_adapters, freeze, merge_adapters
@@ -257,13 +258,13 @@ class Trainer:
         self.folder.write_status("diverged", step=step)
         state = "no good state is left" if kept is None else f"the last good state is kept in {kept}"
         name = self.backend.name
-        check = f", or `minimoe backends check {name}`, since {name} has unproven kernels" if unproven(self.backend) else ""
+        check = f", or `{command('backends', 'check', name)}`, since {name} has unproven kernels" if unproven(self.backend) else ""
         raise Diverged(f"diverged: {why}; {state}: try a lower train.lr (now {self.config.train.lr}){check}")
 
     def _stop(self) -> NoReturn:
         """End a run after a signal, once its state is saved."""
         self.folder.write_status("interrupted", step=self.step)
-        raise Interrupted(self.stops[0])
+        raise Interrupted(self.stops[0], f"the state was saved: {command('resume', self.folder.path)} continues")
 
     def _refuse(self, name: str) -> NoReturn:
         """End a run whose state is not finite, which no later step can mend, without saving it."""

@@ -1,5 +1,6 @@
 """The backend `cupy`, executed on the processor: every kernel in random schedules, a model's training, and what is refused."""
 
+import re
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -11,6 +12,7 @@ from ptx_machine.schedules import EVERY_SCHEDULE, SEEDS
 import minimoe as mm
 import minimoe_cupy
 from minimoe.backend import BackendUnavailable, check_overrides, kernel_kinds, overridden
+from minimoe.hints import install
 from minimoe.reference.routers import ROUTERS
 from minimoe.reference.routing import Plan
 from minimoe.testing import cases
@@ -166,7 +168,7 @@ def fake_cupy(monkeypatch, count=1, error=None, capability=(9, 0), nvrtc=(13, 0)
 def test_a_part_that_is_missing_is_named(monkeypatch):
     fake_cupy(monkeypatch)
     monkeypatch.setitem(sys.modules, "cupy_backends.cuda.libs.nvrtc", None)
-    with pytest.raises(BackendUnavailable, match=r"backend cupy: NVRTC is missing .*: pip install 'minimoe\[cupy\]'"):
+    with pytest.raises(BackendUnavailable, match=r"backend cupy: NVRTC is missing .*: " + re.escape(install("cupy"))):
         check_device("cupy")
 
 
@@ -186,7 +188,7 @@ def test_a_machine_without_a_fitting_card_says_what_is_missing(monkeypatch, fake
 
 def test_without_cupy_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
-    with pytest.raises(BackendUnavailable, match=r"CuPy is not installed: pip install 'minimoe\[cupy\]'"):
+    with pytest.raises(BackendUnavailable, match=r"CuPy is not installed: " + re.escape(install("cupy"))):
         check_device("cupy")
 
 
@@ -211,7 +213,7 @@ def test_the_oldest_nvrtc_that_is_tested_and_newer_ones_pass(monkeypatch, versio
 
 def test_a_library_of_nvrtc_that_is_missing_is_named(monkeypatch):
     fake_cupy(monkeypatch, nvrtc=RuntimeError("no libnvrtc.so.12"))
-    with pytest.raises(BackendUnavailable, match=r"backend cupy: NVRTC is missing \(no libnvrtc.so.12\): pip install 'minimoe\[cupy\]'"):
+    with pytest.raises(BackendUnavailable, match=re.escape(f"backend cupy: NVRTC is missing (no libnvrtc.so.12): {install('cupy')}")):
         check_device("cupy")
 
 

@@ -179,7 +179,7 @@ def test_a_text_that_cannot_be_read_is_one_line(
 
 OUT = {
     "full": "full: is not empty: a run needs a new or empty folder",
-    "runs/tiny-moe-001": "is not empty: a run needs a new or empty folder (minimoe resume continues a run)",
+    "runs/tiny-moe-001": "is not empty: a run needs a new or empty folder (minimoe resume runs/tiny-moe-001 continues the run in it)",
     "text.txt": "text.txt: is a file",
     "text.txt/below": "text.txt/below: cannot be written",
     "x" * 300: "File name too long",

@@ -1,6 +1,7 @@
 """The tokenizers: ids, text, streams, and the tokenizer.json that Hugging Face's `tokenizers` reads to the same ids."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from minimoe.data.tokenizer import (
     make_tokenizer,
 )
 from minimoe.errors import UserError
+from minimoe.hints import install
 
 TEXTS = [
     "",
@@ -156,7 +158,7 @@ def test_another_tokenizer_json_without_the_extra_says_what_to_install(tmp_path:
     table["normalizer"] = {"type": "Lowercase"}
     (tmp_path / "tokenizer.json").write_text(json.dumps(table), encoding="utf-8")
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(UserError, match=r"pip install 'minimoe\[hf\]'"):
+    with pytest.raises(UserError, match=re.escape(install("hf"))):
         load_tokenizer(tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +20,7 @@ from minimoe.config import Config, DataConfig, load_config
 from minimoe.data.batches import IGNORE
 from minimoe.data.tokenizer import HuggingFaceTokenizer
 from minimoe.errors import CheckpointError, ConfigError, UserError
+from minimoe.hints import install
 from minimoe.pretrained.loading import open_model
 from minimoe.study import bench
 from minimoe.study.compare import compare
@@ -373,7 +375,7 @@ def test_a_text_to_measure_on_needs_two_tokens(text: Path, tmp_path: Path) -> No
 
 def test_without_scikit_learn_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(UserError, match=r"pip install 'minimoe\[digits\]'"):
+    with pytest.raises(UserError, match=re.escape(install("digits"))):
         Trainer(images())
 
 

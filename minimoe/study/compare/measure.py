@@ -13,6 +13,7 @@ from minimoe.config import Config
 from minimoe.config.cost import Cost
 from minimoe.config.trained import training_cost
 from minimoe.errors import CheckpointError
+from minimoe.hints import command
 from minimoe.runs.records import read_environment
 from minimoe.runs.run import Run
 from minimoe.study.collapse import LAST, count_dead
@@ -127,7 +128,7 @@ def check_finished(run: Run) -> None:
     if state == "running":
         raise CheckpointError(f"{run.path}: still running, at step {status.get('step')} of {steps}: wait until it is finished")
     if state != "finished":
-        advice = f"`minimoe resume {run.path}` continues it" if state != "diverged" else "train it again, with a lower train.lr"
+        advice = f"`{command('resume', run.path)}` continues it" if state != "diverged" else "train it again, with a lower train.lr"
         raise CheckpointError(f"{run.path}: not finished ({state} at step {status.get('step')} of {steps}): {advice}")
 
 

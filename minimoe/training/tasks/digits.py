@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from minimoe.engine.random import host_bits
 from minimoe.errors import UserError
+from minimoe.hints import install
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
@@ -38,7 +39,7 @@ def load_digits(val_fraction: float = 0.2) -> Digits:
     try:
         from sklearn.datasets import load_digits as load
     except ImportError:
-        raise UserError("data.source = 'digits' comes with scikit-learn, which is not installed: pip install 'minimoe[digits]'") from None
+        raise UserError(f"data.source = 'digits' comes with scikit-learn, which is not installed: {install('digits')}") from None
     pixels, classes = load(return_X_y=True)
     raw, labels = pixels.astype(np.uint8), classes.astype(np.uint8)
     order = np.argsort(host_bits(len(raw), 0, "data.digits.split"), kind="stable")

@@ -6,6 +6,7 @@ In training each image is moved sideways by up to a pixel, so that a small set o
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from minimoe.data.tokenizer import Tokenizer
 from minimoe.engine.grad_mode import no_grad
 from minimoe.engine.random import host_bits
 from minimoe.errors import ConfigError, UserError
+from minimoe.hints import command
 from minimoe.model.transformer import Transformer
 from minimoe.training.evaluation import Batches
 from minimoe.training.tasks.digits import CLASSES, SIDE, Floats, load_digits, shifted
@@ -111,8 +113,8 @@ class ImageClassification(Task):
             parts = [model.backend.to_host(model(images).data) for images, *_ in self.held_out()]
         return np.argmax(np.concatenate(parts), axis=-1)
 
-    def next_command(self, run: str) -> str:
-        return f"minimoe eval {run}"
+    def next_command(self, run: Path) -> str:
+        return command("eval", run)
 
 
 def check_shape(config: Config) -> None:

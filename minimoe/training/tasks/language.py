@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
@@ -14,10 +15,12 @@ from minimoe.data.sources import IMAGE_SOURCES
 from minimoe.data.token_bytes import TokenBytes, token_bytes
 from minimoe.data.tokenizer import Tokenizer, check_rows
 from minimoe.errors import UserError
+from minimoe.hints import command
 from minimoe.model.transformer import Transformer
 from minimoe.training.evaluation import Batches, Evaluation, evaluate
 from minimoe.training.tasks.task import Array, Task, with_vocabulary
 
+PROMPT = "The "
 SAMPLE, SHORT = 300, 100  # tokens shown at the end of a run, and while it trains
 
 
@@ -88,12 +91,12 @@ class LanguageModelling(Task):
 
         return generate(model, self.tokenizer, default_prompt(self.tokenizer), tokens, Sampling(top_k=40))
 
-    def next_command(self, run: str) -> str:
+    def next_command(self, run: Path) -> str:
         try:
-            self.tokenizer.encode("The ")
-        except UserError:  # a char tokenizer without these characters
-            return f"minimoe generate {run}"
-        return f"minimoe generate {run} --prompt 'The '"
+            self.tokenizer.encode(PROMPT)
+        except UserError:  # a tokenizer of characters that lacks one of them
+            return command("generate", run)
+        return command("generate", run, "--prompt", PROMPT)
 
 
 def read_corpus(config: Config, tokenizer: Tokenizer | None, whole: bool, sha256: str | None = None) -> Corpus:

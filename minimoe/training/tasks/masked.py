@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from minimoe.data.tokenizer import REPLACEMENT, Tokenizer
 from minimoe.engine.grad_mode import no_grad
 from minimoe.engine.random import host_bits
 from minimoe.errors import UserError
+from minimoe.hints import command
 from minimoe.model.transformer import Transformer
 from minimoe.training.evaluation import Batches
 from minimoe.training.tasks.language import LanguageModelling
@@ -142,8 +144,8 @@ class MaskedLanguageModelling(LanguageModelling):
         text = "" if token == self.mask_id else decode([*before, token])[len(decode(before)) :].replace("\n", LINE_END)
         return "".join(char if char.isprintable() and char != REPLACEMENT else DOT for char in text) or DOT
 
-    def next_command(self, run: str) -> str:
-        return f"minimoe eval {run}"
+    def next_command(self, run: Path) -> str:
+        return command("eval", run)
 
 
 def mask_id(tokenizer: Tokenizer) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
@@ -91,7 +92,7 @@ class Task(ABC):
         """Show in a few lines what the model does now, piece by piece, for the `number`-th sample of a run; of a bounded length."""
 
     @abstractmethod
-    def next_command(self, run: str) -> str:
+    def next_command(self, run: Path) -> str:
         """Return the command to try next with this run."""
 
 
