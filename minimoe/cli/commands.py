@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from minimoe import __version__
+from minimoe.cli.about import show_help, version
 from minimoe.cli.backends import backends
 from minimoe.cli.comparison import bench, compare
 from minimoe.cli.inspection import config, convert, inspect, runs, verify
@@ -38,7 +39,7 @@ class Commands(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and self.get_command(ctx, args[0]) is None:
-            raise click.UsageError(f"no command {args[0]!r}{nearest(args[0], self.commands)}")
+            raise click.UsageError(f"no command {args[0]!r}{nearest(args[0], self.commands, 'minimoe help lists them')}")
         return super().resolve_command(ctx, args)
 
 
@@ -51,5 +52,5 @@ def cli() -> None:
     """
 
 
-for command in (train, resume, generate, evaluate, inspect, convert, compare, runs, verify, config, backends, bench):
+for command in (train, resume, generate, evaluate, inspect, convert, compare, runs, verify, config, backends, bench, show_help, version):
     cli.add_command(command)

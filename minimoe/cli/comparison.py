@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from minimoe.cli.options import backend_option, data_option, json_option, listener_for, option, print_json, quiet_option, set_option
+from minimoe.cli.options import Count, backend_option, data_option, json_option, listener_for, option, print_json, quiet_option, set_option
 from minimoe.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.argument("sources", nargs=-1, required=True, metavar="A B ...")
 @option("--budget", type=click.Choice(["steps", "tokens", "flops", "seconds"]), default="steps", show_default=True, help="equal cost in")
 @option("--seeds", type=click.IntRange(1), default=1, metavar="N", show_default=True, help="train each with seeds 0 to N-1")
-@option("--steps", type=click.IntRange(1), metavar="N", help="steps of the first model")
+@option("--steps", type=Count(1), metavar="N", help="steps of the first model")
 @option("--vary", multiple=True, metavar="KEY=A,B,...", help="train one configuration with each value; repeated: with each combination")
 @data_option
 @backend_option

@@ -73,14 +73,24 @@ def runs(as_json: bool) -> None:
 
 @click.command()
 @click.argument("preset", required=False)
-def config(preset: str | None) -> None:
+@json_option
+def config(preset: str | None, as_json: bool) -> None:
     """Print a preset as commented TOML.
 
-    Use it as the start of your own configuration. Without a name, list the presets.
+    Use it as the start of your own configuration. Without a name, list the presets, with what each is.
     """
-    from minimoe.config import preset_names, preset_text
+    from minimoe.config import load_config, preset_about, preset_names, preset_text, to_tables
 
-    click.echo("\n".join(preset_names()) if preset is None else preset_text(preset), nl=preset is None)
+    if preset is not None:
+        text = preset_text(preset)
+        print_json(to_tables(load_config(preset))) if as_json else click.echo(text, nl=False)
+        return
+    presets = {name: preset_about(name) for name in preset_names()}
+    if as_json:
+        print_json([{"name": name, "about": about} for name, about in presets.items()])
+        return
+    width = max(map(len, presets))
+    click.echo("\n".join(f"{name:<{width}}  {about}" for name, about in presets.items()))
 
 
 @click.command()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -45,6 +47,38 @@ class Size(click.ParamType):  # type: ignore[type-arg]
         if size <= 0:
             self.fail(f"{value!r} is not a size: give 8GB, 500MB, or a number of bytes", param, ctx)
         return size
+
+
+class Count(click.IntRange):
+    """A whole number, which may have an exponent: 1000 or 1e3."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        exponent = isinstance(value, str) and re.fullmatch(r"\s*\d+(\.\d+)?[eE]\+?\d{1,3}\s*", value)
+        number = float(value) if exponent else 0.5
+        return super().convert(int(number) if number.is_integer() else value, param, ctx)
+
+
+SHORT = {"--lr": "train.lr", "--batch-size": "train.batch_size", "--seq-len": "train.seq_len"}
+
+
+def set_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --set and its short forms, --lr and others; the command gets all of them as `overrides`. Both for one key are refused."""
+
+    @option("--lr", type=float, metavar="RATE", help="learning rate: short for --set train.lr=RATE")
+    @option("--batch-size", type=Count(1), metavar="N", help="sequences in a batch: short for --set train.batch_size=N")
+    @option("--seq-len", type=Count(1), metavar="N", help="tokens in a sequence: short for --set train.seq_len=N")
+    @set_option
+    @wraps(function)
+    def with_overrides(*arguments: Any, overrides: tuple[str, ...], **others: Any) -> Any:
+        given = {name: others.pop(name.removeprefix("--").replace("-", "_")) for name in SHORT}
+        also_set = {override.partition("=")[0].strip() for override in overrides}
+        for name, value in given.items():
+            if value is not None and SHORT[name] in also_set:
+                raise click.UsageError(f"{name} and --set {SHORT[name]} both set this key: keep one")
+        short = tuple(f"{SHORT[name]}={value}" for name, value in given.items() if value is not None)
+        return function(*arguments, overrides=overrides + short, **others)
+
+    return with_overrides
 
 
 # ---- what commands have in common ----------------------------------------------------------------------------------------------------

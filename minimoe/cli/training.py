@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from minimoe.cli.options import (
+    Count,
     backend_option,
     data_option,
     listener_for,
     option,
     quiet_option,
     seed_option,
-    set_option,
+    set_options,
     threads_option,
 )  # fmt: skip
 from minimoe.cli.streams import write, write_all
@@ -44,12 +45,12 @@ class WithNames(click.Command):
 )  # fmt: skip
 @option("--freeze", multiple=True, metavar="PATTERN", help="keep parameters as they are, as in --freeze 'embed*'; may be repeated")
 @data_option
-@option("--steps", type=click.IntRange(1), metavar="N", help="optimizer steps")
+@option("--steps", type=Count(1), metavar="N", help="optimizer steps")
 @option("--out", type=click.Path(path_type=Path), metavar="DIR", help="the run's folder (default: runs/NAME-001, counting up)")
 @backend_option
 @seed_option
 @threads_option
-@set_option
+@set_options
 @option("--dry-run", is_flag=True, help="check everything, show the plan, and stop before the first step")
 @quiet_option
 def train(
@@ -78,8 +79,8 @@ def train(
 
 @click.command()
 @click.argument("run", required=False)
-@option("--steps", type=click.IntRange(1), metavar="N", help="continue up to this many steps in all")
-@option("--patience", type=click.IntRange(0), metavar="N", help="evaluations without a better loss that end the run; 0: any number")
+@option("--steps", type=Count(1), metavar="N", help="continue up to this many steps in all")
+@option("--patience", type=Count(0), metavar="N", help="evaluations without a better loss that end the run; 0: any number")
 @quiet_option
 def resume(run: str | None, steps: int | None, patience: int | None, quiet: bool) -> None:
     """Continue a run that was stopped.
@@ -114,8 +115,8 @@ def show_result(trained: TrainedRun, quiet: bool) -> None:
 
 def remarks(trained: TrainedRun) -> Iterator[str]:
     """Say why a run ended early, which checkpoint is the best if it is not the last, and what to do about experts that died."""
-    from minimoe.study.collapse import remedies_text
     from minimoe.figures import number
+    from minimoe.study.collapse import remedies_text
 
     last, status = trained.metrics[-1], trained.run.status()
     if status.get("reason"):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from minimoe.cli.options import Size, data_option, json_option, open_loaded, option, print_json
+from minimoe.cli.options import Count, Size, data_option, json_option, open_loaded, option, print_json
 from minimoe.cli.streams import write, write_all
 from minimoe.errors import UserError, notice
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("run", required=False, metavar="[RUN|FOLDER]")
 @option("--prompt", "prompts", multiple=True, metavar="TEXT", help="text to continue (default: a new line); several make one batch")
-@option("--tokens", type=click.IntRange(1), default=300, metavar="N", show_default=True, help="tokens to generate")
+@option("--tokens", type=Count(1), default=300, metavar="N", show_default=True, help="tokens to generate")
 @option("--temperature", type=float, default=0.8, metavar="T", show_default=True, help="0: always the most likely token")
 @option("--top-k", type=int, default=0, metavar="K", help="sample from the K most likely tokens; 0: from all")
 @option("--top-p", type=float, default=1.0, metavar="P", help="sample from the fewest tokens that hold this probability")

@@ -1,7 +1,7 @@
 """Configurations: typed tables (`tables.py`) that presets and TOML files (`sources.py`) fill (`files.py`)."""
 
 from minimoe.config.files import apply_override, config_from_tables, load_config, to_tables, to_toml
-from minimoe.config.sources import preset_names, preset_text, read_tables
+from minimoe.config.sources import preset_about, preset_names, preset_text, read_tables
 from minimoe.config.tables import (
     Activation,
     AttentionConfig,
@@ -31,6 +31,7 @@ __all__ = [
     "apply_override",
     "config_from_tables",
     "load_config",
+    "preset_about",
     "preset_names",
     "preset_text",
     "read_tables",

@@ -35,6 +35,12 @@ def preset_text(name: str) -> str:
     return (resources.files("minimoe.config.presets") / f"{name}.toml").read_text(encoding="utf-8")
 
 
+def preset_about(name: str) -> str:
+    """Return what a preset is, in a few words: its first line is `# NAME: WORDS.`"""
+    first = preset_text(name).partition("\n")[0]
+    return first.partition(": ")[2].removesuffix(".")
+
+
 def read_tables(source: str, say: Say) -> dict[str, Any]:
     """Return the raw tables of a preset or file, merged into those that it extends; `say` is called where a path means two files."""
     found: Path | str = Path(source) if _is_path(source) or os.path.isfile(source) else source

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import pty
 import re
 import resource
@@ -295,7 +296,12 @@ def test_configurations_are_trained_and_compared(fresh: Path, capsys: pytest.Cap
 
 
 def test_config_prints_presets_that_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(capsys, "config")[1].split() == preset_names()
+    lines = call(capsys, "config")[1].splitlines()
+    assert [line.split()[0] for line in lines] == preset_names() and max(map(len, lines)) < 80
+    assert all(len(line.split()) > 3 and not line.endswith(".") for line in lines)
+    rows = json.loads(call(capsys, "config", "--json")[1])
+    assert [(row["name"], row["about"]) for row in rows] == [tuple(line.split(maxsplit=1)) for line in lines]
+    assert json.loads(call(capsys, "config", "tiny-dense", "--json")[1])["model"]["d_hidden"] == 512
     for name in preset_names():
         code, out, _ = call(capsys, "config", name)
         (tmp_path / f"{name}.toml").write_text(out)
@@ -417,9 +423,44 @@ def test_every_verb_has_its_help(capsys: pytest.CaptureFixture[str], verb: list[
 
 def test_help_names_every_verb_in_order_and_no_verb_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     out = call(capsys, "--help")[1]
-    verbs = ["train", "resume", "generate", "eval", "inspect", "convert", "compare", "runs", "verify", "config", "backends", "bench"]
+    verbs = ["train", "resume", "generate", "eval", "inspect", "convert", "compare", "runs", "verify", "config", "backends", "bench",
+        "help", "version"]
     assert [line.split()[0] for line in out.partition("Commands:\n")[2].splitlines()] == verbs
     assert call(capsys)[1].strip() == out.strip()
+
+
+@pytest.mark.parametrize("names", [[], ["train"], ["help"], ["backends"], ["backends", "check"], ["bench", "step"]])
+def test_help_is_also_a_verb(capsys: pytest.CaptureFixture[str], names: list[str]) -> None:
+    assert call(capsys, "help", *names) == call(capsys, *names, "--help")
+
+
+def test_help_on_what_is_no_verb_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert one_line(call(capsys, "help", "trian")[2]) == "no command 'trian' (did you mean 'train'?)"
+    assert one_line(call(capsys, "help", "backends", "chek")[2]) == "no command 'chek' of 'backends' (did you mean 'check'?)"
+    assert one_line(call(capsys, "help", "train", "it")[2]) == "no command 'it' of 'train'"
+
+
+def test_version_names_the_libraries_and_the_backends_that_run_here(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call(capsys, "version")
+    rows = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert (code, err) == (0, "") and list(rows) == ["minimoe", "python", "numpy", "numba", "platform", "backends"]
+    assert rows["python"] == platform.python_version() and "numpy" in rows["backends"].split(", ")
+    found = json.loads(call(capsys, "version", "--json")[1])
+    assert {**found, "backends": ", ".join(found["backends"])} == rows
+
+
+def test_short_forms_set_their_keys(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short = ["--lr", "2e-3", "--batch-size", "1e1", "--seq-len", "64", "--steps", "1e3"]
+    out = call(capsys, "train", "--data", "text.txt", "--dry-run", *short)[1]
+    train = tomllib.loads(out.partition("\ntiny-moe: ")[0])["train"]
+    assert (train["lr"], train["batch_size"], train["seq_len"], train["steps"]) == (2e-3, 10, 64, 1000)
+
+
+@pytest.mark.parametrize("option", ["--lr", "--batch-size", "--seq-len"])
+def test_a_short_form_beside_its_key_is_refused(fresh: Path, capsys: pytest.CaptureFixture[str], option: str) -> None:
+    key = f"train.{option[2:].replace('-', '_')}"
+    code, _, err = call(capsys, "train", "--data", "text.txt", option, "4", "--set", f"{key} = 4")
+    assert (code, one_line(err)) == (2, f"{option} and --set {key} both set this key: keep one")
 
 
 def modules_after(code: str) -> set[str]:
@@ -428,7 +469,7 @@ def modules_after(code: str) -> set[str]:
     return set(done.stderr.split())
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"], ["help", "train"]])
 def test_help_imports_no_numpy(arguments: list[str]) -> None:
     loaded = modules_after(f"from minimoe.cli import main; main({arguments})")
     assert "minimoe.cli" in loaded and not loaded & {"numpy", "rich", "msgspec", "safetensors"}

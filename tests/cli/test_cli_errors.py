@@ -204,11 +204,14 @@ def test_runs_that_is_a_file_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
 
 COMMANDS = {
     "trian": "no command 'trian' (did you mean 'train'?)",
-    "xyzzy": "no command 'xyzzy' (known: backends, bench,",
+    "xyzzy": "no command 'xyzzy' (minimoe help lists them)",
     "--hlep": "No such option '--hlep'",
     "train --stpes 3": "'--steps'",
     "train --steps": "'--steps' requires an argument",
     "train --steps x": "Invalid value for '--steps'",
+    "train --steps 1.5e0": "Invalid value for '--steps'",
+    "train --lr fast": "Invalid value for '--lr'",
+    "train --lr 0": "train.lr must be above 0",
     "train --steps 0": "Invalid value for '--steps'",
     "train a b": "unexpected extra argument (b)",
     "train --seed 99999999999999999999": "train.seed must be below 2**64",
