@@ -14,7 +14,7 @@ import click
 
 from minimoe.cli.options import print_json
 from minimoe.errors import Interrupted, printable
-from minimoe.study.tables import duration
+from minimoe.figures import duration
 from minimoe.testing.report import Report
 from minimoe.testing.results import Listed, Result, check_here
 from minimoe.testing.watched import Begun, Printed, check_watched

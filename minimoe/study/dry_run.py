@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from minimoe.config import Config, to_toml
 from minimoe.config.trained import check_trained, trained_line, training_cost
 from minimoe.errors import ConfigError, notice
+from minimoe.figures import duration
 from minimoe.runs.environment import check_memory
 from minimoe.runs.folders import check_free
 from minimoe.study.inspect import Report, show_cost
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 def show_plan(config: Config, out: Path | None, weights: Weights | None = None, **options: Any) -> None:
     """Check everything that can be checked without training, then print the configuration, its cost, and how long it will take."""
     from minimoe.backend import load
-    from minimoe.study.tables import duration, show
+    from minimoe.study.tables import show
     from minimoe.training.starting import with_options
     from minimoe.training.tasks import load_task
 

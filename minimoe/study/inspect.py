@@ -16,6 +16,7 @@ from minimoe.config import Config, load_config, preset_names
 from minimoe.config.cost import Cost, cost
 from minimoe.config.trained import trained_line, training_cost
 from minimoe.errors import CheckpointError, ConfigError, UserError, printable
+from minimoe.figures import number, percent
 from minimoe.pretrained.folder import is_model_folder
 from minimoe.pretrained.loading import model_folder
 from minimoe.runs.records import MetricsRow
@@ -54,7 +55,7 @@ class Report:
     def show(self) -> None:
         """Print the cost part by part and, for a run or a folder, the load of its experts."""
         from minimoe.layers.balance import uniform_aux_loss
-        from minimoe.study.tables import load_table, number, percent, show
+        from minimoe.study.tables import load_table, show
 
         show_cost(self)
         if self.folder:

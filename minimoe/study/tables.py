@@ -1,4 +1,4 @@
-"""Tables, bars and numbers as the terminal shows them."""
+"""Tables and bars as the terminal shows them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from minimoe.figures import BARS, number, percent
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
     from rich.text import Text
-
-BARS = " ▁▂▃▄▅▆▇█"
 
 
 def console() -> Console:
@@ -39,22 +39,6 @@ def timings_table(title: str, caption: str, columns: Sequence[str]) -> Table:
     for name in columns:
         table.add_column(name, justify="left" if name in ("kernel", "kind") else "right", no_wrap=True)
     return table
-
-
-def duration(seconds: float) -> str:
-    """95 -> 1:35"""
-    whole = round(max(0.0, seconds))
-    hours, rest = divmod(whole, 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
-
-
-def number(value: float | None, digits: int = 4) -> str:
-    """1.23456 -> 1.2346; None (a number that was not finite) -> a dash."""
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
 
 
 def load_table(loads: list[list[float]], uniform: float, row: dict[str, Any] | None = None) -> RenderableType:

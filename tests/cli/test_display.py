@@ -11,7 +11,9 @@ from rich.console import Console
 from tiny_runs import tiny, write_text
 
 from minimoe.cli import display
-from minimoe.cli.display import LiveProgress, Pace, PlainProgress
+from minimoe.cli.display import LiveProgress, PlainProgress
+from minimoe.training import progress
+from minimoe.training.progress import Pace
 from minimoe.training.surroundings import stop_signals
 from minimoe.training.trainer import Trainer
 
@@ -22,7 +24,8 @@ COMPILING = "compiling kernels for this processor: once, for less than a minute"
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A clock that a test sets: its one entry is the time in seconds."""
     now = [100.0]
-    monkeypatch.setattr(display, "now", lambda: now[0])
+    for module in (display, progress):
+        monkeypatch.setattr(module, "now", lambda: now[0])
     return now
 
 
