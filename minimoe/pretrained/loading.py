@@ -66,7 +66,7 @@ def open_model(
     return Loaded(model, config, saved.folder, saved.step, problems, data_sha256=(saved.state.get("data") or {}).get("sha256"))
 
 
-def open_checkpoint(path: str | Path | None = None, root: str | Path = RUNS) -> tuple[Checkpoint, Config, list[str]]:
+def open_checkpoint(path: str | os.PathLike[str] | None = None, root: str | Path = RUNS) -> tuple[Checkpoint, Config, list[str]]:
     """Read the newest whole checkpoint of a run, or a checkpoint's folder.   -> it, its configuration, and what is wrong with newer ones
 
     Its arrays have the names and shapes of the configuration's model; adapters are merged into the weights. Raises as `open_model` does.
