@@ -47,7 +47,8 @@ def install(port):
 def minimoe(port, *arguments):
     """Return the output of `minimoe ARGUMENTS` in a process of its own, in an environment where the backend is installed."""
     command = [sys.executable, "-m", "minimoe", *arguments]
-    env = environment(PYTHONPATH=os.pathsep.join([str(port), environment()["PYTHONPATH"]]))
+    paths = os.pathsep.join([str(port), environment()["PYTHONPATH"]])
+    env = environment(PYTHONPATH=paths, PYTEST_ADDOPTS="")  # --all, which may be there, is an option of our tests alone
     done = subprocess.run(command, cwd=port.parent, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -89,7 +90,8 @@ def test_what_is_written_has_the_name_everywhere_and_a_way_to_be_published(folde
 def test_its_own_tests_run_every_case_of_the_suite(folder, capsys):
     port = new(capsys, "kernels")
     install(port)
-    env = environment(PYTHONPATH=os.pathsep.join([str(port), environment()["PYTHONPATH"]]))
+    paths = os.pathsep.join([str(port), environment()["PYTHONPATH"]])
+    env = environment(PYTHONPATH=paths, PYTEST_ADDOPTS="")  # --all, which may be there, is an option of our tests alone
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "swiglu", "tests"]
     done = subprocess.run(command, cwd=port, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and " passed" in done.stdout, done.stdout + done.stderr
