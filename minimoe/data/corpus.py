@@ -6,16 +6,13 @@ Batches are pure functions of (seed, step, micro-batch) and there is no sampler 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from minimoe.config import DataConfig
+from minimoe.data.arrays import Domains, Starts, TokenArrays, gather
 from minimoe.data.batches import Tokens
+from minimoe.data.encoding import Flags, encode_documents
 from minimoe.data.sources import digest, read_as_recorded
 from minimoe.data.tokenizer import Tokenizer, make_tokenizer, note_of_dropped
 from minimoe.errors import UserError
-
-Domains = npt.NDArray[np.int8]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +29,10 @@ class Corpus:
     source: str
     notes: tuple[str, ...] = ()  # what a user should know about how the text was read
     kept: bytes | None = None  # the text that came through a pipe, which cannot be read again
+    train_learned: Flags | None = None  # [n]: the tokens that the loss counts as targets; None: all
+    val_learned: Flags | None = None  # [m]
+    train_documents: Starts | None = None  # where documents that are set apart begin, rising from 0; None: there is only one
+    val_documents: Starts | None = None
 
 
 def load_corpus(
@@ -44,17 +45,11 @@ def load_corpus(
     seq_len + 2 tokens. For `sha256` see `whole_corpus`. Raises `UserError`, naming the source, if it is missing, binary, empty or too
     short.
     """
-    whole = whole_corpus(data.source, data.tokenizer, base, tokenizer, sha256)
-    tokens, labels = whole.val, whole.val_domains
-    n_train = int(len(tokens) * (1 - data.val_fraction))
-    check_length(data, n_train, len(tokens) - n_train, seq_len)
-    return replace(
-        whole,
-        train=tokens[:n_train],
-        val=tokens[n_train:],
-        train_domains=None if labels is None else labels[:n_train],
-        val_domains=None if labels is None else labels[n_train:],
-    )
+    found, arrays = read_corpus(data.source, data.tokenizer, base, tokenizer, sha256)
+    n = len(arrays.tokens)
+    n_train = int(n * (1 - data.val_fraction))
+    check_length(data, n_train, n - n_train, seq_len)
+    return with_splits(found, arrays.part(0, n_train), arrays.part(n_train, n))
 
 
 def whole_corpus(
@@ -65,17 +60,33 @@ def whole_corpus(
     With `sha256`, the digest that a run recorded, a text that has this digest only as earlier versions of minimoe read it is read that way.
     Raises `UserError` if the source is missing, binary or empty.
     """
+    found, arrays = read_corpus(source, tokenizer_name, base, tokenizer, sha256)
+    return with_splits(found, arrays, arrays)
+
+
+def with_splits(corpus: Corpus, train: TokenArrays, val: TokenArrays) -> Corpus:
+    """Return a corpus with these splits."""
+    return replace(
+        corpus,
+        train=train.tokens, train_domains=train.domains, train_learned=train.learned, train_documents=train.documents,
+        val=val.tokens, val_domains=val.domains, val_learned=val.learned, val_documents=val.documents,
+    )  # fmt: skip
+
+
+def read_corpus(
+    source: str, tokenizer_name: str, base: Path | None, tokenizer: Tokenizer | None, sha256: str | None
+) -> tuple[Corpus, TokenArrays]:
+    """Read a source.   -> a corpus whose splits are still to be made, all tokens"""
     found = read_as_recorded(source, base, sha256)
-    documents, domains, text = list(found.documents()), found.domains, found.text
+    documents, text = list(found.documents()), found.text
     if not text:
         raise UserError(f"{source}: empty: data.source needs text")
     tokenizer = tokenizer or make_tokenizer(tokenizer_name, text, base)
-    parts = [tokenizer.encode(document.text, source) for document in documents]
-    tokens = np.concatenate(parts)
-    labels = np.repeat(np.array([document.domain for document in documents], np.int8), [len(part) for part in parts]) if domains else None
+    arrays = gather(encode_documents(documents, tokenizer, source), bool(found.domains))
     notes = (*found.notes, *note_of_dropped(tokenizer, text, source))
     kept = to_keep(text) if found.piped else None
-    return Corpus(tokens, tokens, labels, labels, domains, tokenizer, digest(text), source, notes, kept)
+    empty = arrays.tokens[:0]
+    return Corpus(empty, empty, None, None, found.domains, tokenizer, digest(text), source, notes, kept), arrays
 
 
 def to_keep(text: str) -> bytes:

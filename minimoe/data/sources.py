@@ -7,10 +7,10 @@ be turned into tokens piece by piece.
 import hashlib
 import os
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from minimoe.data.pipes import is_pipe
 from minimoe.data.text import SEPARATOR, Decode, NotText, decode, decode_as_before, read_bytes, read_folder, read_text, walk
@@ -29,16 +29,22 @@ class Document(NamedTuple):
     domain: int = 0  # its number among the source's domains
     learned: tuple[tuple[int, int], ...] | None = None  # the stretches of characters that the loss counts; None: all of them
     ends: bool = False  # the tokenizer's end of text follows or, if it has none, an empty line
+    continues: bool = False  # it goes on with the text of the document before: both are turned into tokens as one
 
 
 @dataclass(frozen=True)
 class Source:
-    """A source that was found: its documents in order, the names of their domains (none if there is only one), and what to say about it."""
+    """A source that was found: its documents in order, the names of their domains (none if there is only one), and what to say about it.
+
+    `state` tells without reading whether the content is that of another time, in values that JSON has: each file's path, device, inode,
+    size and time (`text.file_state`), and how it is read. None, or a result of None: only reading tells.
+    """
 
     documents: Callable[[], Iterator[Document]]  # reads them anew at each call
     domains: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: Sequence[str] = ()  # complete when the documents were read to their end
     piped: bool = False
+    state: Callable[[], Any] | None = None
 
     @property
     def text(self) -> str:

@@ -8,7 +8,7 @@ import codecs
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from itertools import islice
@@ -25,8 +25,10 @@ from minimoe.signatures import START, what_it_is
 from minimoe.untrusted import Malformed, decode_text, parse_json, read_bounded
 
 Ids = npt.NDArray[np.int32]
+Places = npt.NDArray[np.int64]
 REPLACEMENT = "\ufffd"  # Unicode's replacement for bytes that are not text; minimoe also uses it for unknown ids
 BUILT_IN = ("byte", "char")
+END_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")  # of tokens that end a text
 PROBES = 1000  # names of tokens that are encoded to see what precedes a text; the first suffices in all but odd vocabularies
 MOST_JSON = 200_000_000  # bytes of a tokenizer.json; those of vocabularies of 260,000 tokens take 35 MB
 
@@ -53,6 +55,7 @@ class Tokenizer(ABC):
     name: str
     vocab_size: int
     mask_id: int | None = None  # the id of its mask token, if it has one
+    end_id: int | None = None  # the id of the token that ends a text, if it has one
 
     @abstractmethod
     def encode(self, text: str, what: str = "text") -> Ids:
@@ -65,6 +68,18 @@ class Tokenizer(ABC):
     def encode_template(self, text: str, what: str = "text") -> Ids:
         """Return the ids of a text with all special tokens that the tokenizer puts around it, as encoders read it: [CLS] ... [SEP]."""
         return self.encode(text, what)
+
+    def encode_many(self, texts: Sequence[str], what: str = "text", places: bool = False) -> list[tuple[Ids, Places | None]]:
+        """Return the ids of each text and, with `places`, where in the text each token's last character stands, int64 [n]."""
+        return [(self.encode(text, what), self._places(text) if places else None) for text in texts]
+
+    def _places(self, text: str) -> Places:
+        """Return where each token's last character stands in a text, int64 [n], unless `encode_many` finds that out by itself."""
+        raise NotImplementedError
+
+    def encode_pieces(self, pieces: Iterable[str], what: str = "text") -> Iterator[Ids]:
+        """Yield the ids of a text that comes in pieces; joined, they are those of the whole."""
+        return (self.encode(piece, what) for piece in pieces)
 
     def dropped(self, text: str) -> dict[str, int]:
         """Return the characters of a text that `encode` drops without an error, and how often each occurs; the most frequent first."""
@@ -106,6 +121,10 @@ class ByteTokenizer(Tokenizer):
         except UnicodeEncodeError as error:
             raise UserError(f"{what}: not valid Unicode: {text[error.start]!r} at position {error.start} is half a character") from None
         return np.frombuffer(data, np.uint8).astype(np.int32)
+
+    def _places(self, text: str) -> Places:
+        codes = code_points(text)
+        return np.repeat(np.arange(len(text)), 1 + (codes > 0x7F) + (codes > 0x7FF) + (codes > 0xFFFF))
 
     def decode(self, ids: npt.ArrayLike) -> str:
         ids = flat(ids)
@@ -169,6 +188,9 @@ class CharTokenizer(Tokenizer):
             self._refuse(text, what)
         return ids
 
+    def _places(self, text: str) -> Places:
+        return np.arange(len(text))
+
     def _refuse(self, text: str, what: str) -> None:
         unknown = sorted(set(text) - set(self.chars))
         shown = ", ".join(repr(char) for char in unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
@@ -227,7 +249,12 @@ class HuggingFaceTokenizer(Tokenizer):
         self.path = json_file(path)
         self.name = self.path.name
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1  # ids may have holes
-        self.mask_id = next((id for id in map(self._tokenizer.token_to_id, ("[MASK]", "<mask>")) if id is not None), None)
+        self.mask_id = self._first_of("[MASK]", "<mask>")
+        self.end_id = self._first_of(*END_NAMES)
+
+    def _first_of(self, *names: str) -> int | None:
+        """Return the id of the first of these tokens that there is."""
+        return next((id for id in map(self._tokenizer.token_to_id, names) if id is not None), None)
 
     def encode(self, text: str, what: str = "text") -> Ids:
         return self._encode(text, what, add_special_tokens=False)
@@ -256,6 +283,12 @@ class HuggingFaceTokenizer(Tokenizer):
                 if 0 in found.sequence_ids:
                     return list(found.ids[: found.sequence_ids.index(0)])
         return []
+
+    def encode_many(self, texts: Sequence[str], what: str = "text", places: bool = False) -> list[tuple[Ids, Places | None]]:
+        with library_errors(f"{what}: {self.path} cannot encode it"):
+            found = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+            lasts = [np.array([max(start, stop - 1) for start, stop in one.offsets], np.int64) if places else None for one in found]
+            return [(np.array(one.ids, np.int32), last) for one, last in zip(found, lasts, strict=True)]
 
     def _encode(self, text: str, what: str, add_special_tokens: bool) -> Ids:
         with library_errors(f"{what}: {self.path} cannot encode it"):
