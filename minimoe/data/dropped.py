@@ -20,7 +20,7 @@ def dropped_characters(library: Library, text: str) -> dict[str, int]:
 
     The cost is that of counting the text's characters: each distinct one is looked up once.
     """
-    if not _may_drop(library):
+    if not may_drop(library):
         return {}
     without = [char for char in sorted(set(text)) if _is_dropped(library, char)]
     counts = Counter(text) if without else {}  # one pass, however many they are
@@ -31,7 +31,7 @@ def dropped_characters(library: Library, text: str) -> dict[str, int]:
     return dict(sorted(((char, n) for char, n in dropped.items() if n > 0), key=lambda item: -item[1]))
 
 
-def _may_drop(library: Library) -> bool:
+def may_drop(library: Library) -> bool:
     """Return True if there may be characters that the tokenizer drops."""
     model = library.model
     if type(model).__name__ != "BPE" or model.unk_token is not None:

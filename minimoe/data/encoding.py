@@ -77,8 +77,9 @@ def _side_by_side(documents: list[Document], tokenizer: Tokenizer, what: str) ->
 
 def _to_the_end(document: Document) -> Iterator[tuple[int, int]]:
     """Yield the stretches of a document that are learned; one that reaches its last character goes on over what ends it."""
+    size = len(document.text)
     for start, stop in document.learned or ():
-        yield start, stop + len(EMPTY_LINE) * (start < len(document.text) <= stop)
+        yield start, stop if stop < size else size + len(EMPTY_LINE) * (start < size)
 
 
 def _piece_by_piece(first: Document, rest: Iterator[Document], begins: bool, tokenizer: Tokenizer, what: str) -> Iterator[Stretch]:

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from minimoe.data.dropped import dropped_characters
+from minimoe.data.dropped import dropped_characters, may_drop
+from minimoe.data.windows import Window, encode_in_windows
 from minimoe.errors import UserError, nearest
 from minimoe.hints import install
 from minimoe.signatures import START, what_it_is
@@ -289,6 +290,21 @@ class HuggingFaceTokenizer(Tokenizer):
             found = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
             lasts = [np.array([max(start, stop - 1) for start, stop in one.offsets], np.int64) if places else None for one in found]
             return [(np.array(one.ids, np.int32), last) for one, last in zip(found, lasts, strict=True)]
+
+    def encode_pieces(self, pieces: Iterable[str], what: str = "text") -> Iterator[Ids]:
+        def encode(texts: list[str]) -> list[Window]:
+            with library_errors(f"{what}: {self.path} cannot encode it"):
+                return [self._window(one) for one in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
+
+        return encode_in_windows(encode, pieces)
+
+    def _window(self, found: Any) -> Window:
+        """Return an encoding of the library as a window; within a word, the library loses count where characters are dropped."""
+        words = np.array([-1 if word is None else word for word in found.word_ids], np.int64)
+        begins = np.diff(words, prepend=-1) != 0
+        if self._tokenizer.pre_tokenizer is None and not may_drop(self._tokenizer):
+            begins[:] = True
+        return np.array(found.ids, np.int32), np.array(found.offsets, np.int64).reshape(-1, 2), begins
 
     def _encode(self, text: str, what: str, add_special_tokens: bool) -> Ids:
         with library_errors(f"{what}: {self.path} cannot encode it"):
