@@ -30,10 +30,15 @@ def user_caches() -> Iterator[Path]:
         yield own
 
 
-def private_folder(name: str) -> Path | None:
-    """Return the folder of that name in the user's cache, made for this user alone if it is missing; None where there can be none."""
+def private_folder(name: str, make: bool = True) -> Path | None:
+    """Return the folder of that name in the user's cache, made for this user alone if it is missing; None where there can be none.
+
+    With make = False, None too where there is none yet.
+    """
     for parent in user_caches():
         folder = parent / name
+        if not make and not folder.is_dir():
+            continue
         if can_be_written(folder, 0o700) and not open_to_others(folder):
             return folder
     return None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from minimoe.data.batches import Tokens
+from minimoe.data.batches import TokenRow
 from minimoe.data.encoding import Flags, Stretch
 
 Domains = npt.NDArray[np.int8]
@@ -17,7 +17,7 @@ Starts = npt.NDArray[np.int64]
 class TokenArrays:
     """One row of tokens [n]. The rest is None where there is nothing to say."""
 
-    tokens: Tokens  # [n]; int32 in memory, the smallest unsigned type in a file
+    tokens: TokenRow  # [n]; int32 in memory, the smallest unsigned type in a file
     domains: Domains | None  # [n]: the number of each token's domain
     learned: Flags | None  # [n]: whether the loss counts the token as a target
     documents: Starts | None  # where documents that are set apart begin, rising from 0

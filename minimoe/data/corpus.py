@@ -1,26 +1,36 @@
 """The text of a source as one row of tokens, split into training and validation.
 
-Batches are pure functions of (seed, step, micro-batch) and there is no sampler state, so a resumed run reads the same windows.
+Batches are pure functions of (seed, step, micro-batch) and there is no sampler state, so a resumed run reads the same windows. The tokens
+of a short text are made at each start and kept in memory; those of a longer one are made once, and mapped from a file of the user's cache.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from msgspec import structs
+
 from minimoe.config import DataConfig
-from minimoe.data.arrays import Domains, Starts, TokenArrays, gather
-from minimoe.data.batches import Tokens
-from minimoe.data.encoding import Flags, encode_documents
-from minimoe.data.sources import digest, read_as_recorded
-from minimoe.data.tokenizer import Tokenizer, make_tokenizer, note_of_dropped
+from minimoe.data.arrays import Domains, Starts, TokenArrays
+from minimoe.data.batches import TokenRow
+from minimoe.data.content import Reading, read_through
+from minimoe.data.encoding import Flags
+from minimoe.data.sources import read_source
+from minimoe.data.store import in_memory, room, stored_tokens
+from minimoe.data.text import Decode, decode, decode_as_before
+from minimoe.data.tokenizer import BUILT_IN, Tokenizer, make_tokenizer, note_of_counts
 from minimoe.errors import UserError
+
+MOST_IN_MEMORY = 8_000_000  # bytes of a text whose bytes or characters are made tokens at each start, in a tenth of a second
+MOST_TO_ENCODE = 1_000_000  # the same for a tokenizer.json, in about a second
 
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
     """A text in tokens: the first part is for training, the last for validation. Domain numbers index `domains`."""
 
-    train: Tokens  # [n]
-    val: Tokens  # [m]
+    train: TokenRow  # [n]
+    val: TokenRow  # [m]
     train_domains: Domains | None  # [n]
     val_domains: Domains | None  # [m]
     domains: tuple[str, ...]  # empty if the source has none
@@ -76,17 +86,51 @@ def with_splits(corpus: Corpus, train: TokenArrays, val: TokenArrays) -> Corpus:
 def read_corpus(
     source: str, tokenizer_name: str, base: Path | None, tokenizer: Tokenizer | None, sha256: str | None
 ) -> tuple[Corpus, TokenArrays]:
-    """Read a source.   -> a corpus whose splits are still to be made, all tokens"""
-    found = read_as_recorded(source, base, sha256)
-    documents, text = list(found.documents()), found.text
-    if not text:
+    """Read a source, in memory or into the cache.   -> a corpus whose splits are still to be made, all tokens"""
+    reading, tokenizer = read_with_tokenizer(source, tokenizer_name, base, tokenizer, sha256)
+    content = reading.content
+    if reading.held is not None:
+        arrays, dropped = in_memory(reading, source, tokenizer)
+    else:
+        arrays, dropped = stored_tokens(reading, source, tokenizer)
+    notes = (*content.notes, *note_of_counts(tokenizer, dropped, source))
+    kept = to_keep("".join(document.text for document in reading.held or ())) if reading.source.piped else None
+    none = arrays.tokens[:0]
+    return Corpus(none, none, None, None, reading.source.domains, tokenizer, content.sha256, source, notes, kept), arrays
+
+
+def read_with_tokenizer(
+    source: str, tokenizer_name: str, base: Path | None = None, tokenizer: Tokenizer | None = None, sha256: str | None = None,
+    *, anew: bool = False,
+) -> tuple[Reading, Tokenizer]:  # fmt: skip
+    """Find what a source holds and, unless it is given, make the tokenizer. Raises `UserError` for a source without text."""
+    built_in = tokenizer_name in BUILT_IN if tokenizer is None else tokenizer.name in BUILT_IN
+    most = MOST_IN_MEMORY if built_in else MOST_TO_ENCODE
+    chars = tokenizer is None and tokenizer_name == "char"
+
+    def read(as_text: Decode = decode) -> Reading:
+        found = read_source(source, base, as_text)
+        return read_through(found, source, float("inf") if found.piped else most, chars, room, anew)
+
+    reading = _as_recorded(read, source, sha256)
+    if not reading.content.size:
         raise UserError(f"{source}: empty: data.source needs text")
-    tokenizer = tokenizer or make_tokenizer(tokenizer_name, text, base)
-    arrays = gather(encode_documents(documents, tokenizer, source), bool(found.domains))
-    notes = (*found.notes, *note_of_dropped(tokenizer, text, source))
-    kept = to_keep(text) if found.piped else None
-    empty = arrays.tokens[:0]
-    return Corpus(empty, empty, None, None, found.domains, tokenizer, digest(text), source, notes, kept), arrays
+    return reading, tokenizer or make_tokenizer(tokenizer_name, reading.content.chars or "", base)
+
+
+def _as_recorded(read: Callable[..., Reading], source: str, sha256: str | None) -> Reading:
+    """Read a source; if it has the digest `sha256` only as earlier versions of minimoe read it, read it that way."""
+    found = read()
+    if sha256 is None or found.source.piped or found.content.sha256 == sha256:
+        return found
+    try:
+        before = read(decode_as_before)
+    except UserError:
+        return found
+    if before.content.sha256 != sha256:
+        return found
+    note = f"{source}: read as when the run began: byte order marks are kept, and compressed or UTF-16 files are left out"
+    return replace(before, content=structs.replace(before.content, notes=(note, *before.content.notes)))
 
 
 def to_keep(text: str) -> bytes:

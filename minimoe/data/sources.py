@@ -4,16 +4,28 @@ A source is a built-in one, a file, a folder or a pipe. What it holds is known o
 be turned into tokens piece by piece.
 """
 
-import hashlib
 import os
 import sysconfig
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from minimoe.data.pipes import is_pipe
-from minimoe.data.text import SEPARATOR, Decode, NotText, decode, decode_as_before, read_bytes, read_folder, read_text, walk
+from minimoe.data.text import (
+    SEPARATOR,
+    Decode,
+    NotText,
+    decode,
+    decode_as_before,
+    file_state,
+    files_below,
+    read_chunks,
+    read_folder,
+    read_pieces,
+    read_piped,
+    walk,
+)
 from minimoe.errors import UserError, nearest
 
 CODE_BYTES = 4_000_000  # python-code takes whole files, in order, up to this
@@ -46,16 +58,6 @@ class Source:
     piped: bool = False
     state: Callable[[], Any] | None = None
 
-    @property
-    def text(self) -> str:
-        """All documents, joined."""
-        return "".join(document.text for document in self.documents())
-
-
-def digest(text: str) -> str:
-    """Return the SHA-256 of a text's UTF-8 bytes."""
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
-
 
 def read_source(source: str, base: Path | None = None, as_text: Decode = decode) -> Source:
     """Read a built-in source, a file, a folder or a pipe. Raises `UserError`, naming the source, if there is no text."""
@@ -65,9 +67,7 @@ def read_source(source: str, base: Path | None = None, as_text: Decode = decode)
         return Source(lambda: iter((Document(SOURCES[source]()),)))
     path = (base or Path()) / os.path.expanduser(source)
     if path.exists():
-        piped = is_pipe(path)
-        found = read_folder(path, as_text) if path.is_dir() else read_text(path, as_text)
-        return Source(lambda: iter((Document(found.text),)), notes=found.notes, piped=piped)
+        return from_pipe(path, as_text) if is_pipe(path) else from_files(path, as_text)
     if path.suffix or path.name != source:
         hint = "put the text there, or name another with --data"
         if not source.isprintable():
@@ -76,19 +76,27 @@ def read_source(source: str, base: Path | None = None, as_text: Decode = decode)
     raise UserError(f"data.source = {source!r} is not a file, a folder or a built-in source{nearest(source, [*SOURCES, 'python-mix'])}")
 
 
-def read_as_recorded(source: str, base: Path | None, sha256: str | None) -> Source:
-    """Read a source; if its text has the digest `sha256` only as earlier versions of minimoe read it, read it that way."""
-    found = read_source(source, base)
-    if sha256 is None or found.piped or digest(found.text) == sha256:
-        return found
-    try:
-        before = read_source(source, base, decode_as_before)
-    except UserError:
-        return found
-    if digest(before.text) != sha256:
-        return found
-    note = f"{source}: read as when the run began: byte order marks are kept, and compressed or UTF-16 files are left out"
-    return replace(before, notes=(note, *before.notes))
+def from_pipe(path: Path, as_text: Decode) -> Source:
+    """Read a pipe to its end, since it can be read only once."""
+    notes: list[str] = []
+    text = read_piped(path, as_text, notes)
+    return Source(lambda: iter((Document(text),)), notes=notes, piped=True)
+
+
+def from_files(path: Path, as_text: Decode) -> Source:
+    """Return a file, or the text files of a folder, as one document that is read in pieces."""
+    notes: list[str] = []
+    read = read_folder if path.is_dir() else read_pieces
+
+    def documents() -> Iterator[Document]:
+        notes.clear()
+        for number, piece in enumerate(read(path, as_text, notes)):
+            yield Document(piece, continues=number > 0)
+
+    def state() -> list[Any]:
+        return [as_text.__name__, str(path.absolute()), *map(file_state, files_below(path) if path.is_dir() else [path])]
+
+    return Source(documents, notes=notes, state=state)
 
 
 def python_docs() -> str:
@@ -110,7 +118,7 @@ def python_code() -> str:
     texts, size = [], 0
     for path in sorted(paths, key=lambda path: (len(path.parts), path.as_posix())):
         try:
-            text = decode_as_before(read_bytes(path))
+            text = "".join(decode_as_before(read_chunks(path)))
         except NotText:
             continue
         size += len(text.encode("utf-8")) + len(SEPARATOR)

@@ -8,7 +8,7 @@ import codecs
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from itertools import islice
@@ -30,6 +30,7 @@ Places = npt.NDArray[np.int64]
 REPLACEMENT = "\ufffd"  # Unicode's replacement for bytes that are not text; minimoe also uses it for unknown ids
 BUILT_IN = ("byte", "char")
 END_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")  # of tokens that end a text
+CHECKED = 1 << 20  # ids of a text that are looked at together
 PROBES = 1000  # names of tokens that are encoded to see what precedes a text; the first suffices in all but odd vocabularies
 MOST_JSON = 200_000_000  # bytes of a tokenizer.json; those of vocabularies of 260,000 tokens take 35 MB
 
@@ -374,24 +375,33 @@ class WindowStream(StreamDecoder):
 # ---- what a user should know of a text ----------------------------------------------------------------------------------------
 
 
-def check_rows(tokenizer: Tokenizer, ids: Ids, rows: int, what: str) -> None:
+def check_rows(tokenizer: Tokenizer, ids: npt.NDArray[np.integer[Any]], rows: int, what: str) -> None:
     """Raise `UserError` if a text (`what`) has a token that an embedding of `rows` rows lacks: it was added to the tokenizer alone."""
-    beyond = ids[ids >= rows]
-    if beyond.size:
-        id = int(beyond[0])
-        raise UserError(
-            f"{what}: has the token {tokenizer.token(id)!r} (id {id}), which the model lacks: its embedding has {rows} rows, "
-            f"the tokenizer {tokenizer.vocab_size} tokens; leave the token out of the text, or resize the embedding"
-        )
+    if tokenizer.vocab_size <= rows:
+        return
+    for start in range(0, len(ids), CHECKED):
+        part = ids[start : start + CHECKED]
+        beyond = part[part >= rows]
+        if beyond.size:
+            id = int(beyond[0])
+            raise UserError(
+                f"{what}: has the token {tokenizer.token(id)!r} (id {id}), which the model lacks: its embedding has {rows} rows, "
+                f"the tokenizer {tokenizer.vocab_size} tokens; leave the token out of the text, or resize the embedding"
+            )
 
 
 def note_of_dropped(tokenizer: Tokenizer, text: str, what: str) -> tuple[str, ...]:
     """Return a message, if there is reason for one, about characters of a text (`what`) that the tokenizer drops."""
-    dropped = tokenizer.dropped(text)
+    return note_of_counts(tokenizer, tokenizer.dropped(text), what)
+
+
+def note_of_counts(tokenizer: Tokenizer, dropped: Mapping[str, int], what: str) -> tuple[str, ...]:
+    """Return the same message for the characters that are dropped, and how often each occurs."""
     if not dropped:
         return ()
     count = sum(dropped.values())
-    shown = ", ".join(map(repr, list(dropped)[:5])) + (f" and {len(dropped) - 5} more" if len(dropped) > 5 else "")
+    often = sorted(dropped, key=lambda char: -dropped[char])
+    shown = ", ".join(map(repr, often[:5])) + (f" and {len(dropped) - 5} more" if len(dropped) > 5 else "")
     return (f"{tokenizer.name} drops {count:,} character{'s' * (count > 1)} of {what} that it has no token for: {shown}",)
 
 

@@ -42,6 +42,12 @@ def host_bits(count: int, seed: int, stream: str, micro: int = 0, step: int = 0)
     return bits
 
 
+def host_words(blocks: npt.NDArray[np.int64], seed: int, stream: str) -> npt.NDArray[np.int64]:
+    """Return the words 4b .. 4b + 3 of `host_bits` for each block b.   [n] -> [n,4]"""
+    words: npt.NDArray[np.int64] = load("numpy").random_words(blocks, Draw(seed, stream_id(stream), 0, 0))
+    return words
+
+
 def host_normal(count: int, seed: int, stream: str) -> Floats:
     """Return standard normals, the same bits on every machine: Phi^-1((bits + 1/2) / 2^32).   -> float64 [count]"""
     return inverse_normal((host_bits(count, seed, stream).astype(np.float64) + 0.5) * 2.0**-32)

@@ -30,10 +30,13 @@ class RandomKernels(ArrayLayer):
         """32 random bits for each element.   -> int64 [count] in [0, 2^32)"""
         xp = self.xp
         blocks = xp.arange((count + 3) // 4, dtype=xp.int64)
-        zero = xp.zeros_like(blocks)
+        return xp.reshape(self.random_words(blocks, rng), (-1,))[:count]
+
+    def random_words(self, blocks: Array, rng: Draw) -> Array:
+        """The 32 random bits of elements 4b .. 4b + 3 of `random_bits`, for each block b.   int64 [n] -> int64 [n,4] in [0, 2^32)"""
+        zero = self.xp.zeros_like(blocks)
         counter = (blocks & MASK, zero + rng.stream, zero + rng.micro, zero + rng.step)
-        words = self._philox(counter, (rng.seed & MASK, (rng.seed >> 32) & MASK))
-        return xp.reshape(xp.stack(words, axis=-1), (-1,))[:count]
+        return self.xp.stack(self._philox(counter, (rng.seed & MASK, (rng.seed >> 32) & MASK)), axis=-1)
 
     def uniform(self, count: int, rng: Draw) -> Array:
         """Multiples of 2^-24 in [0, 1).   -> float32 [count]"""

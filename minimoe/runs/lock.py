@@ -8,7 +8,6 @@ it or is provably dead: gone from the same boot and the same PID namespace. Else
 """
 
 import contextlib
-import errno
 import os
 import platform
 import stat
@@ -22,7 +21,7 @@ import msgspec
 from msgspec import Struct
 
 from minimoe.errors import CheckpointError
-from minimoe.files import hidden_sibling, write_synced
+from minimoe.files import NO_LOCKS, hidden_sibling, is_at, lock_in_kernel, write_synced
 from minimoe.runs.environment import process_identity
 from minimoe.runs.records import ProcessNumber, read_regular
 from minimoe.untrusted import Malformed
@@ -30,21 +29,6 @@ from minimoe.untrusted import Malformed
 LOCK = "training.lock"
 BEGINNING = b'{"pid":'  # of its text
 TRIES, PAUSE = 5, 0.02  # seconds; a reader of the state holds a shared lock for a moment
-NO_LOCKS = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL})
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def lock_in_kernel(descriptor: int, shared: bool = False) -> None:
-        """Lock a file at once. Raises `PermissionError` if another has it. One byte far behind the text: a locked one cannot be read."""
-        os.lseek(descriptor, 1 << 30, os.SEEK_SET)
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-else:
-    import fcntl
-
-    def lock_in_kernel(descriptor: int, shared: bool = False) -> None:
-        """Lock a file at once. Raises `BlockingIOError` if another has it, `OSError` of `NO_LOCKS` if the file system has no locks."""
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
 
 
 class Owner(Struct):
@@ -137,7 +121,7 @@ class Lock:
         file = open(self.path, "a+b", buffering=0, opener=_open_no_link)  # noqa: SIM115  it stays open; programs that are started do not inherit it
         try:
             lock_in_kernel(file.fileno())
-            if not _is_at(file, self.path) or _counts(self.path):  # its owner removed it meanwhile; or it is locked by its text
+            if not is_at(file, self.path) or _counts(self.path):  # its owner removed it meanwhile; or it is locked by its text
                 _close(file)
                 return False
         except (BlockingIOError, PermissionError):
@@ -186,7 +170,7 @@ class Lock:
         if sys.platform == "win32" and self.file:  # an open file cannot be removed; if another has it, it stays
             _close(self.file)
         with contextlib.suppress(OSError):
-            if self.file is None or self.file.closed or _is_at(self.file, self.path):
+            if self.file is None or self.file.closed or is_at(self.file, self.path):
                 self.path.unlink()
         if self.file is not None:
             _close(self.file)
@@ -237,14 +221,6 @@ def _close(file: BinaryIO) -> None:
     """Close a file. An error of the disk changes nothing: the descriptor is gone, and the text was for messages."""
     with contextlib.suppress(OSError):
         file.close()
-
-
-def _is_at(file: BinaryIO, path: Path) -> bool:
-    """Return True if an open file still has this name."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 def _create(path: Path, text: bytes) -> bool:

@@ -3,7 +3,6 @@
 import codecs
 import gzip
 import hashlib
-import io
 import os
 import socket
 import threading
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 
 from minimoe.config import DataConfig
+from minimoe.data import corpus as corpus_module
 from minimoe.data import pipes, text
 from minimoe.data.corpus import Corpus, load_corpus, whole_corpus
 from minimoe.errors import UserError
@@ -75,24 +75,21 @@ def test_what_is_no_text_is_refused_with_its_name(data: bytes, says: str, tmp_pa
     assert refusal(tmp_path / "bad").startswith(f"{tmp_path / 'bad'}: {says}")
 
 
-def test_compressed_data_are_bounded_by_what_they_unfold_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text, "most_bytes", lambda: 1_000_000)
-    stream = io.BytesIO()
-    with gzip.GzipFile(fileobj=stream, mode="wb") as file:
-        for _ in range(100):
-            file.write(b"x" * 1_000_000)
-    (tmp_path / "bomb.gz").write_bytes(stream.getvalue())
-    assert len(stream.getvalue()) < 200_000
-    assert refusal(tmp_path / "bomb.gz").startswith(f"{tmp_path / 'bomb.gz'}: more than 1.0 MB of text when unpacked")
-    (tmp_path / "large.txt").write_bytes(b"x" * 1_000_001)
-    assert refusal(tmp_path / "large.txt").startswith(f"{tmp_path / 'large.txt'}: more than 1.0 MB")
+def bomb(path: Path, size: int) -> Path:
+    """Write a small file that unfolds to a large one."""
+    with gzip.open(path, "wb") as file:
+        for start in range(0, size, 1_000_000):
+            file.write(b"x" * min(1_000_000, size - start))
+    assert path.stat().st_size < size // 100
+    return path
 
 
-def test_a_folder_names_the_file_that_unfolds_to_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "good.txt").write_text(TEXT, encoding="utf-8")
-    (tmp_path / "bomb.gz").write_bytes(gzip.compress(b"x" * 2_000_000))
-    monkeypatch.setattr(text, "most_bytes", lambda: 1_000_000)
-    assert refusal(tmp_path).startswith(f"{tmp_path / 'bomb.gz'}: more than 1.0 MB of text when unpacked")
+@pytest.mark.parametrize("inside", [False, True])
+def test_compressed_data_are_bounded_by_the_room_for_their_tokens(inside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus_module, "room", lambda: 10_000_000.0)
+    path = bomb(tmp_path / "bomb.gz", 100_000_000)
+    path = tmp_path if inside else path
+    assert refusal(path).startswith(f"{path}: more than 10.0 MB of text: the disk of the cache has no room for its tokens")
 
 
 def test_a_folder_leaves_out_binary_files_that_are_larger_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +97,6 @@ def test_a_folder_leaves_out_binary_files_that_are_larger_than_memory(tmp_path: 
     (tmp_path / "archive.tar.gz").write_bytes(gzip.compress(b"name" + bytes(3_000_000)))
     with open(tmp_path / "film", "wb") as file:
         file.truncate(10**12)
-    monkeypatch.setattr(text, "most_bytes", lambda: 1_000_000)
     corpus = load(tmp_path)
     assert text_of(corpus) == TEXT
     assert len(corpus.notes) == 1 and corpus.notes[0].startswith(f"{tmp_path}: 2 binary files (1000.0 GB) are left out")

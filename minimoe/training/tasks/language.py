@@ -6,10 +6,8 @@ from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-
 from minimoe.config import Config
-from minimoe.data.batches import Tokens, batch, sample_windows, windows
+from minimoe.data.batches import TokenRow, Tokens, batch, sample_windows, windows
 from minimoe.data.corpus import Corpus, load_corpus, whole_corpus
 from minimoe.data.sources import IMAGE_SOURCES
 from minimoe.data.token_bytes import TokenBytes, token_bytes
@@ -64,7 +62,7 @@ class LanguageModelling(Task):
         """tokens, targets [B,T]"""
         return self._cut(self.corpus.val, n)
 
-    def _cut(self, tokens: Tokens, n: int | None) -> Iterator[tuple[Tokens, Tokens]]:
+    def _cut(self, tokens: TokenRow, n: int | None) -> Iterator[tuple[Tokens, Tokens]]:
         """Cut a split into all its windows, or into `n` batches of evenly spaced ones."""
         t = self.config.train
         return windows(tokens, t.seq_len, t.batch_size) if n is None else sample_windows(tokens, t.seq_len, t.batch_size, n)
@@ -75,7 +73,7 @@ class LanguageModelling(Task):
         sides = self.corpus.val_domains
         if n is not None or not by_domain or sides is None:
             return super().measure(model, n, after_batch=after_batch)
-        domains = (first for first, _ in self._cut(sides.astype(np.int32), None))  # that of each input token
+        domains = (first for first, _ in self._cut(sides, None))  # that of each input token
         return evaluate(model, self.held_out(), domains, len(self.corpus.domains), after_batch, self.token_bytes.counts)
 
     def show(self, model: Transformer) -> Iterator[str]:

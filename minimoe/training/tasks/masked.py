@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from minimoe.config import Config
-from minimoe.data.batches import IGNORE, Tokens, batch
+from minimoe.data.batches import IGNORE, Places, TokenRow, Tokens, batch, places_in_order
 from minimoe.data.token_bytes import TokenBytes
 from minimoe.data.tokenizer import REPLACEMENT, Tokenizer
 from minimoe.engine.grad_mode import no_grad
-from minimoe.engine.random import host_bits
+from minimoe.engine.random import host_bits, host_words
 from minimoe.errors import UserError
 from minimoe.hints import command
 from minimoe.model.transformer import Transformer
@@ -33,6 +33,7 @@ Words = npt.NDArray[np.int64]
 TARGET, MASK, RANDOM = (int(share * 2**32) for share in (0.15, 0.12, 0.135))  # a word below TARGET hides its token, below MASK by the mask
 CANDIDATES, EXAMPLES, SHOWN = 64, 3, 72  # windows tried, windows shown at the end of a run, tokens of each
 LINE_END, DOT = "\u21b5", "\u00b7"
+BLOCK, COUNTED = 1 << 16, 1 << 24  # tokens looked at together; tokens whose targets are counted
 UNITS = {"byte": "byte", "char": "character"}  # what a token of each tokenizer is called
 
 
@@ -49,7 +50,7 @@ class MaskedLanguageModelling(LanguageModelling):
         if self.mask_id >= rows:
             raise UserError(f"{self.source}: the model lacks the mask token (id {self.mask_id}): its embedding has {rows} rows")
         self.n_random = min(self.tokenizer.vocab_size, rows)  # random tokens are drawn from those that the model has
-        if not (self._hidden_val[1] != IGNORE).any():
+        if not any((self.hidden_at(places)[1] != IGNORE).any() for places in self._blocks()):
             raise UserError(f"{self.source}: too short: none of its {len(self.corpus.val)} held-out tokens is hidden: use more text")
 
     def _with_vocabulary(self, config: Config) -> Config:
@@ -64,12 +65,14 @@ class MaskedLanguageModelling(LanguageModelling):
 
     # ---- measuring -----------------------------------------------------------------------------------------------------------------
 
-    @cached_property
-    def _hidden_val(self) -> tuple[Tokens, Tokens]:
-        """The held-out split with tokens hidden, and the targets; which are hidden depends on the position alone.   -> [m], [m]"""
-        val = self.corpus.val
-        words = host_bits(2 * len(val), 0, "data.mask.held_out").reshape(len(val), 2)
-        return hide(val, words, self.n_random, self.mask_id)
+    def hidden_at(self, places: Places) -> tuple[Tokens, Tokens]:
+        """Return what the model sees at these places of the held-out split, and the targets; which are hidden depends on the place alone.
+
+        places [..] -> [..], [..]
+        """
+        words = host_words((places // 2).reshape(-1), 0, "data.mask.held_out").reshape(*places.shape, 2, 2)  # a block has those of two
+        own = np.take_along_axis(words, (places % 2)[..., None, None], axis=-2)[..., 0, :]
+        return hide(self.corpus.val[places].astype(np.int32), own, self.n_random, self.mask_id)
 
     @property
     def held_out_batches(self) -> int:
@@ -78,17 +81,27 @@ class MaskedLanguageModelling(LanguageModelling):
 
     def held_out(self, n: int | None = None) -> Batches:
         """tokens, targets, valid [B,T]; `valid` is 0 in padding"""
-        positions = np.arange(len(self.corpus.val) + 1, dtype=np.int32)  # one more: a window's last target lies beyond its end
-        tokens, targets = self._hidden_val
-        for position, following in self._cut(positions, n):
-            valid = following != IGNORE
-            yield tokens[position], np.where(valid, targets[position], IGNORE), valid.astype(np.int32)
+        t = self.config.train
+        for places in places_in_order(len(self.corpus.val) + 1, t.seq_len, t.batch_size, n):  # one more: no target lies beyond the end
+            valid = places >= 0
+            tokens, targets = self.hidden_at(np.maximum(places, 0))
+            yield tokens, np.where(valid, targets, IGNORE), valid.astype(np.int32)
 
     @cached_property
     def chance(self) -> float:  # type: ignore[override]
-        targets = self._hidden_val[1]
-        counts = np.bincount(targets[targets != IGNORE])
+        """Of a split of more than `COUNTED` tokens, as many or up to twice as many, evenly spaced, are counted."""
+        counts = np.zeros(masked_vocabulary(self.tokenizer), np.int64)
+        for places in self._blocks(max(1, len(self.corpus.val) // COUNTED)):
+            targets = self.hidden_at(places)[1]
+            counts += np.bincount(targets[targets != IGNORE], minlength=len(counts))
         return float(counts.max() / counts.sum())
+
+    def _blocks(self, every: int = 1) -> Iterator[Places]:
+        """Yield the places of the held-out split, or of each `every`-th token of it, a block at a time."""
+        places = range(0, len(self.corpus.val), every)
+        for start in range(0, len(places), BLOCK):
+            part = places[start : start + BLOCK]
+            yield np.arange(part.start, part.stop, every, dtype=np.int64)
 
     def accuracy(self, value: float | None) -> str:
         shown = "-" if value is None else f"{value:.1%}"
@@ -109,7 +122,7 @@ class MaskedLanguageModelling(LanguageModelling):
 
     def _filled(self, model: Transformer, positions: npt.NDArray[np.int64]) -> tuple[int, int, list[str]]:
         """Fill the blanks of windows [n,T].   -> how many are right, how many there are, and the lines of each window"""
-        val, blank = self.corpus.val, self._hidden_val[1][positions] != IGNORE
+        val, blank = self.corpus.val, self.hidden_at(positions)[1] != IGNORE
         with no_grad():
             logits = model(np.where(blank, self.mask_id, val[positions]).astype(np.int32))
         filled = np.argmax(model.backend.to_host(logits.data), axis=-1)
@@ -126,7 +139,7 @@ class MaskedLanguageModelling(LanguageModelling):
         best = np.sort(np.argsort(letters, kind="stable")[-EXAMPLES:])
         return np.asarray(starts[best][:, None] + np.arange(n))
 
-    def _lines(self, tokens: Tokens, filled: Array, blank: Array) -> str:
+    def _lines(self, tokens: TokenRow, filled: Array, blank: Array) -> str:
         """Return a line with blanks, one with them filled in and, if anything is wrong, one with marks below it."""
         lines, before = ["", "", ""], list[int]()
         for token, guess, hidden in zip(tokens.tolist(), filled.tolist(), blank.tolist(), strict=True):
