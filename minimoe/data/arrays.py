@@ -37,7 +37,7 @@ class TokenArrays:
 
 
 def gather(stretches: Iterable[Stretch], with_domains: bool) -> TokenArrays:
-    """Return all stretches, in memory."""
+    """Return all stretches, none of which is empty, in memory."""
     found = list(stretches)
     sizes = [len(stretch.ids) for stretch in found]
     begins = np.cumsum([0, *sizes[:-1]])[[stretch.begins for stretch in found]] if found else np.zeros(0)

@@ -81,5 +81,5 @@ def places_in_order(n_tokens: int, seq_len: int, batch_size: int, n_batches: int
 
 def at_places(tokens: TokenRow, places: Places) -> tuple[Tokens, Tokens]:
     """Return the inputs at these places, and their targets, int32 [B,T] each."""
-    valid = places >= 0
-    return np.where(valid, tokens[places], 0).astype(np.int32), np.where(valid, tokens[places + 1], IGNORE).astype(np.int32)
+    valid, inputs, targets = places >= 0, tokens[places].astype(np.int32), tokens[places + 1].astype(np.int32)
+    return np.where(valid, inputs, np.int32(0)), np.where(valid, targets, np.int32(IGNORE))

@@ -30,7 +30,19 @@ class Stretch(NamedTuple):
 
 
 def encode_documents(documents: Iterable[Document], tokenizer: Tokenizer, what: str) -> Iterator[Stretch]:
-    """Yield the tokens of the documents, in order. Raises `UserError` for text that the vocabulary lacks; the message calls it `what`."""
+    """Yield the tokens of the documents, in order, in stretches that are not empty.
+
+    Raises `UserError` for text that the vocabulary lacks; the message calls it `what`.
+    """
+    begins = False
+    for stretch in _stretches(documents, tokenizer, what):
+        begins = begins or stretch.begins
+        if len(stretch.ids):
+            yield stretch._replace(begins=begins)
+            begins = False
+
+
+def _stretches(documents: Iterable[Document], tokenizer: Tokenizer, what: str) -> Iterator[Stretch]:
     short: list[Document] = []
     size, apart = 0, False
     for pieces in joined(documents):
