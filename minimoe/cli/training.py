@@ -52,10 +52,11 @@ class WithNames(click.Command):
 @threads_option
 @set_options
 @option("--dry-run", is_flag=True, help="check everything, show the plan, and stop before the first step")
+@option("--find-lr", is_flag=True, help="instead, test rates from 1e-6 to 10 in 200 steps (or --steps), and suggest a train.lr")
 @quiet_option
 def train(
     config: str | None, init: str | None, freeze: tuple[str, ...], data: str | None, steps: int | None, out: Path | None,
-    backend: str | None, seed: int | None, threads: int | None, overrides: tuple[str, ...], dry_run: bool, quiet: bool,
+    backend: str | None, seed: int | None, threads: int | None, overrides: tuple[str, ...], dry_run: bool, find_lr: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Train a preset or a TOML file.
 
@@ -63,8 +64,13 @@ def train(
     token (lm), hidden tokens (mlm: bert-tiny) or the class of an image (classifier: vit-tiny). With --init the run starts from weights
     that were trained before.
     """
-    options: dict[str, Any] = {"data": data, "steps": steps, "out": out, "backend": backend, "seed": seed, "threads": threads}
-    options["freeze"] = freeze
+    options: dict[str, Any] = {"data": data, "backend": backend, "seed": seed, "threads": threads, "freeze": freeze}
+    if find_lr:
+        if dry_run or out is not None:
+            raise UserError(f"--find-lr leaves no run behind: leave out {'--dry-run' if dry_run else '--out'}")
+        show_range_test(config, init, steps, options, overrides, quiet)
+        return
+    options |= {"steps": steps, "out": out}
     if dry_run:
         from minimoe.study.dry_run import show_plan
         from minimoe.training.starting import configured
@@ -90,6 +96,33 @@ def resume(run: str | None, steps: int | None, patience: int | None, quiet: bool
     from minimoe.training.starting import resume as resume_run
 
     show_result(resume_run(run, steps=steps, patience=patience, listener=listener_for(quiet)), quiet)
+
+
+def show_range_test(
+    source: str | None, init: str | None, steps: int | None, options: dict[str, Any], overrides: tuple[str, ...], quiet: bool
+) -> None:
+    """Test learning rates, and show the loss over the rate, the rate to take, and the command that takes it; if `quiet`, only the rate."""
+    from minimoe.study.find_lr import STEPS, find_lr
+    from minimoe.training.starting import configured, with_options
+
+    resolved, weights = configured(source, init, overrides)
+    config = with_options(resolved, **options)
+    found = find_lr(config, STEPS if steps is None else steps, listener_for(quiet), weights)
+    rate = found.suggested
+    if quiet:
+        click.echo(rate)
+        return
+    click.echo(f"\n{found.chart(config.train.lr)}\n")
+    end = f"it diverged at {found.rates[-1]:.1e}" if found.diverged else f"it had not diverged at {found.rates[-1]:.1e}"
+    click.echo(f"95% of the fall was reached at a rate of {found.rates[found.reached]:.1e}; {end}.")
+    click.echo(f"suggested: train.lr = {rate}, a third of that (now {config.train.lr}); no run was left behind")
+    sets = [*overrides, f"train.lr={rate}"] + ([f"train.min_lr={rate / 10:.1e}"] if config.train.min_lr >= rate else [])
+    given = {"init": init, **{key: value for key, value in options.items() if key != "freeze"}}
+    words = [] if source is None else [source]
+    words += [word for key, value in given.items() if value is not None for word in (f"--{key}", str(value))]
+    words += [word for pattern in options["freeze"] for word in ("--freeze", pattern)]
+    words += [word for text in sets for word in ("--set", text)]
+    click.echo(f"next: {command('train', *words)}")
 
 
 def show_result(trained: TrainedRun, quiet: bool) -> None:

@@ -140,7 +140,7 @@ class Trainer:
                 self._save()
             self._catch_up()
             while not self._is_last():
-                self._step()
+                self.do_step()
                 self.listener.stepped(self.step)
                 self._after_step()
             self.folder.write_status("finished", step=self.step, **self._reason())
@@ -177,10 +177,13 @@ class Trainer:
         if not self.checkpointer.bad_steps():
             self.folder.prune()
 
-    def _step(self) -> None:
-        """Draw the micro-batches and do one step. Nothing is read back from the device, except after the first steps of a session."""
+    def do_step(self, rate: float | None = None) -> None:
+        """Draw the micro-batches and do one step, at the schedule's rate or another.
+
+        Nothing is read back from the device, except after the first steps of a session.
+        """
         settings, began = self.config.train, time.perf_counter()
-        rate = learning_rate(self.step, settings)
+        rate = learning_rate(self.step, settings) if rate is None else rate
         drawn = [self.task.batch(self.step, micro) for micro in range(settings.accumulate)]
         inputs, targets = (np.stack(part) for part in zip(*drawn, strict=True))  # [A,B,T] each
         packed = self.recorded_step(*self.one_step.arrays(self.step, rate, inputs, targets))

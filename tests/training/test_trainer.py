@@ -214,7 +214,7 @@ def test_accumulation_is_the_mean_over_micro_batches(text: Path) -> None:
     """Two micro-batches of 4 move the weights as one step does whose gradient is the mean of both."""
     config = tiny(text, dense=True, accumulate=2, dtype="float64", grad_clip=0.0)
     trainer, other = Trainer(config), Trainer(config)
-    trainer._step()
+    trainer.do_step()
     pairs = [batch(other.task.corpus.train, 0, 0, micro, 4, 16) for micro in range(2)]
     tokens, targets = (np.concatenate(side) for side in zip(*pairs, strict=True))
     other.model.loss(tokens, targets).total.backward()
@@ -365,15 +365,15 @@ def test_a_non_finite_step_changes_nothing_and_is_counted(text: Path, poison: An
     trainer = Trainer(tiny(text, moe={"router": "sigmoid_bias"}, optimizer=optimizer))
     with np.errstate(all="ignore"):
         for _ in range(2):
-            trainer._step()
+            trainer.do_step()
         states = [{**trainer.model.state_dict(), **trainer.optimizer.state_dict()}]
         states = [{name: np.array(array) for name, array in states[0].items()}]
-        trainer._step()
+        trainer.do_step()
         after = {**trainer.model.state_dict(), **trainer.optimizer.state_dict()}
         assert any("balance_bias" in name and array.any() for name, array in after.items())
         assert all(np.array_equal(array, states[0][name]) for name, array in after.items())
         assert int(trainer.one_step.bad_steps) == 1
-        trainer._step()
+        trainer.do_step()
     rows = trainer._fetch()
     assert [row["skipped"] for row in rows] == [False, False, True, False]
     assert int(trainer.one_step.bad_steps) == 0 and int(trainer.optimizer.steps) == 3
@@ -385,7 +385,7 @@ def test_an_overflow_in_the_weights_themselves_is_skipped(text: Path) -> None:
     trainer = Trainer(tiny(text))
     trainer.model.head.weight.data[...] = 1e38  # type: ignore[attr-defined]
     with np.errstate(all="ignore"):
-        trainer._step()
+        trainer.do_step()
     assert [row["skipped"] for row in trainer._fetch()] == [True]
 
 
