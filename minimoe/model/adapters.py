@@ -7,13 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from minimoe.config import LoraConfig, ModelConfig
+from minimoe.config import Config, LoraConfig, ModelConfig
 from minimoe.config.cost import parameter_shapes
 from minimoe.config.trained import adapter_shapes, is_adapter, is_frozen, pairs
 from minimoe.errors import CheckpointError
 from minimoe.layers.low_rank import Adapter
 from minimoe.layers.module import Parameter
 from minimoe.model.transformer import Transformer
+
+
+def choose_trained(model: Transformer, config: Config) -> None:
+    """Freeze what a configuration freezes, or draw its adapters, in a model that has its numbers."""
+    if config.lora is None:
+        freeze(model, config.train.freeze)
+    else:
+        draw_adapters(model, config.lora, config.train.seed, config.train.dtype)
 
 
 def freeze(model: Transformer, patterns: tuple[str, ...]) -> None:

@@ -25,7 +25,7 @@ from minimoe.errors import ConfigError, Diverged, Interrupted, UserError
 from minimoe.hints import command
 from minimoe.layers.balance import uniform_aux_loss
 from minimoe.machine import usable_processors
-from minimoe.model.adapters import draw_adapters, freeze, merge_adapters
+from minimoe.model.adapters import choose_trained, merge_adapters
 from minimoe.pretrained.transformer import PretrainedTransformer
 from minimoe.runs.base import BASE
 from minimoe.runs.checkpoint import first_not_finite, pack, sha256
@@ -74,10 +74,7 @@ class Trainer:
             if weights is not None:
                 self.model.load_state_dict(weights.arrays_for(config.model, self.model.state_dict()))
             self.parameters = sum(p.size for p in self.model.parameters())
-            if config.lora is not None:
-                draw_adapters(self.model, config.lora, settings.seed, settings.dtype)
-            else:
-                freeze(self.model, settings.freeze)
+            choose_trained(self.model, config)
             self.optimizer = make_optimizer(self.model.parameters(), settings)
         self.one_step = Step(
             self.model, self.optimizer, seed=settings.seed, grad_clip=settings.grad_clip, recompute=settings.recompute

@@ -23,6 +23,7 @@ from minimoe.layers.module import Module
 from minimoe.model.adapters import adapt, draw_adapters, merge_adapters
 from minimoe.runs.checkpoint import load_checkpoint
 from minimoe.runs.run import Run
+from minimoe.study.bench.step import TrainingStep
 from minimoe.study.convert import convert
 from minimoe.testing import check_grads
 from minimoe.training.listener import Listener
@@ -325,3 +326,8 @@ def test_the_table_is_written_and_read_back(run: TrainedRun) -> None:
     assert Run(run.path).config.lora == LoraConfig(rank=2, alpha=4.0, targets=ALL)
     assert isinstance(run.model, Module)
     assert Config().lora is None
+
+
+def test_a_step_with_adapters_can_be_timed() -> None:
+    step = TrainingStep(replace(tiny("python-docs"), lora=LoraConfig(rank=2)), load("numpy"))
+    assert {name for name, _ in step.model.named_parameters()} == trained_shapes(step.config).keys()

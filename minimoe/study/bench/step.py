@@ -15,8 +15,10 @@ from msgspec.structs import replace
 
 from minimoe.backend import Array, Backend, kernel_names, load
 from minimoe.config import Config
+from minimoe.config.trained import check_trained
 from minimoe.engine.random import host_bits
 from minimoe.engine.recording import Recorded
+from minimoe.model.adapters import choose_trained
 from minimoe.model.transformer import Transformer
 from minimoe.runs.environment import check_memory
 from minimoe.training.optim import learning_rate, make_optimizer
@@ -36,11 +38,13 @@ class TrainingStep:
         config.check_trainable()
         if config.model.vocab_size is None and not config.model.image_size:
             config = replace(config, model=replace(config.model, vocab_size=BYTES_VOCABULARY))
+        check_trained(config)
         check_memory(config)
         self.config, self.backend, self.done = config, backend, 0
         t = config.train
         self.tokens_per_step = t.accumulate * t.batch_size * (config.model.n_patches + 1 if config.model.image_size else t.seq_len)
         self.model = Transformer(config.model, seed=t.seed, dtype=t.dtype, backend=backend)
+        choose_trained(self.model, config)
         optimizer = make_optimizer(self.model.parameters(), t)
         self.batch = random_images(config) if config.model.image_size else random_tokens(config, self.model.vocab_size)
         self.step = Step(self.model, optimizer, seed=t.seed, grad_clip=t.grad_clip, recompute=t.recompute)
