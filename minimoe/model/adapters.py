@@ -72,8 +72,9 @@ def merged(arrays: Mapping[str, Any], model: ModelConfig, lora: LoraConfig) -> d
             has = f"has shape {list(arrays[name].shape)}" if name in arrays else "is missing"
             raise CheckpointError(f"{name}: {has}, the configuration says {list(shape)}")
     whole = {name: array for name, array in arrays.items() if not is_adapter(name)}
-    for name, pair in pairs(model, lora).items():
-        if name in whole:  # else what reads these arrays says what is missing
-            a, b = (arrays[f"{pair.path}.{side}"].astype(np.float64) for side in "ab")
-            whole[name] = (whole[name] + lora.scale * (b @ a)).astype(whole[name].dtype)
+    with np.errstate(all="ignore"):  # numbers that are not finite stay so
+        for name, pair in pairs(model, lora).items():
+            if name in whole:  # else what reads these arrays says what is missing
+                a, b = (arrays[f"{pair.path}.{side}"].astype(np.float64) for side in "ab")
+                whole[name] = (whole[name] + lora.scale * (b @ a)).astype(whole[name].dtype)
     return whole

@@ -34,6 +34,7 @@ from minimoe.study.inspect import inspect
 from minimoe.study.tables import runs_table, show
 from minimoe.study.verify import Check, verify
 from minimoe.training.trainer import Trainer
+from minimoe.training.weights import open_weights
 
 Json = dict[str, Any]
 
@@ -66,7 +67,8 @@ class Kind:
 def make_kinds(folder: Path) -> list[Kind]:
     """Write whole folders and runs into a folder, and return every kind of file in them."""
     weights, tokenizer = safetensors_kind(folder), tokenizer_kind(folder)
-    return [weights, *family_kinds(folder), *folder_kinds(folder), tokenizer, *config_kinds(folder), *run_kinds(folder)]
+    runs = [*run_kinds(folder), *adapter_kinds(folder)]
+    return [weights, *family_kinds(folder), *folder_kinds(folder), tokenizer, *config_kinds(folder), *runs]
 
 
 # ---- weights -----------------------------------------------------------------------------------------------------------------
@@ -309,6 +311,41 @@ def run_kinds(folder: Path) -> list[Kind]:
         Kind(name, file, ((folder / file).read_bytes(),), mutate, all_of(acts), weight=2, put=put)
         for name, file, mutate, put, acts in kinds
     ]
+
+
+ADAPTED = "runs/y"
+ADAPTERS = f"{ADAPTED}/checkpoints/step-000001"
+
+
+def adapter_kinds(folder: Path) -> list[Kind]:
+    """What a run with adapters has besides, each with digests that are forged to fit."""
+    mm.train(init=folder / RUN, out=folder / ADAPTED, root=folder / "runs", steps=1, overrides=["lora.rank=2"])
+    kinds = [
+        ("adapters-base", f"{ADAPTED}/base.safetensors", mutate_tensors, write_forged_base),
+        ("adapters", f"{ADAPTERS}/model.safetensors", mutate_tensors, write_forged),
+        ("adapters-config", f"{ADAPTERS}/config.json", mutate_json, write_forged),
+    ]  # fmt: skip
+    return [Kind(name, file, ((folder / file).read_bytes(),), mutate, use_adapted, put=put) for name, file, mutate, put in kinds]
+
+
+def write_forged_base(path: Path, data: bytes) -> None:
+    """Write the base of adapters, and its digest into the checkpoint that belongs to it."""
+    path.write_bytes(data)
+    state = path.parent / "checkpoints" / "step-000001" / "state.json"
+    fields = json.loads(state.read_text()) | {"base_sha256": hashlib.sha256(data).hexdigest()}
+    write_forged(state, json.dumps(fields).encode())
+
+
+def use_adapted(folder: Path) -> None:
+    """Load the model, start from it, and verify the run, also after a refusal."""
+    refusals = []
+    for act in (mm.load, open_weights, lambda path: say_all(verify(str(folder / ADAPTED)).checks)):
+        try:
+            act(folder / ADAPTERS)
+        except UserError as error:
+            refusals.append(error)
+    if refusals:
+        raise refusals[0]
 
 
 def write_forged(path: Path, data: bytes) -> None:
