@@ -126,6 +126,8 @@ class Weights:
         """
         before, now = resolved(self.config.model), resolved(config.model)
         keys = [key for key in (*before, *(key for key in now if key not in before)) if before.get(key) != now.get(key)]
+        one_routes = (self.config.model.moe is None) != (config.model.moe is None)
+        keys = [key for key in keys if (not key.startswith("moe.") if one_routes else key != "moe")]
         wrong = [key for key in keys if key != "model.n_classes" and self._is_a_shape(key, now)]
         if wrong:
             found = "; ".join(f"{key} is {shown(now, key)}, they have {shown(before, key)}" for key in wrong)
@@ -175,7 +177,8 @@ def resolved(model: ModelConfig) -> dict[str, Any]:
         tables["moe"].pop("every", None)
         tables["moe"] |= {"d_hidden": model.expert_hidden, "layers": list(model.moe_layers())}
     found = flat({key: tables[key] for key in ("model", "moe") if key in tables})
-    return {key: value for key, value in found.items() if key not in FOR_DRAWING} | ({} if model.moe else {"moe": "none"})
+    routes = {"moe": f"{model.moe.n_experts} experts"} if model.moe is not None else {"moe": "none"}
+    return {key: value for key, value in found.items() if key not in FOR_DRAWING} | routes
 
 
 def open_weights(path: str | Path, root: str | Path = RUNS) -> Weights:
