@@ -55,18 +55,23 @@ class Attention(CachingLayer):
             self.inv_freq = backend.from_host(angles.astype(np.float64 if dtype == "float64" else np.float32))
 
     def __call__(
-        self, x: Tensor, positions: Array, valid: Array | None = None, rng: Rng | None = None, cache: KeyValueCache | None = None
-    ) -> Tensor:
-        """x [B,T,D], positions [B or 1,T] int32, valid [B,T] bool: keys that count (with a cache, the cache knows them)"""
+        self, x: Tensor, positions: Array, valid: Array | None = None, rng: Rng | None = None, cache: KeyValueCache | None = None,
+        places: Array | None = None,
+    ) -> Tensor:  # fmt: skip
+        """x [B,T,D], positions [B or 1,T] int32, valid [B,T] bool: keys that count (with a cache, the cache knows them)
+
+        places [B,T] int32 are compared in place of positions, in a window of at most T: see `document_places`.
+        """
         b, t, _ = x.shape
         q, k, v = self._project(x, b, t, positions)
-        k_positions = positions
+        q_positions = k_positions = positions if places is None else places
+        window = self.window if places is None else min(self.window or t, t)
         if cache is not None:
             k_seen, v_seen, k_positions, valid = cache.append(k.data, v.data)
             k, v = Tensor(k_seen, x.backend), Tensor(v_seen, x.backend)
         dropout = self.dropout if rng is not None else 0.0
         y = ops.attention(
-            q, k, v, cast_like_or_none(self.sinks, q), scale=self.scale, causal=self.causal, window=self.window, q_pos=positions,
+            q, k, v, cast_like_or_none(self.sinks, q), scale=self.scale, causal=self.causal, window=window, q_pos=q_positions,
             k_pos=k_positions, k_valid=valid, dropout=dropout,
             rng=rng.draw(self.path, "attention_dropout") if rng is not None and dropout else None,
         )  # fmt: skip
@@ -97,3 +102,11 @@ class Attention(CachingLayer):
     def _rotate(self, x: Tensor, positions: Array) -> Tensor:
         """Apply rotary positions to the first coordinates of each head.   x [B,T,heads,C]"""
         return ops.rope(x, positions, self.inv_freq, self.rope_scale, self.interleaved)
+
+
+def document_places(indices: Array, starts: Array) -> Array:
+    """Return positions for attention that keep it within documents: those of two documents lie more than T apart, a window's width.
+
+    indices [1,T]: 0 .. T-1; starts [B,T]: the index at which the document of each position begins -> [B,T] int32, up to T (T + 1)
+    """
+    return indices + starts * indices.shape[1]

@@ -24,7 +24,8 @@ from minimoe.layers.moe import MoE
 class ForwardContext:
     """What all blocks of one forward pass share."""
 
-    positions: Array  # [B or 1,T] int32
+    positions: Array  # [B or 1,T] int32: what rotary positions turn by
+    places: Array | None  # [B,T] int32: what attention compares in their stead, where several documents lie in a row
     valid: Array | None  # [B,T] bool: keys that count; with a cache, the cache knows them
     token_valid: Array | None  # [B,T] bool: tokens that are routed
     rng: Rng | None
@@ -75,7 +76,7 @@ class Block(Module):
         else:
             h = x
         cache = None if context.cache is None else context.cache.layers[layer]
-        a = self.attention(h, context.positions, context.valid, context.rng, cache)
+        a = self.attention(h, context.positions, context.valid, context.rng, cache, context.places)
         a = self.attention_dropout(a, context.rng)
         if self.pre:
             x, h = self.ffn_norm.after_add(x, a)

@@ -13,6 +13,7 @@ from minimoe.config import ModelConfig
 from minimoe.engine import ops
 from minimoe.engine.random import Rng
 from minimoe.engine.tensor import Tensor
+from minimoe.layers.attention import document_places
 from minimoe.layers.cache import Cache
 from minimoe.layers.dense import Dropout, Embedding, Linear, Norm
 from minimoe.layers.module import Module, Parameter
@@ -47,18 +48,24 @@ class Input(Module):
         return None
 
     def __call__(
-        self, given: Any, attention_mask: Any, positions: Any, token_types: Any, cache: Cache | None, rng: Rng | None
-    ) -> tuple[Tensor, ForwardContext]:
+        self, given: Any, attention_mask: Any, positions: Any, token_types: Any, cache: Cache | None, rng: Rng | None,
+        starts: Any = None,
+    ) -> tuple[Tensor, ForwardContext]:  # fmt: skip
         """Return the first hidden states [B,T,D], and what all blocks of this forward pass share."""
         xp, c, integers = self.backend.xp, self.config, self.arrays.integers
         x = self.rows(given)
         b, t = x.shape[:2]
         past = 0 if cache is None else cache.length
-        learned = c.position == "learned"
+        learned, places = c.position == "learned", None
+        if starts is not None and (cache is not None or positions is not None):
+            raise ValueError("document_starts give the positions of whole rows: they go with neither positions nor a cache")
         if positions is None:
             pos = xp.reshape(xp.arange(past, past + t, dtype=xp.int32), (1, t))
             if learned and past + t > self.n_positions:
                 raise ValueError(f"a sequence of {past + t} is longer than the {self.n_positions} positions that this model has learned")
+            if starts is not None:
+                starts = integers(starts, t, "document_starts", "the row has")
+                pos, places = pos - starts, document_places(pos, starts)
         else:
             pos = integers(positions, self.n_positions if learned else 0, "positions", "the model has learned")
         if learned:
@@ -70,7 +77,7 @@ class Input(Module):
         valid, token_valid = self._masks(attention_mask, b, t, past)
         if cache is not None:
             cache.add_columns(pos, valid, b, t)
-        return self.dropout(ops.astype(x, self.dtype), rng), ForwardContext(pos, valid, token_valid, rng, cache)
+        return self.dropout(ops.astype(x, self.dtype), rng), ForwardContext(pos, places, valid, token_valid, rng, cache)
 
     def _masks(self, attention_mask: Any, b: int, t: int, past: int) -> tuple[Array | None, Array | None]:
         """Return the keys that count [B,Tk] and the tokens that are routed [B,T], from a mask over all keys or over the new ones."""

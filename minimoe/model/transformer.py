@@ -82,10 +82,14 @@ class Transformer(Module):
 
     def hidden(
         self, tokens: Any, attention_mask: Any = None, positions: Any = None, token_types: Any = None, cache: Cache | None = None,
-        rng: Rng | None = None, recompute_blocks: bool = False,
+        rng: Rng | None = None, recompute_blocks: bool = False, document_starts: Any = None,
     ) -> tuple[Tensor, list[MoEStats]]:  # fmt: skip
-        """Return the last hidden states, normalised, and the stats of each routed layer.   -> [B,T,D], stats"""
-        x, context = self.input(tokens, attention_mask, positions, token_types, cache, rng)
+        """Return the last hidden states, normalised, and the stats of each routed layer.   -> [B,T,D], stats
+
+        `document_starts` [B,T]: the index in the row at which the document of each position begins. Attention then stays within documents,
+        and positions count from their beginnings.
+        """
+        x, context = self.input(tokens, attention_mask, positions, token_types, cache, rng, document_starts)
         stats, delta = [], None
         for layer, block in enumerate(self.blocks):
             run = block.recomputed if recompute_blocks else block
@@ -98,10 +102,10 @@ class Transformer(Module):
 
     def loss(
         self, tokens: Any, targets: Any, attention_mask: Any = None, positions: Any = None, token_types: Any = None,
-        rng: Rng | None = None, recompute_blocks: bool = False,
+        rng: Rng | None = None, recompute_blocks: bool = False, document_starts: Any = None,
     ) -> LossParts:  # fmt: skip
         """Return the mean cross-entropy over targets that are not -100, and the routers' losses.   targets [B,T] int (classifier: [B])"""
-        x, stats = self.hidden(tokens, attention_mask, positions, token_types, None, rng, recompute_blocks)
+        x, stats = self.hidden(tokens, attention_mask, positions, token_types, None, rng, recompute_blocks, document_starts)
         xp, classifies = self.backend.xp, self.config.head == "classifier"
         classes = self.config.n_classes if classifies else self.config.vocab_size or 0
         flat = xp.reshape(self.input.arrays.integers(targets, classes, "targets", "the classes are", IGNORE), (-1,))

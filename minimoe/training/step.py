@@ -38,8 +38,10 @@ class Step:
         self.rate_dtype = np.float64 if double else np.float32
         self.bad_steps = self.backend.from_host(np.zeros((), dtype=np.int32))  # non-finite steps in a row, up to now
 
-    def __call__(self, number: Array, lr: Array, inputs: Array, targets: Array) -> Array:
+    def __call__(self, number: Array, lr: Array, inputs: Array, targets: Array, starts: Array | None = None) -> Array:
         """Do step `number`, which counts from 0.   inputs, targets [A,B,T] (images [A,B,channels,side,side] and classes [A,B]) -> packed
+
+        `starts` [A,B,T] keeps attention within documents: the `document_starts` of the model.
 
         The cross-entropy is the mean over all targets of the step, and the routers' losses are means over its A micro-batches.
         `packed` [9 + L (1+E)] is described in metrics.py.
@@ -53,7 +55,10 @@ class Step:
         weights = self.weights(targets) if inputs.shape[0] > 1 else None
         for micro in range(inputs.shape[0]):
             rng = Rng(self.seed, number, micro)
-            parts = model.loss(inputs[micro, ...], targets[micro, ...], rng=rng, recompute_blocks=self.recompute)
+            parts = model.loss(
+                inputs[micro, ...], targets[micro, ...], rng=rng, recompute_blocks=self.recompute,
+                document_starts=None if starts is None else starts[micro, ...],
+            )  # fmt: skip
             if weights is not None:
                 parts = parts.weighted(weights[micro, ...])
             parts.total.backward(xp.full((), share, dtype=parts.total.dtype))
@@ -91,7 +96,7 @@ class Step:
         dtype = self.backend.dtype(np.dtype(self.rate_dtype).name)
         return xp.astype(counts * a, dtype) / xp.astype(xp.clip(xp.sum(counts, dtype=xp.int32), min=1), dtype)
 
-    def arrays(self, number: int, lr: float, inputs: Any, targets: Any) -> tuple[Array, Array, Array, Array]:
-        """Copy the arguments of a step from the host to the device."""
+    def arrays(self, number: int, lr: float, *batch: Any) -> tuple[Array, ...]:
+        """Copy the arguments of a step from the host to the device.   batch: inputs, targets and, if documents are kept apart, starts"""
         put, rate = self.backend.from_host, np.asarray(lr, dtype=self.rate_dtype)
-        return put(np.asarray(number, dtype=np.int32)), put(rate), put(inputs), put(targets)
+        return put(np.asarray(number, dtype=np.int32)), put(rate), *map(put, batch)

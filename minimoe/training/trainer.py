@@ -182,8 +182,8 @@ class Trainer:
         settings, began = self.config.train, time.perf_counter()
         rate = learning_rate(self.step, settings) if rate is None else rate
         drawn = [self.task.batch(self.step, micro) for micro in range(settings.accumulate)]
-        inputs, targets = (np.stack(part) for part in zip(*drawn, strict=True))  # [A,B,T] each
-        packed = self.recorded_step(*self.one_step.arrays(self.step, rate, inputs, targets))
+        batch = [np.stack(part) for part in zip(*drawn, strict=True)]  # [A,B,T] each
+        packed = self.recorded_step(*self.one_step.arrays(self.step, rate, *batch))
         self.step += 1
         self.backlog.add(packed, time.perf_counter() - began, step=self.step, lr=rate)
         if self.alone:
