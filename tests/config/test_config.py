@@ -82,7 +82,7 @@ REFUSED = [
     ("moe.topk=1", "moe.topk: unknown key (did you mean 'top_k'?)"),
     ("model.moe.top_k=1", "model.moe: unknown key"),
     ("modl.d_model=64", "modl: unknown table or key (did you mean 'model'?)"),
-    ("zzz=1", "zzz: unknown table or key (known: data, model, moe, train)"),
+    ("zzz=1", "zzz: unknown table or key (known: data, lora, model, moe, train)"),
     # the full key of a short one
     ("lr=1e-3", "lr: unknown table or key (did you mean 'train.lr'?)"),
     ("top_k=1", "top_k: unknown table or key (did you mean 'moe.top_k'?)"),
