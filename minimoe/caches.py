@@ -1,14 +1,24 @@
-"""Finds the user's cache folder, and tells whether other users can write to a folder.
+"""Finds the user's cache folder and what minimoe keeps there, and tells whether other users can write to a folder.
 
 Compiled kernels are code: whoever can write to the folder that they are read from can run code as the user who reads them. So they are
 read only from folders and files that no other user can write to.
 """
 
+import importlib.util
 import os
 import stat
 import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
+
+TOKENS = "data"  # the folder of the tokens of large texts
+KEPT = (
+    (TOKENS, "tokens of large texts"), ("minimoe_numba_*", "compiled kernels"), ("*-sm_*-*.cubin", "compiled kernels"),
+    ("*-sm_*-*.json", "compiled kernels"), ("jax", "compiled steps of JAX"), ("touched", "which experts were used"),
+    ("nvrtc", "compilers that tests fetched"),
+)  # fmt: skip
+"""What is kept in the user's cache, by name; what else lies there, as where MINIMOE_CACHE_DIR names a shared folder, is not minimoe's."""
+COMPILED = ("*.nbi", "*.nbc")  # kernels that Numba has compiled, beside their source
 
 
 def user_caches() -> Iterator[Path]:
@@ -42,6 +52,20 @@ def private_folder(name: str, make: bool = True) -> Path | None:
         if can_be_written(folder, 0o700) and not open_to_others(folder):
             return folder
     return None
+
+
+def kept_files() -> Iterator[tuple[str, Path]]:
+    """Yield all that minimoe has written outside of runs, a file or a folder at a time, each with what it is."""
+    for cache in user_caches():
+        for pattern, what in KEPT:
+            yield from ((what, path) for path in sorted(cache.glob(pattern)))
+    named = os.environ.get("NUMBA_CACHE_DIR")
+    if named:
+        yield from (("compiled kernels", path) for path in sorted(Path(named).glob("minimoe_numba_*")))
+    found = importlib.util.find_spec("minimoe_numba")
+    for folder in (found.submodule_search_locations or ()) if found else ():
+        for pattern in COMPILED:
+            yield from (("compiled kernels", path) for path in sorted(Path(folder, "__pycache__").glob(pattern)))
 
 
 def can_be_written(folder: Path, mode: int = 0o755) -> bool:

@@ -12,7 +12,9 @@ import click
 from minimoe import __version__
 from minimoe.cli.about import show_help, version
 from minimoe.cli.backends import backends
+from minimoe.cli.cache import cache
 from minimoe.cli.comparison import bench, compare
+from minimoe.cli.data import data
 from minimoe.cli.inspection import config, convert, inspect, runs, verify
 from minimoe.cli.training import resume, train
 from minimoe.cli.use import evaluate, generate
@@ -52,5 +54,7 @@ def cli() -> None:
     """
 
 
-for command in (train, resume, generate, evaluate, inspect, convert, compare, runs, verify, config, backends, bench, show_help, version):
+for command in (
+    train, resume, generate, evaluate, inspect, convert, compare, runs, data, verify, config, backends, bench, cache, show_help, version,
+):  # fmt: skip
     cli.add_command(command)

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 @json_option
 @quiet_option
 def compare(
-    sources: tuple[str, ...], budget: str, seeds: int, steps: int | None, vary: tuple[str, ...], data: str | None, backend: str | None,
-    overrides: tuple[str, ...], as_json: bool, quiet: bool,
+    sources: tuple[str, ...], budget: str, seeds: int, steps: int | None, vary: tuple[str, ...], data: tuple[str, ...] | None,
+    backend: str | None, overrides: tuple[str, ...], as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Compare configurations or runs side by side.
 

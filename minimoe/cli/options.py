@@ -24,7 +24,11 @@ backend_option = option("--backend", metavar="NAME", help="numpy, numba, cupy, .
 seed_option = option("--seed", type=click.IntRange(0), metavar="N", help="seed of weights, data, noise and dropout")
 threads_option = option("--threads", type=click.IntRange(0), metavar="N", help="processor threads; 0: as many as this process may use")
 set_option = option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="set a key, as in --set moe.top_k=1; may be repeated")
-data_option = option("--data", metavar="SRC", help="python-docs, python-code, python-mix, a text file or pipe, a folder; digits: images")
+data_option = option(
+    "--data", multiple=True, callback=lambda ctx, param, value: value or None, metavar="SRC",
+    help="python-docs, python-code, python-mix, a text file or pipe, a folder, a pattern in quotes, a .jsonl, .json, .csv or .tsv "
+    "(SRC:COLUMN); may be repeated, each with =WEIGHT; digits: images",
+)  # fmt: skip
 json_option = option("--json", "as_json", is_flag=True, help="print JSON")
 quiet_option = option("--quiet", is_flag=True, help="show no progress, only warnings; print the run's folder")
 
@@ -85,9 +89,12 @@ def set_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def listener_for(quiet: bool) -> Listener:
-    """Return the listener that shows progress in the way that suits where the output goes."""
+    """Return the listener that shows progress in the way that suits where the output goes; `quiet` silences the reading of texts too."""
     from minimoe.cli.display import listener
+    from minimoe.data.progress import unsaid
 
+    if quiet:
+        click.get_current_context().with_resource(unsaid())
     return listener(quiet)
 
 

@@ -55,7 +55,7 @@ class WithNames(click.Command):
 @option("--find-lr", is_flag=True, help="instead, test rates from 1e-6 to 10 in 200 steps (or --steps), and suggest a train.lr")
 @quiet_option
 def train(
-    config: str | None, init: str | None, freeze: tuple[str, ...], data: str | None, steps: int | None, out: Path | None,
+    config: str | None, init: str | None, freeze: tuple[str, ...], data: tuple[str, ...] | None, steps: int | None, out: Path | None,
     backend: str | None, seed: int | None, threads: int | None, overrides: tuple[str, ...], dry_run: bool, find_lr: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Train a preset or a TOML file.

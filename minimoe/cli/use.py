@@ -69,7 +69,7 @@ def note_expert_usage(loaded: Loaded) -> None:
 @click.argument("run", required=False)
 @data_option
 @json_option
-def evaluate(run: str | None, data: str | None, as_json: bool) -> None:
+def evaluate(run: str | None, data: tuple[str, ...] | None, as_json: bool) -> None:
     """Measure a trained model on held-out data.
 
     By default on the whole validation split of its own text or images; with --data on all of another source.

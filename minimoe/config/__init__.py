@@ -13,6 +13,7 @@ from minimoe.config.tables import (
     ModelConfig,
     MoEConfig,
     RopeConfig,
+    SourceConfig,
     TrainConfig,
 )
 
@@ -27,6 +28,7 @@ __all__ = [
     "MoEConfig",
     "ModelConfig",
     "RopeConfig",
+    "SourceConfig",
     "TrainConfig",
     "apply_override",
     "config_from_tables",

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from minimoe.config.keys import TABLES, meant, own_keys, table_below, tidied
-from minimoe.config.sources import preset_names, read_tables
+from minimoe.config.sources import drop_replaced, preset_names, read_tables
 from minimoe.config.tables import Config, DataConfig, LoraConfig, ModelConfig, MoEConfig, TrainConfig, check_choice
 from minimoe.errors import ConfigError, nearest, notice, with_toml
 from minimoe.reference.extensions import UnknownName
@@ -60,6 +60,8 @@ def apply_override(tables: dict[str, Any], override: str) -> None:
             below = table[part] = {}
         table = below
     table[last] = override_value(key.strip(), text)
+    if path == ["data"]:
+        drop_replaced(table, (last,))
 
 
 def override_value(key: str, text: str) -> Any:
@@ -94,6 +96,8 @@ def config_from_tables(tables: Mapping[str, Any], name: str) -> Config:
     if moe is not None and "layers" in tables["moe"] and "every" in tables["moe"]:
         raise ConfigError("moe.every and moe.layers both say which layers route: keep one")
     model = convert({**tables.get("model", {}), "moe": moe}, ModelConfig, "model")
+    if {"source", "sources"} <= tables.get("data", {}).keys():
+        raise ConfigError("data.source and data.sources both say what is read: keep one")
     train = convert(tables.get("train", {}), TrainConfig, "train")
     data = convert(tables.get("data", {}), DataConfig, "data")
     lora = convert(tables["lora"], LoraConfig, "lora") if "lora" in tables else None
@@ -107,8 +111,9 @@ def check_keys(table: Mapping[str, Any], kind: type[Struct], path: str) -> None:
             raise ConfigError(f"{path}.{key}: unknown key{meant(path, key)}")
         check_choice(f"{path}.{key}", value, known[key])
         below = table_below(known[key])
-        if below is not None and isinstance(value, dict):
-            check_keys(value, below, f"{path}.{key}")
+        for part in value if isinstance(value, list) else [value]:
+            if below is not None and isinstance(part, dict):
+                check_keys(part, below, f"{path}.{key}")
 
 
 def convert(table: Mapping[str, Any], kind: type[Any], path: str) -> Any:
@@ -150,6 +155,9 @@ def to_tables(config: Config) -> dict[str, Any]:
         if "layers" in moe:
             moe.pop("every", None)
         tables["moe"] = moe
+    data = tables["data"]
+    data.pop("source" if data["sources"] else "sources")
+    data |= {"sources": [without_none(part) for part in data["sources"]]} if "sources" in data else {}
     if config.lora is not None:
         tables["lora"] = msgspec.to_builtins(config.lora)
     return tables

@@ -7,17 +7,18 @@ the working folder.
 import os.path
 import re
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from minimoe.config import data_names
 from minimoe.errors import ConfigError, nearest
 from minimoe.untrusted import MOST_TOML, Malformed, decode_text, parse_toml, read_bounded
 
 LISTED = "minimoe config lists the presets"
 MOST_FILES = 20  # that extend each other
-BUILT_IN = {"source": ("python-docs", "python-code", "python-mix", "digits"), "tokenizer": ("byte", "char")}  # not paths
+BUILT_IN = {"source": data_names.BUILT_IN, "tokenizer": ("byte", "char")}  # not paths
 BACKSLASH = re.compile(r'"([^"\n]*\\[^"\n]*)"')
 Say = Callable[[str], None]
 
@@ -78,9 +79,18 @@ def merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in over.items():
         if isinstance(value, dict) and isinstance(merged.get(key), dict):
             merged[key] = merge(merged[key], value)
+            if key == "data":
+                drop_replaced(merged[key], value)
         else:
             merged[key] = value
     return merged
+
+
+def drop_replaced(data: dict[str, Any], given: Iterable[str]) -> None:
+    """Remove from [data], in place, what the keys that were given last replace: `source` and `sources` exclude each other."""
+    for key, other in (("source", "sources"), ("sources", "source")):
+        if key in given and other not in given:
+            data.pop(other, None)
 
 
 # ---- one preset or file ----------------------------------------------------------------------------------------------------------
@@ -149,11 +159,25 @@ def _find_data(tables: dict[str, Any], asker: Path, say: Say) -> None:
     data = tables.get("data")
     if not isinstance(data, dict):
         return
-    for key in BUILT_IN:
-        name = data.get(key)
+    sources = data.get("sources")
+    several = sources if isinstance(sources, list) else []
+    for table, key in ((data, "source"), (data, "tokenizer"), *((part, "source") for part in several)):
+        name = table.get(key) if isinstance(table, dict) else None
         if isinstance(name, str) and name not in BUILT_IN[key]:
-            found = _beside(name, asker, f"{asker}: data.{key} = {name!r}", say)
-            data[key] = name if found is None else str(found)
+            what = f"{asker}: data.{key} = {name!r}"
+            table[key] = _source_beside(name, asker, what, say) if key == "source" else str(_beside(name, asker, what, say) or name)
+
+
+def _source_beside(name: str, asker: Path, what: str, say: Say) -> str:
+    """Return a source whose path is completed, with the column that follows it; of a pattern, by the folder before its first `*`."""
+    path, column = (name, None) if _beside(name, asker, what, lambda text: None) else data_names.split_column(name)
+    if not data_names.is_pattern(path, asker.parent):
+        found = str(_beside(path, asker, what, say) or path)
+    else:
+        fixed = re.split(r"[^/]*[*?\[]", path, maxsplit=1)[0]
+        folder = _beside(fixed or ".", asker, what, say)
+        found = path if folder is None else str(folder / path[len(fixed) :])
+    return found if column is None else f"{found}:{column}"
 
 
 def _beside(name: str, asker: Path, what: str, say: Say) -> Path | None:

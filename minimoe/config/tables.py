@@ -15,6 +15,7 @@ from minimoe.reference.routers import Router, Rule
 Activation = Literal["swiglu", "gelu", "gelu_tanh", "relu"]
 Dtype = Literal["float32", "float64", "bfloat16"]
 LORA_TARGETS = ("attention", "dense", "experts")  # of the blocks: attention's products, dense and shared feed-forward layers, experts
+MOST_WITHIN = 32_768  # positions of documents in a row go up to its square, as int32
 MOST_LAYERS = 10_000  # a layer costs time even where nothing is allocated
 
 
@@ -419,12 +420,30 @@ class TrainConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
             raise unknown_choice("train.optimizer", error) from None
 
 
+class SourceConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """One of several sources: the table [[data.sources]]."""
+
+    source: str
+    weight: float | None = None  # the share of windows drawn from it; default: what the others leave, by size
+
+    def __post_init__(self) -> None:
+        check_table(self, "data.sources", set())
+        if not self.source:
+            raise ConfigError("data.sources: a source is empty: give a file, a folder, a pattern of file names, or a built-in source")
+        if self.weight == 0.0:
+            raise ConfigError(f"data.sources: the weight of {self.source!r} (0) must be above 0: leave the source out")
+
+
 class DataConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """The data that a model is trained on."""
 
     source: str = "python-docs"
+    sources: tuple[SourceConfig, ...] = ()  # several, in place of `source`
     tokenizer: str = "byte"
     val_fraction: float = 0.1
+    text_key: str | None = None  # the column of .jsonl, .json, .csv and .tsv that is text; default: see docs/data.md
+    loss_on: Literal["answers", "all"] = "answers"  # of a chat; of text the loss counts everything
+    within_documents: bool = False  # attention does not look beyond the document
 
     def __post_init__(self) -> None:
         check_table(self, "data", set())
@@ -434,6 +453,24 @@ class DataConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
             raise ConfigError("data.tokenizer is empty: give byte, char or the path of a tokenizer.json")
         if not 0.0 < self.val_fraction < 1.0:
             raise ConfigError(f"data.val_fraction ({self.val_fraction}) must lie between 0 and 1")
+        given = [part.weight for part in self.sources if part.weight is not None]
+        if given and len(given) < len(self.sources) and sum(given) >= 1.0:
+            without = next(part.source for part in self.sources if part.weight is None)
+            weights = ", ".join(f"{weight:g}" for weight in given)
+            raise ConfigError(
+                f"data.sources: the weights ({weights}) leave nothing for {without!r}, which has none: "
+                "give each a weight, or make their sum less than 1"
+            )
+
+    @property
+    def parts(self) -> tuple[SourceConfig, ...]:
+        """All sources: `sources`, or `source` alone."""
+        return self.sources or (SourceConfig(source=self.source),)
+
+    @property
+    def name(self) -> str:
+        """What messages call the data: "a.jsonl:text + b.txt"."""
+        return " + ".join(part.source for part in self.parts)
 
 
 class LoraConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -478,6 +515,8 @@ class Config(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
         self.check_task()
         if not self.model.image_size and self.train.seq_len > self.model.max_seq_len:
             raise ConfigError(f"train.seq_len ({self.train.seq_len}) must not exceed model.max_seq_len ({self.model.max_seq_len})")
+        if self.data.within_documents and self.train.seq_len > MOST_WITHIN:
+            raise ConfigError(f"data.within_documents goes with a train.seq_len of at most {MOST_WITHIN:,}, not {self.train.seq_len:,}")
 
     def warnings(self) -> list[str]:
         """Return a line for each setting that works but may surprise."""

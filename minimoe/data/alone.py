@@ -16,6 +16,7 @@ from minimoe.data.progress import say
 from minimoe.files import HIDDEN, NO_LOCKS, hidden_sibling, is_at, lock_in_kernel
 
 PAUSE = 0.1  # seconds between two tries
+SUFFIX = ".lock"
 
 
 @contextmanager
@@ -39,16 +40,20 @@ def alone(place: Path, name: str) -> Iterator[None]:
 
 
 def remove_unfinished(folder: Path) -> int:
-    """Remove what processes that ended left in a folder under hidden names.   -> the bytes that this frees"""
+    """Remove what processes that ended left in a folder: hidden ones, and locks.   -> the bytes that this frees"""
     freed = 0
-    for path in folder.iterdir():
+    for path in list(folder.iterdir()):
         match = HIDDEN.fullmatch(path.name)
+        if match is None and path.suffix != SUFFIX:
+            continue
+        place = folder / match["target"] if match else path.with_suffix("")
         with suppress(OSError):  # there are no locks, or the disk is full
-            lock = None if match is None else _lock(folder / match["target"])
-            if match is not None and lock is not None:
+            lock = _lock(place)
+            if lock is not None:
                 freed += folder_size(path)
-                shutil.rmtree(path, ignore_errors=True)
-                _release(folder / match["target"], lock)
+                if match:
+                    shutil.rmtree(path, ignore_errors=True)
+                _release(place, lock)
     return freed
 
 
@@ -77,7 +82,7 @@ def _release(place: Path, lock: BinaryIO) -> None:
 
 
 def _lock_of(place: Path) -> Path:
-    return place.with_name(f"{place.name}.lock")
+    return place.with_name(f"{place.name}{SUFFIX}")
 
 
 def remove_folder(place: Path) -> int:

@@ -1,7 +1,7 @@
 """Batches of token windows as pure functions of (seed, step)."""
 
-from collections.abc import Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,14 @@ Places = npt.NDArray[np.int64]
 Kind = TypeVar("Kind", bound=np.generic)
 
 IGNORE = -100  # the target of padding, which adds nothing to the loss
+
+
+class Part(NamedTuple):
+    """A source among several: where its tokens lie in the training split, and its share of the windows."""
+
+    start: int
+    stop: int
+    share: float  # those of all parts add up to 1
 
 
 # ---- batches -----------------------------------------------------------------------------------------------------------------
@@ -34,6 +42,17 @@ def batch_starts(n_tokens: int, seed: int, step: int, micro: int, batch_size: in
     half, factor = np.uint64(32), np.uint64(count)
     starts = (words[:, 0] * factor + (words[:, 1] * factor >> half)) >> half  # the high half of the 96-bit product, without overflow
     return np.asarray(starts, np.int64)
+
+
+def mixed_starts(parts: Sequence[Part], seed: int, step: int, micro: int, batch_size: int, seq_len: int) -> npt.NDArray[np.int64]:
+    """Return where the windows of a batch start, int64 [B]: each lies in one part, which is drawn by the parts' shares.
+
+    The part is that in whose stretch of [0, 2^32) a word of the stream "data.source" falls; `batch_starts` draws the start in it.
+    """
+    bounds = np.round(np.cumsum([part.share for part in parts])[:-1] * 2.0**32)
+    chosen = np.searchsorted(bounds, host_bits(batch_size, seed, "data.source", micro, step).astype(np.float64), side="right")
+    starts = np.array([part.start + batch_starts(part.stop - part.start, seed, step, micro, batch_size, seq_len) for part in parts])
+    return np.asarray(np.take_along_axis(starts, chosen[None], axis=0)[0], np.int64)
 
 
 def take_windows(values: npt.NDArray[Kind], starts: npt.NDArray[np.int64], seq_len: int) -> npt.NDArray[Kind]:

@@ -8,16 +8,17 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 
-from minimoe.caches import private_folder
+from minimoe.caches import TOKENS, private_folder
 from minimoe.data.encoding import EMPTY_LINE
 from minimoe.data.pipes import size_text
 from minimoe.data.progress import Progress
 from minimoe.data.sources import Document, Source
 from minimoe.errors import UserError
-from minimoe.files import to_json, write_atomically
+from minimoe.files import HIDDEN, to_json, write_atomically
 from minimoe.untrusted import MOST_JSON, Malformed, read_bounded
 
 INDEX = "index"  # the folder of the notes
@@ -78,9 +79,9 @@ def read_through(source: Source, name: str, most: float, chars: bool, room: Call
     more than `room()` bytes of text, which may come from a small compressed file.
     """
     key = _key(source)
-    noted = None if anew else _recall(key)
-    if noted is not None and noted.size > most and (noted.chars is not None or not chars):
-        return Reading(source, noted, None)
+    known = None if anew else _recall(key)
+    if known is not None and known.size > most and (known.chars is not None or not chars):
+        return Reading(source, known, None)
     progress, bound = Progress(f"reading {name}"), most
     found, held = Pass(progress, chars), list[Document]()
     try:
@@ -115,8 +116,13 @@ def _key(source: Source) -> str | None:
     return None if state is None else hashlib.sha256(json.dumps(state).encode()).hexdigest()
 
 
+def noted(source: Source) -> Content | None:
+    """Return what is noted of a source in the state that it is in."""
+    return _recall(_key(source))
+
+
 def _recall(key: str | None) -> Content | None:
-    folder = None if key is None else private_folder("data", make=False)
+    folder = None if key is None else private_folder(TOKENS, make=False)
     if folder is None:
         return None
     try:
@@ -127,8 +133,16 @@ def _recall(key: str | None) -> Content | None:
 
 def _note(key: str, content: Content) -> None:
     """Write a note; where that fails, the source is read again at the next start."""
-    folder = private_folder("data")
+    folder = private_folder(TOKENS)
     if folder is not None:
         with suppress(OSError):
             (folder / INDEX).mkdir(exist_ok=True, mode=0o700)
             write_atomically(folder / INDEX / f"{key}.json", to_json(msgspec.to_builtins(content)))
+
+
+def remove_unfinished_notes(folder: Path) -> None:
+    """Remove notes that were not written to their end; a process that is writing one goes without it."""
+    with suppress(OSError):
+        for path in list((folder / INDEX).iterdir()):
+            if HIDDEN.fullmatch(path.name):
+                path.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ of a short text are made at each start and kept in memory; those of a longer one
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,9 +13,11 @@ from msgspec import structs
 
 from minimoe.config import DataConfig
 from minimoe.data.arrays import Domains, Starts, TokenArrays
-from minimoe.data.batches import TokenRow
+from minimoe.data.batches import Part, TokenRow
 from minimoe.data.content import Reading, read_through
+from minimoe.data.documents import Form
 from minimoe.data.encoding import Flags
+from minimoe.data.forms import form_of
 from minimoe.data.sources import read_source
 from minimoe.data.store import in_memory, room, stored_tokens
 from minimoe.data.text import Decode, decode, decode_as_before
@@ -23,6 +26,10 @@ from minimoe.errors import UserError
 
 MOST_IN_MEMORY = 8_000_000  # bytes of a text whose bytes or characters are made tokens at each start, in a tenth of a second
 MOST_TO_ENCODE = 1_000_000  # the same for a tokenizer.json, in about a second
+AS_BEFORE = (
+    (decode, "rows of JSON or CSV are learned as the text that they are written in"),
+    (decode_as_before, "byte order marks are kept, and compressed or UTF-16 files are left out"),
+)  # how earlier versions read
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +50,9 @@ class Corpus:
     val_learned: Flags | None = None  # [m]
     train_documents: Starts | None = None  # where documents that are set apart begin, rising from 0; None: there is only one
     val_documents: Starts | None = None
+    files: tuple[str, ...] = ()  # of a source that has documents: what was read, in order
+    parts: tuple[Part, ...] = ()  # of several sources: where the windows of each are drawn from
+    summary: tuple[str, ...] = ()  # what was read, a line for each source that has documents
 
 
 def load_corpus(
@@ -55,22 +65,22 @@ def load_corpus(
     seq_len + 2 tokens. For `sha256` see `whole_corpus`. Raises `UserError`, naming the source, if it is missing, binary, empty or too
     short.
     """
-    found, arrays = read_corpus(data.source, data.tokenizer, base, tokenizer, sha256)
+    if data.sources:
+        raise ValueError("load_corpus reads one source: load_data of minimoe.data.mixture reads several")
+    found, arrays = read_corpus(data, base, tokenizer, sha256)
     n = len(arrays.tokens)
     n_train = int(n * (1 - data.val_fraction))
     check_length(data, n_train, n - n_train, seq_len)
     return with_splits(found, arrays.part(0, n_train), arrays.part(n_train, n))
 
 
-def whole_corpus(
-    source: str, tokenizer_name: str, base: Path | None = None, tokenizer: Tokenizer | None = None, sha256: str | None = None
-) -> Corpus:
+def whole_corpus(data: DataConfig, base: Path | None = None, tokenizer: Tokenizer | None = None, sha256: str | None = None) -> Corpus:
     """Load all of a source as both splits, to measure a trained model on.
 
     With `sha256`, the digest that a run recorded, a text that has this digest only as earlier versions of minimoe read it is read that way.
     Raises `UserError` if the source is missing, binary or empty.
     """
-    found, arrays = read_corpus(source, tokenizer_name, base, tokenizer, sha256)
+    found, arrays = read_corpus(data, base, tokenizer, sha256)
     return with_splits(found, arrays, arrays)
 
 
@@ -83,11 +93,10 @@ def with_splits(corpus: Corpus, train: TokenArrays, val: TokenArrays) -> Corpus:
     )  # fmt: skip
 
 
-def read_corpus(
-    source: str, tokenizer_name: str, base: Path | None, tokenizer: Tokenizer | None, sha256: str | None
-) -> tuple[Corpus, TokenArrays]:
+def read_corpus(data: DataConfig, base: Path | None, tokenizer: Tokenizer | None, sha256: str | None) -> tuple[Corpus, TokenArrays]:
     """Read a source, in memory or into the cache.   -> a corpus whose splits are still to be made, all tokens"""
-    reading, tokenizer = read_with_tokenizer(source, tokenizer_name, base, tokenizer, sha256)
+    source = data.source
+    reading, tokenizer = read_with_tokenizer(data, base, tokenizer, sha256)
     content = reading.content
     if reading.held is not None:
         arrays, dropped = in_memory(reading, source, tokenizer)
@@ -96,41 +105,50 @@ def read_corpus(
     notes = (*content.notes, *note_of_counts(tokenizer, dropped, source))
     kept = to_keep("".join(document.text for document in reading.held or ())) if reading.source.piped else None
     none = arrays.tokens[:0]
-    return Corpus(none, none, None, None, reading.source.domains, tokenizer, content.sha256, source, notes, kept), arrays
+    domains, files = reading.source.domains, reading.source.files
+    return Corpus(none, none, None, None, domains, tokenizer, content.sha256, source, notes, kept, files=files), arrays
 
 
 def read_with_tokenizer(
-    source: str, tokenizer_name: str, base: Path | None = None, tokenizer: Tokenizer | None = None, sha256: str | None = None,
-    *, anew: bool = False,
-) -> tuple[Reading, Tokenizer]:  # fmt: skip
+    data: DataConfig, base: Path | None = None, tokenizer: Tokenizer | None = None, sha256: str | None = None, *, anew: bool = False
+) -> tuple[Reading, Tokenizer]:
     """Find what a source holds and, unless it is given, make the tokenizer. Raises `UserError` for a source without text."""
-    built_in = tokenizer_name in BUILT_IN if tokenizer is None else tokenizer.name in BUILT_IN
-    most = MOST_IN_MEMORY if built_in else MOST_TO_ENCODE
-    chars = tokenizer is None and tokenizer_name == "char"
+    source = data.source
+    chars = tokenizer is None and data.tokenizer == "char"  # its vocabulary is that of the text
+    if tokenizer is None and not chars:
+        tokenizer = make_tokenizer(data.tokenizer, "", base)
+    most = MOST_IN_MEMORY if tokenizer is None or tokenizer.name in BUILT_IN else MOST_TO_ENCODE
+    form = form_of(data, base, tokenizer)
 
-    def read(as_text: Decode = decode) -> Reading:
-        found = read_source(source, base, as_text)
+    def read(as_text: Decode = decode, form: Form | None = form) -> Reading:
+        found = read_source(source, base, as_text, form)
         return read_through(found, source, float("inf") if found.piped else most, chars, room, anew)
 
     reading = _as_recorded(read, source, sha256)
     if not reading.content.size:
         raise UserError(f"{source}: empty: data.source needs text")
-    return reading, tokenizer or make_tokenizer(tokenizer_name, reading.content.chars or "", base)
+    return reading, tokenizer or make_tokenizer(data.tokenizer, reading.content.chars or "", base)
 
 
 def _as_recorded(read: Callable[..., Reading], source: str, sha256: str | None) -> Reading:
     """Read a source; if it has the digest `sha256` only as earlier versions of minimoe read it, read it that way."""
-    found = read()
-    if sha256 is None or found.source.piped or found.content.sha256 == sha256:
-        return found
     try:
-        before = read(decode_as_before)
-    except UserError:
+        found = read()
+    except UserError as error:  # rows that earlier versions took for text may have no column of text
+        if sha256 is None:
+            raise
+        found, refused = None, error
+    if found is not None and (sha256 is None or found.source.piped or found.content.sha256 == sha256):
         return found
-    if before.content.sha256 != sha256:
-        return found
-    note = f"{source}: read as when the run began: byte order marks are kept, and compressed or UTF-16 files are left out"
-    return replace(before, content=structs.replace(before.content, notes=(note, *before.content.notes)))
+    for as_text, how in AS_BEFORE:
+        with suppress(UserError):
+            before = read(as_text, None)
+            if before.content.sha256 == sha256:
+                notes = (f"{source}: read as when the run began: {how}", *before.content.notes)
+                return replace(before, content=structs.replace(before.content, notes=notes))
+    if found is None:
+        raise refused
+    return found
 
 
 def to_keep(text: str) -> bytes:

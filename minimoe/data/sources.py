@@ -7,11 +7,17 @@ be turned into tokens piece by piece.
 import os
 import sysconfig
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from minimoe.config.data_names import is_pattern, split_column
+from minimoe.data.documents import PLAINLY, Form
+from minimoe.data.documents import Document as Document
+from minimoe.data.listing import Documents, files_of_pattern, has_rows
 from minimoe.data.pipes import is_pipe
+from minimoe.data.rows import kind_of
 from minimoe.data.text import (
     SEPARATOR,
     Decode,
@@ -34,16 +40,6 @@ IMAGE_SOURCES = ("digits",)  # no text: minimoe/training/tasks/digits.py
 NOT_LIBRARY_CODE = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "pydoc_data"}
 
 
-class Document(NamedTuple):
-    """A stretch of text that is turned into tokens as a whole."""
-
-    text: str
-    domain: int = 0  # its number among the source's domains
-    learned: tuple[tuple[int, int], ...] | None = None  # the stretches of characters that the loss counts; None: all of them
-    ends: bool = False  # the tokenizer's end of text follows or, if it has none, an empty line
-    continues: bool = False  # it goes on with the text of the document before: both are turned into tokens as one
-
-
 @dataclass(frozen=True)
 class Source:
     """A source that was found: its documents in order, the names of their domains (none if there is only one), and what to say about it.
@@ -57,15 +53,23 @@ class Source:
     notes: Sequence[str] = ()  # complete when the documents were read to their end
     piped: bool = False
     state: Callable[[], Any] | None = None
+    files: tuple[str, ...] = ()  # of a source that has documents: what is read, in order
 
 
-def read_source(source: str, base: Path | None = None, as_text: Decode = decode) -> Source:
-    """Read a built-in source, a file, a folder or a pipe. Raises `UserError`, naming the source, if there is no text."""
+def read_source(source: str, base: Path | None = None, as_text: Decode = decode, form: Form | None = PLAINLY) -> Source:
+    """Read a built-in source, a file, a folder, a pattern of file names or a pipe.
+
+    With `form` None, files of rows are plain text, as for earlier versions. Raises `UserError`, naming the source, if there is no text.
+    """
     if source == "python-mix":
         return Source(lambda: iter(python_mix()), ("docs", "code"))
     if source in SOURCES:
         return Source(lambda: iter((Document(SOURCES[source]()),)))
-    path = (base or Path()) / os.path.expanduser(source)
+    name, column = (source, None) if form is None else split_column(source, base or Path())
+    path = (base or Path()) / os.path.expanduser(name)
+    found = None if form is None else from_documents(source, path, replace(form, column=column or form.column), column is not None)
+    if found is not None:
+        return found
     if path.exists():
         return from_pipe(path, as_text) if is_pipe(path) else from_files(path, as_text)
     if path.suffix or path.name != source:
@@ -74,6 +78,28 @@ def read_source(source: str, base: Path | None = None, as_text: Decode = decode)
             hint = "a backslash begins an escape between TOML's double quotes: write the path in single quotes"
         raise UserError(f"data.source = {source!r}: no such file or folder ({hint})")
     raise UserError(f"data.source = {source!r} is not a file, a folder or a built-in source{nearest(source, [*SOURCES, 'python-mix'])}")
+
+
+def from_documents(source: str, path: Path, form: Form, named: bool) -> Source | None:
+    """Return the documents of a file of rows, of files that a pattern names, or of a folder that has rows or is to be read apart.
+
+    None if it is plain text, which has no documents. `named`: the source names a column.
+    """
+    in_folder = path.is_dir()
+    if is_pattern(str(path)):
+        files = partial(files_of_pattern, path)
+    elif in_folder:
+        files = partial(files_below, path)
+        if not form.apart and not any(has_rows(file, form) for file in files()):
+            return None
+    elif path.exists() and kind_of(path) is not None:
+        files = partial(list[Path], (path,))
+    elif path.exists() and named:
+        raise UserError(f"data.source = {source!r}: {path.name} is plain text, which has no columns: leave out ':{form.column}'")
+    else:
+        return None
+    documents = Documents(source, files, form, in_folder)
+    return Source(documents, notes=documents.notes, state=documents.state, files=tuple(map(str, files())))
 
 
 def from_pipe(path: Path, as_text: Decode) -> Source:

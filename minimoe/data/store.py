@@ -17,16 +17,18 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
-from minimoe.caches import private_folder
+from minimoe.caches import TOKENS, private_folder
 from minimoe.data.alone import alone, folder_size, remove_folder, remove_unfinished
 from minimoe.data.arrays import TokenArrays, gather
-from minimoe.data.content import INDEX, Content, Pass, Reading
+from minimoe.data.content import INDEX, Content, Pass, Reading, remove_unfinished_notes
 from minimoe.data.encoding import encode_documents
 from minimoe.data.pipes import size_text
 from minimoe.data.progress import Progress, say
@@ -36,6 +38,7 @@ from minimoe.data.token_files import (
     HEADER,
     Damaged,
     Header,
+    check_columns,
     mapped,
     read_header,
     token_type,
@@ -50,7 +53,7 @@ NAME = (12, 6)  # hexadecimal digits of the two parts of a name; the header has 
 
 def store_folder(make: bool = True) -> Path | None:
     """Return the folder that all tokens are in, made if it is missing and wanted; None if this user can have none."""
-    return private_folder("data", make)
+    return private_folder(TOKENS, make)
 
 
 # ---- what a run asks for -----------------------------------------------------------------------------------------------------------------
@@ -61,18 +64,44 @@ def stored_tokens(reading: Reading, name: str, tokenizer: Tokenizer) -> tuple[To
 
     Raises `UserError` if they cannot be kept, or if the source (`name`) changes while it is read.
     """
-    folder = store_folder()
-    if folder is None:
+    began = time.monotonic()
+    found = stored(reading, name, tokenizer)
+    if found is None:
         notice(f"{name}: no folder for the cache can be written: its tokens are kept in memory (MINIMOE_CACHE_DIR names a folder)")
         return in_memory(reading, name, tokenizer)
+    place, header, new = found
+    if new:
+        count, seconds = header.columns["tokens"].count, time.monotonic() - began
+        say(f"{name}: {count:,} tokens ({tokenizer.name}) made in {seconds:.0f} s, kept in {place} ({size_text(header.size)})")
+    return mapped(place, header), header.dropped
+
+
+class Kept(NamedTuple):
+    """Where tokens are kept, what is there, and whether it was made now."""
+
+    place: Path
+    header: Header
+    new: bool
+
+
+def stored(reading: Reading, name: str, tokenizer: Tokenizer, verify: bool = False) -> Kept | None:
+    """Return the folder of a source's tokens, which is made if it is missing or damaged; None if this user can have no cache.
+
+    With `verify` all its bytes are checked. Raises `UserError` as above.
+    """
+    folder = store_folder()
+    if folder is None:
+        return None
     expected = expected_header(reading.content, name, tokenizer)
     place = folder / place_of(expected)
-    found = _usable(place, expected)
-    if found is None:
-        remove_unfinished(folder)
-        with alone(place, name):
-            found = _usable(place, expected, say_why=True) or _prepare(place, expected, reading, tokenizer)
-    return mapped(place, found), found.dropped
+    found = _usable(place, expected, verify)
+    if found is not None:
+        return Kept(place, found, new=False)
+    remove_unfinished(folder)
+    remove_unfinished_notes(folder)
+    with alone(place, name):
+        found = _usable(place, expected, verify, say_why=True)  # another process may have made it meanwhile
+        return Kept(place, found or _prepare(place, expected, reading, tokenizer), new=found is None)
 
 
 def room() -> float:
@@ -113,7 +142,7 @@ def _byteorder() -> str:
     return "little" if np.little_endian else "big"
 
 
-def _usable(place: Path, expected: Header, say_why: bool = False) -> Header | None:
+def _usable(place: Path, expected: Header, verify: bool = False, say_why: bool = False) -> Header | None:
     """Return the header of a folder that holds what is expected; None if there is none, or none that can be used."""
     try:
         header = read_header(place)
@@ -121,6 +150,8 @@ def _usable(place: Path, expected: Header, say_why: bool = False) -> Header | No
         wrong = next((field for field in same if getattr(header, field) != getattr(expected, field)), None)
         if wrong is not None:
             raise Damaged(f"its header has another {wrong}")
+        if verify:
+            check_columns(place, header)
         return header
     except FileNotFoundError:
         return None
@@ -135,7 +166,7 @@ def _usable(place: Path, expected: Header, say_why: bool = False) -> Header | No
 
 def _prepare(place: Path, expected: Header, reading: Reading, tokenizer: Tokenizer) -> Header:
     """Encode a source into a folder."""
-    name, began = expected.source, time.monotonic()
+    name = expected.source
     temporary = hidden_sibling(place, "tmp")
     progress = Progress(f"tokenising {name}", reading.content.size)
     found, dropped = Pass(progress), dict[str, int]()
@@ -161,17 +192,12 @@ def _prepare(place: Path, expected: Header, reading: Reading, tokenizer: Tokeniz
     finally:
         progress.close()
         shutil.rmtree(temporary, ignore_errors=True)
-    count = header.columns["tokens"].count
-    say(
-        f"{name}: {count:,} tokens ({tokenizer.name}) are kept in {place} ({size_text(header.size)}), made in "
-        f"{time.monotonic() - began:.0f} s; minimoe data list shows all"
-    )
     return header
 
 
 def _rename(temporary: Path, place: Path, header: Header) -> None:
     """Give a whole folder its name, unless another process was quicker. Raises `OSError`."""
-    if place.exists() and _usable(place, header) is None:
+    if place.exists() and _usable(place, header, verify=True) is None:
         remove_folder(place)
     try:
         os.rename(temporary, place)
@@ -192,6 +218,14 @@ class Stored:
     size: int  # bytes
     header: Header | None  # None if it is damaged
     problem: str  # what is wrong with it; else empty
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `minimoe data list --json` prints."""
+        found: dict[str, Any] = {"name": self.name, "path": str(self.path), "size": self.size, "problem": self.problem}
+        if self.header is not None:
+            keys = ("source", "sha256", "text_bytes", "tokenizer", "tokenizer_sha256")
+            found |= {key: getattr(self.header, key) for key in keys} | {"tokens": self.header.columns["tokens"].count}
+        return found
 
 
 def stored_folders() -> list[Stored]:
@@ -217,6 +251,19 @@ def remove_stored(names: Iterable[str]) -> list[Stored]:
         if one.path.exists():
             remove_folder(one.path)
     return chosen
+
+
+def remove_all() -> int:
+    """Remove all tokens and notes that no process is writing.   -> the bytes that this frees"""
+    folder = store_folder(make=False)
+    if folder is None:
+        return 0
+    freed = remove_unfinished(folder) + sum(one.size for one in remove_stored([one.name for one in stored_folders()]))
+    if (folder / INDEX).is_dir():
+        freed += remove_folder(folder / INDEX)
+    with suppress(OSError):  # somebody has written meanwhile
+        folder.rmdir()
+    return freed
 
 
 def _chosen(name: str, there: list[Stored]) -> Stored:

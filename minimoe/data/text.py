@@ -185,7 +185,7 @@ def read_folder(folder: Path, as_text: Decode = decode, notes: list[str] | None 
             binary.append((name, path.stat().st_size))
             continue
         try:
-            held = _held(as_text(read_chunks(path)))
+            held = held_whole(as_text(read_chunks(path)))
         except NotText as error:
             (binary if error.binary else other).append((name, path.stat().st_size))
             continue
@@ -199,7 +199,7 @@ def read_folder(folder: Path, as_text: Decode = decode, notes: list[str] | None 
         notes.extend(_left_out(folder, other, binary))
 
 
-def _held(pieces: Iterator[str]) -> list[str] | None:
+def held_whole(pieces: Iterator[str]) -> list[str] | None:
     """Read a text to its end.   -> its pieces, or None if they are more than should be held in memory"""
     held, size = [], 0
     for piece in pieces:

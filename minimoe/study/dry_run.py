@@ -38,7 +38,7 @@ def show_plan(config: Config, out: Path | None, weights: Weights | None = None, 
     check_memory(config)
     counted = training_cost(config, config.train.seq_len)
     tokens = config.train.steps * task.tokens_per_step
-    for text in (*(() if task.corpus is None else task.corpus.notes), *config.warnings()):
+    for text in (*task.read(), *(() if task.corpus is None else task.corpus.notes), *config.warnings()):
         notice(text)
     show(to_toml(config))
     for line in (*lines, trained_line(config)):

@@ -7,13 +7,14 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from minimoe.config.given import Sources
 from minimoe.errors import UserError, notice, printable
 from minimoe.pretrained.folder import is_model_folder
 from minimoe.pretrained.loading import Loaded, open_model
 from minimoe.training.tasks import load_task
 
 
-def evaluate(what: str | os.PathLike[str] | None = None, data: str | None = None) -> dict[str, Any]:
+def evaluate(what: str | os.PathLike[str] | None = None, data: Sources | None = None) -> dict[str, Any]:
     """Measure a run, a checkpoint or a model folder on its own held-out data, or on all of another source; None: the newest run.
 
     Returns what `minimoe eval --json` prints: the loss in nats per token (image), perplexity or accuracy, tokens, the load of each expert.
@@ -29,7 +30,7 @@ def evaluate(what: str | os.PathLike[str] | None = None, data: str | None = None
     return found
 
 
-def evaluate_run(loaded: Loaded, data: str | None) -> dict[str, Any]:
+def evaluate_run(loaded: Loaded, data: Sources | None) -> dict[str, Any]:
     """Measure a trained model's loss, and its accuracy if its task has one, on its own held-out data or on all of another source.
 
     `summary` is the result in one line, `notes` what a user should know of how the text was read.
@@ -42,7 +43,7 @@ def evaluate_run(loaded: Loaded, data: str | None) -> dict[str, Any]:
     recorded = loaded.data_sha256 if data is None else None
     task = load_task(config, None if config.model.image_size else loaded.text, all_of=data, sha256=recorded)
     result = task.measure(loaded.model, by_domain=True)
-    notes = () if task.corpus is None else task.corpus.notes
+    notes = () if task.corpus is None else (*task.read(), *task.corpus.notes)
     images, domains = task.unit == "image", () if task.corpus is None else task.corpus.domains
     found: dict[str, Any] = {"model": str(loaded.folder), "step": loaded.step, "loss": result.loss}
     words = [f"loss {result.loss:.4f} nats per {task.unit}"]

@@ -149,11 +149,11 @@ def _with_vocabulary(config: Config) -> Config:
     masked = config.model.head == "mlm"
     size = BYTE_VOCABULARY + masked
     if config.data.tokenizer != "byte":
-        from minimoe.data.corpus import load_corpus
+        from minimoe.data.mixture import load_data
         from minimoe.training.tasks.masked import masked_vocabulary
 
         try:
-            tokenizer = load_corpus(config.data).tokenizer
+            tokenizer = load_data(config.data).tokenizer
             size = masked_vocabulary(tokenizer) if masked else tokenizer.vocab_size
         except UserError as error:
             raise ConfigError(f"model.vocab_size comes from the text, and {error}: give it with --set model.vocab_size=65") from None

@@ -7,12 +7,17 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from minimoe.data.pipes import size_text
+from minimoe.errors import printable
 from minimoe.figures import BARS, number, percent
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
     from rich.text import Text
+
+    from minimoe.data.store import Stored
+    from minimoe.study.cached import Cached
 
 
 def console() -> Console:
@@ -116,4 +121,34 @@ def runs_table(rows: list[dict[str, Any]]) -> Table:
             number(row["loss"]), number(row["val_loss"]), number(row["best_val_loss"]),
             *([percent(row["val_accuracy"])] if measured else []), "-" if count is None else f"{count:,}",
         )  # fmt: skip
+    return table
+
+
+def tokens_table(found: Sequence[Stored]) -> Table:
+    """Return a row for each folder of kept tokens: its name, tokenizer, number of tokens, size and source, or what is wrong with it."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_edge=False, pad_edge=False)
+    for name in ("name", "tokenizer", "tokens", "size", "source"):
+        right = name in ("tokens", "size")
+        table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=name in ("name", "tokens", "size"))
+    for one in found:
+        header = one.header
+        tokenizer, count = ("-", "-") if header is None else (header.tokenizer, f"{header.columns['tokens'].count:,}")
+        text = f"damaged: {one.problem}" if header is None else header.source
+        table.add_row(one.name, Text(printable(tokenizer)), count, size_text(one.size), Text(printable(text)))
+    return table
+
+
+def cache_table(found: Sequence[Cached]) -> Table:
+    """Return a row for each kind of what is kept outside of runs, and each folder that it is in."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_edge=False, pad_edge=False)
+    for name in ("what", "files", "size", "folder"):
+        table.add_column(name, justify="right" if name in ("files", "size") else "left", overflow="fold", no_wrap=name in ("files", "size"))
+    for one in found:
+        table.add_row(one.what, f"{one.files:,}", size_text(one.size), Text(printable(one.folder)))
     return table

@@ -128,7 +128,7 @@ class Checkpointer:
             "best_step": self.best_step,
             "bad": self.bad_steps(),
             **({"stale": self.stale} if self.patience else {}),
-            "data": {"source": run.short(run.config.data.source), "sha256": self.task.sha256},
+            "data": {"source": run.short(run.config.data.name), "sha256": self.task.sha256},
             "metrics_sha256": run.metrics_file.sha256(),
             **({} if self.base_sha256 is None else {"base_sha256": self.base_sha256}),
         }

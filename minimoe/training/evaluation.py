@@ -19,7 +19,8 @@ from minimoe.reference.loss import IGNORE
 
 Tokens = npt.NDArray[np.int32]
 Batches: TypeAlias = Iterable[tuple[npt.NDArray[Any], ...]]
-"""(inputs, targets) or (inputs, targets, valid). `valid` [B,T] is 0 for padding; without it, padding is what has no target."""
+"""(inputs, targets), (inputs, targets, valid) or (inputs, targets, valid, document_starts). `valid` [B,T] is 0 for padding; without it,
+padding is what has no target."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ def evaluate(
     with no_grad():
         for inputs, targets, *given in batches:
             valid = given[0] if given else (targets >= 0).astype(np.int32)
-            loss, hits, stats = _scored(model, inputs, targets, None if valid.all() else valid)
+            starts = given[1] if len(given) > 1 else None
+            loss, hits, stats = _scored(model, inputs, targets, None if valid.all() else valid, starts)
             total, right, count = total + loss, right + hits, count + int((targets >= 0).sum())
             if token_bytes is not None:
                 n_bytes += int(token_bytes[targets[targets >= 0]].sum())
@@ -87,14 +89,14 @@ def evaluate(
 
 
 def _scored(
-    model: Transformer, inputs: npt.NDArray[Any], targets: npt.NDArray[Any], mask: npt.NDArray[Any] | None
+    model: Transformer, inputs: npt.NDArray[Any], targets: npt.NDArray[Any], mask: npt.NDArray[Any] | None, starts: npt.NDArray[Any] | None
 ) -> tuple[Array, Array, list[MoEStats]]:
     """Return the sum of a batch's cross-entropies, how many targets have the highest logit (0 for a language model), and the stats."""
     if model.config.head == "lm":  # its loss is computed without whole rows of logits
-        parts = model.loss(inputs, targets, attention_mask=mask)
+        parts = model.loss(inputs, targets, attention_mask=mask, document_starts=starts)
         return parts.cross_entropy.data * float((targets >= 0).sum()), 0, parts.stats
     b, xp = model.backend, model.backend.xp
-    x, stats = model.hidden(inputs, mask)
+    x, stats = model.hidden(inputs, mask, document_starts=starts)
     logits = model.logits(x)
     logits, flat = logits.reshape(-1, logits.shape[-1]), b.from_host(targets.reshape(-1))
     total, _ = ops.cross_entropy(logits, flat, IGNORE)

@@ -10,6 +10,8 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from minimoe.config import Config, load_config, preset_names
+from minimoe.config.data_names import with_absolute_path
+from minimoe.config.given import Sources, with_sources
 from minimoe.config.sources import BUILT_IN
 from minimoe.data.pipes import is_pipe
 from minimoe.errors import CheckpointError, ConfigError
@@ -22,7 +24,7 @@ from minimoe.training.weights import Weights, open_weights
 
 
 def train(
-    source: str | Path | Config | None = None, *, init: str | Path | None = None, data: str | None = None, steps: int | None = None,
+    source: str | Path | Config | None = None, *, init: str | Path | None = None, data: Sources | None = None, steps: int | None = None,
     out: str | Path | None = None, backend: str | None = None, seed: int | None = None, threads: int | None = None,
     freeze: Iterable[str] = (), overrides: Iterable[str] = (), root: str | Path = "runs", listener: Listener | None = None,
 ) -> TrainedRun:  # fmt: skip
@@ -100,7 +102,7 @@ def resume(
 
 
 def with_options(
-    config: Config, *, data: str | None = None, steps: int | None = None, backend: str | None = None, seed: int | None = None,
+    config: Config, *, data: Sources | None = None, steps: int | None = None, backend: str | None = None, seed: int | None = None,
     threads: int | None = None, freeze: Iterable[str] = (),
 ) -> Config:  # fmt: skip
     """Return the configuration with the command line's options in it; its paths become absolute, so that a run resumes from any folder.
@@ -110,9 +112,10 @@ def with_options(
     given = {"steps": steps, "backend": backend, "seed": seed, "threads": threads}
     settings = replace(config.train, **{key: value for key, value in given.items() if value is not None})
     settings = replace(settings, freeze=tuple(dict.fromkeys((*settings.freeze, *freeze))))
-    text = config.data if data is None else replace(config.data, source=data)
-    if Path(text.source).exists() and text.source not in BUILT_IN["source"] and not is_pipe(Path(text.source)):
-        text = replace(text, source=str(Path(text.source).resolve()))
+    text = config.data if data is None else with_sources(config.data, data)
+    if not is_pipe(Path(text.source)):
+        text = replace(text, source=with_absolute_path(text.source))
+    text = replace(text, sources=tuple(replace(part, source=with_absolute_path(part.source)) for part in text.sources))
     if Path(text.tokenizer).exists() and text.tokenizer not in BUILT_IN["tokenizer"]:
         text = replace(text, tokenizer=str(Path(text.tokenizer).resolve()))
     return replace(config, train=settings, data=text)

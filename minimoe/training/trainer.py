@@ -119,6 +119,8 @@ class Trainer:
         return {"parameters": self.parameters, "steps": self.config.train.steps, "step": self.step}
 
     def _warn(self) -> None:
+        for line in self.task.read():
+            self.listener.said(line)
         notes = () if self.task.corpus is None else self.task.corpus.notes
         hints = self.config.train.warnings()  # they follow from the configuration alone: --quiet hides them
         for text in (*notes, *self.config.warnings()):

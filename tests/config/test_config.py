@@ -7,7 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minimoe.config import Config, DataConfig, ModelConfig, MoEConfig, TrainConfig, load_config, preset_names, preset_text, to_toml
+from minimoe.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    MoEConfig,
+    SourceConfig,
+    TrainConfig,
+    load_config,
+    preset_names,
+    preset_text,
+    to_toml,
+)
 from minimoe.errors import ConfigError
 
 PRESETS = [
@@ -389,6 +400,8 @@ moes = st.builds(
     aux_loss_coef=st.none() | positive,
     router_bias=st.booleans(),
 )
+names = st.text(st.characters(exclude_characters="*?[", exclude_categories=["Cs"]), min_size=1)  # a pattern is completed where it matches
+parts = st.builds(SourceConfig, source=names, weight=st.floats(min_value=0.01, max_value=0.3))
 configs = st.builds(
     Config,
     model=st.builds(
@@ -403,7 +416,8 @@ configs = st.builds(
         moe=st.none() | moes,
     ),
     train=st.builds(TrainConfig, lr=positive, beta2=fraction, seed=st.integers(0, 2**64 - 1), recompute=st.booleans()),
-    data=st.builds(DataConfig, source=st.text(min_size=1)),
+    data=st.builds(DataConfig, source=names, text_key=st.none() | st.text(), within_documents=st.booleans())
+    | st.builds(DataConfig, sources=st.lists(parts, max_size=3).map(tuple)),
     name=st.text(),
 )
 

@@ -111,18 +111,19 @@ def test_a_text_whose_digest_was_recorded_with_its_mark_is_read_with_it(tmp_path
     path = tmp_path / "text.txt"
     path.write_text(TEXT, encoding="utf-8-sig")
     recorded = hashlib.sha256(path.read_bytes()).hexdigest()
-    corpus = whole_corpus(str(path), "char", sha256=recorded)
+    corpus = whole_corpus(DataConfig(source=str(path), tokenizer="char"), sha256=recorded)
     assert corpus.sha256 == recorded and text_of(corpus).startswith("\ufeffna")
-    assert whole_corpus(str(path), "char", sha256="of another text").sha256 == hashlib.sha256(TEXT.encode()).hexdigest()
+    other = whole_corpus(DataConfig(source=str(path), tokenizer="char"), sha256="of another text")
+    assert other.sha256 == hashlib.sha256(TEXT.encode()).hexdigest()
 
 
 def test_a_folder_whose_digest_was_recorded_without_utf_16_is_read_without_it(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("plain " * 9, encoding="utf-8")
     (tmp_path / "b.txt").write_text("wide", encoding="utf-16")
     (tmp_path / "c.gz").write_bytes(packed(b"packed"))
-    assert text_of(whole_corpus(str(tmp_path), "char")).endswith("plain \n\nwide\n\npacked")
+    assert text_of(whole_corpus(DataConfig(source=str(tmp_path), tokenizer="char"))).endswith("plain \n\nwide\n\npacked")
     recorded = hashlib.sha256(b"plain " * 9).hexdigest()
-    corpus = whole_corpus(str(tmp_path), "char", sha256=recorded)
+    corpus = whole_corpus(DataConfig(source=str(tmp_path), tokenizer="char"), sha256=recorded)
     assert corpus.sha256 == recorded
     assert any("as when the run began" in note for note in corpus.notes)
 

@@ -55,7 +55,7 @@ def picture(folder: Path) -> dict[str, Any]:
             found[name] = "folder"
         elif path.suffix in (".json", ".jsonl"):
             found[name] = [without_times(json.loads(line)) for line in documents(path)]
-        elif path.name not in ("MANIFEST.sha256", "training.lock"):  # the first has the digests of times, the second a process
+        elif path.name != "MANIFEST.sha256" and path.suffix != ".lock":  # the first has the digests of times, locks name a process or none
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 
@@ -259,8 +259,25 @@ def upcycling() -> Phase:
     return Phase("upcycle", lambda: UPCYCLE, picture(Path("routed")), finish=finish, steps=6)
 
 
+def preparing() -> Phase:
+    """Making the tokens of a text that is large, as far as this process knows, in a cache that is the marked folder."""
+    from minimoe.data import corpus
+
+    corpus.MOST_IN_MEMORY = 10_000
+    os.environ["MINIMOE_CACHE_DIR"] = str(Path(MARK).absolute())
+    tempfile.tempdir = str(Path(f"{MARK}-of-a-user-without-a-home").absolute())
+    text = Path("large.txt")
+    text.write_text(Path("text.txt").read_text() * 12)
+    os.utime(text, (1_700_000_000, 1_700_000_000))  # what was just written is not noted
+    command = ["data", "prepare", "large.txt"]
+    checked(command)
+    Path(MARK).rename("prepared")
+    return Phase("prepare", lambda: command, picture(Path("prepared")), finish=tuple(command))
+
+
 PHASES: dict[str, Callable[[], Phase]] = {
     "train": training, "pipe": from_a_pipe, "resume": resuming, "convert": converting, "upcycle": upcycling,
+    "prepare": preparing,
 }  # fmt: skip
 
 

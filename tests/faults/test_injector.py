@@ -31,9 +31,14 @@ def test_a_sample_of_faults_leaves_what_an_unbroken_run_leaves() -> None:
     assert done.returncode == 0 and "0 faults, of them 0 wrong results" in done.stdout, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("phase", ["train", "pipe", "resume", "convert", "upcycle"])
+@pytest.mark.parametrize("phase", ["train", "pipe", "resume", "convert", "upcycle", "prepare"])
 def test_every_fault_leaves_what_an_unbroken_run_leaves(phase: str) -> None:
     done = injector("--phase", phase, timeout=3600)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_sample_of_kills_leaves_whole_tokens_or_none() -> None:
+    done = injector("--phase", "prepare", "--kills", "--sample", "20", "--seed", SEED)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

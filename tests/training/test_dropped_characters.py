@@ -30,9 +30,9 @@ def note(text: Path) -> str:
 
 
 def test_a_corpus_notes_them_once_for_the_whole_text(text: Path) -> None:
-    corpus = whole_corpus(str(text), str(text.parent / "tokenizer.json"))
+    corpus = whole_corpus(DataConfig(source=str(text), tokenizer=str(text.parent / "tokenizer.json")))
     assert corpus.notes == (note(text),)
-    assert whole_corpus(str(text), "char").notes == ()
+    assert whole_corpus(DataConfig(source=str(text), tokenizer="char")).notes == ()
 
 
 def test_training_says_it(text: Path) -> None:

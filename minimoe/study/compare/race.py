@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from minimoe.config import Config, load_config, preset_names
+from minimoe.config.given import Sources
 from minimoe.data.pipes import is_pipe
 from minimoe.errors import CheckpointError, UserError, nearest, printable
 from minimoe.runs.run import RUNS, Run
@@ -46,7 +47,7 @@ class Contender:
 
 def compare(
     sources: Sequence[str | os.PathLike[str]], budget: str = "steps", seeds: int = 1, overrides: Iterable[str] = (),
-    data: str | None = None, steps: int | None = None, backend: str | None = None, root: Path = RUNS,
+    data: Sources | None = None, steps: int | None = None, backend: str | None = None, root: Path = RUNS,
     listener_for: Callable[[str], Listener] | None = None,
 ) -> Comparison:  # fmt: skip
     """Train each preset or TOML file with `seeds` seeds, each a run under `root`; read each finished run; set them side by side.
@@ -104,7 +105,7 @@ def check_options(contenders: list[Contender], options: bool, steps: int | None)
         raise UserError(f"compare: --steps is for a first source that is trained, {contenders[0].source} is a finished run: put it second")
 
 
-def find(source: str, root: Path, overrides: tuple[str, ...], data: str | None, backend: str | None) -> Contender:
+def find(source: str, root: Path, overrides: tuple[str, ...], data: Sources | None, backend: str | None) -> Contender:
     """Find a preset, a TOML file, or a finished run (its folder, or its name under `root`), and check it as far as possible."""
     if source not in preset_names() and not (source.endswith(".toml") and not Path(source).is_dir()):
         run = find_run(source, root)
@@ -114,8 +115,9 @@ def find(source: str, root: Path, overrides: tuple[str, ...], data: str | None, 
     from minimoe.training.tasks import load_task
 
     config = with_options(load_config(source, overrides), data=data, backend=backend)
-    if is_pipe(Path(config.data.source)):
-        raise UserError(f"compare: {config.data.source} is a pipe, which can be read only once: save what it delivers, and give that file")
+    pipe = next((part.source for part in config.data.parts if is_pipe(Path(part.source))), None)
+    if pipe is not None:
+        raise UserError(f"compare: {pipe} is a pipe, which can be read only once: save what it delivers, and give that file")
     config.check_trainable()
     task = load_task(config)
     settings = replace(task.config.train, backend=load(config.train.backend).name)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from msgspec.structs import replace
 
 from minimoe.config import Config
+from minimoe.config.given import Sources, with_sources
 from minimoe.data.tokenizer import Tokenizer
 from minimoe.training.tasks.images import ImageClassification as ImageClassification
 from minimoe.training.tasks.language import LanguageModelling as LanguageModelling
@@ -23,14 +24,14 @@ TASKS: dict[str, Callable[[Config, Tokenizer | None, bool, str | None], Task]] =
 }  # fmt: skip
 
 
-def load_task(config: Config, tokenizer: Tokenizer | None = None, all_of: str | None = None, *, sha256: str | None = None) -> Task:
+def load_task(config: Config, tokenizer: Tokenizer | None = None, all_of: Sources | None = None, *, sha256: str | None = None) -> Task:
     """Read the data of the task that `model.head` names.
 
-    A given `tokenizer` (that of a trained model) replaces `data.tokenizer`. With `all_of` nothing will be trained: all of that source is
-    held-out data. `sha256` is the digest of its data that a run recorded: see `whole_corpus`. Raises `UserError` for a head without a
-    task, and for data that are missing or do not fit.
+    A given `tokenizer` (that of a trained model) replaces `data.tokenizer`. With `all_of` nothing will be trained: all of that source,
+    or of several, is held-out data. `sha256` is the digest of its data that a run recorded: see `whole_corpus`. Raises `UserError` for a
+    head without a task, and for data that are missing or do not fit.
     """
     config.check_task()
     if all_of is not None:
-        config = replace(config, data=replace(config.data, source=all_of))
+        config = replace(config, data=with_sources(config.data, all_of))
     return TASKS[config.model.head](config, tokenizer, all_of is not None, sha256)

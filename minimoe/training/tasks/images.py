@@ -34,7 +34,7 @@ class ImageClassification(Task):
     unit = "image"
 
     def __init__(self, config: Config, tokenizer: Tokenizer | None = None, whole: bool = False, sha256: str | None = None) -> None:
-        source = config.data.source
+        source = config.data.name
         if source not in IMAGE_SOURCES:
             raise UserError(f"data.source = {source!r} is not images, {config.name!r} classifies images: give digits (--data digits)")
         check_shape(config)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minimoe.config import Config
-from minimoe.data.batches import IGNORE, Places, TokenRow, Tokens, batch, places_in_order
+from minimoe.data.batches import IGNORE, Places, TokenRow, Tokens, inputs_and_targets, places_in_order
 from minimoe.data.token_bytes import TokenBytes
 from minimoe.data.tokenizer import REPLACEMENT, Tokenizer
 from minimoe.engine.grad_mode import no_grad
@@ -56,12 +56,13 @@ class MaskedLanguageModelling(LanguageModelling):
     def _with_vocabulary(self, config: Config) -> Config:
         return with_vocabulary(config, masked_vocabulary(self.tokenizer), "the tokenizer's vocabulary with its mask token")
 
-    def batch(self, step: int, micro: int) -> tuple[Array, Array]:
-        """tokens, targets [B,T]"""
-        t = self.config.train
-        tokens, _ = batch(self.corpus.train, t.seed, step, micro, t.batch_size, t.seq_len)
+    def batch(self, step: int, micro: int) -> tuple[Array, ...]:
+        """tokens, targets [B,T] and, if attention stays within documents, where these start [B,T]"""
+        t, places = self.config.train, self._drawn(step, micro)
+        tokens, _ = inputs_and_targets(self.train.tokens, places[:, 0], t.seq_len)
         words = host_bits(2 * tokens.size, t.seed, "data.mask", micro, step).reshape(*tokens.shape, 2)
-        return hide(tokens, words, self.n_random, self.mask_id)
+        seen, targets = hide(tokens, words, self.n_random, self.mask_id)
+        return seen, self.train.counted(targets, places), *self.train.starts(places)
 
     # ---- measuring -----------------------------------------------------------------------------------------------------------------
 
@@ -72,7 +73,8 @@ class MaskedLanguageModelling(LanguageModelling):
         """
         words = host_words((places // 2).reshape(-1), 0, "data.mask.held_out").reshape(*places.shape, 2, 2)  # a block has those of two
         own = np.take_along_axis(words, (places % 2)[..., None, None], axis=-2)[..., 0, :]
-        return hide(self.corpus.val[places].astype(np.int32), own, self.n_random, self.mask_id)
+        seen, targets = hide(self.corpus.val[places].astype(np.int32), own, self.n_random, self.mask_id)
+        return seen, self.val.counted(targets, places)
 
     @property
     def held_out_batches(self) -> int:
@@ -80,12 +82,13 @@ class MaskedLanguageModelling(LanguageModelling):
         return -(-len(self.corpus.val) // (t.batch_size * t.seq_len))
 
     def held_out(self, n: int | None = None) -> Batches:
-        """tokens, targets, valid [B,T]; `valid` is 0 in padding"""
+        """tokens, targets, valid [B,T]; `valid` is 0 in padding; if attention stays within documents, where these start [B,T]"""
         t = self.config.train
         for places in places_in_order(len(self.corpus.val) + 1, t.seq_len, t.batch_size, n):  # one more: no target lies beyond the end
             valid = places >= 0
             tokens, targets = self.hidden_at(np.maximum(places, 0))
-            yield tokens, np.where(valid, targets, IGNORE), valid.astype(np.int32)
+            starts = self.val.starts(np.maximum(places, 0))
+            yield tokens, np.where(valid, targets, IGNORE), valid.astype(np.int32), *starts
 
     @cached_property
     def chance(self) -> float:  # type: ignore[override]

@@ -36,12 +36,16 @@ class Task(ABC):
     # ---- training ------------------------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def batch(self, step: int, micro: int) -> tuple[Array, Array]:
-        """Draw a micro-batch for `model.loss`: inputs and int32 targets, of the same shapes at every step."""
+    def batch(self, step: int, micro: int) -> tuple[Array, ...]:
+        """Draw a micro-batch for `model.loss`: inputs, int32 targets and perhaps `document_starts`, of the same shapes at every step."""
 
     @abstractmethod
     def size(self) -> str:
         """Return the size of the training and the held-out data: "419,645 + 46,628 tokens"."""
+
+    def read(self) -> list[str]:
+        """Return lines about what was read, if the size does not say all."""
+        return []
 
     @abstractmethod
     def passes(self) -> float:
