@@ -1,4 +1,4 @@
-"""Figures as text: a duration, a number, a share, and the characters of a bar."""
+"""Figures as text: a duration, a number, a share, a size, and the characters of a bar."""
 
 BARS = " ▁▂▃▄▅▆▇█"
 
@@ -17,3 +17,12 @@ def number(value: float | None, digits: int = 4) -> str:
 
 def percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.1%}"
+
+
+def size(n: float) -> str:
+    """13652480 -> 13.0 MiB"""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if n < 1024:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1024
+    return f"{n:.1f} TiB"

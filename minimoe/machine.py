@@ -6,6 +6,7 @@ a container the path of its group may be the host's, which does not exist there;
 
 import math
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,6 +44,15 @@ def machine_memory() -> int | None:
         return None
     files = [group / name for group in _groups("memory") for name in ("memory.max", "memory.limit_in_bytes")]
     return min(bytes_here, *(limit for file in files for limit in _words(file, 1) if limit is not None), bytes_here)
+
+
+def peak_memory() -> int | None:
+    """Return the most bytes of memory that this process has held so far; None if the system does not say."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _groups(controller: str) -> Iterator[Path]:

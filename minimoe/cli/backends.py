@@ -47,24 +47,33 @@ def check_backend(name: str, level: str | None, kernel: str | None, quick: bool,
     sys.exit(show_check(name, {"level": level, "kernel": kernel, "quick": quick}, timeout, as_json))
 
 
-@backends.command(name="new")
+KINDS = {
+    "mutable": "a library whose arrays can be written, such as PyTorch",
+    "immutable": "a library whose arrays cannot be written, such as JAX",
+    "kernels": "your kernels over the arrays of a backend that exists",
+    "device": "a device with a compiler of its own",
+}
+
+
+class WithKinds(click.Command):
+    """A command whose help explains the kinds of backends."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Kinds"):
+            formatter.write_dl(list(KINDS.items()))
+
+
+@backends.command(name="new", cls=WithKinds)
 @click.argument("name")
-@option("--kind", type=click.Choice(["mutable", "immutable", "kernels", "device"]), required=True, help="what it is built on (see above)")
+@option("--kind", type=click.Choice(list(KINDS)), required=True, help="what it is built on (see below)")
 @option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="the folder to write (default: minimoe-NAME)")
 def new_backend(name: str, kind: str, out: Path | None) -> None:
-    """Write a package with a new backend, which works as it is, so that you can replace it function by function.
-
-    \b
-    mutable    a library whose arrays can be written, such as PyTorch
-    immutable  a library whose arrays cannot be written, such as JAX
-    kernels    your kernels over the arrays of a backend that exists
-    device     a device with a compiler of its own
-    """
-    from minimoe.study.new_backend import KINDS
+    """Write a package with a new backend, which works as it is, so that you can replace it function by function."""
+    from minimoe.study.new_backend import KINDS as STARTS
     from minimoe.study.new_backend import new_backend as write
 
     folder = write(name, kind, out)
-    click.echo(f"{folder}: {KINDS[kind]}")
+    click.echo(f"{folder}: {STARTS[kind]}")
     click.echo(f"next: pip install -e {quoted(folder)}")
     click.echo(f"      {command('backends', 'check', name, '--quick')}")
     click.echo(f"      {command('train', 'tiny-moe', '--backend', name, '--steps', 20)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import Any
 import click
 
 from minimoe.cli.options import print_json
+from minimoe.cli.streams import redraws
 from minimoe.errors import Interrupted, printable
 from minimoe.figures import duration
 from minimoe.testing.report import Report
@@ -86,7 +86,7 @@ class Progress:
 
     def __init__(self, name: str, shown: bool) -> None:
         self.name, self.shown, self.began = name, shown, now()
-        self.live = shown and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self.live = shown and redraws(sys.stderr)
         self.drawn, self.last = False, self.began
         self.case: Listed | None = None
         self.number = self.count = self.bad = 0

@@ -15,6 +15,7 @@ from minimoe.cli.backends import backends
 from minimoe.cli.cache import cache
 from minimoe.cli.comparison import bench, compare
 from minimoe.cli.data import data
+from minimoe.cli.help import in_whole_words
 from minimoe.cli.inspection import config, convert, inspect, runs, verify
 from minimoe.cli.training import resume, train
 from minimoe.cli.use import evaluate, generate
@@ -58,3 +59,4 @@ for command in (
     train, resume, generate, evaluate, inspect, convert, compare, runs, data, verify, config, backends, bench, cache, show_help, version,
 ):  # fmt: skip
     cli.add_command(command)
+in_whole_words(cli)

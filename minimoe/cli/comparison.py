@@ -55,13 +55,13 @@ def compare(
         comparison: Comparison = sweep(sources[0], vary, **options, say=say)
     else:
         comparison = compare_all(list(sources), **options)
-    from minimoe.study.tables import console
+    from minimoe.study.tables import show
 
     saved = comparison.save(Path("runs"))
     if as_json:
         print_json({**comparison.to_dict(), "saved": str(saved)})
         return
-    console().print(comparison.table())
+    show(comparison.table())
     if comparison.best_text:
         click.echo(comparison.best_text)
     click.echo(f"saved: {saved}")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from typing import TextIO
+
+from minimoe.errors import printable
 
 CONTROL_CHARACTERS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
@@ -32,6 +36,20 @@ def written_to_the_end() -> Iterator[None]:
         sys.stdout.flush()
         raise
     sys.stdout.flush()
+
+
+def redraws(stream: TextIO) -> bool:
+    """Return True for a terminal on which a line can be drawn again in its place."""
+    return stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
+def tell(text: str) -> None:
+    """Print a message on standard error, on a terminal with its lines broken between words."""
+    from minimoe.study.tables import wrapped
+
+    text = printable(text, keep="\n")
+    with suppress(OSError):  # the terminal or the pipe's reader went away, and the command goes on without it
+        print(wrapped(text, shutil.get_terminal_size().columns) if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
 
 
 def drop_unwritten() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import textwrap
 from time import monotonic as now
@@ -9,9 +10,10 @@ from time import monotonic as now
 import click
 
 from minimoe.cli.options import print_json
+from minimoe.cli.streams import redraws
 from minimoe.study.verify import Check, verify
 
-COLUMNS = 80
+COLUMNS = 80  # at most
 PATIENCE = 2.0  # seconds before the first word about what is being read
 PAUSE = 10.0  # seconds between two such lines where they cannot replace each other
 
@@ -39,9 +41,14 @@ def show_verification(what: str, as_json: bool) -> int:
 def shown(check: Check, width: int) -> str:
     """Return a check's line: what, state, text. A text that is too long for it goes on below itself."""
     before = f"{check.what:<{width}}  {check.state:<7}  "
-    room = max(24, COLUMNS - len(before))
+    room = max(24, columns() - len(before))
     lines = textwrap.wrap(check.text, room, break_on_hyphens=False) or [""]
     return "\n".join([before + lines[0], *(" " * len(before) + line for line in lines[1:])])
+
+
+def columns() -> int:
+    """Return how many columns a line may have."""
+    return min(COLUMNS, shutil.get_terminal_size((COLUMNS, 24)).columns)
 
 
 def verdict(found: list[Check], problems: int) -> str:
@@ -65,9 +72,9 @@ class Waiting:
         if now() - self.last < self.pause:
             return
         self.last = now()
-        if sys.stderr.isatty():
+        if redraws(sys.stderr):
             self.pause, self.drawn = 0.1, True
-            click.echo(f"\r\x1b[Kreading {text}"[: COLUMNS + 4], err=True, nl=False)
+            click.echo("\r\x1b[K" + f"reading {text}"[: columns() - 1], err=True, nl=False)
         else:
             self.pause = PAUSE
             click.echo(f"reading {text}", err=True)

@@ -9,7 +9,7 @@ from typing import Any
 from minimoe import files
 from minimoe.errors import CheckpointError
 from minimoe.runs import metrics_lines
-from minimoe.runs.records import metrics_row, valid_json, whole_lines, writing
+from minimoe.runs.records import loss_of, metrics_row, valid_json, whole_lines, writing
 from minimoe.untrusted import Malformed
 
 
@@ -29,6 +29,10 @@ class MetricsFile:
             except Malformed as error:
                 raise CheckpointError(f"{self.path}: line {number} {error}") from None
         return rows
+
+    def losses(self) -> list[float | None]:
+        """Return the loss of every step, without keeping the rest of its line; None where it is not finite, or the line is damaged."""
+        return [loss_of(line) for line in whole_lines(self.path)]
 
     def last_row(self) -> dict[str, Any] | None:
         """Return the last line; None if there is none, or if it is damaged."""

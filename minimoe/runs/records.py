@@ -198,6 +198,20 @@ def metrics_row(line: bytes) -> dict[str, Any]:
         raise Malformed(f"has a wrong value (damaged): {error}") from None
 
 
+class Loss(Struct):
+    """The one field of a line of metrics.jsonl that a curve needs."""
+
+    loss: float | None = None
+
+
+def loss_of(line: bytes) -> float | None:
+    """Return the loss in a line of metrics.jsonl; None if it has none, or if the line is damaged."""
+    try:
+        return msgspec.json.decode(line, type=Loss).loss
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return None
+
+
 def valid_json(row: Mapping[str, Any]) -> str:
     """Return one line; Python's NaN and Infinity, which JSON does not have, become null."""
     text = json.dumps(row, default=lambda other: other.tolist())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import Any
+
+from minimoe.study.tables import Rows
 
 
 def backends_report() -> dict[str, dict[str, Any]]:
@@ -24,30 +25,31 @@ def show_backends() -> None:
     """Print the report as a table, with a line for each backend that does not run here and for its own kernels."""
     import platform
 
-    from rich.table import Table
-
     import minimoe
     from minimoe.backend import CONTRACT, load
     from minimoe.runs.environment import environment
-    from minimoe.study.tables import show
+    from minimoe.study.tables import console, show, wrapped
 
     facts, report = environment(), backends_report()
     versions = f"minimoe {minimoe.__version__}, contract {CONTRACT}, Python {platform.python_version()}, numpy {facts['numpy']}"
     show(f"{versions}, {facts['platform']}")
-    table = Table()
-    for column in ("backend", "here", "dtypes", "hand-written", "library", "reference"):
-        table.add_column(column, justify="left" if column in ("backend", "here", "dtypes") else "right")
-    for name, about in report.items():
-        kinds = list(about["kernels"].values())
-        here = "yes" if about["available"] else "no"
-        table.add_row(name, here, ", ".join(about["dtypes"]), *(str(kinds.count(k)) for k in ("hand-written", "library", "reference")))
-    show(table)
+    show(backends_table(report))
     for name, about in report.items():
         if not about["available"]:
             show(_why_not(name, about))
         for label, kernels in _own_kernels(about).items():
-            show(textwrap.fill(f"{name}, {label}: {', '.join(kernels)}", 120, subsequent_indent="  "))
+            show(wrapped(f"{name}, {label}: {', '.join(kernels)}", console().width))
     show(f"auto selects {load('auto').name}; `minimoe backends check NAME` runs the conformance suite; --json names every kernel")
+
+
+def backends_table(report: dict[str, dict[str, Any]]) -> Rows:
+    """Return a row for each backend, with the number of its kernels of each kind."""
+    table = Rows(("backend", "here", "dtypes", "hand-written", "library", "reference"), left=3)
+    for name, about in report.items():
+        kinds = list(about["kernels"].values())
+        here = "yes" if about["available"] else "no"
+        table.add(name, here, ", ".join(about["dtypes"]), *(str(kinds.count(k)) for k in ("hand-written", "library", "reference")))
+    return table
 
 
 def _why_not(name: str, about: dict[str, Any]) -> str:

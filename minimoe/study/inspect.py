@@ -16,14 +16,14 @@ from minimoe.config import Config, load_config, preset_names
 from minimoe.config.cost import Cost, cost
 from minimoe.config.trained import trained_line, training_cost
 from minimoe.errors import CheckpointError, ConfigError, UserError, printable
-from minimoe.figures import number, percent
+from minimoe.figures import number, percent, size
 from minimoe.pretrained.folder import is_model_folder
 from minimoe.pretrained.loading import model_folder
 from minimoe.runs.records import MetricsRow
 from minimoe.runs.run import Run
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from minimoe.study.tables import Rows
 
 BYTE_VOCABULARY = 256
 
@@ -55,7 +55,8 @@ class Report:
     def show(self) -> None:
         """Print the cost part by part and, for a run or a folder, the load of its experts."""
         from minimoe.layers.balance import uniform_aux_loss
-        from minimoe.study.tables import load_table, show
+        from minimoe.study.load import LoadTable
+        from minimoe.study.tables import show
 
         show_cost(self)
         if self.folder:
@@ -72,7 +73,7 @@ class Report:
             moe = self.config.model.moe
             if facts["expert_load"] and moe is not None:
                 last = msgspec.to_builtins(msgspec.convert(facts["last"], MetricsRow))  # with all fields
-                show(load_table(facts["expert_load"], uniform_aux_loss(moe, len(facts["expert_load"])), last))
+                show(LoadTable(facts["expert_load"], uniform_aux_loss(moe, len(facts["expert_load"])), last))
 
 
 def inspect(what: str | os.PathLike[str], overrides: tuple[str, ...] = ()) -> Report:
@@ -126,7 +127,8 @@ def _inspect_folder(path: Path) -> Report:
 
 def show_folder(facts: dict[str, Any]) -> None:
     """Print a model folder's files, and which of its experts were ever used on this machine."""
-    from minimoe.study.tables import load_table, show
+    from minimoe.study.load import LoadTable
+    from minimoe.study.tables import show
 
     show(f"{facts['family']}: {size(facts['bytes'])} in {facts['files']} files, {', '.join(facts['dtypes'])}, read when needed\n")
     rows = facts["expert_rows"]
@@ -137,7 +139,7 @@ def show_folder(facts: dict[str, Any]) -> None:
         fewest, most, experts = min(used), max(used), len(rows[0])
         per_layer = f"{fewest}" if fewest == most else f"{fewest} to {most}"
         show(f"experts used here: {sum(used)} of {experts * len(rows)}, {per_layer} of {experts} per layer; their share of all rows:")
-        show(load_table([[n / max(1, sum(layer)) for n in layer] for layer in rows], 0.0))
+        show(LoadTable([[n / max(1, sum(layer)) for n in layer] for layer in rows], 0.0))
 
 
 def _with_vocabulary(config: Config) -> Config:
@@ -192,24 +194,13 @@ def show_cost(report: Report) -> None:
     )
 
 
-def cost_table(counted: Cost) -> Table:
+def cost_table(counted: Cost) -> Rows:
     """Return a table with a row for each part of the model, such as attention or experts."""
-    from rich.table import Table
+    from minimoe.study.tables import Rows
 
-    table = Table()
-    for name in ("part", "count", "parameters", "active", "FLOPs per token", "share"):
-        table.add_column(name, justify="left" if name == "part" else "right")
+    table = Rows(("part", "count", "parameters", "active", "FLOPs per token", "share"))
     for part in counted.parts:
         share = part.flops_per_token / max(1, counted.flops_per_token)
         cells = (f"{n:,}" for n in (part.count, part.parameters, part.active, part.flops_per_token))
-        table.add_row(part.name, *cells, f"{share:.1%}")
+        table.add(part.name, *cells, f"{share:.1%}")
     return table
-
-
-def size(n: float) -> str:
-    """13652480 -> 13.0 MiB"""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if n < 1024:
-            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
-        n /= 1024
-    return f"{n:.1f} TiB"

@@ -1,123 +1,161 @@
-"""Tables and bars as the terminal shows them."""
+"""Tables and texts that fit the terminal: a table that is too wide for it becomes a list, and no word or number is divided."""
 
 from __future__ import annotations
 
-import math
+import os
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from rich.measure import Measurement
 
 from minimoe.data.pipes import size_text
 from minimoe.errors import printable
-from minimoe.figures import BARS, number, percent
+from minimoe.figures import number, percent
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.table import Table
     from rich.text import Text
 
     from minimoe.data.store import Stored
     from minimoe.study.cached import Cached
 
+def wrapped(text: str, width: int) -> str:
+    """Return a text with its lines broken between words, and going on two columns further in. A word that is too long stays whole."""
+    lines = []
+    for line in text.split("\n"):
+        indent = " " * (len(line) - len(line.lstrip()))
+        parts = textwrap.wrap(line, width, subsequent_indent=indent + "  ", break_long_words=False, break_on_hyphens=False)
+        lines += parts if len(line) > width else [line]
+    return "\n".join(lines)
+
+
+def flow(items: Iterable[str | Text], width: int, indent: str = "") -> list[Text]:
+    """Return the items side by side in lines that are shorter than the width. An item is never divided."""
+    from rich.text import Text
+
+    lines: list[Text] = []
+    for item in items:
+        if lines and len(lines[-1]) + 3 + len(item) < width:
+            lines[-1].append("   ").append(item)
+        else:
+            lines.append(Text(indent).append(item))
+    return lines
+
+
+@dataclass
+class Rows:
+    """A table or, on a terminal that is too narrow for it, a list: the first cell of each row, and below it the others with their columns.
+
+    `by_column`: the list has an entry for each column instead, and the first cells are the names.
+    """
+
+    columns: Sequence[str]
+    left: int = 1  # so many columns are aligned to the left, the others to the right
+    title: str = ""
+    caption: str = ""
+    by_column: bool = False
+    cells: list[Sequence[str | Text]] = field(default_factory=list)
+    styles: list[str] = field(default_factory=list)
+    sections: list[bool] = field(default_factory=list)  # whether a line follows
+
+    def add(self, *cells: str | Text, style: str = "", section: bool = False) -> None:
+        """Add a row."""
+        self.cells.append(cells)
+        self.styles.append(style)
+        self.sections.append(section)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.text import Text
+
+        if self.title:
+            yield Text(self.title, style="table.title")
+        if self.__rich_measure__(console, options).maximum <= options.max_width:
+            yield self._table()
+        else:
+            yield from self._list(options.max_width)
+        if self.caption:
+            yield Text(self.caption, style="table.caption")
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        """Return the width of the whole table."""
+        width = Measurement.get(console, options.update(max_width=10_000), self._table()).maximum
+        return Measurement(width, width)
+
+    def _table(self) -> Table:
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+        for at, name in enumerate(self.columns):
+            table.add_column(Text(name), justify="left" if at < self.left else "right", no_wrap=True)
+        for cells, style, section in zip(self.cells, self.styles, self.sections, strict=True):
+            table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells), style=style, end_section=section)
+        return table
+
+    def _list(self, width: int) -> Iterator[Text]:
+        from rich.text import Text
+
+        names, rows = self.columns, self.cells
+        if self.by_column:
+            names, *rows = zip(self.columns, *self.cells, strict=True)  # type: ignore[assignment]
+        for head, *cells in rows:
+            indent = " " * (2 + len(head) - len(str(head).lstrip()))
+            yield Text(str(head), style="bold")
+            named = ((str(name).strip(), cell) for name, cell in zip(names[1:], cells, strict=True) if cell)
+            items = (Text(f"{name}: " if name.isdigit() else f"{name} ").append(cell) for name, cell in named)
+            yield from flow(items, width, indent)
+
 
 def console() -> Console:
-    """Return the terminal or, if output goes to a file, a console that is wide enough for every table."""
+    """Return the terminal or, if output goes to a file, a console of 120 columns, unless COLUMNS says otherwise."""
     from rich.console import Console
 
-    return Console() if sys.stdout is not None and sys.stdout.isatty() else Console(width=120, force_jupyter=False)
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    return Console() if terminal or "COLUMNS" in os.environ else Console(width=120, force_jupyter=False)
 
 
 def show(what: RenderableType) -> None:
-    """Print a table, or a text as it is."""
+    """Print a table; or a text, on a terminal with its lines broken between words. A file gets tables as wide as they are."""
+    screen = console()
     if isinstance(what, str):
-        print(what)
-    else:
-        console().print(what)
+        print(wrapped(what, screen.width) if screen.is_terminal else what)
+        return
+    if isinstance(what, Rows) and not screen.is_terminal and "COLUMNS" not in os.environ:
+        screen.width = max(screen.width, what.__rich_measure__(screen, screen.options).maximum)
+    screen.print(what)
 
 
-def timings_table(title: str, caption: str, columns: Sequence[str]) -> Table:
+def timings_table(title: str, caption: str, columns: Sequence[str]) -> Rows:
     """Return an empty table of timings: kernels to the left, numbers to the right."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=title, caption=caption, caption_justify="left", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in columns:
-        table.add_column(name, justify="left" if name in ("kernel", "kind") else "right", no_wrap=True)
-    return table
+    return Rows(columns, left=sum(name in ("kernel", "kind") for name in columns), title=title, caption=caption)
 
 
-def load_table(loads: list[list[float]], uniform: float, row: dict[str, Any] | None = None) -> RenderableType:
-    """Return a row for each routed layer with a bar and share per expert (an even load is half a bar), above the balance of a metrics row.
-
-    loads [layer][expert]; `uniform` is the balance loss of an even load.
-    """
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, padding=(0, 1), show_header=True)
-    table.add_column("expert load", style="dim", no_wrap=True)
-    experts = len(loads[0])
-    if experts <= 8:
-        for expert in range(experts):
-            table.add_column(str(expert), justify="right", style="dim", no_wrap=True)
-        for layer, shares in enumerate(loads):
-            table.add_row(f"layer {layer}", *(_bar(share * experts).append(f"{share:4.0%}") for share in shares))
-    else:  # bars alone, side by side
-        table.add_column(f"0 to {experts - 1}", style="dim", overflow="fold")
-        table.add_column("least", justify="right", no_wrap=True)
-        table.add_column("most", justify="right", no_wrap=True)
-        for layer, shares in enumerate(loads):
-            bars = Text().join(_bar(share * experts) for share in shares)
-            table.add_row(f"layer {layer}", bars, f"{min(shares):.1%}", f"{max(shares):.1%}")
-    if row is None:
-        return table
-    balance = f"balance loss {number(row['aux_loss'], 3)} (even: {uniform:g}"
-    if 1 < len(loads) <= 16:
-        balance += f"; layers: {' '.join(number(own, 2) for own in row['aux_loss_layers'])}"
-    entropy = f"load entropy {number(row['router_entropy'], 3)} (even: {math.log(experts):.3f})"
-    return Group(table, Text(f"{balance})", style="dim"), Text(f"{entropy}   dropped {percent(row['dropped'])}", style="dim"))
-
-
-def _bar(relative: float) -> Text:
-    """Return the load of one expert over the even load, as a bar."""
-    from rich.text import Text
-
-    colour = "red" if relative < 0.05 else "yellow" if relative < 0.5 or relative > 2.0 else "green"
-    return Text(BARS[min(8, round(relative * 4))], style=colour)
-
-
-def domains_table(loads: dict[str, list[list[float]]]) -> Table:
+def domains_table(loads: dict[str, list[list[float]]]) -> Rows:
     """Return each expert's share of the tokens of each domain. Experts whose shares differ between domains have specialised."""
-    from rich.table import Table
-
-    table = Table(title="expert load by domain", box=None, padding=(0, 1))
-    table.add_column("", no_wrap=True)
     experts = len(next(iter(loads.values()))[0])
     shown = min(experts, 16)
-    for expert in range(shown):
-        table.add_column(str(expert), justify="right", style="dim", no_wrap=True)
+    table = Rows(["", *(str(expert) for expert in range(shown))], title="expert load by domain")
     for layer in range(len(next(iter(loads.values())))):
         for domain, shares in loads.items():
-            table.add_row(f"layer {layer} {domain}", *(f"{share:.0%}" for share in shares[layer][:shown]))
+            table.add(f"layer {layer} {domain}", *(f"{share:.0%}" for share in shares[layer][:shown]))
     if shown < experts:
         table.caption = f"the first {shown} of {experts} experts; --json has all"
     return table
 
 
-def runs_table(rows: list[dict[str, Any]]) -> Table:
-    """Return a row for each run, as `minimoe runs` prints them; a narrow terminal breaks a name, but cuts none off."""
-    from rich.table import Table
-    from rich.text import Text
-
+def runs_table(rows: list[dict[str, Any]]) -> Rows:
+    """Return a row for each run, as `minimoe runs` prints them; no name is ever shortened or broken."""
     measured = any(row["val_accuracy"] is not None for row in rows)  # of texts, nothing but a loss is
-    table = Table(show_edge=False, pad_edge=False)
-    for name in ("run", "state", "step", "loss", "validation", "best", *(["accuracy"] if measured else []), "parameters"):
-        table.add_column(name, justify="left" if name in ("run", "state") else "right", overflow="fold")
+    table = Rows(["run", "state", "step", "loss", "validation", "best", *(["accuracy"] if measured else []), "parameters"], left=2)
     for row in rows:
         count, name = row["parameters"], row["name"]
-        table.add_row(
-            Text(name if name.isprintable() else ascii(name)), row["state"], f"{row['step']}/{row['steps'] or '?'}",
+        table.add(
+            name if name.isprintable() else ascii(name), row["state"], f"{row['step']}/{row['steps'] or '?'}",
             number(row["loss"]), number(row["val_loss"]), number(row["best_val_loss"]),
             *([percent(row["val_accuracy"])] if measured else []), "-" if count is None else f"{count:,}",
         )  # fmt: skip

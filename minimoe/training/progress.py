@@ -6,10 +6,11 @@ from time import monotonic as now
 
 from minimoe.config.cost import cost
 from minimoe.errors import printable
-from minimoe.figures import duration
+from minimoe.figures import duration, size
+from minimoe.machine import peak_memory
 from minimoe.training.listener import Training
 
-SOON = 2.0  # seconds until an evaluation is shown
+SOON = 2.0  # seconds that an evaluation takes if it is shown
 
 
 def describe(trainer: Training) -> str:
@@ -24,28 +25,57 @@ def describe(trainer: Training) -> str:
     )
 
 
-class Pace:
-    """The time left, from the steps of this session except its first, which may have compiled kernels.
+def memory_text(trainer: Training) -> str:
+    """Return the most memory that was held so far, by the process and by the backend's device: 412.0 MiB, device 3.1 GiB"""
+    process, device = peak_memory(), trainer.backend.memory()["peak"]
+    known = [] if process is None else [size(process)]
+    if process is None or abs(device - process) > process / 50:  # a backend without a device reports the process, a moment later
+        known += [f"device {size(device)}"] if device else []
+    return ", ".join(known)
 
-    A device may be far behind the host, so only steps whose metrics were read count as done, once there are any.
+
+def stopping_text(trainer: Training, evaluating: bool) -> str:
+    """Return what a run does after the first interrupt, and what a second one would do."""
+    if evaluating and trainer.saved == trainer.step:
+        return f"stopping: the state of step {trainer.step} is saved; Ctrl-C again stops at once"
+    if evaluating:
+        return "stopping after this batch; Ctrl-C again stops at once, without saving the step"
+    return "stopping after this step; Ctrl-C again stops at once, without saving it"
+
+
+class Pace:
+    """The time that a run has taken, and the time left.
+
+    The time left follows from the steps of this session except its first, which may have compiled kernels. A device may be far behind the
+    host, so only steps whose metrics were read count as done, once there are any.
     """
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, elapsed: float = 0.0) -> None:
+        """`elapsed`: the seconds that the steps of earlier sessions took."""
         self.steps, self.first, self.last = steps, 0, 0
+        self.stopped = 0.0  # seconds in which the process was stopped
+        self.start = now() - elapsed
         self.began: float | None = None  # when the first step was done
         self.until = 0.0  # when the last step that counts was done
         self.read = False
 
+    def now(self) -> float:
+        return now() - self.stopped
+
     def stepped(self, step: int) -> None:
         if self.began is None:
-            self.first, self.began = step, now()
+            self.first, self.began = step, self.now()
         if not self.read:
-            self.last, self.until = step, now()
+            self.last, self.until = step, self.now()
 
     def logged(self, step: int) -> None:
         """Note that the metrics of this step have been read, for which the device must have been done with it."""
         if self.began is not None and step > self.first:
-            self.last, self.until, self.read = step, now(), True
+            self.last, self.until, self.read = step, self.now(), True
+
+    def elapsed(self) -> float:
+        """Return the seconds that the run has taken, over all its sessions."""
+        return self.now() - self.start
 
     def left(self, step: int) -> float | None:
         """Return the seconds left, at least 1; None while nothing is known yet."""
@@ -54,14 +84,17 @@ class Pace:
 
 
 class Evaluating:
-    """The progress of an evaluation, which is shown if it takes more than `SOON` seconds."""
+    """The progress of an evaluation. It is shown if it takes more than `SOON` seconds, as soon as its first batch tells that it will."""
 
     def __init__(self, batches: int = 0) -> None:
         self.done, self.batches, self.began = 0, batches, now()
+        self.long = False
 
     @property
     def shows(self) -> bool:
-        return self.done < self.batches and now() - self.began >= SOON
+        spent = now() - self.began
+        self.long = self.long or (spent if not self.done else spent / self.done * self.batches) >= SOON
+        return self.done < self.batches and self.long
 
     def left(self) -> str:
         """Return the time left in words."""

@@ -397,6 +397,15 @@ class Trainer:
         return self.checkpointer.best
 
     @property
+    def elapsed(self) -> float:
+        """The seconds that the steps of all sessions took, up to the last whose metrics were read."""
+        return self.backlog.elapsed
+
+    def earlier_losses(self) -> list[float | None]:
+        """Return the training loss of each step that earlier sessions did; None where it was not finite."""
+        return self.folder.metrics_file.losses() if self.resumed and self.step else []
+
+    @property
     def uniform_aux_loss(self) -> float:
         """The balance loss of an even load, without its coefficient."""
         moe = self.config.model.moe

@@ -235,9 +235,10 @@ def test_inspect_of_a_run_shows_its_experts_load(here: Path, capsys: pytest.Capt
 def test_the_load_of_few_experts_has_figures_that_of_many_bars_alone(
     capsys: pytest.CaptureFixture[str], experts: int, expected: str
 ) -> None:
-    from minimoe.study.tables import load_table, show
+    from minimoe.study.load import LoadTable
+    from minimoe.study.tables import show
 
-    show(load_table([[0.5, 0.5] + [0.0] * (experts - 2)] * 2, 2.0))
+    show(LoadTable([[0.5, 0.5] + [0.0] * (experts - 2)] * 2, 2.0))
     out = capsys.readouterr().out
     assert expected in out and "layer 1" in out and max(map(len, out.splitlines())) <= 100
 
@@ -257,16 +258,14 @@ def test_runs_lists_every_run(here: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize("name", ["tiny-moe-001", "shakespeare-dense-of-many-layers-001"])
-def test_the_list_of_runs_cuts_nothing_off_in_a_terminal_of_80_columns(name: str) -> None:
+def test_the_list_of_runs_divides_nothing_in_a_terminal_of_80_columns(name: str) -> None:
     row = {"name": name, "state": "interrupted", "step": 215, "steps": 300, "loss": 1.6463, "val_loss": 1.7254, "best_val_loss": 1.7251}
     text = StringIO()
     terminal = Console(width=80, file=text)
     terminal.print(runs_table([{**row, "val_accuracy": None, "parameters": 3_413_120}]))
     printed = text.getvalue()
-    assert "…" not in printed and all(number in printed for number in ("215/300", "1.6463", "1.7254", "1.7251"))
-    columns = list(zip(*(line.split("│") for line in printed.splitlines() if "│" in line), strict=True))
-    run, state, *_, parameters = ["".join(part.strip() for part in column) for column in columns]
-    assert (run, state, parameters) == (name, "interrupted", "3,413,120")
+    words = printed.split()
+    assert all(word in words for word in (name, "interrupted", "215/300", "1.6463", "1.7254", "1.7251", "3,413,120"))
 
 
 def test_no_run_yet_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

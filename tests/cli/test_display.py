@@ -4,6 +4,7 @@ import io
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ from rich.console import Console
 from tiny_runs import tiny, write_text
 
 from minimoe.cli import display
-from minimoe.cli.display import LiveProgress, PlainProgress
+from minimoe.cli import live as live_display
+from minimoe.cli.display import PlainProgress
+from minimoe.cli.live import LiveProgress
 from minimoe.training import progress
 from minimoe.training.progress import Pace
 from minimoe.training.surroundings import stop_signals
@@ -24,7 +27,7 @@ COMPILING = "compiling kernels for this processor: once, for less than a minute"
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A clock that a test sets: its one entry is the time in seconds."""
     now = [100.0]
-    for module in (display, progress):
+    for module in (display, live_display, progress):
         monkeypatch.setattr(module, "now", lambda: now[0])
     return now
 
@@ -43,7 +46,7 @@ def shown(live: LiveProgress) -> str:
     """Return the display as it looks now."""
     console = Console(file=io.StringIO(), width=80)
     with console.capture() as capture:
-        console.print(live.draw())
+        console.print(live)
     return capture.get()
 
 
@@ -146,17 +149,25 @@ def test_the_first_ctrl_c_is_answered_while_kernels_are_compiled(live: LiveProgr
         assert "stopping after this step" in shown(live)
 
 
-def test_an_evaluation_of_more_than_two_seconds_shows_how_far_it_is(live: LiveProgress, clock: list[float]) -> None:
+def test_an_evaluation_that_takes_more_than_two_seconds_is_shown_from_its_first_batch_on(live: LiveProgress, clock: list[float]) -> None:
     live.stepped(1)
     live.validating(0, 500)
-    clock[0] += 1.5
-    live.validating(20, 500)
     assert "validating" not in shown(live)
-    clock[0] += 3.5
+    clock[0] += 0.1
+    live.validating(1, 500)
+    assert "validating 1/500" in shown(live) and "0:50 left" in shown(live)
+    clock[0] += 4.9
     live.validating(100, 500)
     assert "validating 100/500" in shown(live) and "0:20 left" in shown(live)
     live.validating(500, 500)
     assert "validating" not in shown(live)
+
+
+def test_an_evaluation_that_is_short_is_not_shown(live: LiveProgress, clock: list[float]) -> None:
+    for done in range(11):
+        live.validating(done, 10)
+        assert "validating" not in shown(live)
+        clock[0] += 0.15
 
 
 def test_a_first_batch_that_takes_long_is_shown_too(live: LiveProgress, clock: list[float]) -> None:
@@ -187,7 +198,7 @@ def test_a_pipe_gets_a_line_about_a_long_evaluation_every_ten_seconds(
         clock[0] += 1
         plain.validating(second * 50, 2000)
     lines = capsys.readouterr().err.splitlines()
-    seen = [("100", "0:38"), ("600", "0:28"), ("1,100", "0:18")]
+    seen = [("50", "0:39"), ("550", "0:29"), ("1,050", "0:19")]
     assert lines == [f"validating: {done} of 2,000 batches  {left} left" for done, left in seen]
 
 
@@ -253,3 +264,49 @@ def test_no_time_left_is_known_before_the_second_step_of_this_sitting(clock: lis
     assert pace.left(11) is None
     pace.stepped(12)
     assert pace.left(12) == pytest.approx(24.0)
+
+
+def test_the_time_in_which_the_process_was_stopped_counts_for_nothing(live: LiveProgress, clock: list[float]) -> None:
+    live.stepped(1)
+    clock[0] += 2
+    live.stepped(2)
+    clock[0] += 3600
+    live._was_stopped(3600.0)
+    clock[0] += 2
+    live.stepped(3)
+    assert "0:04 elapsed  0:14 left" in shown(live)
+
+
+def test_a_resumed_run_shows_the_time_and_the_losses_of_all_its_sessions(live: LiveProgress, clock: list[float]) -> None:
+    trainer: Any = SimpleNamespace(**{name: getattr(live.trainer, name) for name in ("config", "task", "backend", "uniform_aux_loss")})
+    trainer.step, trainer.saved, trainer.best, trainer.elapsed = 4, 4, 3.5, 60.0
+    trainer.earlier_losses = lambda: [8.0, None, 6.0, 5.0]
+    live.started(trainer)
+    live.live.stop()
+    live.stepped(5)
+    clock[0] += 5
+    live.logged([row(5)])
+    text = shown(live)
+    assert "1:05 elapsed" in text and "validation 3.5000" in text and "loss  █?▃▁▁" in text
+
+
+def test_memory_of_a_device_is_shown_beside_that_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def text(process: int | None, device: int) -> str:
+        monkeypatch.setattr(progress, "peak_memory", lambda: process)
+        backend: Any = SimpleNamespace(memory=lambda: {"used": 0, "peak": device})
+        return progress.memory_text(SimpleNamespace(backend=backend))  # type: ignore[arg-type]
+
+    assert text(400 * 2**20, 3 * 2**30) == "400.0 MiB, device 3.0 GiB"
+    assert text(400 * 2**20, 401 * 2**20) == text(400 * 2**20, 0) == "400.0 MiB"  # a backend that reports the process, or nothing
+    assert text(None, 3 * 2**30) == "device 3.0 GiB"
+
+
+@pytest.mark.parametrize("height", [1, 2, 5, 9, 12, 24])
+def test_the_display_is_never_higher_than_the_terminal(live: LiveProgress, clock: list[float], height: int) -> None:
+    live.stepped(1)
+    live.logged([{**row(1), "expert_load": [[1 / 64] * 64] * 12, "aux_loss_layers": [1.0] * 12}, {**row(2), "loss": 4.0}])
+    live.waiting("compiling " + "many kernels, " * 12)
+    live.validating(0, 5)
+    clock[0] += 9
+    live.stopping()
+    assert len(live.lines(80, height)) <= height

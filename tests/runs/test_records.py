@@ -16,6 +16,7 @@ from minimoe.pretrained.loading import open_model
 from minimoe.runs import checkpoint, records
 from minimoe.runs.folders import has_begun
 from minimoe.runs.listing import list_runs
+from minimoe.runs.metrics_file import MetricsFile
 from minimoe.runs.run import Run
 
 DEEP = b'{"step": 1, "state": ' + b"[" * 100_000
@@ -297,3 +298,12 @@ def test_a_folder_whose_name_is_markup_is_listed_by_its_name(run: Path, capsys: 
     shutil.copytree(run, run.parent / "[")
     code, out, _ = call(capsys, "runs")
     assert code == 0 and "[bold]x" in out and "finished" in out
+
+
+def test_the_losses_of_a_run_are_read_without_the_rest_of_its_lines(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path)
+    assert file.losses() == []
+    file.append([{"step": 1, "loss": 5.5, "expert_load": [[0.5, 0.5]]}, {"step": 2, "loss": float("nan")}])
+    with open(tmp_path / "metrics.jsonl", "a") as lines:
+        lines.write('{"step": 3}\n{damaged\n[4]\n{"loss": "5"}\n{"step": 7, "loss": 4.5}\n{"step": 8, "lo')
+    assert file.losses() == [5.5, None, None, None, None, None, 4.5]

@@ -8,17 +8,14 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from threading import get_ident
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minimoe.backend import Backend, kernel_kinds, kernel_names, load, overridden
 from minimoe.config import Config
 from minimoe.study.bench.step import TrainingStep, seconds_of, step_seconds, watched
 from minimoe.study.bench.work import arrays_of, bind, is_array, signature
-from minimoe.study.tables import timings_table
+from minimoe.study.tables import Rows, timings_table
 from minimoe.training.surroundings import training_backend
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 COMPOSITES = {name.removesuffix("_backward") for name in kernel_names() if "saved" in signature(name).parameters}
 """The kernels that pass an opaque `saved` to their backward."""
@@ -158,7 +155,7 @@ def _medians(backend: Backend, sides: Sequence[Callable[[], Any]], seconds: floa
     return [statistics.median(times) for times in zip(*([once(call) for call in sides] for _ in range(rounds)), strict=True)]
 
 
-def kernels_table(timings: Sequence[KernelTiming]) -> Table:
+def kernels_table(timings: Sequence[KernelTiming]) -> Rows:
     """Return a table with a row for each kernel, costliest first."""
     names = sorted({timing.backend for timing in timings})
     table = timings_table(
@@ -168,9 +165,8 @@ def kernels_table(timings: Sequence[KernelTiming]) -> Table:
         "Mostly on: the first array of the costliest call.",
         ("kernel", "calls", "ms", "share", "reference", "speed-up", "mostly on"),
     )
-    table.columns[-1].justify = "left"
     for t in timings:
         side = ("", "is the reference") if t.speedup is None else (f"{t.reference_ms:.2f}", f"{t.kind} {t.speedup:.1f} x")
-        first = f"\\[{','.join(map(str, t.shapes[0]))}]" if t.shapes else ""  # the backslash: no markup
-        table.add_row(t.kernel, str(t.calls), f"{t.ms:.2f}", f"{t.share:.1%}", *side, first)
+        first = f"[{','.join(map(str, t.shapes[0]))}]" if t.shapes else ""
+        table.add(t.kernel, str(t.calls), f"{t.ms:.2f}", f"{t.share:.1%}", *side, first)
     return table

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from threading import get_ident
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -21,11 +21,8 @@ from minimoe.config import Config
 from minimoe.config.cost import cost
 from minimoe.study.bench.step import TrainingStep, seconds_of, step_seconds, watched
 from minimoe.study.bench.work import Work, bind, work
-from minimoe.study.tables import timings_table
+from minimoe.study.tables import Rows, timings_table
 from minimoe.training.surroundings import training_backend
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 KernelPath = tuple[str, ...]  # a kernel, after the kernels that called it
 
@@ -110,7 +107,7 @@ class StepProfile:
         whole = {"tokens_per_s": self.tokens_per_s, "gflops": self.gflops}
         return {**asdict(self), **whole, "kernels": kernels, "outside_kernels": rest}
 
-    def table(self) -> Table:
+    def table(self) -> Rows:
         """Return a table with a row for each kernel, and one for the time outside kernels."""
         c = self.ceilings
         table = timings_table(
@@ -125,9 +122,8 @@ class StepProfile:
         for use in self.kernels:
             rates = (_rate(use.gflops), _rate(use.gb_per_s), "" if use.of_ceiling is None else f"{use.of_ceiling:.0%}")
             row = (f"{'  ' * (len(use.path) - 1)}{use.kernel}", use.kind, str(use.calls), f"{use.ms:.2f}", f"{use.share:.1%}", *rates)
-            table.add_row(*row, style="dim" if len(use.path) > 1 else None)
-        table.add_section()
-        table.add_row("outside kernels", "", "", f"{self.outside_ms:.2f}", f"{self.outside_ms / self.watched_ms:.1%}", "", "", "")
+            table.add(*row, style="dim" if len(use.path) > 1 else "", section=use is self.kernels[-1])
+        table.add("outside kernels", "", "", f"{self.outside_ms:.2f}", f"{self.outside_ms / self.watched_ms:.1%}", "", "", "")
         return table
 
 

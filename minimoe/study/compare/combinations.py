@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from minimoe.study.compare.comparison import LEGEND, Cells, Comparison
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from minimoe.study.tables import Rows
 
 SHOWN = {
     "steps": "steps", "training loss": "training", "validation loss": "validation", "  lowest to highest seed": "seeds",
@@ -51,20 +51,14 @@ class Combinations(Comparison):
                 found[heading] = self._mark(cells[name], "* ", "") if name == self.figure and self.best else cells[name]
         return found
 
-    def table(self) -> Table:
-        """Return the sweep as a table for the terminal; the lowest loss is marked."""
-        from rich import box
-        from rich.markup import escape
-        from rich.table import Table
+    def table(self) -> Rows:
+        """Return the sweep as a table for the terminal, or a list by combination; the lowest loss is marked."""
+        from minimoe.study.tables import Rows
 
-        caption = "\n".join([f"* the lowest. {LEGEND}", *self.notes])
-        table = Table(title=escape(self.title), caption=escape(caption), box=box.SIMPLE_HEAD, min_width=76)
-        table.title_justify = table.caption_justify = "left"
         columns = self.columns()
-        for heading in columns:
-            table.add_column(escape(heading), justify="right", overflow="fold")
+        table = Rows(list(columns), left=0, title=self.title, caption="\n".join([f"* the lowest. {LEGEND}", *self.notes]))
         for row, cells in zip(self.rows, zip(*columns.values(), strict=True), strict=True):
-            table.add_row(*map(escape, cells), style="bold green" if row is self.best else None)
+            table.add(*cells, style="bold green" if row is self.best else "")
         return table
 
     def markdown(self) -> str:

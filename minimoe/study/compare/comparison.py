@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from minimoe.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from minimoe.study.tables import Rows
 
 LEGEND = "Validation: nats per token (image) over the whole validation split, at the end. Training loss, load and drops: the last 10 steps."
 Cells = tuple[str, ...]  # one quantity of each model, as text
@@ -138,22 +138,16 @@ class Comparison:
             found["dead experts"] = tuple("-" if row.dead_experts is None else f"{row.dead_experts:g} of {row.experts}" for row in rows)
         return found
 
-    def table(self) -> Table:
-        """Return the comparison as a table for the terminal; the lowest validation loss is marked."""
-        from rich import box
-        from rich.markup import escape
-        from rich.table import Table
+    def table(self) -> Rows:
+        """Return the comparison as a table for the terminal, or a list by model; the lowest validation loss is marked."""
+        from minimoe.study.tables import Rows
 
         caption = "\n".join([f"* the lowest. {LEGEND}", *self.notes])
-        table = Table(title=escape(self.title), caption=escape(caption), box=box.SIMPLE_HEAD, min_width=76)
-        table.title_justify = table.caption_justify = "left"
-        table.add_column("")
-        for row in self.rows:
-            table.add_column(escape(row.name), justify="right", overflow="fold")
+        table = Rows(["", *(row.name for row in self.rows)], title=self.title, caption=caption, by_column=True)
         for name, cells in self.cells().items():
             marked = name == self.figure
-            shown = (self._mark(cells, "[bold green]* ", "[/]") if marked else cells) if self.best else cells
-            table.add_row(name, *shown, style="bold" if marked else None, end_section=name in ("FLOPs per token, forward", "tokens/s"))
+            shown = self._mark(cells, "* ", "") if marked and self.best else cells
+            table.add(name, *shown, style="bold" if marked else "", section=name in ("FLOPs per token, forward", "tokens/s"))
         return table
 
     def markdown(self) -> str:
