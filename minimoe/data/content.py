@@ -34,6 +34,17 @@ class Content(msgspec.Struct, frozen=True):
     chars: str | None = None  # its distinct characters, sorted, if they were asked for
 
 
+class Note(msgspec.Struct, frozen=True):
+    """A content with a digest of it: a damaged note is as none."""
+
+    content: Content
+    digest: str
+
+    @classmethod
+    def of(cls, content: Content) -> "Note":
+        return cls(content, hashlib.sha256(msgspec.json.encode(content)).hexdigest())
+
+
 class Pass:
     """One pass over documents that finds what they hold."""
 
@@ -126,9 +137,10 @@ def _recall(key: str | None) -> Content | None:
     if folder is None:
         return None
     try:
-        return msgspec.json.decode(read_bounded(folder / INDEX / f"{key}.json", MOST_JSON), type=Content)
-    except (OSError, Malformed, msgspec.MsgspecError):
+        note = msgspec.json.decode(read_bounded(folder / INDEX / f"{key}.json", MOST_JSON), type=Note)
+    except (OSError, Malformed, msgspec.MsgspecError, RecursionError):
         return None
+    return note.content if note == Note.of(note.content) else None
 
 
 def _note(key: str, content: Content) -> None:
@@ -137,7 +149,7 @@ def _note(key: str, content: Content) -> None:
     if folder is not None:
         with suppress(OSError):
             (folder / INDEX).mkdir(exist_ok=True, mode=0o700)
-            write_atomically(folder / INDEX / f"{key}.json", to_json(msgspec.to_builtins(content)))
+            write_atomically(folder / INDEX / f"{key}.json", to_json(msgspec.to_builtins(Note.of(content))))
 
 
 def remove_unfinished_notes(folder: Path) -> None:

@@ -337,3 +337,14 @@ def test_blanks_of_kept_tokens_are_those_of_memory(cache: Path, text: Path, monk
     mapped = found()
     monkeypatch.setattr(corpus, "MOST_IN_MEMORY", 10**6)
     assert mapped == found() and len(kept(cache)) == 1
+
+
+def test_a_damaged_note_is_as_none(cache: Path, text: Path) -> None:
+    expected = load(text).train.copy()
+    (note,) = (cache / "index").iterdir()
+    whole = note.read_text()
+    for damaged in (whole.replace(': 4600', ': 4700'), whole[:90], "", "[" * 100_000, "{}"):
+        assert damaged != whole
+        note.write_text(damaged)
+        assert np.array_equal(load(text).train, expected) and note.read_text() == whole
+    assert len(kept(cache)) == 1

@@ -13,6 +13,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import msgspec
 import numpy as np
 import safetensors
 from faults.mutations import mutate_bytes, mutate_json, mutate_lines, mutate_toml, mutate_value, to_bytes
@@ -22,8 +23,13 @@ from tiny_runs import tiny, write_text
 
 import minimoe as mm
 from minimoe.config import load_config, preset_names, preset_text, to_toml
+from minimoe.data.content import Content
+from minimoe.data.encoding import Stretch
+from minimoe.data.store import expected_header
+from minimoe.data.token_files import Damaged, mapped, read_header, write_columns
 from minimoe.data.tokenizer import ByteTokenizer, CharTokenizer, load_tokenizer
 from minimoe.errors import UserError
+from minimoe.files import to_json
 from minimoe.pretrained.expert_usage import _file as usage_file
 from minimoe.pretrained.expert_usage import recall
 from minimoe.pretrained.file import TensorFile
@@ -67,8 +73,8 @@ class Kind:
 def make_kinds(folder: Path) -> list[Kind]:
     """Write whole folders and runs into a folder, and return every kind of file in them."""
     weights, tokenizer = safetensors_kind(folder), tokenizer_kind(folder)
-    runs = [*run_kinds(folder), *adapter_kinds(folder)]
-    return [weights, *family_kinds(folder), *folder_kinds(folder), tokenizer, *config_kinds(folder), *runs]
+    runs = [*config_kinds(folder), *run_kinds(folder), *adapter_kinds(folder)]
+    return [weights, *family_kinds(folder), *folder_kinds(folder), tokenizer, *runs, tokens_kind(folder)]
 
 
 # ---- weights -----------------------------------------------------------------------------------------------------------------
@@ -400,3 +406,28 @@ def resume_run(folder: Path) -> None:
 
 def verify_run(folder: Path) -> None:
     say_all(verify(str(folder / RUN)).checks)
+
+
+# ---- tokens of large texts -----------------------------------------------------------------------------------------------------------
+
+
+def tokens_kind(folder: Path) -> Kind:
+    """The header of tokens that are kept in the user's cache."""
+    (folder / "kept").mkdir()
+    stretches = [Stretch(np.arange(9, dtype=np.int32), 1, np.arange(9) > 4, True), Stretch(np.arange(5, dtype=np.int32), 0, None, True)]
+    columns = write_columns(folder / "kept", stretches, "u1", with_domains=True)
+    header = expected_header(Content("0" * 64, "1" * 64, 14), "text.txt", ByteTokenizer())
+    sample = to_json(msgspec.to_builtins(msgspec.structs.replace(header, columns=columns, dropped={"\u00e9": 2}))).encode()
+    (folder / "kept" / "header.json").write_bytes(sample)
+    return Kind("tokens-header", "kept/header.json", (sample,), mutate_json, use_tokens)
+
+
+def use_tokens(folder: Path) -> None:
+    """Read every number that the header promises."""
+    try:
+        arrays = mapped(folder / "kept", read_header(folder / "kept"))
+    except Damaged as error:
+        raise UserError(str(error)) from None
+    for array in (arrays.tokens, arrays.domains, arrays.learned, arrays.documents):
+        if array is not None:
+            array.sum()
