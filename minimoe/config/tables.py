@@ -420,6 +420,9 @@ class TrainConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
             raise unknown_choice("train.optimizer", error) from None
 
 
+NO_SOURCE = "data.source is empty: give python-docs, python-code, python-mix, digits, a text file or a folder of them"
+
+
 class SourceConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """One of several sources: the table [[data.sources]]."""
 
@@ -429,7 +432,7 @@ class SourceConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
     def __post_init__(self) -> None:
         check_table(self, "data.sources", set())
         if not self.source:
-            raise ConfigError("data.sources: a source is empty: give a file, a folder, a pattern of file names, or a built-in source")
+            raise ConfigError(NO_SOURCE)
         if self.weight == 0.0:
             raise ConfigError(f"data.sources: the weight of {self.source!r} (0) must be above 0: leave the source out")
 
@@ -448,7 +451,7 @@ class DataConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         check_table(self, "data", set())
         if not self.source:
-            raise ConfigError("data.source is empty: give python-docs, python-code, python-mix, digits, a text file or a folder of them")
+            raise ConfigError(NO_SOURCE)
         if not self.tokenizer:
             raise ConfigError("data.tokenizer is empty: give byte, char or the path of a tokenizer.json")
         if not 0.0 < self.val_fraction < 1.0:

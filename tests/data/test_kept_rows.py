@@ -37,7 +37,8 @@ def values(data: DataConfig) -> dict[str, Any]:
     found = load_data(data, seq_len=8)
     kept = {field.name: getattr(found, field.name) for field in fields(found) if field.name not in ("tokenizer", "train", "val")}
     listed = {name: np.asarray(value).tolist() for name, value in kept.items() if name.startswith(("train_", "val_")) and value is not None}
-    return {**kept, **listed, "train": np.asarray(found.train).tolist(), "val": np.asarray(found.val).tolist(), "words": found.tokenizer.to_json()}
+    splits = {"train": np.asarray(found.train).tolist(), "val": np.asarray(found.val).tolist()}
+    return {**kept, **listed, **splits, "tokenizer": found.tokenizer.to_json()}
 
 
 @pytest.mark.parametrize("kind", ["rows", "chats", "all", "pattern", "several"])
