@@ -21,7 +21,7 @@ from minimoe.untrusted import Malformed, parse_json_object
 UNKNOWN_MACHINE = "the machine of the run's start is not known"
 KEYS_OF = {
     "model": ("model.", "moe."), "dtype": ("train.dtype",), "tokenizer": ("data.tokenizer",), "val_fraction": ("data.val_fraction",),
-    "frozen parameters": ("train.freeze",), "adapters": ("lora.",),
+    "frozen parameters": ("train.freeze",), "adapters": ("lora.",), "text_key": ("data.text_key",), "loss_on": ("data.loss_on",),
 }  # fmt: skip
 
 
@@ -119,7 +119,7 @@ def check_same_configuration(saved: Checkpoint, before: Config, run: Run, config
         "tokenizer": (saved.tokenizer_json(), tokenizer_json(task)),
         "frozen parameters": (before.train.freeze, config.train.freeze),
         "adapters": (before.lora, config.lora),
-        "val_fraction": (before.data.val_fraction, config.data.val_fraction),
+        **{key: (getattr(before.data, key), getattr(config.data, key)) for key in ("val_fraction", "text_key", "loss_on")},
     }
     for name, (old, new) in pairs.items():
         if old != new:

@@ -18,6 +18,8 @@ import minimoe as mm
 from minimoe.config import Config, DataConfig, SourceConfig
 from minimoe.data.batches import IGNORE
 from minimoe.errors import CheckpointError, Interrupted, UserError
+from minimoe.pretrained.loading import open_model
+from minimoe.study.evaluate import evaluate_run
 from minimoe.training.listener import Listener
 from minimoe.training.tasks import LanguageModelling, load_task
 from minimoe.training.trainer import Trainer
@@ -156,6 +158,32 @@ def test_a_source_that_changed_is_refused_and_nothing_is_lost(kind: str, tmp_pat
     with pytest.raises(CheckpointError, match="have changed since the run began"):
         mm.resume(run.path, steps=4)
     assert contents(run.path) == before
+
+
+def test_keys_on_which_the_tokens_depend_stay_and_others_may_change_with_a_message(tmp_path: Path) -> None:
+    run = train(config_of(mixed(tmp_path), steps=2), tmp_path / "runs")
+    path = run.path / "config.toml"
+    before = path.read_text()
+    path.write_text(before.replace('loss_on = "answers"', 'loss_on = "all"'))
+    with pytest.raises(CheckpointError, match=r"its loss_on differs from .*data\.loss_on answers -> all"):
+        mm.resume(run.path, steps=3)
+    path.write_text(before.replace("within_documents = false", "within_documents = true").replace("weight = 0.3", "weight = 0.2"))
+    with pytest.warns(Warning, match=r"data\.(within_documents|sources)") as said:
+        mm.resume(run.path, steps=3)
+    found = " ".join(str(one.message) for one in said)
+    assert "data.within_documents false -> true" in found and '"weight": 0.2' in found
+
+
+def test_chats_of_a_template_are_measured_after_training_as_they_were_in_it(tmp_path: Path) -> None:
+    pytest.importorskip("jinja2")
+    tokenizer = made_tokenizers.write("byte-level", tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}")
+    data = DataConfig(source=str(write_chats(tmp_path, 200)), tokenizer=str(tokenizer), loss_on="all")
+    run = train(config_of(data, steps=2), tmp_path / "runs")
+    assert "<user>" in run.corpus.tokenizer.decode(run.corpus.val)
+    found = evaluate_run(open_model(run.path), None)
+    assert found["loss"] == pytest.approx(run.val_loss, rel=1e-6)
+    assert evaluate_run(open_model(run.path), [data.source])["tokens"] > found["tokens"]
 
 
 def test_a_run_that_began_with_the_raw_text_of_rows_goes_on_with_it(tmp_path: Path) -> None:
