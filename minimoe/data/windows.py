@@ -73,7 +73,7 @@ def shared_tokens(window: Window, start: int, stop: int) -> tuple[int, Places, n
     """Return the tokens between two characters: the number of the first, (id, from, to) [n,3] counted from `start`, begins [n]."""
     ids, places, begins = window
     first, last = np.searchsorted(places[:, 0], [start, stop])
-    return int(first), np.column_stack([ids, places - start])[first:last], begins[first:last]
+    return int(first), np.column_stack([ids.astype(np.int64), places - start])[first:last], begins[first:last]
 
 
 def in_groups(items: Iterable[str], size: int) -> Iterator[list[str]]:
