@@ -4,6 +4,7 @@ A path in a file is relative to the file's own folder: `extends`, `data.source`,
 the working folder.
 """
 
+import glob
 import os.path
 import re
 import reprlib
@@ -169,14 +170,15 @@ def _find_data(tables: dict[str, Any], asker: Path, say: Say) -> None:
 
 
 def _source_beside(name: str, asker: Path, what: str, say: Say) -> str:
-    """Return a source whose path is completed, with the column that follows it; of a pattern, by the folder before its first `*`."""
+    """Return a source whose path is completed, with the column that follows it; a pattern, where it matches a file."""
     path, column = (name, None) if _beside(name, asker, what, lambda text: None) else data_names.split_column(name)
     if not data_names.is_pattern(path, asker.parent):
         found = str(_beside(path, asker, what, say) or path)
     else:
-        fixed = re.split(r"[^/]*[*?\[]", path, maxsplit=1)[0]
-        folder = _beside(fixed or ".", asker, what, say)
-        found = path if folder is None else str(folder / path[len(fixed) :])
+        beside, here = str(asker.parent / path), glob.glob(path, recursive=True)
+        found = beside if glob.glob(beside, recursive=True) else path
+        if found == beside and here and Path().absolute() != asker.parent.absolute():
+            say(f"{what} means the files beside it, {beside}, not those in the working folder")
     return found if column is None else f"{found}:{column}"
 
 

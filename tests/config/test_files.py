@@ -246,3 +246,18 @@ def test_a_file_in_another_folder_is_trained_as_it_is_planned(above: Path, capsy
     assert code == 0 and f'source = "{text.resolve()}"' in out
     code, _, _ = call(capsys, "train", "conf/exp.toml", *TINY, "--steps", "2", "--quiet")
     assert code == 0 and load_config("runs/exp-001/config.toml").data.source == str(text.resolve())
+
+
+def test_a_pattern_means_the_files_beside_a_configuration_and_says_so_where_others_match_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "a.toml").write_text('[data]\nsource = "*.txt:t"\n')
+    said: list[str] = []
+    assert load_config("conf/a.toml", say=said.append).data.source == "*.txt:t"  # it matches nothing anywhere
+    (tmp_path / "here.txt").touch()
+    assert load_config("conf/a.toml", say=said.append).data.source == "*.txt:t" and not said
+    (tmp_path / "conf" / "beside.txt").touch()
+    assert load_config("conf/a.toml", say=said.append).data.source == "conf/*.txt:t"
+    assert said == ["conf/a.toml: data.source = '*.txt:t' means the files beside it, conf/*.txt, not those in the working folder"]
