@@ -177,7 +177,7 @@ def _source_beside(name: str, asker: Path, what: str, say: Say) -> str:
     else:
         beside, here = str(asker.parent / path), glob.glob(path, recursive=True)
         found = beside if glob.glob(beside, recursive=True) else path
-        if found == beside and here and Path().absolute() != asker.parent.absolute():
+        if found == beside and here and os.path.abspath(found) != os.path.abspath(path):
             say(f"{what} means the files beside it, {beside}, not those in the working folder")
     return found if column is None else f"{found}:{column}"
 
