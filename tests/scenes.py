@@ -4,6 +4,7 @@ The clock stands still, so that the same scene looks the same each time; test_sc
 """
 
 import math
+import os
 import random
 import signal
 import sys
@@ -108,6 +109,7 @@ def main(names: list[str]) -> None:
         print("\x1b[H\x1b[2J", end="", flush=True)
         display = SCENES[name]()
         display.live.refresh()
+        os.write(2, f"\x1b]2;{name}\x07".encode())  # the window's title says that the scene is complete
         wait_for_a_line()
         display.ended(display.trainer)
 
