@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from minimoe.backend import use_backend as use_backend
     from minimoe.config import Config as Config
     from minimoe.config import DataConfig as DataConfig
+    from minimoe.config import LoraConfig as LoraConfig
     from minimoe.config import ModelConfig as ModelConfig
     from minimoe.config import MoEConfig as MoEConfig
     from minimoe.config import TrainConfig as TrainConfig
@@ -48,7 +49,8 @@ _HOME = {
     "Tensor": "engine.tensor", "no_grad": "engine.grad_mode", "tensor": "engine.creation",
     "Rng": "engine.random", "show_graph": "engine.graph",
     "set_backend": "backend", "use_backend": "backend", "UserError": "errors",
-    "Config": "config", "DataConfig": "config", "ModelConfig": "config", "MoEConfig": "config", "TrainConfig": "config",
+    "Config": "config", "DataConfig": "config", "LoraConfig": "config", "ModelConfig": "config", "MoEConfig": "config",
+    "TrainConfig": "config",
     "load_config": "config", "MoE": "layers.moe", "Cache": "layers.cache", "Transformer": "pretrained.transformer:PretrainedTransformer",
     "load": "pretrained.loading", "generate": "generation.generation", "resume": "training.starting", "train": "training.starting",
     "compare": "study.compare", "evaluate": "study.evaluate", "inspect": "study.inspect",

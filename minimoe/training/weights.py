@@ -26,6 +26,7 @@ from minimoe.runs.run import RUNS
 from minimoe.training.differences import flat, shown
 
 NOT_SHAPES = ("n_heads", "n_kv_heads", "head_dim")  # they cut rows of equal shapes into other heads
+SHAPES = ("n_experts", "d_hidden", "every", "layers", "n_shared_experts", "router_bias")  # the keys of [moe] that any router has
 FOR_DRAWING = ("model.init_std", "moe.router_bias_std")  # keys that only a start from the seed reads
 HEAD = "head."  # begins the names of a head's parameters
 
@@ -90,11 +91,14 @@ class Weights:
 
         Without a table [model] both come from the source; with it, a missing table [moe] means a dense model, as always.
         """
-        own = to_tables(self.config)
-        moe = {"moe": own.get("moe", {})} if "moe" in tables or "model" not in tables else {}
-        if isinstance(tables.get("moe"), dict) and {"every", "layers"} & tables["moe"].keys():
-            moe["moe"] = {key: value for key, value in moe["moe"].items() if key not in ("every", "layers")}
-        return merge({"model": own["model"], **{key: value for key, value in moe.items() if value}}, tables)
+        own, given = to_tables(self.config), tables.get("moe")
+        moe = own.get("moe", {}) if "moe" in tables or "model" not in tables else {}
+        if isinstance(given, dict):
+            if given.get("router", moe.get("router")) != moe.get("router"):  # other keys are that router's own
+                moe = {key: value for key, value in moe.items() if key in SHAPES}
+            if {"every", "layers"} & given.keys():
+                moe = {key: value for key, value in moe.items() if key not in ("every", "layers")}
+        return merge({"model": own["model"], **({"moe": moe} if moe else {})}, tables)
 
     def _set_tokenizer(self, tables: dict[str, Any], given: bool) -> None:
         """Name the source's tokenizer in [data], in place; refuse another one that was given."""
@@ -128,7 +132,9 @@ class Weights:
         keys = [key for key in (*before, *(key for key in now if key not in before)) if before.get(key) != now.get(key)]
         one_routes = (self.config.model.moe is None) != (config.model.moe is None)
         keys = [key for key in keys if (not key.startswith("moe.") if one_routes else key != "moe")]
-        wrong = [key for key in keys if key != "model.n_classes" and self._is_a_shape(key, now)]
+        alike = dict(parameter_shapes(config.model)) == dict(parameter_shapes(self.config.model))
+        wrong = [key for key in keys if key.removeprefix("model.") in NOT_SHAPES or not (alike or key == "model.n_classes")]
+        wrong = [key for key in wrong if self._is_a_shape(key, now)]
         if wrong:
             found = "; ".join(f"{key} is {shown(now, key)}, they have {shown(before, key)}" for key in wrong)
             raise ConfigError(
@@ -139,7 +145,9 @@ class Weights:
 
     def lines(self, config: Config) -> list[str]:
         """Return what a user should know of a start from these weights. Raises as `fit` does."""
-        return [f"starting from the weights of {self.named}", *(f"it differs: {line}" for line in self.fit(config))]
+        text = not config.model.image_size
+        none = [f"they have no tokenizer: data.tokenizer = {config.data.tokenizer} is used"] if text and self.tokenizer is None else []
+        return [f"starting from the weights of {self.named}", *none, *(f"it differs: {line}" for line in self.fit(config))]
 
     def _is_a_shape(self, key: str, now: dict[str, Any]) -> bool:
         """Return True if a key's new value alone changes the parameters, or what their rows mean."""

@@ -16,6 +16,7 @@ from tiny_runs import sha256_of, tiny, train, untimed, weights_of, with_train, w
 import minimoe as mm
 from minimoe.config import DataConfig
 from minimoe.errors import CheckpointError, ConfigError, UserError
+from minimoe.runs.checkpoint import load_checkpoint
 from minimoe.runs.run import Run
 from minimoe.study.convert import convert
 from minimoe.training.listener import Listener
@@ -144,6 +145,23 @@ def test_what_a_configuration_does_not_give_comes_from_the_source(source: Traine
     assert run.config.model == source.config.model
     assert run.config.data.source == str(other)
     assert run.path.name == "mine-001"
+
+
+def test_another_router_gets_its_own_defaults_and_the_sources_experts(source: TrainedRun, other: Path, tmp_path: Path) -> None:
+    settings = "[train]\nsteps = 1\nbackend = 'numpy'\nseq_len = 8\n"
+    toml = write_toml(tmp_path, f"[moe]\nrouter = 'switch'\n{settings}[data]\nsource = '{other}'\n")
+    run = mm.train(toml, init=source.path, root=tmp_path)
+    assert (run.config.model.moe.router, run.config.model.moe.k, run.config.model.moe.n_experts) == ("switch", 1, 4)
+    assert load_checkpoint(run.path / "checkpoints" / "step-000000").model.keys() == source.model.state_dict().keys()
+
+
+def test_a_folder_without_a_tokenizer_says_which_one_is_used(other: Path, tmp_path: Path) -> None:
+    model = tiny(other, dense=True, model={"vocab_size": 256}).model
+    mm.Transformer(model, seed=3).save_pretrained(tmp_path / "folder")
+    heard = Heard()
+    keys = ["train.steps=1", "train.backend=numpy", "train.batch_size=2"]
+    mm.train(init=tmp_path / "folder", data=str(other), root=tmp_path, overrides=keys, listener=heard)
+    assert "they have no tokenizer: data.tokenizer = byte is used" in heard.lines
 
 
 def test_keys_that_change_no_shape_may_differ_and_are_named(source: TrainedRun, tmp_path: Path) -> None:
