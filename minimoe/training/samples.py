@@ -6,6 +6,9 @@ training does not depend on them.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Timer
 from time import monotonic as now
 from typing import Any
 
@@ -13,7 +16,8 @@ from minimoe.errors import UserError
 from minimoe.model.transformer import Transformer
 from minimoe.training.tasks import Task
 
-MOST_SECONDS = 10.0  # of one sample, from its first piece on
+MOST_SECONDS = 10.0  # of one sample, from its first piece on: some backends compile before it
+SOON = 2.0  # seconds until a user is told what the wait is for
 
 
 def take_sample(task: Task, model: Transformer, step: int, number: int) -> dict[str, Any]:
@@ -29,6 +33,18 @@ def take_sample(task: Task, model: Transformer, step: int, number: int) -> dict[
     except UserError as error:  # such as predictions that are not finite: the run itself may go on
         return {"step": step, "text": None, "error": str(error)}
     return {"step": step, "text": "".join(pieces)}
+
+
+@contextmanager
+def told_if_slow(tell: Callable[[str], None]) -> Iterator[None]:
+    """Tell what is being waited for if the work within takes long, as where a library compiles what generates text."""
+    timer = Timer(SOON, tell, ["taking a sample"])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def shown(row: dict[str, Any]) -> str:

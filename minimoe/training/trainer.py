@@ -37,7 +37,7 @@ from minimoe.training.metrics import Backlog
 from minimoe.training.notebook import default_listener
 from minimoe.training.optim import learning_rate, make_optimizer
 from minimoe.training.resuming import checkpoint_to_resume, waits_anew
-from minimoe.training.samples import shown, take_sample
+from minimoe.training.samples import shown, take_sample, told_if_slow
 from minimoe.training.step import MAX_BAD_STEPS, Step
 from minimoe.training.surroundings import explain_memory_errors, save_signals, stop_signals, training_backend
 from minimoe.training.tasks import load_task
@@ -279,7 +279,8 @@ class Trainer:
     def _sample(self) -> None:
         """Keep a sample if it is time for one: before the checkpoint of its step, so that a run that resumes from there has it."""
         if self._samples():
-            row = take_sample(self.task, self.model, self.step, self.step // self.config.train.sample_every)
+            with told_if_slow(self.listener.waiting):
+                row = take_sample(self.task, self.model, self.step, self.step // self.config.train.sample_every)
             self.folder.samples_file.append(row)
             self.listener.sampled(self.step, shown(row))
 

@@ -4,6 +4,7 @@ import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -116,6 +117,20 @@ def test_a_slow_sample_is_cut_and_says_so(config: Config, tmp_path: Path, monkey
     heard = Heard()
     row = train(config, tmp_path, listener=heard).run.samples()[0]
     assert row["cut"] is True and 1 <= len(row["text"]) <= 4 and heard.samples[3].endswith(" ...")
+
+
+def test_a_sample_that_takes_long_says_what_the_wait_is_for(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard, told = Heard(), Event()
+    heard.waiting = lambda text: told.set() if text == "taking a sample" else None  # type: ignore[method-assign]
+    plain = LanguageModelling.sample
+
+    def sample(self: LanguageModelling, model: Transformer, number: int) -> Iterator[str]:
+        assert told.wait(timeout=20)
+        return plain(self, model, number)
+
+    monkeypatch.setattr(samples, "SOON", 0.0)
+    monkeypatch.setattr(LanguageModelling, "sample", sample)
+    assert train(config, tmp_path, listener=heard).samples()
 
 
 def test_a_model_that_cannot_show_anything_says_why_and_trains_on(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
