@@ -129,6 +129,14 @@ def test_a_combination_that_diverges_is_never_the_best_and_is_not_trained_again(
         train(with_train(tiny(Path(source).parent / "text.txt"), lr=1.0), tmp_path)
 
 
+def test_tokenizers_are_compared_by_bits_per_byte(source: str, tmp_path: Path) -> None:
+    found = sweep(source, ["data.tokenizer=byte,char"], root=tmp_path)
+    bits = {row.name: row.bits_per_byte.mean for row in found.rows if row.bits_per_byte is not None}
+    assert found.by_bytes and found.best is not None and found.best.name == min(bits, key=bits.__getitem__)
+    marked = [name for name, cells in found.columns().items() if any(cell.startswith("* ") for cell in cells)]
+    assert marked == ["bits per byte"] and found.columns()["tokenizer"] == ("byte", "char")
+
+
 @given(st.lists(st.sampled_from(["1", "1e-3", "[1, 2]", '"a,b"', "'c,d'", "adamw", "[[1],[2, 3]]"]), min_size=1))
 def test_values_are_split_at_the_commas_between_them(values: list[str]) -> None:
     assert split_values(",".join(values)) == values
@@ -175,6 +183,16 @@ def test_the_command_shows_a_table_that_fits_and_its_json(
     assert found["best"] in [row["name"] for row in found["rows"]] and err.count("finished before") == 4
     document = Path(found["saved"]).read_text()
     assert document.count("| runs |") == 1 and "- best: train.lr=" in document and document.count("`runs/tiny-") == 4
+
+
+def test_a_comparison_of_runs_has_json_too(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs = [row.runs[0] for row in sweep(source, ["train.lr=1e-2,1e-3"], root=tmp_path / "runs").rows]
+    code, out, _ = call(capsys, "compare", *runs, "--json")
+    found = json.loads(out)
+    assert code == 0 and found["saved"] == "runs/compare-001.md" and len(found["rows"]) == 2 and found["rows"][0]["varied"] is None
 
 
 def test_two_sources_cannot_be_varied(capsys: pytest.CaptureFixture[str]) -> None:
