@@ -157,6 +157,6 @@ def remarks(trained: TrainedRun) -> Iterator[str]:
     if trained.best is not None and trained.best[0] != last["step"]:
         step, loss = trained.best
         of_last = last.get("val_loss_sampled", last["val_loss"])
-        yield f"best: step {step}, validation loss {loss:.4f} over the batches of every evaluation (the last: {number(of_last)})"
+        yield f"best: step {step}, validation loss {loss:.4f} (the last, over the same batches: {number(of_last)})"
         yield f"      {trained.task.next_command(trained.path / 'checkpoints' / 'best')}"
     yield from remedies_text(trained.config, trained.metrics)
