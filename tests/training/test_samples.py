@@ -22,7 +22,14 @@ from minimoe.runs.samples_file import NAME
 from minimoe.study.verify import verify
 from minimoe.training import samples
 from minimoe.training.listener import Listener
-from minimoe.training.tasks import LanguageModelling
+from minimoe.training.tasks import LanguageModelling, language
+
+TOKENS = 20  # of a text, instead of 100
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(language, "SHORT", TOKENS)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +74,7 @@ def test_a_sample_is_a_text_of_that_step_and_changes_nothing_else(
     assert without.run.samples() == [] and not (without.path / NAME).exists()
     for row in run.samples():
         model = mm.load(run.path / "checkpoints" / f"step-{row['step']:06d}")
-        assert row == {"step": row["step"], "text": "".join(generate(model, ByteTokenizer(), "\n", 100, Sampling(top_k=40)))}
+        assert row == {"step": row["step"], "text": "".join(generate(model, ByteTokenizer(), "\n", TOKENS, Sampling(top_k=40)))}
         assert heard.samples[row["step"]].startswith(f"sample at step {row['step']}:\n  ")
 
 
