@@ -48,11 +48,12 @@ def compare(
         "budget": budget, "seeds": seeds, "overrides": overrides, "data": data, "steps": steps, "backend": backend,
         "listener_for": named_listener,
     }  # fmt: skip
-    if vary and len(sources) > 1:
-        raise UserError(f"compare: --vary is for one configuration, got {len(sources)}: compare the runs of two sweeps by their names")
     if vary:
+        source, *others = sources
+        if others:
+            raise UserError(f"compare: --vary is for one configuration, got {len(sources)}: compare the runs of two sweeps by their names")
         say = (lambda text: None) if quiet else partial(click.echo, err=True)
-        comparison: Comparison = sweep(sources[0], vary, **options, say=say)
+        comparison: Comparison = sweep(source, vary, **options, say=say)
     else:
         comparison = compare_all(list(sources), **options)
     from minimoe.study.tables import show

@@ -41,7 +41,6 @@ class MaskedLanguageModelling(LanguageModelling):
     """Inputs are windows of text with tokens hidden; targets are the hidden tokens, -100 elsewhere."""
 
     unit = "masked token"
-    token_bytes = TokenBytes(None, "a masked model predicts some tokens from the text on both sides, which is no code for the text")
 
     def __init__(self, config: Config, tokenizer: Tokenizer | None = None, whole: bool = False, sha256: str | None = None) -> None:
         super().__init__(config, tokenizer, whole, sha256)
@@ -75,6 +74,10 @@ class MaskedLanguageModelling(LanguageModelling):
         own = np.take_along_axis(words, (places % 2)[..., None, None], axis=-2)[..., 0, :]
         seen, targets = hide(self.corpus.val[places].astype(np.int32), own, self.n_random, self.mask_id)
         return seen, self.val.counted(targets, places)
+
+    @cached_property
+    def token_bytes(self) -> TokenBytes:  # type: ignore[override]
+        return TokenBytes(None, "a masked model predicts some tokens from the text on both sides, which is no code for the text")
 
     @property
     def held_out_batches(self) -> int:
