@@ -29,6 +29,8 @@ from minimoe.reference.arrays import ArrayLayer
 from minimoe.reference.attention import AttentionKernels
 from minimoe.reference.embedding import EmbeddingKernels
 from minimoe.reference.expert import ExpertKernels
+from minimoe.reference.extensions import BACKENDS as BUILT_IN
+from minimoe.reference.extensions import backend_names
 from minimoe.reference.gating import GatingKernels
 from minimoe.reference.linear import LinearKernels
 from minimoe.reference.loss import LossKernels
@@ -40,9 +42,6 @@ from minimoe.reference.routing import RoutingKernels
 
 CONTRACT = 1
 """The number of the kernel contract; from the first release on it grows when a kernel's signature or meaning changes."""
-
-BUILT_IN = {"cupy": "minimoe_cupy", "numba-cuda": "minimoe_numba_cuda", "numba": "minimoe_numba", "numpy": "minimoe_numpy"}
-"""The backends that come with minimoe, in the order in which `auto` tries them."""
 
 TOPICS: dict[str, tuple[type[ArrayLayer], tuple[str, ...]]] = {
     "norm": (NormKernels, ("rms_norm", "layer_norm", "add_rms_norm", "add_layer_norm")),
@@ -218,8 +217,7 @@ def _shown(parameter: inspect.Parameter) -> str:
 
 def available() -> list[str]:
     """Return the names of all known backends, whether or not they run here: built-in first, then entry points."""
-    others = [entry.name for entry in entry_points(group="minimoe.backends")]
-    return [name for name, module in BUILT_IN.items() if find_spec(module)] + sorted(set(others) - set(BUILT_IN))
+    return backend_names()
 
 
 _loading = threading.RLock()

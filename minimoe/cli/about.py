@@ -9,8 +9,16 @@ from minimoe.cli.options import json_option, print_json
 from minimoe.errors import UserError, nearest
 
 
+def complete_command(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the commands that stand below those that are written."""
+    here: click.Command | None = ctx.find_root().command
+    for name in ctx.params.get("names") or ():
+        here = here.commands.get(name) if isinstance(here, click.Group) else None
+    return [name for name in here.commands if name.startswith(incomplete)] if isinstance(here, click.Group) else []
+
+
 @click.command(name="help")
-@click.argument("names", nargs=-1, metavar="[COMMAND]...")
+@click.argument("names", nargs=-1, metavar="[COMMAND]...", shell_complete=complete_command)
 @click.pass_context
 def show_help(ctx: click.Context, names: tuple[str, ...]) -> None:
     """Explain a command, or list the commands."""

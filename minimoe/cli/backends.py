@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from minimoe.cli import completion
+from minimoe.cli.completion import completing
 from minimoe.cli.options import json_option, option, print_json
 from minimoe.hints import command, quoted
 
@@ -27,7 +29,7 @@ def backends(ctx: click.Context, as_json: bool) -> None:
 
 
 @backends.command(name="check")
-@click.argument("name")
+@click.argument("name", shell_complete=completing(completion.backends, files=False))
 @option("--level", metavar="L", help="only the cases of one level: array layer, kernels, gradients, ...")
 @option("--kernel", metavar="K", help="only the cases of one kernel, or of one part of the array layer")
 @option("--quick", is_flag=True, help="a few examples of each kernel in one dtype: for a backend that compiles each shape")

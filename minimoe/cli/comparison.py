@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from minimoe.cli.completion import completing, configurations, runs
 from minimoe.cli.options import Count, backend_option, data_option, json_option, listener_for, option, print_json, quiet_option, set_option
 from minimoe.errors import UserError
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("sources", nargs=-1, required=True, metavar="A B ...")
+@click.argument("sources", nargs=-1, required=True, metavar="A B ...", shell_complete=completing(configurations, runs))
 @option("--budget", type=click.Choice(["steps", "tokens", "flops", "seconds"]), default="steps", show_default=True, help="equal cost in")
 @option("--seeds", type=click.IntRange(1), default=1, metavar="N", show_default=True, help="train each with seeds 0 to N-1")
 @option("--steps", type=Count(1), metavar="N", help="steps of the first model")
@@ -74,7 +75,7 @@ def bench() -> None:
 
 
 @bench.command(name="step")
-@click.argument("config", default="tiny-moe", metavar="[CONFIG|PRESET]")
+@click.argument("config", default="tiny-moe", metavar="[CONFIG|PRESET]", shell_complete=completing(configurations))
 @backend_option
 @set_option
 @json_option
@@ -92,7 +93,7 @@ def bench_step(config: str, backend: str | None, overrides: tuple[str, ...], as_
 
 
 @bench.command(name="kernels")
-@click.argument("config", default="tiny-moe", metavar="[CONFIG|PRESET]")
+@click.argument("config", default="tiny-moe", metavar="[CONFIG|PRESET]", shell_complete=completing(configurations))
 @backend_option
 @set_option
 @json_option

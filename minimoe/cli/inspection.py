@@ -7,12 +7,14 @@ from pathlib import Path
 
 import click
 
+from minimoe.cli import completion
+from minimoe.cli.completion import completing, configurations, presets
 from minimoe.cli.options import json_option, option, print_json, set_option
 from minimoe.errors import UserError
 
 
 @click.command()
-@click.argument("what", metavar="RUN|FOLDER|CONFIG|PRESET")
+@click.argument("what", metavar="RUN|FOLDER|CONFIG|PRESET", shell_complete=completing(configurations, completion.runs))
 @set_option
 @json_option
 def inspect(what: str, overrides: tuple[str, ...], as_json: bool) -> None:
@@ -31,7 +33,7 @@ def inspect(what: str, overrides: tuple[str, ...], as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("source", metavar="RUN|FOLDER")
+@click.argument("source", metavar="RUN|FOLDER", shell_complete=completing(completion.runs))
 @click.argument("target", metavar="DST", type=click.Path(path_type=Path))
 @option("--dtype", metavar="TYPE", help="dtype of the file: float32, bfloat16, float16, float64 (default: that of the weights)")
 @option("--upcycle", type=click.IntRange(2), metavar="N", help="make a routed run from a dense model, with N copies of each dense layer")
@@ -72,7 +74,7 @@ def runs(as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("preset", required=False)
+@click.argument("preset", required=False, shell_complete=completing(presets, files=False))
 @json_option
 def config(preset: str | None, as_json: bool) -> None:
     """Print a preset as commented TOML.
@@ -94,7 +96,7 @@ def config(preset: str | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("what", metavar="RUN|FOLDER")
+@click.argument("what", metavar="RUN|FOLDER", shell_complete=completing(completion.runs))
 @json_option
 def verify(what: str, as_json: bool) -> None:
     """Check that a run or a model folder is whole.

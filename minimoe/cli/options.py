@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from minimoe.cli.completion import backends, complete_setting, completing, sources
+
 if TYPE_CHECKING:
     from minimoe.pretrained.loading import Loaded
     from minimoe.training.listener import Listener
@@ -20,12 +22,24 @@ def option(*names: str, **settings: Any) -> Decorator:
     return click.option(*names, **settings)
 
 
-backend_option = option("--backend", metavar="NAME", help="numpy, numba, cupy, ... (default: the first that runs here)")
+backend_option = option(
+    "--backend",
+    metavar="NAME",
+    help="numpy, numba, cupy, ... (default: the first that runs here)",
+    shell_complete=completing(backends, files=False),
+)
 seed_option = option("--seed", type=click.IntRange(0), metavar="N", help="seed of weights, data, noise and dropout")
 threads_option = option("--threads", type=click.IntRange(0), metavar="N", help="processor threads; 0: as many as this process may use")
-set_option = option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="set a key, as in --set moe.top_k=1; may be repeated")
+set_option = option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="set a key, as in --set moe.top_k=1; may be repeated",
+    shell_complete=complete_setting,
+)
 data_option = option(
-    "--data", multiple=True, callback=lambda ctx, param, value: value or None, metavar="SRC",
+    "--data", multiple=True, callback=lambda ctx, param, value: value or None, metavar="SRC", shell_complete=completing(sources),
     help="python-docs, python-code, python-mix, a text file or pipe, a folder, a pattern in quotes, a .jsonl, .json, .csv or .tsv "
     "(SRC:COLUMN); may be repeated, each with =WEIGHT; digits: images",
 )  # fmt: skip

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from minimoe.cli.completion import completing, configurations, runs
 from minimoe.cli.options import (
     Count,
     backend_option,
@@ -38,9 +39,9 @@ class WithNames(click.Command):
 
 
 @click.command(cls=WithNames)
-@click.argument("config", required=False, metavar="[CONFIG|PRESET]")
+@click.argument("config", required=False, metavar="[CONFIG|PRESET]", shell_complete=completing(configurations))
 @option(
-    "--init", metavar="RUN|FOLDER",
+    "--init", metavar="RUN|FOLDER", shell_complete=completing(runs),
     help="start from the weights of a run, a checkpoint or a model folder; without CONFIG, also as it is configured",
 )  # fmt: skip
 @option("--freeze", multiple=True, metavar="PATTERN", help="keep parameters as they are, as in --freeze 'embed*'; may be repeated")
@@ -84,7 +85,7 @@ def train(
 
 
 @click.command()
-@click.argument("run", required=False)
+@click.argument("run", required=False, shell_complete=completing(runs))
 @option("--steps", type=Count(1), metavar="N", help="continue up to this many steps in all")
 @option("--patience", type=Count(0), metavar="N", help="evaluations without a better loss that end the run; 0: any number")
 @quiet_option

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from minimoe.cli.completion import completing, runs
 from minimoe.cli.options import Count, Size, data_option, json_option, open_loaded, option, print_json
 from minimoe.cli.streams import write, write_all
 from minimoe.errors import UserError, notice
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("run", required=False, metavar="[RUN|FOLDER]")
+@click.argument("run", required=False, metavar="[RUN|FOLDER]", shell_complete=completing(runs))
 @option("--prompt", "prompts", multiple=True, metavar="TEXT", help="text to continue (default: a new line); several make one batch")
 @option("--tokens", type=Count(1), default=300, metavar="N", show_default=True, help="tokens to generate")
 @option("--temperature", type=float, default=0.8, metavar="T", show_default=True, help="0: always the most likely token")
@@ -66,7 +67,7 @@ def note_expert_usage(loaded: Loaded) -> None:
 
 
 @click.command(name="eval")
-@click.argument("run", required=False)
+@click.argument("run", required=False, shell_complete=completing(runs))
 @data_option
 @json_option
 def evaluate(run: str | None, data: tuple[str, ...] | None, as_json: bool) -> None:

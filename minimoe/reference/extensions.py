@@ -1,4 +1,4 @@
-"""What the tables of routers and optimizers share: settings with defaults, and entries that other packages add.
+"""What other packages add: entries of the tables of routers and optimizers, their settings with defaults, and backends.
 
 A package adds a router through the entry-point group `minimoe.routers` and an optimizer through `minimoe.optimizers`. An entry names
 the object, or a function without arguments that returns it. Nothing is imported before its name is used.
@@ -14,6 +14,9 @@ from typing import Any, TypeAlias
 from minimoe.errors import ConfigError, nearest, with_toml
 
 Value: TypeAlias = bool | int | float | str
+
+BACKENDS = {"cupy": "minimoe_cupy", "numba-cuda": "minimoe_numba_cuda", "numba": "minimoe_numba", "numpy": "minimoe_numpy"}
+"""The backends that come with minimoe, in the order in which `auto` tries them."""
 
 
 class UnknownName(ConfigError):
@@ -58,6 +61,13 @@ def resolve_options(options: Mapping[str, Option], given: Mapping[str, Value], p
             raise ConfigError(f"{path}.{name} ({value}) {problem}")
         values[name] = value
     return values
+
+
+def backend_names() -> list[str]:
+    """Return the names of all known backends, whether or not they run here: minimoe's, then those of installed packages."""
+    from importlib.util import find_spec
+
+    return [name for name, module in BACKENDS.items() if find_spec(module)] + sorted(set(outside_names("minimoe.backends")) - set(BACKENDS))
 
 
 def outside_names(group: str) -> list[str]:
