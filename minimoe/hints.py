@@ -7,8 +7,7 @@ import shlex
 import sys
 from importlib import metadata
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
+from urllib.parse import unquote, urlsplit
 
 CLONE = Path(__file__).parent.parent
 
@@ -45,7 +44,7 @@ def _origin() -> dict[str, object]:
 
 def _requirement(origin: dict[str, object], extra: str) -> str:
     url = str(origin.get("url", ""))
-    folder = url2pathname(urlsplit(url).path)
+    folder = unquote(urlsplit(url).path)
     if "dir_info" in origin and Path(folder).is_dir():
         return _with_extra(folder, extra)
     if isinstance(origin.get("vcs_info"), dict):

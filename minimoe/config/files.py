@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from minimoe.config.keys import TABLES, meant, own_keys, table_below, tidied
+from minimoe.config.keys import TABLES, meant, own_keys, table_below, table_in_list, tidied
 from minimoe.config.sources import drop_replaced, preset_names, read_tables
 from minimoe.config.tables import Config, DataConfig, LoraConfig, ModelConfig, MoEConfig, TrainConfig, check_choice
 from minimoe.errors import ConfigError, nearest, notice, with_toml
@@ -87,7 +87,7 @@ def config_from_tables(tables: Mapping[str, Any], name: str) -> Config:
         raise ConfigError(f"name: expected str, got {reprlib.repr(name)}")
     for key, value in tables.items():
         if key not in TABLES:
-            raise ConfigError(f"{key}: unknown table or key{meant('', key)}")
+            raise ConfigError(f"{key}: unknown table or key{meant(key, TABLES)}")
         if not isinstance(value, dict):
             raise ConfigError(f"{key}: expected a table, got {reprlib.repr(value)}")
         check_keys(value, TABLES[key], key)
@@ -108,9 +108,9 @@ def check_keys(table: Mapping[str, Any], kind: type[Struct], path: str) -> None:
     known = own_keys(kind)
     for key, value in table.items():
         if key not in known:
-            raise ConfigError(f"{path}.{key}: unknown key{meant(path, key)}")
+            raise ConfigError(f"{path}.{key}: unknown key{meant(key, known)}")
         check_choice(f"{path}.{key}", value, known[key])
-        below = table_below(known[key])
+        below = table_below(known[key]) or table_in_list(known[key])
         for part in value if isinstance(value, list) else [value]:
             if below is not None and isinstance(part, dict):
                 check_keys(part, below, f"{path}.{key}")

@@ -1,6 +1,6 @@
 """The keys of a configuration by their full names, such as `train.lr`: what a short or misspelt one means, and what a key can be."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -24,6 +24,12 @@ def table_below(field: FieldInfo) -> type[Struct] | None:
     return next((kind for kind in alternatives(field) if isinstance(kind, type) and issubclass(kind, Struct)), None)
 
 
+def table_in_list(field: FieldInfo) -> type[Struct] | None:
+    """Return the table that each entry of a key's list is, such as those of `data.sources`; None for a key with anything else."""
+    parts = (part for kind in alternatives(field) for part in get_args(kind))
+    return next((part for part in parts if isinstance(part, type) and issubclass(part, Struct)), None)
+
+
 @cache
 def own_keys(kind: type[Struct]) -> Mapping[str, FieldInfo]:
     """Return the keys of a table. The table [moe] is not one of them: in TOML it stands beside [model]."""
@@ -44,16 +50,13 @@ def full_keys() -> dict[str, FieldInfo]:
     return {key: field for table, kind in TABLES.items() for key, field in walk(table, kind)}
 
 
-def meant(path: str, name: str) -> str:
-    """Return a hint for an unknown key of the table at `path` ("": the top): its full name if another table has it, or what is near."""
+def meant(name: str, here: Collection[str]) -> str:
+    """Return a hint for an unknown key of a table that has the keys `here`: its full name if another table has it, or what is near."""
     elsewhere: dict[str, list[str]] = {}
     for key in full_keys():
         elsewhere.setdefault(key.rpartition(".")[2], []).append(key)
     if name in elsewhere:
         return f" (did you mean {one_of(elsewhere[name])}?)"
-    prefix = f"{path}." if path else ""
-    here = [key.removeprefix(prefix) for key in full_keys() if path and key.startswith(prefix) and "." not in key.removeprefix(prefix)]
-    here = here or list(TABLES)
     if not near(name, here) and near(name, elsewhere):
         return f" (did you mean {one_of(key for short in near(name, elsewhere) for key in elsewhere[short])}?)"
     return nearest(name, here, "minimoe config tiny-moe explains the keys")

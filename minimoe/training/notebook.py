@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from html import escape
-from importlib import import_module
 from time import monotonic as now
 from typing import Any
 
@@ -34,9 +33,10 @@ class NotebookProgress(PythonWarnings):
         self.row: dict[str, Any] = {}
         self.val, self.wait = trainer.best, "waiting for the first step"
         self.began = self.drawn = now()
-        show = import_module("IPython.display")
-        self.html = show.HTML
-        self.cell = show.display(self.html(self.draw()), display_id=True)
+        from IPython.display import HTML, display  # type: ignore[import-not-found]  # pyright: ignore[reportMissingImports]
+
+        self.html = HTML
+        self.cell = display(self.html(self.draw()), display_id=True)
 
     def stepped(self, step: int) -> None:
         self.step, self.wait = step, ""
