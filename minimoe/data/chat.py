@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from minimoe.errors import UserError
+from minimoe.hints import install
 from minimoe.untrusted import Malformed, decode_text, parse_json_object, read_bounded
 
 Message = Mapping[str, str]
@@ -84,7 +85,7 @@ class Template(Chat):
         try:
             from minimoe.data.jinja import compiled
         except ImportError:
-            raise ChatError(f"{self.name} needs Jinja: pip install 'minimoe[chat]'") from None
+            raise ChatError(f"{self.name} needs Jinja: {install('chat')}") from None
         try:
             return compiled(self.source)
         except Malformed as error:

@@ -17,14 +17,15 @@ from minimoe.data.pipes import is_pipe
 from minimoe.errors import CheckpointError, ConfigError
 from minimoe.pretrained.folder import is_model_folder
 from minimoe.runs.run import Run
-from minimoe.training.listener import Listener, PythonWarnings
+from minimoe.training.listener import Listener
+from minimoe.training.notebook import default_listener
 from minimoe.training.trained_run import TrainedRun
 from minimoe.training.trainer import Trainer, check_starts_from_seed
 from minimoe.training.weights import Weights, open_weights
 
 
 def train(
-    source: str | Path | Config | None = None, *, init: str | Path | None = None, data: Sources | None = None, steps: int | None = None,
+    source: str | Path | Config | None = None, *, init: str | os.PathLike[str] | None = None, data: Sources | None = None, steps: int | None = None,
     out: str | Path | None = None, backend: str | None = None, seed: int | None = None, threads: int | None = None,
     freeze: Iterable[str] = (), overrides: Iterable[str] = (), root: str | Path = "runs", listener: Listener | None = None,
 ) -> TrainedRun:  # fmt: skip
@@ -36,7 +37,7 @@ def train(
     """
     config, weights = configured(source, init, overrides, root)
     config = with_options(config, data=data, steps=steps, backend=backend, seed=seed, threads=threads, freeze=freeze)
-    listener = listener or PythonWarnings()
+    listener = listener or default_listener()
     folder = None if out is None else Path(out)
     if weights is None:
         trainer = Trainer(config, listener)
@@ -48,13 +49,13 @@ def train(
 
 
 def configured(
-    source: str | Path | Config | None, init: str | Path | None = None, overrides: Iterable[str] = (), root: str | Path = "runs"
+    source: str | Path | Config | None, init: str | os.PathLike[str] | None = None, overrides: Iterable[str] = (), root: str | Path = "runs"
 ) -> tuple[Config, Weights | None]:
     """Return the configuration of a new run, and the weights that it starts from (None: they are drawn from its seed).
 
     Raises `UserError` if either is missing or they do not fit; where a run stands in place of a configuration, with both ways on.
     """
-    weights = None if init is None else open_weights(init, root)
+    weights = None if init is None else open_weights(os.fspath(init), root)
     if isinstance(source, Config):
         if list(overrides):
             raise ConfigError("train: overrides go with a preset or a file; change a Config with msgspec.structs.replace")
