@@ -25,9 +25,10 @@ from minimoe.training.weights import Weights, open_weights
 
 
 def train(
-    source: str | Path | Config | None = None, *, init: str | os.PathLike[str] | None = None, data: Sources | None = None, steps: int | None = None,
-    out: str | Path | None = None, backend: str | None = None, seed: int | None = None, threads: int | None = None,
-    freeze: Iterable[str] = (), overrides: Iterable[str] = (), root: str | Path = "runs", listener: Listener | None = None,
+    source: str | Path | Config | None = None, *, init: str | os.PathLike[str] | None = None, data: Sources | None = None,
+    steps: int | None = None, out: str | Path | None = None, backend: str | None = None, seed: int | None = None,
+    threads: int | None = None, freeze: Iterable[str] = (), overrides: Iterable[str] = (), root: str | Path = "runs",
+    listener: Listener | None = None,
 ) -> TrainedRun:  # fmt: skip
     """Train a preset (None: tiny-moe), a TOML file or a Config from the start, in a new folder under `root` (or in `out`).
 
