@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from minimoe.config import DataConfig
 from minimoe.data import corpus as corpus_module
@@ -269,3 +271,49 @@ def test_a_socket_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_path_with_a_control_character_hints_at_the_backslash(tmp_path: Path) -> None:
     assert "single quotes" in refusal("C:\text.txt")
+
+
+# ---- pieces ----------------------------------------------------------------------------------------------------------------------
+
+ENCODED = [
+    lambda t: t.encode(), lambda t: t.encode("utf-8-sig"), lambda t: t.encode("utf-16"),
+    lambda t: codecs.BOM_UTF16_BE + t.encode("utf-16-be"), lambda t: gzip.compress(t.encode()),
+    lambda t: gzip.compress(t[:5].encode("utf-16") + t[5:].encode("utf-16-le")),
+]  # fmt: skip
+TEXTS = st.text(st.characters(exclude_characters="\0\ufeff", exclude_categories=["Cs"]), max_size=40)
+BYTES = st.binary(min_size=1, max_size=30).filter(lambda data: b"\0" not in data)
+
+
+@settings(deadline=None)
+@given(TEXTS, st.sampled_from(ENCODED), st.integers(3, 20))
+def test_chunks_of_any_size_give_the_text_of_the_whole(content: str, encoded: Callable[[str], bytes], size: int) -> None:
+    data = encoded(content)
+    assert "".join(text.decode(data[start : start + size] for start in range(0, len(data), size))) == content
+
+
+@settings(deadline=None)
+@given(BYTES, st.integers(3, 12), st.sampled_from([b"", codecs.BOM_UTF8]))
+def test_a_byte_that_is_no_text_is_named_by_its_place_whatever_the_chunks(data: bytes, size: int, mark: bytes) -> None:
+    if data.startswith((text.GZIP, *text.WIDE, codecs.BOM_UTF8)) and not mark:
+        return
+    whole = mark + data
+    chunks = [whole[start : start + size] for start in range(0, len(whole), size)]
+    try:
+        expected = data.decode()
+    except UnicodeDecodeError as error:
+        with pytest.raises(text.NotText) as caught:
+            list(text.decode(chunks))
+        at = error.start + len(mark)
+        assert str(caught.value) == f"not UTF-8 (byte 0x{whole[at]:02x} at {at}): data.source needs UTF-8 text"
+    else:
+        assert "".join(text.decode(chunks)) == expected
+
+
+def test_a_large_file_of_a_folder_is_left_out_whole_if_its_last_byte_is_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "CHUNK", 100)
+    (tmp_path / "a.txt").write_bytes(TEXT.encode() + b"\xff")
+    (tmp_path / "b.txt").write_text(TEXT * 2, encoding="utf-8")
+    (tmp_path / "c.txt").write_text("short", encoding="utf-8")
+    corpus = load(tmp_path)
+    assert text_of(corpus) == TEXT * 2 + "\n\nshort"
+    assert corpus.notes == (f"{tmp_path}: 1 file (921 bytes) is left out, since it is not UTF-8: a.txt",)
