@@ -131,6 +131,8 @@ def show_result(trained: TrainedRun, quiet: bool) -> None:
     if quiet:
         click.echo(trained.path)
         return
+    from minimoe.study.tables import show
+
     task = trained.task
     click.echo()
     try:
@@ -141,9 +143,10 @@ def show_result(trained: TrainedRun, quiet: bool) -> None:
     capped = trained.metrics[-1].get("val_batches")
     over = "" if capped is None else f" over {capped[0]:,} of {capped[1]:,} batches"
     bits = "" if trained.val_bits_per_byte is None else f"   {trained.val_bits_per_byte:.4f} bits per byte"
-    click.echo(f"\n\nrun: {trained.path}   validation loss {trained.val_loss:.4f}{over}{bits}{accuracy}")
+    click.echo("\n")
+    show(f"run: {trained.path}   validation loss {trained.val_loss:.4f}{over}{bits}{accuracy}")
     for line in remarks(trained):
-        click.echo(line)
+        show(line)
     click.echo(f"next: {task.next_command(trained.path)}\n      {command('inspect', trained.path)}")
 
 

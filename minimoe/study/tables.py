@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from minimoe.data.store import Stored
     from minimoe.study.cached import Cached
 
+
 def wrapped(text: str, width: int) -> str:
     """Return a text with its lines broken between words, and going on two columns further in. A word that is too long stays whole."""
     lines = []

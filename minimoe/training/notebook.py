@@ -29,10 +29,11 @@ class NotebookProgress(PythonWarnings):
     def started(self, trainer: Training) -> None:
         self.trainer, self.step = trainer, trainer.step
         self.pace, self.evaluating = Pace(trainer.config.train.steps), Evaluating()
-        self.losses: list[float | None] = []
+        self.losses: list[float | None] = trainer.earlier_losses()
         self.row: dict[str, Any] = {}
         self.val, self.wait = trainer.best, "waiting for the first step"
         self.began = self.drawn = now()
+        self.before = trainer.elapsed  # seconds of earlier sessions
         from IPython.display import HTML, display  # type: ignore[import-not-found]  # pyright: ignore[reportMissingImports]
 
         self.html = HTML
@@ -77,7 +78,7 @@ class NotebookProgress(PythonWarnings):
         """Return the display as it is now, as HTML."""
         steps, left = self.pace.steps, self.pace.left(self.step)
         known = left is not None and not self.wait and self.step < steps
-        time = f"{duration(left)} left" if left is not None and known else f"{duration(now() - self.began)} elapsed"
+        time = f"{duration(left)} left" if left is not None and known else f"{duration(self.before + now() - self.began)} elapsed"
         lines = [
             f"<b>{escape(describe(self.trainer))}</b>",
             f"step {self.step}/{steps} <progress value={self.step} max={steps}></progress> {time}",
