@@ -1,10 +1,11 @@
 """Finding and loading backends, and what is refused of one before it runs."""
 
+import importlib.metadata
 import sys
 import time
 import types
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, EntryPoints
 
 import absent_backend
 import pytest
@@ -165,8 +166,9 @@ def entries(monkeypatch):
 
     module.broken = broken
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    found = [EntryPoint(name, f"{module.__name__}:{name}", "minimoe.backends") for name in ("strict", "broken")]
-    monkeypatch.setattr(backends, "entry_points", lambda group: found if group == "minimoe.backends" else [])
+    found = EntryPoints(EntryPoint(name, f"{module.__name__}:{name}", "minimoe.backends") for name in ("strict", "broken"))
+    for place in (backends, importlib.metadata):  # names are also listed where no backend is imported
+        monkeypatch.setattr(place, "entry_points", lambda **wanted: found.select(**wanted))
     backends.made_once.cache_clear()
     yield module
     backends.made_once.cache_clear()
