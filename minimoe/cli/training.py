@@ -118,10 +118,10 @@ def show_range_test(
     click.echo(f"95% of the fall was reached at a rate of {found.rates[found.reached]:.1e}; {end}.")
     click.echo(f"suggested: train.lr = {rate}, a third of that (now {config.train.lr}); no run was left behind")
     sets = [*overrides, f"train.lr={rate}"] + ([f"train.min_lr={rate / 10:.1e}"] if config.train.min_lr >= rate else [])
-    given = {"init": init, **{key: value for key, value in options.items() if key != "freeze"}}
     words = [] if source is None else [source]
-    words += [word for key, value in given.items() if value is not None for word in (f"--{key}", str(value))]
-    words += [word for pattern in options["freeze"] for word in ("--freeze", pattern)]
+    for key, value in {"init": init, **options}.items():
+        for one in value if isinstance(value, tuple) else () if value is None else (value,):  # --data and --freeze may be repeated
+            words += [f"--{key}", str(one)]
     words += [word for text in sets for word in ("--set", text)]
     click.echo(f"next: {command('train', *words)}")
 

@@ -53,7 +53,7 @@ def test_frozen_parameters_take_no_state_and_no_gradient(text: Path) -> None:
     count = sum(int(np.prod(shape)) for shape in trained_shapes(part.config).values())
     assert sizes[1] == 2 * count + 1 < sizes[0]
     assert part.model.state_dict().keys() == whole.model.state_dict().keys()
-    part._step()
+    part.do_step()
     frozen = [p for name, p in part.model.named_state() if name.startswith(("blocks.0.moe.", "embed"))]
     assert frozen and all(p.grad is None for p in frozen)
     assert training_cost(part.config).bytes.optimizer == 4 * 2 * count
@@ -64,7 +64,7 @@ def test_gradients_of_what_trains_are_those_of_a_whole_model(text: Path) -> None
     """Without clipping, which depends on all gradients, one step moves what is not frozen to where it would move anyway."""
     whole, part = Trainer(tiny(text, grad_clip=0.0)), Trainer(tiny(text, grad_clip=0.0, freeze=["blocks.0.attention.*", "head*"]))
     for trainer in (whole, part):
-        trainer._step()
+        trainer.do_step()
     for name in trained_shapes(part.config):
         np.testing.assert_allclose(part.model.state_dict()[name], whole.model.state_dict()[name], atol=1e-7)
 

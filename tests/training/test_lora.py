@@ -156,7 +156,7 @@ def test_the_base_keeps_its_bytes_in_memory_too(source: TrainedRun, other: Path)
     trainer = Trainer(config, weights=open_weights(source.path))
     before = {name: np.array(array) for name, array in trainer.model.state_dict().items()}
     for _ in range(3):
-        trainer._step()
+        trainer.do_step()
     after = trainer.model.state_dict()
     changed = {name for name, array in before.items() if array.tobytes() != np.array(after[name]).tobytes()}
     assert changed == trained_shapes(config).keys()  # not even the router's balance bias
