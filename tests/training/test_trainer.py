@@ -558,7 +558,7 @@ def test_nine_bad_steps_in_a_row_do_not_end_a_run(text: Path, tmp_path: Path, po
     assert run.metrics[-1]["loss"] < run.metrics[0]["loss"] - 0.3 and run.run.status()["state"] == "finished"
 
 
-@pytest.mark.parametrize("place", ["minimoe.training.trainer.PretrainedTransformer", "minimoe.training.tasks.language.batch"])
+@pytest.mark.parametrize("place", ["minimoe.training.trainer.PretrainedTransformer", "minimoe.training.tasks.language.inputs_and_targets"])
 def test_a_device_whose_memory_does_not_do_is_one_line_with_what_needs_less(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
