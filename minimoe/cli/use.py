@@ -79,7 +79,7 @@ def evaluate(run: str | None, data: tuple[str, ...] | None, as_json: bool) -> No
 
     result = evaluate_run(open_loaded(run), data)
     summary = result.pop("summary")
-    for text in result.pop("notes"):
+    for text in (*result.pop("read"), *result.pop("notes")):
         notice(text)
     if as_json:
         print_json(result)

@@ -26,14 +26,14 @@ def evaluate(what: str | os.PathLike[str] | None = None, data: Sources | None = 
     found = evaluate_run(loaded, data)
     for text in found.pop("notes"):
         notice(text)
-    del found["summary"]
+    del found["summary"], found["read"]
     return found
 
 
 def evaluate_run(loaded: Loaded, data: Sources | None) -> dict[str, Any]:
     """Measure a trained model's loss, and its accuracy if its task has one, on its own held-out data or on all of another source.
 
-    `summary` is the result in one line, `notes` what a user should know of how the text was read.
+    `summary` is the result in one line, `read` what was read, `notes` what a user should know of it.
     """
     config = loaded.config
     if data is None and is_model_folder(loaded.folder):
@@ -43,7 +43,9 @@ def evaluate_run(loaded: Loaded, data: Sources | None) -> dict[str, Any]:
     recorded = loaded.data_sha256 if data is None else None
     task = load_task(config, None if config.model.image_size else loaded.text, all_of=data, sha256=recorded)
     result = task.measure(loaded.model, by_domain=True)
-    notes = () if task.corpus is None else (*task.read(), *task.corpus.notes)
+    read, notes = ((), ()) if task.corpus is None else (tuple(task.read()), task.corpus.notes)
+    if recorded not in (None, task.sha256):
+        notes = (*notes, f"{task.source} has changed since the training: what is held out now may have been trained on")
     images, domains = task.unit == "image", () if task.corpus is None else task.corpus.domains
     found: dict[str, Any] = {"model": str(loaded.folder), "step": loaded.step, "loss": result.loss}
     words = [f"loss {result.loss:.4f} nats per {task.unit}"]
@@ -61,5 +63,5 @@ def evaluate_run(loaded: Loaded, data: Sources | None) -> dict[str, Any]:
     return {
         **found, "images" if images else "tokens": result.tokens, "source": task.source, "split": split,
         "expert_load": result.expert_load, "expert_load_by_domain": dict(zip(domains, result.domain_load or [], strict=True)),
-        "notes": notes, "summary": printable(f"{loaded.folder}: {', '.join(words)}"),
+        "read": read, "notes": notes, "summary": printable(f"{loaded.folder}: {', '.join(words)}"),
     }  # fmt: skip

@@ -74,9 +74,9 @@ def check_patience(saved: Checkpoint, before: Config, run: Run, config: Config) 
     ended = status["state"] == "finished" and status.get("step") == saved.step
     if ended and 0 < config.train.patience <= len(stale) and not waits_anew(saved, config):
         raise CheckpointError(
-            f"{run.path}: ended early at step {saved.step} of {before.train.steps}, after {len(stale)} evaluations without a better "
-            f"validation loss: to go further give --patience with a larger number (0: no end before the last step), or --steps with one "
-            f"above {before.train.steps}"
+            f"{run.path}: ended early at step {saved.step} of {before.train.steps}, after {len(stale)} "
+            f"evaluation{'s' if len(stale) > 1 else ''} without a better validation loss: to go further give --patience with a larger "
+            f"number (0: no end before the last step), or --steps with one above {before.train.steps}"
         )
 
 

@@ -105,6 +105,16 @@ def test_other_data_of_the_same_name_are_trained_on(source: str, tmp_path: Path)
     assert len(list((tmp_path / "runs").glob("tiny-*"))) == 4
 
 
+@pytest.mark.parametrize("key", ["data.source", "data.within_documents"])
+def test_none_is_the_best_of_losses_that_do_not_compare(source: str, tmp_path: Path, key: str) -> None:
+    (tmp_path / "other.txt").write_text("another text, with other words\n" * 200)
+    values = f"{write_text(tmp_path)},{tmp_path / 'other.txt'}" if key == "data.source" else "true,false"
+    found = sweep(source, [f"{key}={values}"], root=tmp_path / "runs")
+    assert found.best is None and "do not compare" in found.best_text and "*" not in "".join(found.columns()["validation"])
+    assert [note for note in found.notes if "losses do not compare" in note] and not any("chance" in note for note in found.notes)
+
+
+
 def test_a_combination_that_diverges_is_never_the_best_and_is_not_trained_again(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -126,6 +126,12 @@ def test_a_run_serves_wherever_its_path_does(run: TrainedRun, tmp_path: Path) ->
     assert mm.resume(run, steps=8).metrics[-1]["step"] == 8
 
 
+def test_data_that_changed_since_the_training_are_said(run: TrainedRun) -> None:
+    Path(run.config.data.source).write_text("other words\n" * 200)
+    with pytest.warns(UserWarning, match="has changed since the training"):
+        mm.evaluate(run)
+
+
 def test_generate_takes_the_models_own_tokenizer(run: TrainedRun) -> None:
     model = mm.load(run)
     assert model.tokenizer is not None

@@ -474,7 +474,7 @@ def test_models_of_different_tasks_are_compared_with_a_warning(text: Path, tmp_p
     for name, config in (("causal", tiny(text, steps=2)), ("masked", masked(text, steps=2))):
         train(replace(config, name=name), tmp_path)
     comparison = compare(["causal-001", "masked-001"], root=tmp_path)
-    assert "The data, tokenizers or tasks differ: losses do not compare." in comparison.notes
+    assert "The data, tokenizers, tasks or targets differ: losses do not compare." in comparison.notes
     assert comparison.cells()["validation accuracy"][0] == "-"
 
 

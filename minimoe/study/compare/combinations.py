@@ -35,6 +35,8 @@ class Combinations(Comparison):
     @property
     def best_text(self) -> str:
         """The best combination and its runs, in a line."""
+        if not self.comparable:
+            return "no combination is called the best: their losses do not compare"
         if self.best is None:
             return "no combination ended with a finite loss"
         keys = " ".join(f"{key}={shown(value)}" for key, value in (self.best.varied or {}).items())

@@ -65,13 +65,17 @@ class Row:
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """Models side by side. `notes`: what a reader of the figures should know. `by_bytes`: their tokens differ, their bytes do not."""
+    """Models side by side. `notes`: what a reader of the figures should know. `by_bytes`: their tokens differ, their bytes do not.
+
+    `comparable`: False if they were measured on different text, so that none is the best.
+    """
 
     budget: str
     seeds: int
     rows: list[Row]
     notes: list[str] = field(default_factory=list)
     by_bytes: bool = False
+    comparable: bool = True
 
     @property
     def figure(self) -> str:
@@ -89,8 +93,8 @@ class Comparison:
 
     @property
     def best(self) -> Row | None:
-        """The model with the lowest of it; None if all are NaN."""
-        finite = [row for row in self.rows if math.isfinite(compared(row, self.by_bytes).mean)]
+        """The model with the lowest of it; None if all are NaN, or do not compare."""
+        finite = [row for row in self.rows if self.comparable and math.isfinite(compared(row, self.by_bytes).mean)]
         return min(finite, key=lambda row: compared(row, self.by_bytes).mean) if finite else None
 
     @property

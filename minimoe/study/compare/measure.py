@@ -132,7 +132,9 @@ def check_finished(run: Run) -> None:
         raise CheckpointError(f"{run.path}: not finished ({state} at step {status.get('step')} of {steps}): {advice}")
 
 
-def text_of(run: Run) -> tuple[str, str, str]:
-    """Return what losses are measured on: SHA-256 of the data (empty if env.json has none), tokenizer, and head (the task)."""
+def text_of(run: Run) -> tuple[str, str, str, bool]:
+    """Return what losses are measured on: SHA-256 of the data (empty if env.json has none), tokenizer, head (the task), and whether the
+    first token of a document is no target.
+    """
     data = read_environment(run.path).get("data") or {}
-    return data.get("sha256") or "", run.config.data.tokenizer, run.config.model.head
+    return data.get("sha256") or "", run.config.data.tokenizer, run.config.model.head, run.config.data.within_documents

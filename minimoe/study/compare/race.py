@@ -72,7 +72,8 @@ def compare(
         runs.append([contender.given] if contender.given is not None else train_seeds(contender, seeds, root, listener_for))
         rows.append(row_of(contender.name, contender.source, runs[-1], trained=contender.given is None))
     by_bytes = are_compared_by_bytes(runs, rows)
-    return Comparison(budget, seeds, rows, notes_of(contenders, runs, rows, budget, by_bytes), by_bytes)
+    comparable = by_bytes or not texts_note(runs, by_bytes)
+    return Comparison(budget, seeds, rows, notes_of(contenders, runs, rows, budget, by_bytes), by_bytes, comparable)
 
 
 # ---- what is compared ----------------------------------------------------------------------------------------------------------------
@@ -187,13 +188,13 @@ def train_seeds(contender: Contender, seeds: int, root: Path, listener_for: Call
 def notes_of(contenders: list[Contender], runs: list[list[Run]], rows: list[Row], budget: str, by_bytes: bool) -> list[str]:
     """Return a line for each thing that a reader of the figures should know."""
     notes = [*texts_note(runs, by_bytes), *capped_notes(runs), *early_notes(runs), *budget_notes(contenders, rows, budget)]
-    return [*notes, *chance_note(rows, by_bytes)]
+    return notes if not by_bytes and texts_note(runs, by_bytes) else [*notes, *chance_note(rows, by_bytes)]
 
 
 def are_compared_by_bytes(runs: list[list[Run]], rows: list[Row]) -> bool:
     """Return True if the models differ in their tokenizers alone, and bytes are counted for all of them."""
     texts = {text_of(run) for group in runs for run in group}
-    same = len({(sha256, head) for sha256, _, head in texts}) == 1
+    same = len({(sha256, *rest) for sha256, _, *rest in texts}) == 1
     return len(texts) > 1 and same and all(row.bits_per_byte is not None or math.isnan(row.val_loss.mean) for row in rows)
 
 
@@ -202,7 +203,7 @@ def texts_note(runs: list[list[Run]], by_bytes: bool) -> list[str]:
     if by_bytes:
         return ["The tokenizers differ, so nats per token do not compare: the models are compared by bits per byte of the text."]
     texts = {text_of(run) for group in runs for run in group}
-    return [] if len(texts) == 1 else ["The data, tokenizers or tasks differ: losses do not compare."]
+    return [] if len(texts) == 1 else ["The data, tokenizers, tasks or targets differ: losses do not compare."]
 
 
 def capped_notes(runs: list[list[Run]]) -> list[str]:

@@ -27,7 +27,7 @@ from minimoe.runs.run import RUNS, Run
 from minimoe.study.compare.combinations import Combinations, short_keys, shown
 from minimoe.study.compare.comparison import Row
 from minimoe.study.compare.measure import row_of
-from minimoe.study.compare.race import Contender, are_compared_by_bytes, check_budget, find, notes_of, steps_for, with_steps
+from minimoe.study.compare.race import Contender, are_compared_by_bytes, check_budget, find, notes_of, steps_for, texts_note, with_steps
 
 if TYPE_CHECKING:
     from minimoe.training.listener import Listener
@@ -75,7 +75,8 @@ def sweep(
     values = [dict(zip([v.key for v in varied], combined, strict=True)) for combined in product(*(v.values for v in varied))]
     rows = [with_field(row, varied=value) for row, value in zip(rows, values, strict=True)]
     by_bytes, name = are_compared_by_bytes(runs, rows), printable(Path(source).stem if source.endswith(".toml") else source)
-    return Combinations(budget, seeds, rows, notes_of(contenders, runs, rows, budget, by_bytes), by_bytes, name)
+    comparable = by_bytes or not texts_note(runs, by_bytes)
+    return Combinations(budget, seeds, rows, notes_of(contenders, runs, rows, budget, by_bytes), by_bytes, comparable, name)
 
 
 # ---- what is varied ------------------------------------------------------------------------------------------------------------------
