@@ -15,6 +15,14 @@ def number(value: float | None, digits: int = 4) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+def file_size(count: int) -> str:
+    """123456789 -> 123 MB, 1234567 -> 1.2 MB: in powers of 1000"""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= 0.9995 * scale:
+            return f"{count / scale:.{0 if count >= 99.95 * scale else 1}f} {unit}"
+    return f"{count} B"
+
+
 def percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.1%}"
 

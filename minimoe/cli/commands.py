@@ -16,7 +16,9 @@ from minimoe.cli.cache import cache
 from minimoe.cli.comparison import bench, compare
 from minimoe.cli.data import data
 from minimoe.cli.help import in_whole_words
-from minimoe.cli.inspection import config, convert, inspect, runs, verify
+from minimoe.cli.inspection import config, convert, diff, inspect, verify
+from minimoe.cli.managing import runs
+from minimoe.cli.plotting import plot
 from minimoe.cli.training import resume, train
 from minimoe.cli.use import evaluate, generate
 from minimoe.errors import nearest
@@ -56,7 +58,8 @@ def cli() -> None:
 
 
 for command in (
-    train, resume, generate, evaluate, inspect, convert, compare, runs, data, verify, config, backends, bench, cache, show_help, version,
+    train, resume, generate, evaluate, inspect, convert, compare, runs, diff, plot, data, verify, config, backends, bench, cache, show_help,
+    version,
 ):  # fmt: skip
     cli.add_command(command)
 in_whole_words(cli)

@@ -1,6 +1,7 @@
 """How the command line ends: every error that a user can cause is one line on standard error, and an exit code.
 
-0 success, 1 a backend that fails its check, a folder that is not whole, or a reader of a pipe that went away, 2 a mistake that the user
+0 success, 1 a backend that fails its check, a folder that is not whole, runs that differ (`diff`), or a reader that left a pipe, 2 a
+mistake that the user
 can fix, 3 a run that diverged, 70 a fault of minimoe itself, 129, 130 or 143 a run or command that a signal stopped.
 MINIMOE_DEBUG=1 shows the traceback.
 """

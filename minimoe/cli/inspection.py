@@ -1,4 +1,4 @@
-"""`minimoe inspect`, `convert`, `runs`, `config` and `verify`: models, runs and presets, without training."""
+"""`minimoe inspect`, `convert`, `diff`, `config` and `verify`: models, runs and presets, without training."""
 
 from __future__ import annotations
 
@@ -56,21 +56,24 @@ def convert(source: str, target: Path, dtype: str | None, upcycle: int | None, o
 
 
 @click.command()
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
 @json_option
-def runs(as_json: bool) -> None:
-    """List the runs here."""
-    from minimoe.runs.listing import list_runs
+def diff(a: str, b: str, as_json: bool) -> None:
+    """Show what differs between two runs or configurations.
 
-    rows = list_runs()
+    Compares configuration, data, environment and results, of damaged runs what can be read. Ends with exit code 0 if configuration and data
+    are the same, else 1.
+    """
+    from minimoe.study.diff import diff as find_differences
+    from minimoe.study.tables import show
+
+    found = find_differences(a, b)
     if as_json:
-        print_json(rows)
-        return
-    if not rows:
-        click.echo("no runs here yet: minimoe train starts one")
-        return
-    from minimoe.study.tables import runs_table, show
-
-    show(runs_table(rows))
+        print_json(found.to_dict())
+    else:
+        show(found.table())
+    sys.exit(0 if found.same else 1)
 
 
 @click.command()

@@ -4,6 +4,8 @@ A checkpoint is `step-000300/` with model.safetensors, optimizer.safetensors, st
 reads text) and MANIFEST.sha256, which `sha256sum -c` reads. It is written into a hidden sibling, synced file by file, and renamed.
 An existing checkpoint of the same step is moved aside first, and counts until the new one has its name. One process writes to a folder of
 checkpoints at a time; any number may read. NumPy is imported only to read or write arrays, so that listing checkpoints is quick.
+
+A checkpoint is pruned if neither it nor its manifest has optimizer.safetensors: its weights serve, but training cannot go on from it.
 """
 
 import hashlib
@@ -30,12 +32,17 @@ if TYPE_CHECKING:
 Arrays: TypeAlias = "Mapping[str, NDArray[Any]]"
 
 MANIFEST = "MANIFEST.sha256"
-REQUIRED = frozenset({"model.safetensors", "optimizer.safetensors", "state.json", "config.json"})
+OPTIMIZER = "optimizer.safetensors"
+REQUIRED = frozenset({"model.safetensors", "state.json", "config.json"})
 TOKENIZER = "tokenizer.json"
 # What safetensors' NumPy reader reads back: it writes more than that (bfloat16, float8).
 DTYPES = frozenset({"float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool"})
 MOST_BARE_HEADER = 1_000_000  # bytes; a longer header must describe as many bytes of arrays: millions of empty ones take gigabytes
 STEP = re.compile(r"step-(\d{6,})")
+
+
+class PrunedError(CheckpointError):
+    """A checkpoint whose optimizer state is asked for, and was removed."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ def save_checkpoint(
     """
     files = {
         "model.safetensors": pack(model),
-        "optimizer.safetensors": pack(optimizer),
+        OPTIMIZER: pack(optimizer),
         "state.json": to_json(state).encode(),
         "config.json": to_json(config).encode(),
     }
@@ -99,8 +106,33 @@ def replace_state(folder: Path, state: Mapping[str, Any]) -> None:
     Raises `CheckpointError` as `save_checkpoint` does.
     """
     data = to_json(state).encode()
-    digests = {**_read_manifest(folder), "state.json": sha256(data)}
-    files = {"state.json": data, MANIFEST: _manifest_text(digests).encode()}
+    _change(folder, {**_read_manifest(folder), "state.json": sha256(data)}, {"state.json": data})
+
+
+def drop_optimizer(folder: Path) -> int:
+    """Remove the optimizer state from a checkpoint, which is whole at any moment. A damaged one stays as it is.   -> bytes that are freed
+
+    Raises `CheckpointError` if it cannot be written.
+    """
+    try:
+        digests = _read_manifest(folder)
+        sizes = {name: (folder / name).stat().st_size for name in digests}
+    except (CheckpointError, OSError):
+        return 0
+    freed = sizes.get(OPTIMIZER, 0)
+    if OPTIMIZER in digests:
+        _change(folder, {name: digest for name, digest in digests.items() if name != OPTIMIZER}, {})
+    return freed
+
+
+def is_pruned(folder: Path) -> bool:
+    """Return True if a checkpoint's optimizer state was removed. Raises `CheckpointError` if its manifest is damaged."""
+    return OPTIMIZER not in _read_manifest(folder)
+
+
+def _change(folder: Path, digests: Mapping[str, str], changed: Mapping[str, bytes]) -> None:
+    """Give a checkpoint other contents: the files that are changed, and of the others those that have a digest."""
+    files = {**changed, MANIFEST: _manifest_text(digests).encode()}
     try:
         tidy(folder.parent)
         _put_in_place(folder, files, kept=sorted(digests.keys() - files.keys()))
@@ -173,13 +205,15 @@ def tidy(parent: Path) -> None:
 
 
 def prune(folder: Path, keep: int, best: int | None) -> None:
-    """Remove all but the newest `keep` checkpoints (at least one) and the one of step `best`.
+    """Remove all but the newest `keep` checkpoints (at least one), from which training can go on, and the weights of step `best`.
 
     Each is renamed to a hidden name before its files are removed, so that a kill leaves no incomplete checkpoint under a checkpoint's name.
     """
     for checkpoint in checkpoints(folder)[: -max(keep, 1)]:
         if step_of(checkpoint) != best:
             _remove(checkpoint)
+        elif HIDDEN.fullmatch(checkpoint.name) is None:
+            drop_optimizer(checkpoint)
 
 
 def cut(folder: Path, step: int) -> None:
@@ -240,7 +274,7 @@ def is_good(folder: Path, best: bool = False) -> bool:
     One that an evaluation called the `best` is known not to be that.
     """
     try:
-        found = load_checkpoint(folder)
+        found = load_checkpoint(folder, optimizer=not is_pruned(folder))
     except CheckpointError:
         return False
     return (best or found.state.get("bad") == 0) and first_not_finite({**found.model, **found.optimizer}) is None
@@ -249,13 +283,16 @@ def is_good(folder: Path, best: bool = False) -> bool:
 def newest_whole(folder: Path, optimizer: bool = True) -> tuple[Checkpoint, list[str]]:
     """Return the newest checkpoint that agrees with its manifest, and a line about each newer one that does not.
 
-    Raises `CheckpointError` if there is none, with a line about each.
+    Raises `CheckpointError` if there is none, with a line about each, and if the newest was pruned and `optimizer` is True: going back to
+    one before it would lose steps.
     """
     problems: list[str] = []
     for path in reversed(checkpoints(folder)):
         try:
             return load_checkpoint(path, optimizer=optimizer), problems
         except CheckpointError as error:
+            if isinstance(error, PrunedError) and not problems:
+                raise PrunedError(f"{folder.parent}: {error}") from None
             problems.append(str(error))
     if not problems:
         raise CheckpointError(f"{folder}: no checkpoint yet")
@@ -271,6 +308,11 @@ def load_checkpoint(folder: Path, verify: bool = True, optimizer: bool = True) -
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such checkpoint")
     digests = _read_manifest(folder) if verify else {}
+    if verify and optimizer and OPTIMIZER not in digests:
+        raise PrunedError(
+            f"{folder.name}: its optimizer state was removed, so training cannot go on from it; "
+            "generate, eval, inspect and convert use its weights"
+        )
     state = _json(folder, "state.json", digests, State)
     step = step_of(folder) if state.get("step") is None else state["step"]
     if step is None:
@@ -282,7 +324,7 @@ def load_checkpoint(folder: Path, verify: bool = True, optimizer: bool = True) -
         folder=folder,
         step=step,
         model=read_arrays(folder, "model.safetensors", digests),
-        optimizer=read_arrays(folder, "optimizer.safetensors", digests) if optimizer else {},
+        optimizer=read_arrays(folder, OPTIMIZER, digests) if optimizer else {},
         state=state,
         config=_json(folder, "config.json", digests),
         tokenizer_path=tokenizer,
@@ -350,7 +392,7 @@ def _read_manifest(folder: Path) -> dict[str, str]:
     """Return the digests by file name. A manifest that differs in any byte from what minimoe would write is damaged."""
     text = _read(folder, MANIFEST, {}, MOST).decode("utf-8", errors="replace")
     digests = {name: digest for digest, _, name in (line.partition("  ") for line in text.split("\n")[:-1])}
-    known = REQUIRED | {TOKENIZER}
+    known = REQUIRED | {OPTIMIZER, TOKENIZER}
     unlisted = sorted(name for name in known - digests.keys() if name in REQUIRED or (folder / name).exists())
     if unlisted:
         raise CheckpointError(f"{folder.name}/{MANIFEST}: does not list {unlisted[0]} (damaged)")

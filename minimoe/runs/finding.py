@@ -5,11 +5,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from minimoe.errors import CheckpointError, nearest
+from minimoe.files import HIDDEN
 from minimoe.runs.folders import is_left_by_a_start
 from minimoe.runs.records import read_regular
 from minimoe.untrusted import Malformed
 
 MOST_POINTER = 1000  # bytes of `last` and `best`
+PARTS = ("config.toml", "env.json", "metrics.jsonl", "status.json", "checkpoints")  # of a run's folder
 
 
 def find(path: "str | os.PathLike[str] | None", root: Path) -> tuple[Path, Path | None]:
@@ -38,6 +40,37 @@ def find(path: "str | os.PathLike[str] | None", root: Path) -> tuple[Path, Path 
     raise CheckpointError(f"{wanted}: {problem}{hint}")
 
 
+def find_folder(name: "str | os.PathLike[str]", root: Path) -> Path:
+    """Return the folder of a run, also of a damaged one, by its path or its name under `root`: what is to be renamed or removed.
+
+    Raises `CheckpointError` for anything else: a checkpoint, a link, a folder with too little of a run to be known as one.
+    """
+    for candidate in (Path(name), root / name):
+        path = _follow(candidate)
+        if path.is_symlink():
+            raise CheckpointError(f"{path}: is a link to {os.readlink(path)}: name the folder itself")
+        if sum(os.path.lexists(path / part) for part in PARTS) > 1:
+            return path if path.name else path.absolute()
+    run, _ = find(name, root)
+    raise CheckpointError(
+        f"{name}: is a part of the run {run}, or too little of a run to be known as one: name a run that minimoe runs lists"
+    )
+
+
+def folder_to_read(name: "str | os.PathLike[str] | None", root: Path) -> Path:
+    """Return the folder of a run for what only reads it: as `find` does, but also that of a damaged run. Raises `CheckpointError`."""
+    try:
+        return find(name, root)[0]
+    except CheckpointError:
+        if name is None:
+            raise
+        try:
+            return find_folder(name, root)
+        except CheckpointError:
+            pass
+        raise
+
+
 def _at(path: Path) -> tuple[Path, Path | None] | None:
     """Return the folder of the run at a path, and the checkpoint if the path is one; None if no run is there."""
     if (path / "config.toml").is_file():
@@ -53,6 +86,7 @@ def run_names(root: Path) -> list[str]:
     """Return the names of the folders under `root` that are runs, or what damage left of them."""
     marks = ("config.toml", "metrics.jsonl", "status.json")
     names = os.listdir(root) if root.is_dir() else []
+    names = [name for name in names if HIDDEN.fullmatch(name) is None]  # what is being removed
     return sorted(name for name in names if any(os.path.lexists(root / name / mark) for mark in marks))  # even one without permission
 
 

@@ -1,6 +1,7 @@
-"""The list of runs that `minimoe runs` shows: of each its state, its last step, its losses and its parameters."""
+"""The list of runs that `minimoe runs` shows: of each its state, its last step, its losses, its parameters, its size and its tags."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,45 @@ from minimoe.reference.extensions import UnknownName
 from minimoe.runs.finding import run_names
 from minimoe.runs.records import Count, read_environment, whole_lines
 from minimoe.runs.run import RUNS, Run
+from minimoe.runs.sizes import folder_bytes, optimizer_bytes
+from minimoe.runs.tags import read_tags
+
+Row = dict[str, Any]
+SORTS = {
+    "name": "name", "created": "created", "step": "step", "loss": "loss", "validation": "val_loss", "parameters": "parameters",
+    "size": "bytes",
+}  # fmt: skip
+"""What runs are sorted by: the name on the command line, and the field."""
+STATES = ("running", "killed", "finished", "interrupted", "diverged", "failed", "unknown", "damaged")
 
 
-def list_runs(root: Path = RUNS) -> list[dict[str, Any]]:
+def list_runs(root: Path = RUNS) -> list[Row]:
     """Return the runs under a folder, oldest first: name, state, step, steps, loss, val_loss, val_bits_per_byte,
-    best_val_loss, val_accuracy, parameters, reason (why it ended early).
+    best_val_loss, val_accuracy, parameters, reason (why it ended early), created, bytes, optimizer_bytes (of these the
+    optimizer's state, which pruning frees) and tags.
 
     Fields that a damaged folder lacks are None; its state is `damaged` if config.toml or metrics.jsonl cannot be read.
     """
-    found = [_summary(Run(root / name)) for name in run_names(root)]
-    return sorted(found, key=lambda row: (row["created"], row["name"]))
+    return sort_runs([describe(Run(root / name)) for name in run_names(root)], "created")
+
+
+def sort_runs(rows: Iterable[Row], by: str, reverse: bool = False) -> list[Row]:
+    """Return runs by one of `SORTS`: names from A to Z, the oldest, the lowest or the smallest first; those without it come last."""
+    key = SORTS[by]
+    found = sorted(rows, key=lambda row: row["name"])
+    known = [row for row in found if row[key] not in (None, "")]
+    return sorted(known, key=lambda row: row[key], reverse=reverse) + [row for row in found if row[key] in (None, "")]
+
+
+def select_runs(rows: Iterable[Row], states: Collection[str] = (), tags: Collection[str] = (), pattern: str | None = None) -> list[Row]:
+    """Return the runs that are in one of the states, have all of the tags, and whose name matches a pattern such as `tiny-*`."""
+    return [
+        row
+        for row in rows
+        if (not states or row["state"] in states)
+        and set(tags) <= set(row["tags"])
+        and (pattern is None or fnmatchcase(row["name"], pattern))
+    ]
 
 
 class _Row(msgspec.Struct):
@@ -34,7 +64,8 @@ class _Row(msgspec.Struct):
     val_accuracy: float | None = None
 
 
-def _summary(run: Run) -> dict[str, Any]:
+def describe(run: Run) -> Row:
+    """Return what `list_runs` says of one run."""
     status = run.status()
     rows: list[_Row] = []
     steps = None
@@ -59,6 +90,9 @@ def _summary(run: Run) -> dict[str, Any]:
         "parameters": status.get("parameters"),
         "reason": status.get("reason"),
         "created": read_environment(run.path).get("created") or "",
+        "bytes": folder_bytes(run.path),
+        "optimizer_bytes": optimizer_bytes(run.path),
+        "tags": read_tags(run.path),
     }
 
 

@@ -176,6 +176,16 @@ class Lock:
             _close(self.file)
             self.file = None
 
+    def rename_folder(self, new: Path) -> None:
+        """Give the folder another name, while the lock is held. Windows renames no folder with an open file: there it is given back before.
+
+        Raises `OSError`.
+        """
+        if sys.platform == "win32":
+            self.release()
+        os.rename(self.folder, new)
+        self.folder, self.path, self.turn = new, new / self.path.name, new / self.turn.name
+
     def forget(self) -> None:
         """In a forked process: the lock is its parent's, and must end with that."""
         self.held = False

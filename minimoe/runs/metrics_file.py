@@ -34,6 +34,15 @@ class MetricsFile:
         """Return the loss of every step, without keeping the rest of its line; None where it is not finite, or the line is damaged."""
         return [loss_of(line) for line in whole_lines(self.path)]
 
+    def readable_rows(self) -> tuple[list[dict[str, Any]], int]:
+        """Return a dict for every line that can be read, and how many cannot: what is left of a damaged file can still be looked at."""
+        rows: list[dict[str, Any]] = []
+        lines = whole_lines(self.path)
+        for line in lines:
+            with suppress(Malformed):
+                rows.append(metrics_row(line))
+        return rows, len(lines) - len(rows)
+
     def last_row(self) -> dict[str, Any] | None:
         """Return the last line; None if there is none, or if it is damaged."""
         return _last_of(whole_lines(self.path))

@@ -30,6 +30,8 @@ from minimoe.runs.records import read_environment, read_status, status_to_change
 from minimoe.runs.samples_file import SamplesFile
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from minimoe.runs.checkpoint import Arrays, Checkpoint
 
 RUNS = Path("runs")
@@ -288,6 +290,15 @@ class Run:
     def samples(self) -> list[dict[str, Any]]:
         """Return a dict for every sample of `train.sample_every`: its step and its text. Raises `CheckpointError` for a damaged line."""
         return self.samples_file.rows()
+
+    def plot(self, load: bool = False) -> "Figure":
+        """Return a picture of the losses and, with `load`, of the load of each expert; in a notebook it shows itself (extra `plot`).
+
+        Raises `UserError` if matplotlib is missing, or if there is no step yet.
+        """
+        from minimoe.runs.plots import draw
+
+        return draw({self.name: self.metrics()}, load=load)
 
     # ---- status ------------------------------------------------------------------------------------------------------------
 

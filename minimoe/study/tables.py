@@ -13,7 +13,7 @@ from rich.measure import Measurement
 
 from minimoe.data.pipes import size_text
 from minimoe.errors import printable
-from minimoe.figures import number, percent
+from minimoe.figures import file_size, number, percent
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -152,13 +152,16 @@ def domains_table(loads: dict[str, list[list[float]]]) -> Rows:
 def runs_table(rows: list[dict[str, Any]]) -> Rows:
     """Return a row for each run, as `minimoe runs` prints them; no name is ever shortened or broken."""
     measured = any(row["val_accuracy"] is not None for row in rows)  # of texts, nothing but a loss is
-    table = Rows(["run", "state", "step", "loss", "validation", "best", *(["accuracy"] if measured else []), "parameters"], left=2)
+    tagged = any(row["tags"] for row in rows)
+    accuracy, tags = (["accuracy"] if measured else []), (["tags"] if tagged else [])
+    table = Rows(["run", "state", "step", "loss", "validation", "best", *accuracy, "parameters", "size", *tags], left=2)
     for row in rows:
         count, name = row["parameters"], row["name"]
         table.add(
             name if name.isprintable() else ascii(name), row["state"], f"{row['step']}/{row['steps'] or '?'}",
             number(row["loss"]), number(row["val_loss"]), number(row["best_val_loss"]),
             *([percent(row["val_accuracy"])] if measured else []), "-" if count is None else f"{count:,}",
+            file_size(row["bytes"]), *([" ".join(row["tags"])] if tagged else []),
         )  # fmt: skip
     return table
 

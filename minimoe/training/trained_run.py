@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minimoe.config import Config
 from minimoe.data.corpus import Corpus
@@ -15,6 +15,9 @@ from minimoe.runs.run import Run
 from minimoe.runs.summary import summary
 from minimoe.training.tasks import Task
 from minimoe.training.validation import compared_loss
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(repr=False)
@@ -47,6 +50,13 @@ class TrainedRun:
     def samples(self) -> list[dict[str, Any]]:
         """Return the samples that `train.sample_every` took: the step and the text of each, as docs/runs.md describes."""
         return self.run.samples()
+
+    def plot(self, load: bool = False) -> Figure:
+        """Return a picture of the losses and, with `load`, of the load of each expert; in a notebook it shows itself (extra `plot`).
+
+        Raises `UserError` if matplotlib is missing.
+        """
+        return self.run.plot(load)
 
     @property
     def corpus(self) -> Corpus:

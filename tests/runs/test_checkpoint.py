@@ -1,6 +1,5 @@
 """Checkpoints: what is saved is what is read, a kill at any moment leaves one whole, and damage is found and named."""
 
-import contextlib
 import errno
 import hashlib
 import json
@@ -17,12 +16,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from killed_calls import Killed, die_at
 
 from minimoe.errors import CheckpointError
 from minimoe.runs import checkpoint as cp
 
 FILES = ["MANIFEST.sha256", "config.json", "model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json"]
-CALLS = ["replace", "fsync", "mkdir", "unlink", "rmdir"]
 
 
 def save(parent: Path, step: int, value: float = 0.0, tokenizer: str | None = '{"version": "1.0"}') -> Path:
@@ -248,37 +247,6 @@ def test_the_best_is_named_in_a_text_file(tmp_path: Path) -> None:
 
 
 # ---- kills and full disks ----------------------------------------------------------------------------------------------------
-
-
-class Killed(BaseException):
-    """The process is gone: nothing that it wanted to do after this happens."""
-
-
-def die_at(monkeypatch: pytest.MonkeyPatch, moment: int) -> list[str]:
-    """Let the process die at its `moment`-th call that changes a folder; what a file held beyond its last fsync is half lost."""
-    calls: list[str] = []
-
-    def wrap(name: str) -> None:
-        real = getattr(os, name)
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            calls.append(name)
-            if len(calls) > moment:
-                if name == "fsync" and len(calls) == moment + 1:
-                    tear(args[0])
-                raise Killed
-            return real(*args, **kwargs)
-
-        monkeypatch.setattr(os, name, call)
-
-    for name in CALLS:
-        wrap(name)
-    return calls
-
-
-def tear(descriptor: int) -> None:
-    with contextlib.suppress(OSError):  # a folder cannot be cut
-        os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
 
 
 def save_200(parent: Path) -> None:

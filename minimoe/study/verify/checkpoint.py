@@ -16,7 +16,7 @@ from minimoe.errors import CheckpointError, UserError
 from minimoe.model.adapters import adapt, freeze
 from minimoe.model.transformer import Transformer
 from minimoe.reference.extensions import UnknownName
-from minimoe.runs.checkpoint import Arrays, Checkpoint, check_resumable, load_checkpoint, step_of
+from minimoe.runs.checkpoint import Arrays, Checkpoint, check_resumable, is_pruned, load_checkpoint, step_of
 from minimoe.runs.records import State
 from minimoe.study.verify.checks import Check, count_not_finite, describe_not_finite, named, ok, problem, skipped
 from minimoe.training.optim import state_shapes
@@ -30,11 +30,13 @@ class Verified:
         self.config: Config | None = None
         self.state: State | None = None
         self.step = 0
+        self.pruned = False  # it has weights, and no optimizer state
 
     def checks(self) -> Iterator[Check]:
         """Read the checkpoint."""
         try:
-            saved = load_checkpoint(self.folder)
+            self.pruned = is_pruned(self.folder)
+            saved = load_checkpoint(self.folder, optimizer=not self.pruned)
         except CheckpointError as error:
             yield problem(self.what, str(error).removeprefix(f"{self.folder.name}/"))
             return
@@ -43,7 +45,8 @@ class Verified:
             found += self._arrays(saved, self.config)
         if not found:
             count = sum(array.size for array in saved.model.values())
-            found = [ok(self.what, f"SHA-256 match; {count:,} weights, all finite")]
+            ending = "; pruned: no optimizer state" if self.pruned else ""
+            found = [ok(self.what, f"SHA-256 match; {count:,} weights, all finite{ending}")]
         yield from found
 
     def _state(self, saved: Checkpoint) -> Iterator[Check]:
@@ -65,11 +68,11 @@ class Verified:
             yield skipped(self.what, f"its weights: {error}") if missing else problem(self.what, f"config.json: {error}")
 
     def _arrays(self, saved: Checkpoint, config: Config) -> Iterator[Check]:
-        for sentence in (*_wrong_arrays(saved, config), *_wrong_tokens(saved, config)):
+        for sentence in (*_wrong_arrays(saved, config, self.pruned), *_wrong_tokens(saved, config)):
             yield problem(self.what, sentence)
 
 
-def _wrong_arrays(saved: Checkpoint, config: Config) -> Iterator[str]:
+def _wrong_arrays(saved: Checkpoint, config: Config, pruned: bool) -> Iterator[str]:
     """Yield what does not fit in the weights and in the optimizer's state, and what is not finite there."""
     if config.model.n_layers > len(saved.model):
         yield f"config.json: says {config.model.n_layers} layers, and there are {len(saved.model)} tensors"
@@ -81,7 +84,7 @@ def _wrong_arrays(saved: Checkpoint, config: Config) -> Iterator[str]:
         else:
             freeze(model, config.train.freeze)
         weights = {name: tuple(p.shape) for name, p in model.named_state() if config.lora is None or is_adapter(name)}
-        moments = state_shapes(model.parameters(), config.train)
+        moments = {} if pruned else state_shapes(model.parameters(), config.train)
     except UserError as error:
         yield f"config.json: {error}"
         return
