@@ -24,9 +24,15 @@ STATES = ("running", "killed", "finished", "interrupted", "diverged", "failed", 
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="[RUN]...")
-@option("--sort", "by", type=click.Choice(SORTS), default="created", help="A to Z, oldest, lowest or smallest first (default: created)")
+@option(
+    "--sort", "by", type=click.Choice(SORTS), default="created", metavar="FIELD",
+    help=f"{', '.join(SORTS)}: A to Z, oldest, lowest or smallest first (default: created)",
+)  # fmt: skip
 @option("--reverse", is_flag=True, help="the other way round")
-@option("--state", "states", multiple=True, type=click.Choice(STATES), help="only runs in this state; may be repeated")
+@option(
+    "--state", "states", multiple=True, type=click.Choice(STATES), metavar="STATE",
+    help=f"only runs in this state ({', '.join(STATES)}); may be repeated",
+)  # fmt: skip
 @option("--tagged", multiple=True, metavar="TAG", help="only runs with this tag; may be repeated")
 @option("--match", "pattern", metavar="GLOB", help="only runs whose name matches, as in --match 'tiny-*'")
 @csv_option("write the list as CSV")

@@ -91,7 +91,8 @@ def diff(a: str | os.PathLike[str], b: str | os.PathLike[str], root: Path = RUNS
         keys = [*old, *(key for key in new if key not in old)]
         differences[section] = {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
         equal[section] = len(keys) - len(differences[section])
-    ordered = {name: differences[name] for name in ("configuration", "data", "environment", "results") if name in differences}
+    order = ("configuration", "data", "environment", "results")
+    ordered: dict[str, dict[str, tuple[Any, Any]]] = {name: differences[name] for name in order if name in differences}
     return Difference(one.name, other.name, ordered, equal, [*one.problems, *other.problems])
 
 
@@ -105,7 +106,7 @@ def side(what: str, root: Path) -> Side:
         if Path(what).exists():
             raise
         raise ConfigError(f"{error}; presets: {', '.join(preset_names())}") from None
-    run, problems = Run(folder), []
+    run, problems = Run(folder), list[str]()
     sections = {"data": _data(run), "environment": _environment(run), "results": _results(run, problems)}
     try:
         sections["configuration"] = _flat(run.config)
