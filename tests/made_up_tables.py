@@ -15,11 +15,11 @@ from minimoe.study.tables import domains_table, runs_table
 RUNS = [
     {
         "name": "tiny-moe-001", "state": "finished", "step": 300, "steps": 300, "loss": 1.4264, "val_loss": 1.5651, "best_val_loss": 1.5651,
-        "val_accuracy": None, "parameters": 3_413_120,
+        "val_accuracy": None, "parameters": 3_413_120, "bytes": 82000000, "tags": [],
     },
     {
         "name": "shakespeare-dense-of-many-layers-001", "state": "interrupted", "step": 215, "steps": 300, "loss": 1.6463,
-        "val_loss": 1.7254, "best_val_loss": 1.7251, "val_accuracy": 0.9731, "parameters": None,
+        "val_loss": 1.7254, "best_val_loss": 1.7251, "val_accuracy": 0.9731, "parameters": None, "bytes": 4100, "tags": [],
     },
 ]  # fmt: skip
 BACKENDS = {

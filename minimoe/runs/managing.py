@@ -93,7 +93,8 @@ def _is_ours(name: str) -> bool:
 def _refuse_trained(folder: Path, what: str) -> None:
     if is_taken(folder):
         owner = read_owner(folder / LOCK)
-        raise CheckpointError(f"{folder}: is not {what}: {owner.named() if owner else 'a process'} trains it now: wait for it or stop it first")
+        who = owner.named() if owner else "a process"
+        raise CheckpointError(f"{folder}: is not {what}: {who} trains it now: wait for it or stop it first")
 
 def _rename(folder: Path, new: Path) -> None:
     with _claimed(folder) as run:
