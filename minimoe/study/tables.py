@@ -154,7 +154,7 @@ def runs_table(rows: list[dict[str, Any]]) -> Rows:
     measured = any(row["val_accuracy"] is not None for row in rows)  # of texts, nothing but a loss is
     tagged = any(row["tags"] for row in rows)
     accuracy, tags = (["accuracy"] if measured else []), (["tags"] if tagged else [])
-    table = Rows(["run", "state", "step", "loss", "validation", "best", *accuracy, "parameters", "size", *tags], left=2)
+    table = Rows(["run", "state", "step", "loss", "val loss", "best", *accuracy, "params", "size", *tags], left=2)
     for row in rows:
         count, name = row["parameters"], row["name"]
         table.add(
