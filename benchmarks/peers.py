@@ -14,7 +14,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from benchmarks.models import Case, products
-from minimoe.backend import BUILT_IN, Backend, load
+from minimoe.backend import Backend, load
+from minimoe.reference.extensions import BACKENDS
 
 Step = Callable[[], float]
 Kind = Literal["minimoe", "eager", "compiled", "products"]
@@ -34,7 +35,7 @@ def sides(case: Case, backends: list[str], threads: int, compiled: bool) -> dict
     """Every side that a model has, by name: the products, minimoe on each backend, and its peers."""
     found = {"matrix products alone": Side("products", ("numpy",), products_step)}
     for backend in backends:
-        libraries = ("minimoe.model.transformer", "minimoe.training.optim", *([BUILT_IN[backend]] if backend in BUILT_IN else []))
+        libraries = ("minimoe.model.transformer", "minimoe.training.optim", *([BACKENDS[backend]] if backend in BACKENDS else []))
         found[f"minimoe, {backend}"] = Side("minimoe", libraries, minimoe_step, (backend, threads))
     torch = ("torch", "benchmarks.torch_models")
     routed = bool(case.model.moe_layers())

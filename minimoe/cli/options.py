@@ -73,7 +73,8 @@ class Count(click.IntRange):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         exponent = isinstance(value, str) and re.fullmatch(r"\s*\d+(\.\d+)?[eE]\+?\d{1,3}\s*", value)
         number = float(value) if exponent else 0.5
-        return super().convert(int(number) if number.is_integer() else value, param, ctx)
+        whole: Any = int(number) if number.is_integer() else value
+        return super().convert(whole, param, ctx)
 
 
 SHORT = {"--lr": "train.lr", "--batch-size": "train.batch_size", "--seq-len": "train.seq_len"}

@@ -132,12 +132,13 @@ def read_with_tokenizer(
 
 def _as_recorded(read: Callable[..., Reading], source: str, sha256: str | None) -> Reading:
     """Read a source; if it has the digest `sha256` only as earlier versions of minimoe read it, read it that way."""
+    found, refused = None, UserError(source)
     try:
         found = read()
     except UserError as error:  # rows that earlier versions took for text may have no column of text
         if sha256 is None:
             raise
-        found, refused = None, error
+        refused = error
     if found is not None and (sha256 is None or found.source.piped or found.content.sha256 == sha256):
         return found
     for as_text, how in AS_BEFORE:

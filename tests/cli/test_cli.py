@@ -262,7 +262,7 @@ def test_the_list_of_runs_divides_nothing_in_a_terminal_of_80_columns(name: str)
     row = {"name": name, "state": "interrupted", "step": 215, "steps": 300, "loss": 1.6463, "val_loss": 1.7254, "best_val_loss": 1.7251}
     text = StringIO()
     terminal = Console(width=80, file=text)
-    terminal.print(runs_table([{**row, "val_accuracy": None, "parameters": 3_413_120}]))
+    terminal.print(runs_table([{**row, "val_accuracy": None, "parameters": 3_413_120, "bytes": 82_000_000, "tags": []}]))
     printed = text.getvalue()
     words = printed.split()
     assert all(word in words for word in (name, "interrupted", "215/300", "1.6463", "1.7254", "1.7251", "3,413,120"))
