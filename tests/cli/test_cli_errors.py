@@ -252,7 +252,7 @@ COMMANDS = {
     "eval nowhere": "no such run",
     "eval --data empty.txt": "empty.txt: empty: data.source needs text",
     "eval chars --data FILE": "not in the char tokenizer's vocabulary",
-    "runs extra": "unexpected extra argument",
+    "runs extra": "extra: no such run",
 }
 
 

@@ -13,6 +13,7 @@ import minimoe as mm
 from minimoe.runs.records import Status
 from minimoe.runs.run import Run
 from minimoe.runs.samples_file import Sample
+from minimoe.runs.tags import change_tags
 from minimoe.training.trained_run import TrainedRun
 
 PAGE = (Path(__file__).parents[2] / "docs" / "runs.md").read_text(encoding="utf-8")
@@ -58,6 +59,7 @@ def test_the_page_names_every_file(runs: list[TrainedRun], tmp_path: Path) -> No
     piped = Run.create(runs[0].config, tmp_path / "piped", kept=b"what came through a pipe")
     piped.metrics_file.path.write_bytes(b"damaged\n")
     assert piped.go_back(0, None)
+    change_tags(piped.path, add=["keep"])
     locked = {path.name for path in piped.path.iterdir()}
     piped.release()
     adapted = mm.train(init=runs[0].path, root=tmp_path, steps=1, overrides=["lora.rank=2"])
