@@ -27,7 +27,8 @@ from minimoe.testing.conformance import (
     tree_map,
 )
 from minimoe.testing.dense_examples import DENSE, BothHalves, Example, Examples, other_numbers, reference
-from minimoe.testing.large_examples import LARGE
+from minimoe.testing.large_examples import LARGE_DENSE
+from minimoe.testing.large_routed_examples import LARGE_ROUTED
 from minimoe.testing.not_finite_examples import NOT_FINITE
 from minimoe.testing.quick import quick_examples
 from minimoe.testing.routed_examples import ROUTED
@@ -35,6 +36,7 @@ from minimoe.testing.tolerances import KERNELS, long_sum
 from minimoe.testing.training_examples import TRAINING
 
 EXAMPLES: dict[str, Examples] = {**DENSE, **TRAINING, **ROUTED}
+LARGE: dict[str, Examples] = {**LARGE_DENSE, **LARGE_ROUTED}
 ANY_DTYPE = {"random_bits", "uniform", "normal", "route"}  # their results do not depend on the dtype of the model
 PAIRS = 8  # examples of a kernel that are called again with other numbers
 GOLDEN = 0.618034  # its multiples are spread evenly and meet no period of the examples' options

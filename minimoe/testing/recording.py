@@ -103,9 +103,10 @@ def decode(backend: Backend, dtype: str, recorded: bool) -> list[Host]:
     from minimoe.generation.decoding import Decoder
 
     decoder = Decoder(small_step(backend, dtype).model, [[1, 2], [3]], tokens=STEPS)
-    decoder.recorded = None
-    if recorded:
-        decoder.recorded = Recorded(decoder._step, backend, partial(refuse, backend, dtype, f"decoding [{dtype}]"), decoder._state)
+    if not recorded:
+        decoder.recorded = None
+    elif decoder.recorded is not None:
+        decoder.recorded.say = partial(refuse, backend, dtype, f"decoding [{dtype}]")
     logits = []
     for number in range(STEPS):
         logits.append(np.asarray(decoder.predict(), dtype=np.float64))

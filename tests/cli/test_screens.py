@@ -140,7 +140,7 @@ def test_a_run_ends_with_its_display_whole_and_a_resumed_one_keeps_its_curve(tmp
     with Terminal(train, 80, cwd=tmp_path, rows=40) as terminal:
         text = terminal.read("next: ")
         assert text.count("step ") == 1 and "step 6/6 " in text and "elapsed" in text and not terminal.screen.cursor.hidden
-        assert re.search(r"peak memory [0-9.]+ MiB$", text, re.M)
+        assert re.search(r"peak memory [0-9.]+ [MG]iB$", text, re.M)
     with Terminal(command(tmp_path, "resume", "run", "--steps", "8"), 80, cwd=tmp_path, rows=40) as terminal:
         text = terminal.read("next: ")
         assert re.findall(r"^step +[0-9/]+", text, re.M) == ["step 8/8"] and "\ncontinuing at step 6\n" in text
@@ -156,7 +156,7 @@ def test_a_terminal_that_draws_nothing_again_gets_plain_lines_that_are_broken_be
     lines = text.splitlines()
     last = next(number for number, line in enumerate(lines) if re.match(r"step +4/4  loss [0-9.]+  val [0-9.]+ ", line))
     figures = " ".join(line.strip() for line in lines[last : last + 3])
-    assert re.search(r" elapsed 0:\d\d +peak memory [0-9.]+ MiB +expert load [0-9.]+% to [0-9.]+%", figures)
+    assert re.search(r" elapsed 0:\d\d +peak memory [0-9.]+ [MG]iB +expert load [0-9.]+% to [0-9.]+%", figures)
 
 
 def test_where_the_display_cannot_be_drawn_lines_are_printed(monkeypatch: pytest.MonkeyPatch) -> None:
