@@ -14,11 +14,11 @@ from typing import Any, BinaryIO
 HIDDEN = re.compile(r"\.(?P<target>.+)\.(?P<kind>tmp|old)-[0-9a-f]{8}")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a text file in one step: readers see the old text or the new, also after a kill. Raises `OSError`."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace a file in one step: readers see the old content or the new, also after a kill. A text is UTF-8. Raises `OSError`."""
     temporary = hidden_sibling(path, "tmp")
     try:
-        write_synced(temporary, text.encode())
+        write_synced(temporary, content.encode() if isinstance(content, str) else content)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

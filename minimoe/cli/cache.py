@@ -23,8 +23,8 @@ def cache(ctx: click.Context, as_json: bool) -> None:
 @option("--dry-run", is_flag=True, help="only show what would be removed")
 def clear(dry_run: bool) -> None:
     """Remove all that minimoe keeps outside of runs, and say how much that frees."""
-    from minimoe.data.pipes import size_text
     from minimoe.errors import notice
+    from minimoe.figures import file_size
     from minimoe.study.cached import clear as clear_all
 
     if dry_run:
@@ -33,11 +33,11 @@ def clear(dry_run: bool) -> None:
     freed, kept = clear_all()
     for problem in kept:
         notice(problem)
-    click.echo(f"{size_text(freed)} freed")
+    click.echo(f"{file_size(freed)} freed")
 
 
 def _show(as_json: bool) -> None:
-    from minimoe.data.pipes import size_text
+    from minimoe.figures import file_size
     from minimoe.study.cached import cached
     from minimoe.study.tables import cache_table, show
 
@@ -48,4 +48,4 @@ def _show(as_json: bool) -> None:
         click.echo("nothing is kept outside of runs")
     else:
         show(cache_table(found))
-        click.echo(f"{size_text(sum(one.size for one in found))} in all; minimoe cache clear removes it")
+        click.echo(f"{file_size(sum(one.size for one in found))} in all; minimoe cache clear removes it")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 @option("--budget", type=click.Choice(["steps", "tokens", "flops", "seconds"]), default="steps", show_default=True, help="equal cost in")
 @option("--seeds", type=click.IntRange(1), default=1, metavar="N", show_default=True, help="train each with seeds 0 to N-1")
 @option("--steps", type=Count(1), metavar="N", help="steps of the first model")
+@option("--init", metavar="RUN|FOLDER", help="with --vary: start each from these weights, as train --init does")
 @option("--vary", multiple=True, metavar="KEY=A,B,...", help="train one configuration with each value; repeated: with each combination")
 @data_option
 @backend_option
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 @json_option
 @quiet_option
 def compare(
-    sources: tuple[str, ...], budget: str, seeds: int, steps: int | None, vary: tuple[str, ...], data: tuple[str, ...] | None,
-    backend: str | None, overrides: tuple[str, ...], as_json: bool, quiet: bool,
+    sources: tuple[str, ...], budget: str, seeds: int, steps: int | None, init: str | None, vary: tuple[str, ...],
+    data: tuple[str, ...] | None, backend: str | None, overrides: tuple[str, ...], as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Compare configurations or runs side by side.
 
@@ -54,7 +55,9 @@ def compare(
         if others:
             raise UserError(f"compare: --vary is for one configuration, got {len(sources)}: compare the runs of two sweeps by their names")
         say = (lambda text: None) if quiet else partial(click.echo, err=True)
-        comparison: Comparison = sweep(source, vary, **options, say=say)
+        comparison: Comparison = sweep(source, vary, **options, init=init, say=say)
+    elif init is not None:
+        raise UserError("compare: --init goes with --vary, which trains one configuration several times: runs are compared by their names")
     else:
         comparison = compare_all(list(sources), **options)
     from minimoe.study.tables import show

@@ -30,8 +30,8 @@ def prepare(source: str, tokenizer: str | None, overrides: tuple[str, ...], veri
     from msgspec.structs import replace
 
     from minimoe.config import load_config
-    from minimoe.data.pipes import size_text
     from minimoe.data.preparing import prepare as prepare_source
+    from minimoe.figures import file_size
 
     if any(not text.startswith("data.") for text in overrides):
         raise UserError("data prepare --set: only keys of [data] matter here, such as data.tokenizer")
@@ -43,8 +43,8 @@ def prepare(source: str, tokenizer: str | None, overrides: tuple[str, ...], veri
         fields = {**found.__dict__, "path": None if found.path is None else str(found.path)}
         print_json(fields)
         return
-    kept = "made at each start, not kept" if found.path is None else f"{size_text(found.size)} in {found.path}"
-    click.echo(printable(f"{source}: {size_text(found.text_bytes)} of text, SHA-256 {found.sha256[:12]}"))
+    kept = "made at each start, not kept" if found.path is None else f"{file_size(found.size)} in {found.path}"
+    click.echo(printable(f"{source}: {file_size(found.text_bytes)} of text, SHA-256 {found.sha256[:12]}"))
     click.echo(printable(f"{found.tokens:,} tokens ({found.tokenizer}): {kept}"))
 
 
@@ -72,10 +72,10 @@ def rm(names: tuple[str, ...], everything: bool) -> None:
 
     A run that needs them makes them again. One that has them open goes on.
     """
-    from minimoe.data.pipes import size_text
     from minimoe.data.store import remove_all, remove_stored
+    from minimoe.figures import file_size
 
     if bool(names) == everything:
         raise UserError("data rm: give the names of what to remove (minimoe data list shows them), or --all")
     freed = remove_all() if everything else sum(one.size for one in remove_stored(names))
-    click.echo(f"{size_text(freed)} freed")
+    click.echo(f"{file_size(freed)} freed")

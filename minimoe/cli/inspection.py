@@ -10,7 +10,7 @@ import click
 from minimoe.cli import completion
 from minimoe.cli.completion import completing, configurations, presets
 from minimoe.cli.options import json_option, option, print_json, set_option
-from minimoe.errors import UserError
+from minimoe.errors import UserError, printable
 
 
 @click.command()
@@ -62,8 +62,8 @@ def convert(source: str, target: Path, dtype: str | None, upcycle: int | None, o
 def diff(a: str, b: str, as_json: bool) -> None:
     """Show what differs between two runs or configurations.
 
-    Compares configuration, data, environment and results, of damaged runs what can be read. Ends with exit code 0 if configuration and data
-    are the same, else 1.
+    Compares configuration, data, the start (where the first weights came from), environment and results; of damaged runs what can be read.
+    Ends with exit code 0 if the first three are the same, else 1.
     """
     from minimoe.study.diff import diff as find_differences
     from minimoe.study.tables import show
@@ -73,6 +73,9 @@ def diff(a: str, b: str, as_json: bool) -> None:
         print_json(found.to_dict())
     else:
         show(found.table())
+        for problem in found.problems:
+            click.echo(printable(f"not compared: {problem}"))
+        click.echo(found.verdict)
     sys.exit(0 if found.same else 1)
 
 

@@ -40,21 +40,34 @@ def plot(runs: tuple[str, ...], load: bool, out: Path | None, csv: str | None) -
 
         write_lines(csv, metrics_csv(metrics))
     if csv is None or out is not None:
-        from minimoe.files import write_synced
         from minimoe.runs.plots import draw, render
 
         path = out or Path("plot.png")
-        write_synced(path, render(draw(metrics, load), path.suffix.lower().removeprefix(".")))
+        _write(path, render(draw(metrics, load), path.suffix.lower().removeprefix(".")))
         click.echo(path, err=csv == "-")
 
 
 def write_lines(target: str, lines: Iterable[str]) -> None:
-    """Write the lines of a text to a file, or to standard output if its name is `-`."""
+    """Write the lines of a text to a file, or to standard output if its name is `-`. Raises `UserError` as `_write` does."""
     if target == "-":
         sys.stdout.writelines(lines)
-        return
-    with open(target, "w", encoding="utf-8", newline="") as file:
-        file.writelines(lines)
+    else:
+        _write(Path(target), "".join(lines).encode())
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file, whose earlier bytes stay if that fails, or into a pipe or a device. Raises `UserError` if it cannot be."""
+    from minimoe.files import reason, write_atomically
+
+    try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(data)
+        else:
+            write_atomically(path.resolve(), data)  # what a link leads to, not the link
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {reason(error)}") from error
 
 
 def _metrics(names: tuple[str, ...]) -> dict[str, list[dict[str, Any]]]:

@@ -77,7 +77,10 @@ def check_trained(config: Config) -> None:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise ConfigError(f"train.freeze: {pattern!r} names no parameter of this model{nearest_pattern(pattern, names)}")
     if config.lora is not None and config.train.freeze:
-        raise ConfigError("train.freeze and [lora] exclude each other: with adapters all else is frozen; lora.targets says where they are")
+        raise ConfigError(
+            "train.freeze and [lora] exclude each other: with adapters all else is frozen; lora.targets says where they are. "
+            "--set lora=none trains without them, also where [lora] was taken over from the run that --init names"
+        )
     if config.lora is not None and not pairs(config.model, config.lora):
         kinds = [target for target, names_of in TARGETS.items() if any(map(names_of.fullmatch, names))]
         raise ConfigError(f"lora.targets = {list(config.lora.targets)}: this model has none of these; it has {', '.join(kinds)}")

@@ -14,10 +14,10 @@ import msgspec
 
 from minimoe.caches import TOKENS, private_folder
 from minimoe.data.encoding import EMPTY_LINE
-from minimoe.data.pipes import size_text
 from minimoe.data.progress import Progress
 from minimoe.data.sources import Document, Source
 from minimoe.errors import UserError
+from minimoe.figures import file_size
 from minimoe.files import HIDDEN, to_json, write_atomically
 from minimoe.untrusted import MOST_JSON, Malformed, read_bounded
 
@@ -104,7 +104,7 @@ def read_through(source: Source, name: str, most: float, chars: bool, room: Call
             if found.size > bound:
                 bound = room() if bound == most else bound
             if found.size > bound:
-                raise UserError(f"{name}: more than {size_text(bound)} of text: the disk of the cache has no room for its tokens")
+                raise UserError(f"{name}: more than {file_size(bound)} of text: the disk of the cache has no room for its tokens")
     finally:
         progress.close()
     content = found.content(source)

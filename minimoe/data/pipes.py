@@ -8,20 +8,12 @@ import time
 from pathlib import Path
 
 from minimoe.errors import UserError
+from minimoe.figures import file_size
 
 SAY_AFTER = 1.0  # seconds without a byte before a message about the wait
 GIVE_UP_AFTER = 10.0  # seconds without a first byte before the pipe is refused
 PROGRESS_AFTER = 2.0  # seconds of reading before a message about its size, repeated whenever the time has doubled
 CHUNK = 1 << 20
-
-
-def size_text(size: float) -> str:
-    """Return a size in bytes, kB, MB or GB."""
-    for unit, digits in (("bytes", 0), ("kB", 1), ("MB", 1)):
-        if size < 1000:
-            return f"{size:.{digits}f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
 
 
 def is_pipe(path: Path) -> bool:
@@ -99,7 +91,7 @@ class _Reading:
     def _progress(self) -> None:
         if self._passed() >= self.next_message:
             self.next_message = 2 * self._passed()
-            _say(f"reading the pipe {self.path}: {size_text(self.size)} so far")
+            _say(f"reading the pipe {self.path}: {file_size(self.size)} so far")
 
 
 def _say(text: str) -> None:

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from minimoe.data.pipes import PROGRESS_AFTER, size_text
+from minimoe.data.pipes import PROGRESS_AFTER
+from minimoe.figures import file_size
 
 PAUSE = 0.2  # seconds between two states of a terminal's line
 WIDTH = 79  # characters of that line at most
@@ -61,10 +62,10 @@ class Progress:
         """Return the progress after some seconds in words."""
         speed = self.done / max(passed, 1e-9)
         if not self.total:
-            return f"{self.what}: {size_text(self.done)} so far, {size_text(speed)}/s"
+            return f"{self.what}: {file_size(self.done)} so far, {file_size(speed)}/s"
         left = max(0, self.total - self.done) / max(speed, 1.0)
         share = min(99, self.done * 100 // self.total)
-        return f"{self.what}: {share}% of {size_text(self.total)}, {size_text(speed)}/s, {left // 60:.0f}:{left % 60:02.0f} left"
+        return f"{self.what}: {share}% of {file_size(self.total)}, {file_size(speed)}/s, {left // 60:.0f}:{left % 60:02.0f} left"
 
     def close(self) -> None:
         """Remove the line from the terminal."""

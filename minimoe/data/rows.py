@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from minimoe.data.documents import Tally
-from minimoe.data.pipes import is_pipe, refuse_devices, size_text
+from minimoe.data.pipes import is_pipe, refuse_devices
 from minimoe.data.text import GZIP, WIDE, most_bytes
 from minimoe.errors import UserError
+from minimoe.figures import file_size
 from minimoe.untrusted import Malformed, parse_json
 
 MOST_LINE = 256_000_000  # characters of one line, or of one field of a table
@@ -75,7 +76,7 @@ def _json_list(path: Path, file: BinaryIO) -> Iterator[Row]:
     with _readable(path):
         data = file.read(most + 1)
     if len(data) > most:
-        raise UserError(f"{path}: more than {size_text(most)} as one JSON value: write it as .jsonl, a row in each line")
+        raise UserError(f"{path}: more than {file_size(most)} as one JSON value: write it as .jsonl, a row in each line")
     try:
         value = parse_json(data)
     except Malformed as error:

@@ -30,7 +30,6 @@ from minimoe.data.alone import alone, folder_size, remove_folder, remove_unfinis
 from minimoe.data.arrays import TokenArrays, gather
 from minimoe.data.content import INDEX, Content, Pass, Reading, remove_unfinished_notes
 from minimoe.data.encoding import encode_documents
-from minimoe.data.pipes import size_text
 from minimoe.data.progress import Progress, say
 from minimoe.data.sources import Document
 from minimoe.data.token_files import (
@@ -46,6 +45,7 @@ from minimoe.data.token_files import (
 )
 from minimoe.data.tokenizer import Tokenizer
 from minimoe.errors import UserError, nearest, notice
+from minimoe.figures import file_size
 from minimoe.files import HIDDEN, hidden_sibling, reason, sync_folder, to_json, write_synced
 
 NAME = (12, 6)  # hexadecimal digits of the two parts of a name; the header has the whole of both
@@ -72,7 +72,7 @@ def stored_tokens(reading: Reading, name: str, tokenizer: Tokenizer) -> tuple[To
     place, header, new = found
     if new:
         count, seconds = header.columns["tokens"].count, time.monotonic() - began
-        say(f"{name}: {count:,} tokens ({tokenizer.name}) made in {seconds:.0f} s, kept in {place} ({size_text(header.size)})")
+        say(f"{name}: {count:,} tokens ({tokenizer.name}) made in {seconds:.0f} s, kept in {place} ({file_size(header.size)})")
     return mapped(place, header), header.dropped
 
 
@@ -186,7 +186,7 @@ def _prepare(place: Path, expected: Header, reading: Reading, tokenizer: Tokeniz
     except OSError as error:
         free = shutil.disk_usage(place.parent).free
         raise UserError(
-            f"{name}: its tokens cannot be written to {place.parent}: {reason(error)} ({size_text(free)} are free): "
+            f"{name}: its tokens cannot be written to {place.parent}: {reason(error)} ({file_size(free)} are free): "
             "minimoe data rm frees some, MINIMOE_CACHE_DIR names another place"
         ) from None
     finally:

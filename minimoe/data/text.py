@@ -15,8 +15,9 @@ from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
-from minimoe.data.pipes import is_pipe, read_pipe, refuse_devices, size_text
+from minimoe.data.pipes import is_pipe, read_pipe, refuse_devices
 from minimoe.errors import UserError
+from minimoe.figures import file_size
 from minimoe.machine import machine_memory
 
 SEPARATOR = "\n\n"  # between topics and files
@@ -167,7 +168,7 @@ def most_bytes() -> int:
 
 
 def _too_large(path: Path) -> str:
-    return f"{path}: more than {size_text(most_bytes())} through a pipe: this machine's memory cannot hold its tokens; give a file"
+    return f"{path}: more than {file_size(most_bytes())} through a pipe: this machine's memory cannot hold its tokens; give a file"
 
 
 def read_folder(folder: Path, as_text: Decode = decode, notes: list[str] | None = None) -> Iterator[str]:
@@ -245,7 +246,7 @@ def _left_out(folder: Path, other: list[tuple[str, int]], binary: list[tuple[str
 
 
 def _amount(files: list[tuple[str, int]], what: str) -> str:
-    size = size_text(sum(size for _, size in files))
+    size = file_size(sum(size for _, size in files))
     return f"{len(files)} {what}{'s' if len(files) > 1 else ''} ({size}) {'are' if len(files) > 1 else 'is'}"
 
 

@@ -94,7 +94,8 @@ def _refuse_trained(folder: Path, what: str) -> None:
     if is_taken(folder):
         owner = read_owner(folder / LOCK)
         who = owner.named() if owner else "a process"
-        raise CheckpointError(f"{folder}: is not {what}: {who} trains it now: wait for it or stop it first")
+        stop = "stop it (Ctrl-C there saves its state)"
+        raise CheckpointError(f"{folder}: is being trained, by {who}, so it is not {what}: wait for it, or {stop}")
 
 def _rename(folder: Path, new: Path) -> None:
     with _claimed(folder) as run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -49,7 +50,8 @@ def draw(runs: Mapping[str, Metrics], load: bool = False) -> Figure:
         if not maps:
             _draw_losses(figure, known)
             return figure
-        above, below = figure.subfigures(2, 1, height_ratios=[height, LAYER * layers])  # type: ignore[misc]
+        parts: Any = figure.subfigures(2, 1, height_ratios=[height, LAYER * layers])
+        above, below = parts
         _draw_losses(above, known)
         _draw_loads(below, maps, known)
         return figure
@@ -60,7 +62,8 @@ def render(figure: Figure, kind: str) -> bytes:
     _, style = _matplotlib()
     data = io.BytesIO()
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    with style(STYLE):
+    with style(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of a run's name: a box stands for it
         figure.savefig(data, format=kind, dpi=150, metadata=dates.get(kind))
     return data.getvalue()
 

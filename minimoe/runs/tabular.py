@@ -17,6 +17,11 @@ Row = Mapping[str, Any]
 SHORT = {"expert_load": "load"}
 SCALARS = [field.name for field in fields(MetricsRow) if "list" not in str(field.type) and "tuple" not in str(field.type)]
 """The columns that every table of metrics has, behind that of the run, in this order."""
+FIELDS = (
+    "name", "state", "step", "steps", "loss", "val_loss", "val_bits_per_byte", "best_val_loss", "val_accuracy", "parameters", "reason",
+    "created", "bytes", "optimizer_bytes", "tags",
+)  # fmt: skip
+"""The columns of a list of runs, which are the fields of `list_runs`."""
 
 
 def metrics_csv(runs: Mapping[str, Sequence[Row]]) -> Iterator[str]:
@@ -37,11 +42,9 @@ def metrics_csv(runs: Mapping[str, Sequence[Row]]) -> Iterator[str]:
 
 def runs_csv(rows: Iterable[Row]) -> Iterator[str]:
     """Yield the lines of a table with a row for each run, with the fields of `minimoe runs --json`; tags are joined by spaces."""
-    rows = list(rows)
-    columns = list(rows[0]) if rows else ["name"]
-    yield _line(columns)
+    yield _line(FIELDS)
     for row in rows:
-        yield _line([" ".join(value) if isinstance(value := row[column], list) else _cell(value) for column in columns])
+        yield _line([" ".join(value) if isinstance(value := row[column], list) else _cell(value) for column in FIELDS])
 
 
 def _flat(row: Row) -> dict[tuple[str, tuple[int, ...]], Any]:

@@ -1,4 +1,4 @@
-"""What differs between two runs or configurations: keys, data, environment, results."""
+"""What differs between two runs or configurations: keys, data, the weights that they started from, environment, results."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from minimoe.runs.run import RUNS, Run
 from minimoe.training.differences import flat
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from minimoe.study.tables import Rows
 
 ENVIRONMENT = (
-    "minimoe", "python", "numpy", "numba", "libc", "platform", "processor", "cpu_count", "cpu_quota", "backend", "threads", "weights",
+    "minimoe", "python", "numpy", "numba", "libc", "platform", "processor", "cpu_count", "cpu_quota", "backend", "threads",
 )  # fmt: skip
 RESULTS = ("state", "step", "parameters", "loss", "val_loss", "best_val_loss", "val_accuracy")
-CHOSEN = ("configuration", "data")
-"""The sections that somebody chose: with equal ones, two runs are the same experiment."""
+CHOSEN = ("configuration", "data", "start")
+"""The sections that somebody chose: with equal ones, two runs are the same experiment. `start` is where the first weights came from."""
+SECTIONS = (*CHOSEN, "environment", "results")
 
 Values = dict[str, Any]
 
@@ -51,30 +52,32 @@ class Difference:
 
     @property
     def same(self) -> bool:
-        """True if configuration and data are the same."""
-        return not any(self.differences.get(section) for section in CHOSEN)
+        """True if both configurations are known, and nothing that somebody chose differs, as far as it is known of both."""
+        return "configuration" in self.differences and not any(self.differences.get(section) for section in CHOSEN)
+
+    @property
+    def verdict(self) -> str:
+        """The last line of the report: what is the same, or that something differs."""
+        known = [section for section in CHOSEN if section in self.differences]
+        if self.same:
+            return f"the same: {', '.join(known)}"
+        differ = [section for section in known if self.differences[section]]
+        return f"different: {', '.join(differ)}" if differ else "the configurations cannot be compared"
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `minimoe diff --json` prints."""
         return {**asdict(self), "same": self.same}
 
-    def table(self) -> RenderableType:
-        """Return a table with a row for each key that differs."""
-        from rich import box
-        from rich.console import Group
-        from rich.table import Table
-        from rich.text import Text
+    def table(self) -> Rows:
+        """Return a row for each key that differs, below its section."""
+        from minimoe.study.tables import Rows
 
-        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), min_width=60)
-        table.add_column("", overflow="fold", min_width=20)
-        table.add_column(Text(printable(self.a)), overflow="fold", ratio=1)
-        table.add_column(Text(printable(self.b)), overflow="fold", ratio=1)
+        table = Rows(["", printable(self.a), printable(self.b)], left=3)
         for section, keys in self.differences.items():
-            table.add_row(Text(section, style="bold"), Text(_count(len(keys), self.equal[section]), style="dim"), "")
+            table.add(f"{section}: {_count(len(keys), self.equal[section])}", "", "", style="bold")
             for key, pair in keys.items():
-                table.add_row(Text(f"  {key}"), *(Text(shown(key, value)) for value in pair))
-        verdict = "configuration and data are the same" if self.same else "configuration or data differ"
-        return Group(table, *(Text(f"not compared: {problem}") for problem in self.problems), Text(verdict))
+                table.add(f"  {key}", *(shown(key, value) for value in pair))
+        return table
 
 
 def _count(differ: int, equal: int) -> str:
@@ -91,8 +94,7 @@ def diff(a: str | os.PathLike[str], b: str | os.PathLike[str], root: Path = RUNS
         keys = [*old, *(key for key in new if key not in old)]
         differences[section] = {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
         equal[section] = len(keys) - len(differences[section])
-    order = ("configuration", "data", "environment", "results")
-    ordered: dict[str, dict[str, tuple[Any, Any]]] = {name: differences[name] for name in order if name in differences}
+    ordered = {name: differences[name] for name in SECTIONS if name in differences}
     return Difference(one.name, other.name, ordered, equal, [*one.problems, *other.problems])
 
 
@@ -108,6 +110,8 @@ def side(what: str, root: Path) -> Side:
         raise ConfigError(f"{error}; presets: {', '.join(preset_names())}") from None
     run, problems = Run(folder), list[str]()
     sections = {"data": _data(run), "environment": _environment(run), "results": _results(run, problems)}
+    if start := _start(run):
+        sections["start"] = start
     try:
         sections["configuration"] = _flat(run.config)
     except UserError as error:
@@ -122,6 +126,14 @@ def _flat(config: Config) -> Values:
 def _data(run: Run) -> Values:
     data = read_environment(run.path).get("data")
     return {key: data.get(key) for key in ("source", "sha256")} if isinstance(data, Mapping) else {}
+
+
+def _start(run: Run) -> Values:
+    """Return where the run's first weights came from: `weights` is "seed", or their folder, with step and digest; empty if not recorded."""
+    weights = read_environment(run.path).get("weights")
+    if not isinstance(weights, Mapping):
+        return {"weights": weights} if weights else {}
+    return {"weights": weights.get("path"), "step": weights.get("step"), "sha256": weights.get("sha256")}
 
 
 def _environment(run: Run) -> Values:
@@ -147,11 +159,13 @@ def _results(run: Run, problems: list[str]) -> Values:
 
 
 def shown(key: str, value: Any) -> str:
-    """Return a value as the table shows it: digests are cut to twelve digits, and what is not set is a dash."""
+    """Return a value as the table shows it: a digest by twelve digits, a folder below this one without the way here, a dash for None."""
     if value is None:
         return "-"
     if key == "sha256":
         return str(value)[:12]
+    if key == "weights" and Path(value).is_relative_to(Path.cwd()):
+        return printable(str(Path(value).relative_to(Path.cwd())))
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int):

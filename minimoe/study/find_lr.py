@@ -22,7 +22,7 @@ from minimoe.training.weights import Weights
 
 STEPS = 200
 LOW, HIGH = 1e-6, 10.0  # the rates of the first step and the last
-SMOOTHING = 0.9  # of the loss: the share of the mean so far
+WINDOW = 20  # the loss is smoothed over about the steps over this: 10 of 200, a third of a decade of rates
 ENDS = 2.0  # the test ends when the smoothed loss is this many times the lowest so far
 REACHED, MARGIN = 0.95, 3.0  # the suggestion: the rate at which so much of the fall was reached, over the margin
 LEAST_FALL = 0.01  # of the first loss
@@ -100,7 +100,7 @@ def _tested(trainer: Trainer, steps: int, listener: Listener) -> RangeTest:
     rates: list[float] = []
     losses: list[float] = []
     smoothed: list[float] = []
-    mean = 0.0
+    mean, smoothing = 0.0, 1 - WINDOW / steps  # the share of the mean so far; with fewer steps rates grow faster, so the mean is shorter
     for step in range(steps):
         rate = LOW * (HIGH / LOW) ** (step / (steps - 1))
         trainer.do_step(rate)
@@ -110,10 +110,10 @@ def _tested(trainer: Trainer, steps: int, listener: Listener) -> RangeTest:
             listener.logged([row])
         if row["skipped"] or not math.isfinite(row["loss"]):
             return RangeTest(rates, losses, smoothed, True)
-        mean = SMOOTHING * mean + (1 - SMOOTHING) * row["loss"]
+        mean = smoothing * mean + (1 - smoothing) * row["loss"]
         rates.append(rate)
         losses.append(row["loss"])
-        smoothed.append(mean / (1 - SMOOTHING ** (step + 1)))  # without the weight of the zero that it began with
+        smoothed.append(mean / (1 - smoothing ** (step + 1)))  # without the weight of the zero that it began with
         if smoothed[-1] > ENDS * min(smoothed):
             return RangeTest(rates, losses, smoothed, True)
     return RangeTest(rates, losses, smoothed, False)

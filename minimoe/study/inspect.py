@@ -16,7 +16,7 @@ from minimoe.config import Config, load_config, preset_names
 from minimoe.config.cost import Cost, cost
 from minimoe.config.trained import trained_line, training_cost
 from minimoe.errors import CheckpointError, ConfigError, UserError, printable
-from minimoe.figures import number, percent, size
+from minimoe.figures import file_size, memory_size, number, percent
 from minimoe.pretrained.folder import is_model_folder
 from minimoe.pretrained.loading import model_folder
 from minimoe.runs.records import MetricsRow
@@ -130,7 +130,7 @@ def show_folder(facts: dict[str, Any]) -> None:
     from minimoe.study.load import LoadTable
     from minimoe.study.tables import show
 
-    show(f"{facts['family']}: {size(facts['bytes'])} in {facts['files']} files, {', '.join(facts['dtypes'])}, read when needed\n")
+    show(f"{facts['family']}: {file_size(facts['bytes'])} in {facts['files']} files, {', '.join(facts['dtypes'])}, read when needed\n")
     rows = facts["expert_rows"]
     if not rows and facts["routed_layers"]:
         show("experts used: none yet (`minimoe generate` notes them)")
@@ -189,8 +189,8 @@ def show_cost(report: Report) -> None:
     show(f"{printable(report.name)}: {parameters}, {counted.flops_per_token:,} FLOPs per token forward")
     show(cost_table(counted))
     show(
-        f"weights {size(memory.weights)}, gradients {size(memory.gradients)}, optimizer {size(memory.optimizer)}; "
-        f"key/value cache {size(memory.kv_cache_per_token)} per token; sequence length {counted.seq_len}\n"
+        f"weights {memory_size(memory.weights)}, gradients {memory_size(memory.gradients)}, optimizer {memory_size(memory.optimizer)}; "
+        f"key/value cache {memory_size(memory.kv_cache_per_token)} per token; sequence length {counted.seq_len}\n"
     )
 
 

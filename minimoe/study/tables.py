@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.measure import Measurement
 
-from minimoe.data.pipes import size_text
 from minimoe.errors import printable
 from minimoe.figures import file_size, number, percent
 
@@ -179,7 +178,7 @@ def tokens_table(found: Sequence[Stored]) -> Table:
         header = one.header
         tokenizer, count = ("-", "-") if header is None else (header.tokenizer, f"{header.columns['tokens'].count:,}")
         text = f"damaged: {one.problem}" if header is None else header.source
-        table.add_row(one.name, Text(printable(tokenizer)), count, size_text(one.size), Text(printable(text)))
+        table.add_row(one.name, Text(printable(tokenizer)), count, file_size(one.size), Text(printable(text)))
     return table
 
 
@@ -192,5 +191,5 @@ def cache_table(found: Sequence[Cached]) -> Table:
     for name in ("what", "files", "size", "folder"):
         table.add_column(name, justify="right" if name in ("files", "size") else "left", overflow="fold", no_wrap=name in ("files", "size"))
     for one in found:
-        table.add_row(one.what, f"{one.files:,}", size_text(one.size), Text(printable(one.folder)))
+        table.add_row(one.what, f"{one.files:,}", file_size(one.size), Text(printable(one.folder)))
     return table

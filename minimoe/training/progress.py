@@ -6,7 +6,7 @@ from time import monotonic as now
 
 from minimoe.config.cost import cost
 from minimoe.errors import printable
-from minimoe.figures import duration, size
+from minimoe.figures import duration, memory_size
 from minimoe.machine import peak_memory
 from minimoe.training.listener import Training
 
@@ -28,9 +28,9 @@ def describe(trainer: Training) -> str:
 def memory_text(trainer: Training) -> str:
     """Return the most memory that was held so far, by the process and by the backend's device: 412.0 MiB, device 3.1 GiB"""
     process, device = peak_memory(), trainer.backend.memory()["peak"]
-    known = [] if process is None else [size(process)]
+    known = [] if process is None else [memory_size(process)]
     if process is None or abs(device - process) > process / 50:  # a backend without a device reports the process, a moment later
-        known += [f"device {size(device)}"] if device else []
+        known += [f"device {memory_size(device)}"] if device else []
     return ", ".join(known)
 
 

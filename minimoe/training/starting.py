@@ -43,7 +43,7 @@ def train(
     if weights is None:
         trainer = Trainer(config, listener)
         return trainer.run(trainer.create(folder, Path(root)))
-    for line in weights.lines(config):
+    for line in weights.lines(config, own=source is None):
         listener.said(line)
     trainer = Trainer(config, listener, weights=weights)
     return trainer.run(trainer.begin(folder, weights.origin, Path(root), weights.kept_tokenizer))

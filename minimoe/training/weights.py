@@ -28,6 +28,7 @@ from minimoe.training.differences import flat, shown
 NOT_SHAPES = ("n_heads", "n_kv_heads", "head_dim")  # they cut rows of equal shapes into other heads
 SHAPES = ("n_experts", "d_hidden", "every", "layers", "n_shared_experts", "router_bias")  # the keys of [moe] that any router has
 FOR_DRAWING = ("model.init_std", "moe.router_bias_std")  # keys that only a start from the seed reads
+TAKEN_OVER = ("lora.rank", "train.freeze", "train.patience", "train.sample_every")  # keys that a user may not expect to be on
 HEAD = "head."  # begins the names of a head's parameters
 
 
@@ -143,11 +144,21 @@ class Weights:
         head = ["the head is drawn anew, for another number of classes"] if "model.n_classes" in keys else []
         return [f"{key} {shown(before, key)} -> {shown(now, key)}" for key in keys] + head
 
-    def lines(self, config: Config) -> list[str]:
-        """Return what a user should know of a start from these weights. Raises as `fit` does."""
+    def lines(self, config: Config, own: bool = False) -> list[str]:
+        """Return what a user should know of a start from these weights. `own`: the configuration is the source's. Raises as `fit` does."""
         text = not config.model.image_size
         none = [f"they have no tokenizer: data.tokenizer = {config.data.tokenizer} is used"] if text and self.tokenizer is None else []
-        return [f"starting from the weights of {self.named}", *none, *(f"it differs: {line}" for line in self.fit(config))]
+        differs = [f"it differs: {line}" for line in self.fit(config)]
+        return [f"starting from the weights of {self.named}", *none, *differs, *self._taken_over(config, own)]
+
+    def _taken_over(self, config: Config, own: bool) -> list[str]:
+        """Return a line that names what the source's configuration adds to plain training, in the order of `TAKEN_OVER`."""
+        before, now, plain = (flat(to_tables(each)) for each in (self.config, config, Config(model=config.model)))
+        keys = [key for key in TAKEN_OVER if own and key in now and now[key] == before.get(key) != plain.get(key)]
+        if not keys:
+            return []
+        change = "; --set lora=none trains without adapters" if "lora.rank" in keys else ""
+        return [f"taken over from it: {', '.join(f'{key} {shown(now, key)}' for key in keys)} (--set changes them{change})"]
 
     def _is_a_shape(self, key: str, now: dict[str, Any]) -> bool:
         """Return True if a key's new value alone changes the parameters, or what their rows mean."""

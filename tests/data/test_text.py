@@ -103,7 +103,7 @@ def test_a_folder_leaves_out_binary_files_that_are_larger_than_memory(tmp_path: 
         file.truncate(10**12)
     corpus = load(tmp_path)
     assert text_of(corpus) == TEXT
-    assert len(corpus.notes) == 1 and corpus.notes[0].startswith(f"{tmp_path}: 2 binary files (1000.0 GB) are left out")
+    assert len(corpus.notes) == 1 and corpus.notes[0].startswith(f"{tmp_path}: 2 binary files (1000 GB) are left out")
 
 
 # ---- a text that a run began with in an earlier version --------------------------------------------------------------------------
@@ -143,7 +143,7 @@ def test_a_folder_says_how_much_of_its_text_is_left_out(tmp_path: Path) -> None:
     assert text_of(corpus) == TEXT
     assert corpus.notes == (
         f"{tmp_path}: 5 files (2.0 kB) are left out, since they are not UTF-8: latin-0.txt, latin-1.txt, latin-2.txt, and 2 more",
-        f"{tmp_path}: 2 binary files (18 bytes) are left out",
+        f"{tmp_path}: 2 binary files (18 B) are left out",
     )
 
 
@@ -229,7 +229,7 @@ def test_a_pause_after_the_first_byte_is_waited_for(
 
     with writing(fifo, write):
         assert text_of(load(fifo)) == TEXT * 2
-    assert f"reading the pipe {fifo}: 920 bytes so far" in capsys.readouterr().err
+    assert f"reading the pipe {fifo}: 920 B so far" in capsys.readouterr().err
 
 
 @POSIX
@@ -316,4 +316,4 @@ def test_a_large_file_of_a_folder_is_left_out_whole_if_its_last_byte_is_no_text(
     (tmp_path / "c.txt").write_text("short", encoding="utf-8")
     corpus = load(tmp_path)
     assert text_of(corpus) == TEXT * 2 + "\n\nshort"
-    assert corpus.notes == (f"{tmp_path}: 1 file (921 bytes) is left out, since it is not UTF-8: a.txt",)
+    assert corpus.notes == (f"{tmp_path}: 1 file (921 B) is left out, since it is not UTF-8: a.txt",)

@@ -41,13 +41,22 @@ def test_sorting_keeps_every_row_and_puts_those_without_the_figure_last(rows: li
     assert sort_runs(list(reversed(rows)), by, reverse) == found, "the order of the folder does not matter"
 
 
-@given(ROWS, st.sets(st.sampled_from(STATES), max_size=2), st.sets(st.sampled_from("xyz"), max_size=2), st.sampled_from([None, "*", "a*", "?", "[ab]*"]))  # noqa: E501
-def test_a_filter_keeps_exactly_the_rows_that_fit(rows: list[dict[str, Any]], states: set[str], tags: set[str], pattern: str | None) -> None:  # noqa: E501
+PATTERNS = {
+    "*": lambda name: True,
+    "a*": lambda name: name[0] == "a",
+    "?": lambda name: len(name) == 1,
+    "[ab]*": lambda name: name[0] in "ab",
+}
+
+
+@given(ROWS, st.sets(st.sampled_from(STATES), max_size=2), st.sets(st.sampled_from("xyz"), max_size=2), st.sampled_from([None, *PATTERNS]))
+def test_a_filter_keeps_exactly_the_rows_that_fit(
+    rows: list[dict[str, Any]], states: set[str], tags: set[str], pattern: str | None
+) -> None:
     found = select_runs(rows, states, tags, pattern)
-    fits = {"*": lambda name: True, "a*": lambda name: name[0] == "a", "?": lambda name: len(name) == 1, "[ab]*": lambda name: name[0] in "ab"}  # noqa: E501
     for row in rows:
         wanted = not states or row["state"] in states
-        wanted = wanted and tags <= set(row["tags"]) and (pattern is None or fits[pattern](row["name"]))
+        wanted = wanted and tags <= set(row["tags"]) and (pattern is None or PATTERNS[pattern](row["name"]))
         assert (row in found) == wanted
     assert select_runs(found, states, tags, pattern) == found
 
@@ -104,8 +113,8 @@ def test_a_run_that_is_being_removed_is_not_listed(root: Path) -> None:
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (99_940, "99.9 kB"), (99_960, "100 kB"), (999_400, "999 kB"), (999_600, "1.0 MB"), (123_456_789, "123 MB"),  # noqa: E501
-     (5_800_000_000, "5.8 GB"), (12e12, "12000 GB")],
+    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (99_940, "99.9 kB"), (99_960, "100 kB"), (999_400, "999 kB"), (999_600, "1.0 MB"),
+     (123_456_789, "123 MB"), (5_800_000_000, "5.8 GB"), (12e12, "12000 GB")],
 )  # fmt: skip
 def test_a_size_has_two_or_three_digits(count: int, text: str) -> None:
     assert file_size(int(count)) == text

@@ -62,9 +62,9 @@ def test_a_run_that_is_being_trained_is_neither_removed_nor_renamed(root: Path) 
     (folder,) = make(root, "a")
     with Run(folder).claimed():
         before = contents(folder)
-        with pytest.raises(CheckpointError, match=r"a: is not removed: this process .* trains it now: wait for it or stop it first"):
+        with pytest.raises(CheckpointError, match=r"a: is being trained, by this process .*, so it is not removed: wait for"):
             remove(folder, root)
-        with pytest.raises(CheckpointError, match=r"a: is not renamed: this process"):
+        with pytest.raises(CheckpointError, match=r"a: is being trained, by this process .*, so it is not renamed"):
             rename(folder, "b", root)
         assert contents(folder) == before
     remove(folder, root)
@@ -174,7 +174,8 @@ def test_a_name_that_is_taken_is_refused(root: Path) -> None:
 
 def test_what_names_a_run_from_outside_is_found(root: Path) -> None:
     make(root, "tiny", "tiny-001", "c")
-    (root / "c" / "config.toml").write_text('name = "tiny-001"\n[data]\ntokenizer = "/x/runs/tiny-001/checkpoints/step-000001/tokenizer.json"\n')  # noqa: E501
+    tokenizer = "/x/runs/tiny-001/checkpoints/step-000001/tokenizer.json"
+    (root / "c" / "config.toml").write_text(f'name = "tiny-001"\n[data]\ntokenizer = "{tokenizer}"\n')
     (root / "c" / "env.json").write_text(json.dumps({"weights": "upcycled from runs/tiny-001"}))
     (root / "compare-001.json").write_text(json.dumps({"rows": [{"runs": ["runs/tiny-001"]}]}))
     (root / "damaged.json").write_text("{")

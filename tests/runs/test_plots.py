@@ -1,7 +1,9 @@
 """Pictures of runs show the numbers of their metrics, and are drawn without a window or a setting that stays."""
 
 import math
+import re
 import sys
+import warnings
 import xml.etree.ElementTree as xml
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 from tiny_runs import tiny, train, write_text
 
 from minimoe.errors import UserError
+from minimoe.hints import install
 from minimoe.runs.plots import MOST_POINTS, draw, grouped, loads, render
 from minimoe.runs.run import Run
 
@@ -81,8 +84,14 @@ def test_what_cannot_be_drawn_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         draw({name: rows(3) for name in "abcde"}, load=True)
     assert draw({"a": [], "b": rows(3)}) is not None
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(UserError, match=r"drawn by matplotlib, which is not installed: pip install .*plot"):
+    with pytest.raises(UserError, match=re.escape(f"drawn by matplotlib, which is not installed: {install('plot')}")):
         draw({"a": rows(3)})
+
+
+def test_a_name_that_the_font_lacks_is_drawn_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert render(draw({"日本語": rows(3)}), "png")
 
 
 def test_damaged_loads_are_left_out() -> None:

@@ -91,7 +91,7 @@ def test_a_run_that_is_not_finished_is_not_pruned(run: Path, state: str) -> None
 
 
 def test_a_run_that_is_being_trained_is_not_pruned(run: Path) -> None:
-    with Run(run).claimed(), pytest.raises(CheckpointError, match=r"is not pruned: this process .* trains it now: wait for it or stop it"):
+    with Run(run).claimed(), pytest.raises(CheckpointError, match=r"is being trained, .*, so it is not pruned: wait for it"):
         prune(run)
 
 

@@ -13,6 +13,7 @@ import minimoe as mm
 from minimoe.runs.records import Status
 from minimoe.runs.run import Run
 from minimoe.runs.samples_file import Sample
+from minimoe.runs.tabular import FIELDS, metrics_csv
 from minimoe.runs.tags import change_tags
 from minimoe.training.trained_run import TrainedRun
 
@@ -39,6 +40,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[TrainedRun]:
 def test_the_page_names_every_field_of_metrics(runs: list[TrainedRun]) -> None:
     fields = {key for run in runs for line in (run.path / "metrics.jsonl").read_text().splitlines() for key in json.loads(line)}
     assert named("metrics.jsonl") == fields
+
+
+def test_the_page_names_every_column_of_a_csv(runs: list[TrainedRun]) -> None:
+    assert named("CSV") == set(FIELDS)
+    columns = "".join(metrics_csv({"a": runs[0].metrics, "b": runs[1].metrics})).splitlines()[0].split(",")
+    families = {re.sub(r"load_\d+_\d+", "load_L_E", re.sub(r"layers_\d+", "layers_L", column)) for column in columns}
+    section = PAGE[PAGE.index("\n## CSV\n") : PAGE.index("\n## One process at a time\n")]
+    others = families - named("metrics.jsonl")
+    assert others == {"run", "load_L_E", "aux_loss_layers_L", "val_batches_0", "val_batches_1"}
+    assert all(f"`{name}`" in section for name in others)
 
 
 def test_the_page_names_every_field_of_samples() -> None:

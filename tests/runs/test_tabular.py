@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tiny_runs import tiny, train, write_text
 
 from minimoe.runs.listing import list_runs
-from minimoe.runs.tabular import SCALARS, metrics_csv, runs_csv
+from minimoe.runs.tabular import FIELDS, SCALARS, metrics_csv, runs_csv
+from minimoe.runs.tags import change_tags
 
 NUMBERS = st.none() | st.floats(allow_nan=False, allow_infinity=False)
 
@@ -32,9 +33,11 @@ def test_every_number_of_the_metrics_is_a_cell(tmp_path: Path) -> None:
     assert list(rows[0])[-8:] == [f"load_{layer}_{expert}" for layer in range(2) for expert in range(4)]
 
 
-@given(st.lists(st.fixed_dictionaries({"step": st.integers(1, 99)}, optional={
-    "loss": NUMBERS, "expert_load": st.lists(st.lists(NUMBERS, max_size=12), max_size=3), "of a later version": NUMBERS | st.text(max_size=5),  # noqa: E501
-}), max_size=5))  # fmt: skip
+LOADS = st.lists(st.lists(NUMBERS, max_size=12), max_size=3)
+OPTIONAL = {"loss": NUMBERS, "expert_load": LOADS, "of a later version": NUMBERS | st.text(max_size=5)}
+
+
+@given(st.lists(st.fixed_dictionaries({"step": st.integers(1, 99)}, optional=OPTIONAL), max_size=5))
 def test_any_rows_read_back(metrics: list[dict[str, Any]]) -> None:
     rows = read(metrics_csv({'a "b", c': metrics}))
     assert len(rows) == len(metrics)
@@ -46,4 +49,13 @@ def test_any_rows_read_back(metrics: list[dict[str, Any]]) -> None:
 
 def test_a_table_without_rows_has_its_header(tmp_path: Path) -> None:
     assert "".join(metrics_csv({"a": []})) == ",".join(["run", *SCALARS]) + "\n"
-    assert "".join(runs_csv(list_runs(tmp_path))) == "name\n"
+    assert "".join(runs_csv(list_runs(tmp_path))) == ",".join(FIELDS) + "\n"
+
+
+def test_every_field_of_a_run_is_a_column(tmp_path: Path) -> None:
+    run = train(tiny(write_text(tmp_path), steps=1), tmp_path / "runs")
+    change_tags(run.path, add=["b", "a"])
+    (found,) = list_runs(tmp_path / "runs")
+    assert tuple(found) == FIELDS
+    (row,) = read(runs_csv([found]))
+    assert row["tags"] == "a b" and row["val_accuracy"] == "" and float(row["loss"]) == found["loss"]

@@ -15,6 +15,7 @@ from minimoe.config import Config
 from minimoe.errors import Diverged, UserError
 from minimoe.study.find_lr import HIGH, LOW, RangeTest, find_lr
 from minimoe.training.listener import Listener
+from minimoe.training.metrics import Backlog
 from minimoe.training.trainer import Trainer
 
 
@@ -45,7 +46,22 @@ def test_the_first_losses_are_those_of_the_model_at_such_rates(config: Config) -
     found = find_lr(config, 40)
     assert found.losses[:2] == [row["loss"] for row in rows] and found.rates[:2] == [row["lr"] for row in rows]
     assert found.smoothed[0] == pytest.approx(found.losses[0])
-    assert found.smoothed[1] == pytest.approx((0.9 * found.losses[0] + found.losses[1]) / 1.9)
+    assert found.smoothed[1] == pytest.approx((0.5 * found.losses[0] + found.losses[1]) / 1.5)
+
+
+def test_the_loss_is_smoothed_over_the_same_share_of_the_rates_however_many_steps_there_are(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lag(steps: int) -> float:
+        """Decades of rates between a fall of the loss and that of the smoothed loss to half its height."""
+        trainer_losses = iter([2.0] * (steps // 2) + [1.0] * steps)
+        monkeypatch.setattr(Trainer, "do_step", lambda self, rate: setattr(self, "step", self.step + 1))
+        monkeypatch.setattr(Backlog, "take", lambda self: [({"loss": next(trainer_losses), "skipped": False}, b"")])
+        found = find_lr(config, steps)
+        at = next(i for i, loss in enumerate(found.smoothed) if loss <= 1.5)
+        return (at - steps // 2) / steps * 7
+
+    assert lag(400) == pytest.approx(lag(200), abs=0.1) and lag(50) == pytest.approx(lag(200), abs=0.15)
 
 
 def test_the_suggestion_is_a_third_of_the_rate_at_which_most_of_the_fall_was_reached() -> None:

@@ -208,3 +208,39 @@ def test_a_comparison_of_runs_has_json_too(
 def test_two_sources_cannot_be_varied(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = call(capsys, "compare", "tiny-moe", "tiny-dense", "--vary", "train.lr=1,2")
     assert code == 2 and "--vary is for one configuration, got 2" in err
+
+
+def test_adapters_of_several_ranks_start_from_the_same_weights(source: str, tmp_path: Path) -> None:
+    base = train(replace(tiny(Path(source).parent / "text.txt", steps=2), name="base"), tmp_path)
+    vary, said = ["lora.rank=1,2"], list[str]()
+    found = sweep(source, vary, init=str(base.path), root=tmp_path)
+    assert [row.varied for row in found.rows] == [{"lora.rank": 1}, {"lora.rank": 2}]
+    assert found.notes[0] == f"All start from the weights of {base.path / 'checkpoints' / 'step-000002'}."
+    assert all((Path(row.runs[0]) / "base.safetensors").is_file() for row in found.rows)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    again = sweep(source, vary, init=str(base.path), root=tmp_path, say=said.append, listener_for=lambda label: pytest.fail(label))
+    assert again.rows == found.rows and len(said) == 2
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+@pytest.mark.parametrize("tokenizer", ["byte", "char"])
+def test_a_run_from_other_weights_is_no_run_of_the_sweep(tokenizer: str, place: Path, tmp_path: Path) -> None:
+    config = tiny(place / "text.txt", steps=1, model={"vocab_size": None})
+    config = replace(config, data=replace(config.data, tokenizer=tokenizer))
+    base = train(replace(config, name="base"), tmp_path)
+    (tmp_path / "t.toml").write_text(to_toml(replace(config, name="t")))
+    source, vary = str(tmp_path / "t.toml"), ["train.lr=1e-2,1e-3"]
+    starts = (None, str(base.path), None, str(base.path))
+    runs = [{row.runs[0] for row in sweep(source, vary, init=init, root=tmp_path).rows} for init in starts]
+    assert runs[0] == runs[2] and runs[1] == runs[3] and not runs[0] & runs[1]
+
+
+def test_what_does_not_go_with_init_is_one_line(source: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--init goes with --vary" in call(capsys, "compare", source, "tiny-moe", "--init", "x")[2]
+    words = ["compare", source, "--init", "x", "--budget", "seconds", "--vary", "train.lr=1,2"]
+    assert "--init and --budget seconds do not go together" in call(capsys, *words)[2]
+
+
+def test_an_error_names_the_whole_key(source: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = call(capsys, "compare", source, "--vary", "train.lr=1e-3,-1", "--vary", "moe.top_k=1,2", "--set", *KEYS)
+    assert code == 2 and "--vary train.lr=-1 moe.top_k=1: train.lr (-1.0) must not be negative" in err

@@ -164,6 +164,19 @@ def test_a_folder_without_a_tokenizer_says_which_one_is_used(other: Path, tmp_pa
     assert "they have no tokenizer: data.tokenizer = byte is used" in heard.lines
 
 
+def test_what_the_sources_configuration_adds_to_plain_training_is_named(source: TrainedRun, tmp_path: Path) -> None:
+    keys = ["lora.rank=2", "train.patience=7", "train.eval_every=50"]
+    adapted = mm.train(init=source.path, root=tmp_path, steps=1, overrides=keys, listener=(first := Heard()))
+    mm.train(init=adapted.path, root=tmp_path, steps=1, listener=(second := Heard()))
+    mm.train(init=adapted.path, root=tmp_path, steps=1, overrides=["lora=none"], listener=(third := Heard()))
+    heard = [[line for line in each.lines if line.startswith("taken over")] for each in (first, second, third)]
+    text = "taken over from it: {}train.patience 7 (--set changes them{})"
+    adapters = "; --set lora=none trains without adapters"
+    assert heard == [[], [text.format("lora.rank 2, ", adapters)], [text.format("", "")]]
+    with pytest.raises(ConfigError, match="--set lora=none trains without them"):
+        mm.train(init=adapted.path, root=tmp_path, steps=1, freeze=["embed*"])
+
+
 def test_keys_that_change_no_shape_may_differ_and_are_named(source: TrainedRun, tmp_path: Path) -> None:
     heard = Heard()
     keys = ["model.dropout=0.1", "moe.aux_loss_coef=0.02", "moe.top_k=3"]

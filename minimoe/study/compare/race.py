@@ -28,6 +28,7 @@ from minimoe.study.compare.measure import check_finished, row_of, run_cost, step
 
 if TYPE_CHECKING:
     from minimoe.training.listener import Listener
+    from minimoe.training.weights import Weights
 
 BUDGETS = ("steps", "tokens", "flops", "seconds")
 TRIAL_STEPS = 3
@@ -106,8 +107,13 @@ def check_options(contenders: list[Contender], options: bool, steps: int | None)
         raise UserError(f"compare: --steps is for a first source that is trained, {contenders[0].source} is a finished run: put it second")
 
 
-def find(source: str, root: Path, overrides: tuple[str, ...], data: Sources | None, backend: str | None) -> Contender:
-    """Find a preset, a TOML file, or a finished run (its folder, or its name under `root`), and check it as far as possible."""
+def find(
+    source: str, root: Path, overrides: tuple[str, ...], data: Sources | None, backend: str | None, weights: Weights | None = None
+) -> Contender:
+    """Find a preset, a TOML file, or a finished run (its folder, or its name under `root`), and check it as far as possible.
+
+    `weights`: those that a configuration starts from, which also complete it; None: they are drawn from its seed.
+    """
     if source not in preset_names() and not (source.endswith(".toml") and not Path(source).is_dir()):
         run = find_run(source, root)
         return Contender(source, run.name, run.config, run)
@@ -115,7 +121,10 @@ def find(source: str, root: Path, overrides: tuple[str, ...], data: Sources | No
     from minimoe.training.starting import with_options
     from minimoe.training.tasks import load_task
 
-    config = with_options(load_config(source, overrides), data=data, backend=backend)
+    config = load_config(source, overrides) if weights is None else weights.configuration(source, overrides)
+    config = with_options(config, data=data, backend=backend)
+    if weights is not None:
+        weights.fit(config)
     pipe = next((part.source for part in config.data.parts if is_pipe(Path(part.source))), None)
     if pipe is not None:
         raise UserError(f"compare: {pipe} is a pipe, which can be read only once: save what it delivers, and give that file")

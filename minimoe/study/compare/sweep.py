@@ -23,11 +23,13 @@ from minimoe.config.files import override_value
 from minimoe.errors import CheckpointError, ConfigError, Diverged, Interrupted, UserError, printable
 from minimoe.runs.finding import run_names
 from minimoe.runs.folders import folder_name
+from minimoe.runs.records import read_environment
 from minimoe.runs.run import RUNS, Run
 from minimoe.study.compare.combinations import Combinations, short_keys, shown
 from minimoe.study.compare.comparison import Row
 from minimoe.study.compare.measure import row_of
 from minimoe.study.compare.race import Contender, are_compared_by_bytes, check_budget, find, notes_of, steps_for, texts_note, with_steps
+from minimoe.training.weights import Weights, open_weights
 
 if TYPE_CHECKING:
     from minimoe.training.listener import Listener
@@ -45,22 +47,42 @@ class Varied(NamedTuple):
     values: list[Any]
 
 
+class Start(NamedTuple):
+    """What the runs of a sweep have in common: budget and folder, and the weights that they start from (None: drawn from the seed)."""
+
+    budget: str
+    root: Path
+    init: str | None
+    weights: Weights | None
+
+    def is_that_of(self, run: Run) -> bool:
+        """Return True if a run started from the same weights."""
+        recorded = read_environment(run.path).get("weights")
+        if self.weights is None:
+            return not isinstance(recorded, dict)
+        return isinstance(recorded, dict) and recorded.get("sha256") == self.weights.sha256
+
+
 def sweep(
     source: str, vary: Iterable[str], *, budget: str = "steps", seeds: int = 1, overrides: Iterable[str] = (), data: str | None = None,
-    steps: int | None = None, backend: str | None = None, root: Path = RUNS, listener_for: Callable[[str], Listener] | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    steps: int | None = None, backend: str | None = None, init: str | None = None, root: Path = RUNS,
+    listener_for: Callable[[str], Listener] | None = None, say: Callable[[str], None] = lambda text: None,
 ) -> Combinations:  # fmt: skip
     """Train a preset or TOML file with every combination of the values in `vary` ("train.lr=1e-3,3e-4"), each with `seeds` seeds.
 
-    The first combination sets the budget, as in `compare`, whose other arguments these are. `say` is told of runs that are only read. A run
-    that diverges has a loss of NaN. Everything is checked before the first step. Raises `UserError` for what cannot be trained, for unknown
-    keys, for a single value and for more than 64 runs; `Interrupted` as training does.
+    The first combination sets the budget, as in `compare`, whose other arguments these are. `init`: a run, a checkpoint or a model folder
+    whose weights each of them starts from, as in `train`. `say` is told of runs that are only read. A run that diverges has a loss of NaN.
+    Everything is checked before the first step. Raises `UserError` for what cannot be trained, for unknown keys, for a single value and for
+    more than 64 runs; `Interrupted` as training does.
     """
     overrides = tuple(overrides)
     check_budget(budget, seeds)
     varied = [read_varied(text) for text in vary]
     check_varied(varied, overrides, seeds)
-    contenders = list(combinations(source, varied, overrides, data, backend, root))
+    if init is not None and budget == "seconds":
+        raise UserError("compare: --init and --budget seconds do not go together: a step is timed from drawn weights; give another budget")
+    weights = None if init is None else open_weights(init, root)
+    contenders = list(combinations(source, varied, overrides, data, backend, root, weights))
     first = contenders[0]
     if steps is not None:
         first.config = with_steps(first.config, steps)
@@ -70,13 +92,16 @@ def sweep(
         if rows:
             contender.config = with_steps(contender.config, steps_for(budget, contender.config, first.config, rows[0].seconds))
         label = f"{number} of {len(contenders)}: {contender.name}"
-        runs.append(list(seeds_of(contender, seeds, budget, root, label, listener_for, say)))
+        runs.append(list(seeds_of(contender, Start(budget, root, init, weights), seeds, label, listener_for, say)))
         rows.append(row_of(contender.name, contender.source, runs[-1], trained=True, diverged=True))
     values = [dict(zip([v.key for v in varied], combined, strict=True)) for combined in product(*(v.values for v in varied))]
     rows = [with_field(row, varied=value) for row, value in zip(rows, values, strict=True)]
     by_bytes, name = are_compared_by_bytes(runs, rows), printable(Path(source).stem if source.endswith(".toml") else source)
     comparable = by_bytes or not texts_note(runs, by_bytes)
-    return Combinations(budget, seeds, rows, notes_of(contenders, runs, rows, budget, by_bytes), by_bytes, comparable, name)
+    notes = notes_of(contenders, runs, rows, budget, by_bytes)
+    if weights is not None:
+        notes.insert(0, f"All start from the weights of {printable(weights.named)}.")
+    return Combinations(budget, seeds, rows, notes, by_bytes, comparable, name)
 
 
 # ---- what is varied ------------------------------------------------------------------------------------------------------------------
@@ -135,17 +160,18 @@ def check_varied(varied: list[Varied], overrides: tuple[str, ...], seeds: int) -
 
 
 def combinations(
-    source: str, varied: list[Varied], overrides: tuple[str, ...], data: str | None, backend: str | None, root: Path
+    source: str, varied: list[Varied], overrides: tuple[str, ...], data: str | None, backend: str | None, root: Path,
+    weights: Weights | None = None,
 ) -> Iterator[Contender]:
-    """Yield each combination, checked; its label is its name, and names the run's folder too. Raises `UserError` with the label."""
+    """Yield each combination, checked; its label is its name, and names the run's folder too. Raises `UserError` with the keys."""
     short = short_keys([v.key for v in varied]).values()
     for texts, values in zip(product(*(v.texts for v in varied)), product(*(v.values for v in varied)), strict=True):
         label = " ".join(f"{key}={shown(value)}" for key, value in zip(short, values, strict=True))
         sets = [f"{v.key}={text}" for v, text in zip(varied, texts, strict=True)]
         try:
-            found = find(source, root, (*overrides, *sets), data, backend)
+            found = find(source, root, (*overrides, *sets), data, backend, weights)
         except UserError as error:
-            raise type(error)(f"{printable(label)}: {error}") from None
+            raise type(error)(f"--vary {printable(' '.join(sets))}: {error}") from None
         if found.given is not None:
             raise UserError(f"compare: --vary trains a configuration: {source} is a run; its own is {found.given.path / 'config.toml'}")
         name = f"{found.config.name} {label}"[:MOST_NAME]
@@ -156,14 +182,13 @@ def combinations(
 
 
 def seeds_of(
-    contender: Contender, seeds: int, budget: str, root: Path, label: str, listener_for: Callable[[str], Listener] | None,
-    say: Callable[[str], None],
+    contender: Contender, start: Start, seeds: int, label: str, listener_for: Callable[[str], Listener] | None, say: Callable[[str], None]
 ) -> Iterator[Run]:  # fmt: skip
     """Yield the run of each seed, counting up from the configuration's."""
     settings = contender.config.train
     for seed in range(settings.seed, settings.seed + seeds):
         config = replace(contender.config, train=replace(settings, seed=seed))
-        run = same_run(config, contender.sha256, budget, root)
+        run = same_run(config, contender.sha256, start)
         state = None if run is None else run.status()["state"]
         if run is not None and state in ("finished", "diverged"):
             say(f"== {label}, seed {seed}: {state} before, in {run.path}")
@@ -172,17 +197,19 @@ def seeds_of(
         if run is not None and state == "running":
             raise CheckpointError(f"{run.path}: another process trains this combination: wait until it is finished")
         listener = None if listener_for is None else listener_for(f"{label}, seed {seed}, {config.train.steps} steps")
-        yield trained(config, run, contender.sha256, budget, root, listener)
+        yield trained(config, run, contender.sha256, start, listener)
 
 
-def trained(config: Config, run: Run | None, sha256: str, budget: str, root: Path, listener: Listener | None) -> Run:
+def trained(config: Config, run: Run | None, sha256: str, start: Start, listener: Listener | None) -> Run:
     """Train a combination from its start, or resume its run.   -> the run, finished or diverged"""
     from minimoe.training.starting import resume, train
 
     try:
-        return (train(config, root=root, listener=listener) if run is None else resume(run.path, listener=listener)).run
+        if run is not None:
+            return resume(run.path, listener=listener).run
+        return train(config, init=start.init, root=start.root, listener=listener).run
     except Diverged as error:
-        found = same_run(config, sha256, budget, root)
+        found = same_run(config, sha256, start)
         if found is None:
             raise
         if listener is not None:
@@ -192,15 +219,17 @@ def trained(config: Config, run: Run | None, sha256: str, budget: str, root: Pat
         raise Interrupted(error.exit_code - 128, "the state was saved: the same command goes on from there") from error
 
 
-def same_run(config: Config, sha256: str, budget: str, root: Path) -> Run | None:
-    """Return the newest run under `root` of this configuration and these data; None if there is none.
+def same_run(config: Config, sha256: str, start: Start) -> Run | None:
+    """Return the newest run of this configuration, these data and the same first weights; None if there is none.
 
     With equal seconds, the number of steps comes from a measured trial, and is not compared.
     """
-    for name in reversed([name for name in run_names(root) if name.startswith(folder_name(config.name))]):
-        run = Run(root / name)
+    for name in reversed([name for name in run_names(start.root) if name.startswith(folder_name(config.name))]):
+        run = Run(start.root / name)
         with suppress(UserError):  # what is damaged is not taken for it
-            found = with_steps(run.config, config.train.steps) if budget == "seconds" else run.config
-            if found == config and run.data_sha256() == sha256:
+            found = with_steps(run.config, config.train.steps) if start.budget == "seconds" else run.config
+            if start.weights is not None and start.weights.kept_tokenizer:  # a copy, which the run keeps
+                found = replace(found, data=replace(found.data, tokenizer=config.data.tokenizer))
+            if found == config and run.data_sha256() == sha256 and start.is_that_of(run):
                 return run
     return None
