@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from minimoe.engine.random import Rng as Rng
     from minimoe.engine.tensor import Tensor as Tensor
     from minimoe.errors import UserError as UserError
+    from minimoe.generation.conversation import Conversation as Conversation
     from minimoe.generation.generation import generate as generate
     from minimoe.layers.cache import Cache as Cache
     from minimoe.layers.moe import MoE as MoE
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from minimoe.pretrained.transformer import PretrainedTransformer
     from minimoe.study.compare import compare as compare
     from minimoe.study.evaluate import evaluate as evaluate
+    from minimoe.study.fill import fill as fill
     from minimoe.study.inspect import inspect as inspect
     from minimoe.training.starting import resume as resume
     from minimoe.training.starting import train as train
@@ -54,6 +56,7 @@ _HOME = {
     "load_config": "config", "MoE": "layers.moe", "Cache": "layers.cache", "Transformer": "pretrained.transformer:PretrainedTransformer",
     "load": "pretrained.loading", "generate": "generation.generation", "resume": "training.starting", "train": "training.starting",
     "compare": "study.compare", "evaluate": "study.evaluate", "inspect": "study.inspect",
+    "fill": "study.fill", "Conversation": "generation.conversation",
 }  # fmt: skip
 _MODULES = ("nn", "ops", "optim", "testing")
 __all__ = ["__version__", *sorted(_HOME), *_MODULES]

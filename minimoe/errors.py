@@ -2,6 +2,7 @@
 
 import math
 import re
+import signal
 import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -43,8 +44,13 @@ class Interrupted(Exception):
     """A signal stopped a run; `text` says what is saved. `exit_code`: 128 plus the signal's number."""
 
     def __init__(self, number: int, text: str) -> None:
-        super().__init__(f"stopped by signal {number}; {text}")
+        super().__init__(f"stopped by {signal_name(number)}; {text}")
         self.exit_code = 128 + number
+
+
+def signal_name(number: int) -> str:
+    """Return SIGTERM, SIGHUP or, for the signal that a user sends with two keys, Ctrl-C."""
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
 
 class Notice(UserWarning):

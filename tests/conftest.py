@@ -11,6 +11,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores; set befo
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from hypothesis import settings
 from long_tests import long_tests
 
 from minimoe.backend import use_backend
@@ -18,6 +19,9 @@ from minimoe.backend import use_backend
 ALLOWED_SKIPS = ("needs a physical GPU", "MINIMOE_SHAKESPEARE is not set")
 refused: list[str] = []
 left_out: set[str] = set()
+
+settings.register_profile("minimoe", deadline=None)  # how long an example takes says more about the machine than about the code
+settings.load_profile("minimoe")
 
 
 @pytest.fixture(autouse=True)

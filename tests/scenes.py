@@ -34,7 +34,7 @@ def training(layers: int, experts: int, step: int = 0, earlier: int = 0) -> Live
     sizes = ("model.vocab_size=256", f"model.n_layers={layers}", f"moe.n_experts={experts}", f"moe.top_k={min(2, experts)}")
     trainer: Any = SimpleNamespace(
         config=load_config("tiny-moe", sizes), step=step, saved=step, best=2.1354 if earlier else None, uniform_aux_loss=float(layers),
-        backend=SimpleNamespace(name="numpy", memory=lambda: {"used": 0, "peak": 3_221_225_472}), elapsed=float(earlier),
+        backend=SimpleNamespace(name="numpy", memory=lambda: {"used": 0, "peak": 3_221_225_472}), elapsed=float(earlier), stops=[],
         task=SimpleNamespace(source="python-docs", size=lambda: "419,645 + 46,628 tokens", step_size=lambda: "2,048 tokens"),
         earlier_losses=lambda: [loss_of(at) for at in range(1, earlier + 1)],
     )  # fmt: skip

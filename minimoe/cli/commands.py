@@ -20,7 +20,7 @@ from minimoe.cli.inspection import config, convert, diff, inspect, verify
 from minimoe.cli.managing import runs
 from minimoe.cli.plotting import plot
 from minimoe.cli.training import resume, train
-from minimoe.cli.use import evaluate, generate
+from minimoe.cli.use import evaluate, fill, generate
 from minimoe.errors import nearest
 
 
@@ -58,8 +58,8 @@ def cli() -> None:
 
 
 for command in (
-    train, resume, generate, evaluate, inspect, convert, compare, runs, diff, plot, data, verify, config, backends, bench, cache, show_help,
-    version,
+    train, resume, generate, fill, evaluate, inspect, convert, compare, runs, diff, plot, data, verify, config, backends, bench, cache,
+    show_help, version,
 ):  # fmt: skip
     cli.add_command(command)
 in_whole_words(cli)

@@ -79,5 +79,8 @@ class PlainProgress(Listener):
         skipped = sum(r["skipped"] for r in rows)
         self.said("  ".join([*parts, *([f"SKIPPED {skipped}"] if skipped else [])]))
 
+    def sampled_last(self, step: int, text: str) -> None:
+        """Show nothing: the end of the run shows a sample, and a longer one."""
+
     def said(self, text: str) -> None:
         tell(text)

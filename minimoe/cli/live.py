@@ -84,6 +84,9 @@ class LiveProgress(Listener):
             self.pace.logged(row["step"])
         self.memory = memory_text(self.trainer)
 
+    def sampled_last(self, step: int, text: str) -> None:
+        """Show nothing: the end of the run shows a sample, and a longer one."""
+
     def said(self, text: str) -> None:
         from rich.text import Text
 

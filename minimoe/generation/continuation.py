@@ -15,6 +15,12 @@ class Continuation(Iterator[str]):
         self.drawn.append(piece)
         return piece
 
+    def stop(self) -> None:
+        """Draw nothing more, though the text has not ended."""
+        close = getattr(self.pieces, "close", None)  # an iterator that is no generator has nothing to end
+        if close is not None:
+            close()
+
     def __str__(self) -> str:
         for _ in self:
             pass

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from minimoe.data.store import Stored
     from minimoe.study.cached import Cached
+    from minimoe.study.fill import Guess
 
 
 def wrapped(text: str, width: int) -> str:
@@ -145,6 +146,14 @@ def domains_table(loads: dict[str, list[list[float]]]) -> Rows:
             table.add(f"layer {layer} {domain}", *(f"{share:.0%}" for share in shares[layer][:shown]))
     if shown < experts:
         table.caption = f"the first {shown} of {experts} experts; --json has all"
+    return table
+
+
+def fill_table(guesses: Iterable[Guess], title: str) -> Rows:
+    """Return a row for each token that may fill a blank; a space or a line's end in it is visible."""
+    table = Rows(["token", "probability"], title=title)
+    for guess in guesses:
+        table.add(repr(guess.token), percent(guess.probability))
     return table
 
 

@@ -17,6 +17,7 @@ class Training(Protocol):
     backend: Backend
     task: Task
     step: int  # steps done
+    stops: list[int]  # signals that ask for an end
 
     @property
     def saved(self) -> int | None: ...
@@ -51,6 +52,10 @@ class Listener:
     def sampled(self, step: int, text: str) -> None:
         """Called every `train.sample_every` steps with what the model does after that step, under a line that names it."""
         self.said(text)
+
+    def sampled_last(self, step: int, text: str) -> None:
+        """Called in its place if that step is the run's last. What shows the model at the end of a run need not show it twice."""
+        self.sampled(step, text)
 
     def said(self, text: str) -> None:
         """Called with a message that a user should see."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 from time import monotonic as now
 
 from minimoe.config.cost import cost
-from minimoe.errors import printable
+from minimoe.errors import printable, signal_name
 from minimoe.figures import duration, memory_size
 from minimoe.machine import peak_memory
 from minimoe.training.listener import Training
@@ -35,12 +36,14 @@ def memory_text(trainer: Training) -> str:
 
 
 def stopping_text(trainer: Training, evaluating: bool) -> str:
-    """Return what a run does after the first interrupt, and what a second one would do."""
+    """Return what a run does after the first signal that asks for an end, and what a Ctrl-C would do now."""
+    first = trainer.stops[0] if trainer.stops else signal.SIGINT
+    why, again = ("", "Ctrl-C again stops") if first == signal.SIGINT else (f" ({signal_name(first)})", "Ctrl-C stops")
     if evaluating and trainer.saved == trainer.step:
-        return f"stopping: the state of step {trainer.step} is saved; Ctrl-C again stops at once"
+        return f"stopping{why}: the state of step {trainer.step} is saved; {again} at once"
     if evaluating:
-        return "stopping after this batch; Ctrl-C again stops at once, without saving the step"
-    return "stopping after this step; Ctrl-C again stops at once, without saving it"
+        return f"stopping after this batch{why}; {again} at once, without saving the step"
+    return f"stopping after this step{why}; {again} at once, without saving it"
 
 
 class Pace:

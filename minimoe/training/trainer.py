@@ -282,7 +282,8 @@ class Trainer:
             with told_if_slow(self.listener.waiting):
                 row = take_sample(self.task, self.model, self.step, self.step // self.config.train.sample_every)
             self.folder.samples_file.append(row)
-            self.listener.sampled(self.step, shown(row))
+            told = self.listener.sampled_last if self._is_last() else self.listener.sampled
+            told(self.step, shown(row))
 
     # ---- evaluations -------------------------------------------------------------------------------------------------------------
 

@@ -33,7 +33,7 @@ def within(rows, columns, draw):
     return whole, whole[1 : rows + 1, 2 : columns + 2]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(m=SIZES, n=SIZES, k=SIZES, trans_a=st.booleans(), trans_b=st.booleans(), beta=st.sampled_from([0.0, 1.0, 0.5]))
 def test_a_product_of_any_size_and_form_is_numpys(m, n, k, trans_a, trans_b, beta):
     draw = np.random.default_rng(m + 1000 * n + k)

@@ -48,7 +48,7 @@ def additions(draw):
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(case=additions())
 def test_scatter_add_is_the_loop(name, case):
     backend, (vocab, rows) = BACKENDS[name], case

@@ -207,13 +207,26 @@ def test_a_pipe_gets_the_answer_to_a_signal_at_once(tmp_path: Path, capfd: pytes
     trainer: Any = Trainer(tiny(write_text(tmp_path), steps=2))
     plain.started(trainer)
     capfd.readouterr()
-    with stop_signals(plain.stopping):
-        os.kill(os.getpid(), signal.SIGTERM)
+    with stop_signals(plain.stopping) as trainer.stops:
+        os.kill(os.getpid(), signal.SIGINT)
     assert capfd.readouterr().err == "stopping after this step; Ctrl-C again stops at once, without saving it\n"
     trainer.step = trainer.checkpointer.saved = 2
     plain.validating(0, 9)
     plain.stopping()
     assert capfd.readouterr().err == "stopping: the state of step 2 is saved; Ctrl-C again stops at once\n"
+
+
+def test_a_signal_that_is_no_ctrl_c_is_answered_by_its_own_name(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    plain = PlainProgress()
+    trainer: Any = Trainer(tiny(write_text(tmp_path), steps=2))
+    plain.started(trainer)
+    capfd.readouterr()
+    with stop_signals(plain.stopping) as trainer.stops:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert capfd.readouterr().err == "stopping after this step (SIGTERM); Ctrl-C stops at once, without saving it\n"
+        plain.validating(0, 9)
+        plain.stopping()
+        assert capfd.readouterr().err == "stopping after this batch (SIGTERM); Ctrl-C stops at once, without saving the step\n"
 
 
 def test_a_display_whose_terminal_went_away_does_not_end_a_run(live: LiveProgress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,14 @@ def test_a_last_checkpoint_that_is_the_best_is_not_named(here: Path, capsys: pyt
     assert code == 0 and "best:" not in text and "ended early" not in text and "dead experts" not in text
 
 
+def test_the_last_steps_sample_is_kept_but_shown_only_as_the_end_of_the_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = sets("train.sample_every=2", "train.lr=1e-3")
+    code, text, shown = call(capsys, "train", "tiny-moe", *SHAPE, *keys, "--data", "text.txt", "--steps", "4")
+    assert code == 0 and text.count("A sample:") == 1
+    assert "sample at step 2:" in shown and "sample at step 4:" not in shown
+    assert [row["step"] for row in Run.open().samples()] == [2, 4]
+
+
 def test_a_text_without_the_prompts_letters_gets_a_command_without_it(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "digits.txt").write_text("0123456789\n" * 100)
     code, text, _ = call(capsys, "train", "tiny-moe", *SHAPE, "--set", "data.tokenizer=char", "--data", "digits.txt", "--steps", "2")

@@ -86,7 +86,7 @@ def test_kept_tokens_are_those_of_memory(tokenizer: str, cache: Path, text: Path
     assert expected.train.dtype == np.int32
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 1000), st.integers(2, 300), st.integers(1, 40), st.integers(1, 5))
 def test_batches_of_mapped_tokens_are_those_of_memory(seed: int, n: int, seq_len: int, size: int) -> None:
     seq_len = min(seq_len, n - 1)
@@ -115,7 +115,7 @@ DOCUMENTS = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(DOCUMENTS, st.booleans())
 def test_what_stands_beside_the_tokens_is_kept_too(
     tmp_path_factory: pytest.TempPathFactory, documents: list[Document], with_domains: bool

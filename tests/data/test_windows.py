@@ -34,7 +34,7 @@ def windowed(tokenizer: HuggingFaceTokenizer, pieces: list[str], **sizes: int) -
     return np.concatenate(list(encode_in_windows(encode, pieces, **sizes)))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.integers(0, 10**6), st.sampled_from(sorted(made_tokenizers.KINDS)), st.integers(1, 3000))
 def test_windows_joined_are_the_whole(tokenizers: dict[str, HuggingFaceTokenizer], seed: int, kind: str, piece: int) -> None:
     text = text_of(seed, 400)

@@ -21,7 +21,7 @@ def contiguous(array):
     return array.flags.c_contiguous
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(program=programs())
 def test_programs_give_what_they_give_on_numpy(program):
     first = np.arange(24, dtype=np.float32).reshape(2, 3, 4)

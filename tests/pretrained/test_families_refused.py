@@ -130,7 +130,7 @@ VALUES = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(name=st.sampled_from(list(FAMILIES)), data=st.data())
 def test_wrong_values_of_several_keys_are_one_line(name: str, data: st.DataObject) -> None:
     changes = data.draw(st.dictionaries(st.sampled_from(keys_of(name)), VALUES, max_size=4))

@@ -530,7 +530,7 @@ def test_fill_refuses_another_shape_even_where_numpy_would_broadcast() -> None:
 FLOATS32 = st.integers(0, 2**32 - 1).map(lambda bits: np.array(bits, np.uint32).view(np.float32)[()])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(FLOATS32, min_size=1))
 def test_float32_packs_to_bfloat16_as_ml_dtypes_rounds_it(numbers: list[np.float32]) -> None:
     values = np.array(numbers, np.float32)
@@ -551,7 +551,7 @@ def test_bfloat16_and_its_halves_pack_to_the_nearest_with_ties_to_even() -> None
         assert np.array_equal(packed, numbers + up)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.integers(0, 0x7F7F - 1), st.integers(-3, 3), st.sampled_from([2.0**-60, 2.0**-20, 0.0]), st.booleans())
 def test_float64_packs_to_bfloat16_in_one_rounding(code: int, side: int, far: float, negative: bool) -> None:
     low, high = (float(np.array(c, np.uint16).view(BFLOAT16)) for c in (code, code + 1))
