@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from minimoe.layers.moe import MoE as MoE
     from minimoe.pretrained.loading import load as load
     from minimoe.pretrained.transformer import PretrainedTransformer
+    from minimoe.study.classify import classify as classify
     from minimoe.study.compare import compare as compare
     from minimoe.study.evaluate import evaluate as evaluate
     from minimoe.study.fill import fill as fill
@@ -55,7 +56,7 @@ _HOME = {
     "TrainConfig": "config",
     "load_config": "config", "MoE": "layers.moe", "Cache": "layers.cache", "Transformer": "pretrained.transformer:PretrainedTransformer",
     "load": "pretrained.loading", "generate": "generation.generation", "resume": "training.starting", "train": "training.starting",
-    "compare": "study.compare", "evaluate": "study.evaluate", "inspect": "study.inspect",
+    "classify": "study.classify", "compare": "study.compare", "evaluate": "study.evaluate", "inspect": "study.inspect",
     "fill": "study.fill", "Conversation": "generation.conversation",
 }  # fmt: skip
 _MODULES = ("nn", "ops", "optim", "testing")

@@ -13,6 +13,7 @@ from minimoe import __version__
 from minimoe.cli.about import show_help, version
 from minimoe.cli.backends import backends
 from minimoe.cli.cache import cache
+from minimoe.cli.classifying import classify
 from minimoe.cli.comparison import bench, compare
 from minimoe.cli.data import data
 from minimoe.cli.help import in_whole_words
@@ -58,8 +59,8 @@ def cli() -> None:
 
 
 for command in (
-    train, resume, generate, fill, evaluate, inspect, convert, compare, runs, diff, plot, data, verify, config, backends, bench, cache,
-    show_help, version,
+    train, resume, generate, fill, classify, evaluate, inspect, convert, compare, runs, diff, plot, data, verify, config, backends, bench,
+    cache, show_help, version,
 ):  # fmt: skip
     cli.add_command(command)
 in_whole_words(cli)

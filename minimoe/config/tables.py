@@ -420,7 +420,7 @@ class TrainConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True)
             raise unknown_choice("train.optimizer", error) from None
 
 
-NO_SOURCE = "data.source is empty: give python-docs, python-code, python-mix, digits, a text file or a folder of them"
+NO_SOURCE = "data.source is empty: give python-docs, python-code, python-mix, digits, a text file or a folder of them, a folder of images"
 
 
 class SourceConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -447,11 +447,14 @@ class DataConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     text_key: str | None = None  # the column of .jsonl, .json, .csv and .tsv that is text; default: see docs/data.md
     loss_on: Literal["answers", "all"] = "answers"  # of a chat; of text the loss counts everything
     within_documents: bool = False  # attention does not look beyond the document
+    classes: tuple[str, ...] | None = None  # of images: the names of the folders, in the order of the classes; default: sorted
 
     def __post_init__(self) -> None:
         check_table(self, "data", set())
         if not self.source:
             raise ConfigError(NO_SOURCE)
+        if self.classes is not None and len({*self.classes}) < max(2, len(self.classes)):
+            raise ConfigError("data.classes needs two names or more, each once")
         if not self.tokenizer:
             raise ConfigError("data.tokenizer is empty: give byte, char or the path of a tokenizer.json")
         if not 0.0 < self.val_fraction < 1.0:

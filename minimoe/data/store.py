@@ -7,6 +7,8 @@
         header.json             what the files hold, and the SHA-256 of each
       index/                    what was found of a source's files: see content.py
 
+    The images of a large folder lie there too: see image_store.py.
+
 A folder is written under a hidden name and renamed when it is whole, by one process at a time; what a process that ended has left behind is
 removed by the next one that prepares something.
 """
@@ -129,7 +131,7 @@ def noting_dropped(documents: Iterator[Document], tokenizer: Tokenizer, dropped:
 def expected_header(content: Content, name: str, tokenizer: Tokenizer) -> Header:
     """Return the header of a text's tokens without what is known only when they are encoded."""
     sha256 = hashlib.sha256(tokenizer.to_json().encode()).hexdigest()
-    return Header(FORMAT, _byteorder(), name, content.sha256, content.layout, content.size, tokenizer.name, sha256, {}, {})
+    return Header(FORMAT, byteorder(), name, content.sha256, content.layout, content.size, tokenizer.name, sha256, {}, {})
 
 
 def place_of(header: Header) -> str:
@@ -138,7 +140,7 @@ def place_of(header: Header) -> str:
     return f"{header.sha256[: NAME[0]]}-{rest[: NAME[1]]}"
 
 
-def _byteorder() -> str:
+def byteorder() -> str:
     return "little" if np.little_endian else "big"
 
 
@@ -224,7 +226,7 @@ class Stored:
         found: dict[str, Any] = {"name": self.name, "path": str(self.path), "size": self.size, "problem": self.problem}
         if self.header is not None:
             keys = ("source", "sha256", "text_bytes", "tokenizer", "tokenizer_sha256")
-            found |= {key: getattr(self.header, key) for key in keys} | {"tokens": self.header.columns["tokens"].count}
+            found |= {key: getattr(self.header, key) for key in keys} | {"tokens": self.header.count}
         return found
 
 

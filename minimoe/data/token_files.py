@@ -1,4 +1,4 @@
-"""The files of a folder of tokens, and the header that says what they hold: written once, checked whenever they are opened."""
+"""The files of a folder of tokens, or of images, and the header that says what they hold: written once, checked when they are opened."""
 
 import hashlib
 import mmap
@@ -19,7 +19,8 @@ from minimoe.untrusted import MOST_JSON, Malformed, read_bounded
 
 FORMAT = "minimoe tokens 1"
 HEADER = "header.json"
-TYPES = {"tokens": ("u1", "u2", "u4"), "domains": ("i1",), "learned": ("?",), "documents": ("i8",)}
+TYPES = {"tokens": ("u1", "u2", "u4"), "domains": ("i1",), "learned": ("?",), "documents": ("i8",),
+         "pixels": ("u1",), "classes": ("i4",), "names": ("u1",)}  # fmt: skip
 BLOCK = 1 << 20  # bytes or numbers that are written or read at once
 
 
@@ -36,8 +37,15 @@ class Column(msgspec.Struct, frozen=True):
         return self.count * np.dtype(self.dtype).itemsize
 
 
+class OfImages(msgspec.Struct, frozen=True):
+    """What else is known of images."""
+
+    classes: tuple[str, ...]  # their names
+    notes: tuple[str, ...]  # what was read, and what was left out and why
+
+
 class Header(msgspec.Struct, frozen=True):
-    """What a folder of tokens holds."""
+    """What a folder of tokens holds, or one of images."""
 
     format: str
     byteorder: str
@@ -49,6 +57,12 @@ class Header(msgspec.Struct, frozen=True):
     tokenizer_sha256: str  # of its tokenizer.json
     columns: dict[str, Column]
     dropped: dict[str, int]  # characters that the tokenizer has no token for, and how often each occurs
+    images: OfImages | None = None  # of images, whose size stands in the tokenizer's place, and a digest of their files in that of `layout`
+
+    @property
+    def count(self) -> int:
+        """Its tokens, or its images."""
+        return self.columns["tokens" if self.images is None else "classes"].count
 
     @property
     def size(self) -> int:
@@ -84,18 +98,19 @@ def read_header(place: Path) -> Header:
             raise Damaged(f"{name} cannot be read: {reason(error)}") from None
         if size != column.size:
             raise Damaged(f"{name} has {size:,} bytes, not {column.size:,}: it is cut or damaged")
-    if "tokens" not in header.columns:
-        raise Damaged(f"{HEADER} is damaged: no tokens")
+    missing = {"tokens"} if header.images is None else {"pixels", "classes", "names"}
+    if missing - header.columns.keys():
+        raise Damaged(f"{HEADER} is damaged: no {min(missing - header.columns.keys())}")
     return header
 
 
 def mapped(place: Path, header: Header) -> TokenArrays:
     """Return the arrays of a folder, mapped into memory: pages are read when they are used, and belong to no process."""
-    arrays = {name: _map(place / name, column) for name, column in header.columns.items()}
+    arrays = {name: map_column(place / name, column) for name, column in header.columns.items()}
     return TokenArrays(arrays["tokens"], arrays.get("domains"), arrays.get("learned"), arrays.get("documents"))
 
 
-def _map(path: Path, column: Column) -> npt.NDArray[Any]:
+def map_column(path: Path, column: Column) -> npt.NDArray[Any]:
     if not column.count:
         return np.zeros(0, column.dtype)
     with open(path, "rb") as file:
@@ -126,9 +141,9 @@ def token_type(vocab_size: int) -> str:
 
 def write_columns(folder: Path, stretches: Iterable[Stretch], dtype: str, with_domains: bool) -> dict[str, Column]:
     """Write stretches of tokens, and what stands beside them, into the files of a folder. Raises `OSError`."""
-    files = {"tokens": _File(folder / "tokens", dtype)}
+    files = {"tokens": ColumnFile(folder / "tokens", dtype)}
     if with_domains:
-        files["domains"] = _File(folder / "domains", "i1")
+        files["domains"] = ColumnFile(folder / "domains", "i1")
     try:
         for ids, domain, learned, begins in stretches:
             before = files["tokens"].count
@@ -136,12 +151,12 @@ def write_columns(folder: Path, stretches: Iterable[Stretch], dtype: str, with_d
             if with_domains:
                 files["domains"].add(np.full(len(ids), domain))
             if learned is not None and "learned" not in files:
-                files["learned"] = _File(folder / "learned", "?")
+                files["learned"] = ColumnFile(folder / "learned", "?")
                 files["learned"].add_ones(before)
             if "learned" in files:
                 files["learned"].add(np.ones(len(ids)) if learned is None else learned)
             if begins and "documents" not in files:
-                files["documents"] = _File(folder / "documents", "i8")
+                files["documents"] = ColumnFile(folder / "documents", "i8")
                 files["documents"].add(np.zeros(1))
             if begins and before:
                 files["documents"].add(np.array([before]))
@@ -151,7 +166,7 @@ def write_columns(folder: Path, stretches: Iterable[Stretch], dtype: str, with_d
             file.close()
 
 
-class _File:
+class ColumnFile:
     """A file of numbers that is being written."""
 
     def __init__(self, path: Path, dtype: str) -> None:

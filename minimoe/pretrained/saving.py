@@ -55,14 +55,15 @@ class Provenance:
 
 def save_pretrained(
     model: Transformer, path: Path | str, dtype: str | None = None, tokenizer: Tokenizer | None = None,
-    provenance: Provenance | None = None,
+    provenance: Provenance | None = None, classes: tuple[str, ...] | None = None,
 ) -> Family:  # fmt: skip
     """Write a model as a folder that transformers opens.   -> the family that it is written as
 
     `dtype` of the file: float32, bfloat16, float16 or float64; a tensor that transformers computes in float32 stays so in the narrower
     ones. By default a tensor that was loaded and not changed keeps its own dtype; others are float32. Numbers that a dtype cannot hold give
     a `Notice`. Other files (`other_files.py`) and unused tensors of `provenance`, the folder that the model came from, are written too.
-    A tokenizer that did not come with that folder is named so that transformers' AutoTokenizer runs it as it is.
+    `classes` are the names of a classifier's classes. A tokenizer that did not come with that folder is named so that transformers'
+    AutoTokenizer runs it as it is.
     Raises ConfigError if no family can express the model, CheckpointError if the folder is taken or cannot be written.
     """
     if dtype is not None and dtype not in WORDS:
@@ -75,6 +76,8 @@ def save_pretrained(
         kept = {key: provenance.folder.config[key] for key in KEPT if key in provenance.folder.config} if provenance is not None else {}
         unset = dict.fromkeys(("bos_token_id", "eos_token_id") if model.config.head == "lm" else ())  # else transformers fills them in
         config = {**unset, **kept, **config}
+    if classes is not None:
+        config |= {"id2label": {str(i): name for i, name in enumerate(classes)}, "label2id": {name: i for i, name in enumerate(classes)}}
     config.pop("quantization_config", None)
     config.pop("torch_dtype", None)
     config["dtype"] = dtype or tensors.main_dtype

@@ -32,7 +32,7 @@ def convert(source: str | Path, target: Path, dtype: str | None = None) -> str:
     """
     loaded = _open(source)
     tokenizer = None if is_model_folder(source) else loaded.tokenizer  # a folder's tokenizer.json is copied
-    found = save_pretrained(loaded.model, target, dtype, tokenizer, loaded.model.provenance)
+    found = save_pretrained(loaded.model, target, dtype, tokenizer, loaded.model.provenance, loaded.config.data.classes)
     size = sum(file.stat().st_size for file in target.iterdir())
     line = f"{target}: {found.model_type}, {size / 1e6:,.1f} MB, for transformers' {_class(target)}"
     left = loaded.model.provenance.other_files().what_is_left() if loaded.model.provenance is not None else ""

@@ -43,7 +43,7 @@ def evaluate_run(loaded: Loaded, data: Sources | None) -> dict[str, Any]:
     recorded = loaded.data_sha256 if data is None else None
     task = load_task(config, None if config.model.image_size else loaded.text, all_of=data, sha256=recorded)
     result = task.measure(loaded.model, by_domain=True)
-    read, notes = ((), ()) if task.corpus is None else (tuple(task.read()), task.corpus.notes)
+    read, notes = tuple(task.read()), () if task.corpus is None else task.corpus.notes
     if recorded not in (None, task.sha256):
         notes = (*notes, f"{task.source} has changed since the training: what is held out now may have been trained on")
     images, domains = task.unit == "image", () if task.corpus is None else task.corpus.domains

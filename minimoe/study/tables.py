@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from minimoe.data.store import Stored
     from minimoe.study.cached import Cached
+    from minimoe.study.classify import ClassGuess
     from minimoe.study.fill import Guess
 
 
@@ -185,7 +186,7 @@ def tokens_table(found: Sequence[Stored]) -> Table:
         table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=name in ("name", "tokens", "size"))
     for one in found:
         header = one.header
-        tokenizer, count = ("-", "-") if header is None else (header.tokenizer, f"{header.columns['tokens'].count:,}")
+        tokenizer, count = ("-", "-") if header is None else (header.tokenizer, f"{header.count:,}")
         text = f"damaged: {one.problem}" if header is None else header.source
         table.add_row(one.name, Text(printable(tokenizer)), count, file_size(one.size), Text(printable(text)))
     return table
@@ -201,4 +202,13 @@ def cache_table(found: Sequence[Cached]) -> Table:
         table.add_column(name, justify="right" if name in ("files", "size") else "left", overflow="fold", no_wrap=name in ("files", "size"))
     for one in found:
         table.add_row(one.what, f"{one.files:,}", file_size(one.size), Text(printable(one.folder)))
+    return table
+
+
+def classes_table(found: Mapping[str, Sequence[ClassGuess]]) -> Rows:
+    """Return a row for each likely class of each image, whose name stands in the first of them."""
+    table = Rows(["image", "class", "probability"], left=2)
+    for name, guesses in found.items():
+        for place, guess in enumerate(guesses):
+            table.add("" if place else printable(name), printable(guess.name), f"{guess.probability:.1%}")
     return table

@@ -43,9 +43,11 @@ def train(
     if weights is None:
         trainer = Trainer(config, listener)
         return trainer.run(trainer.create(folder, Path(root)))
-    for line in weights.lines(config, own=source is None):
-        listener.said(line)
+    if config.data.classes is not None or not config.model.image_size:
+        weights.fit(config)  # of images the number of classes is known once they are read
     trainer = Trainer(config, listener, weights=weights)
+    for line in weights.lines(trainer.config, own=source is None):
+        listener.said(line)
     return trainer.run(trainer.begin(folder, weights.origin, Path(root), weights.kept_tokenizer))
 
 
@@ -114,7 +116,7 @@ def with_options(
     given = {"steps": steps, "backend": backend, "seed": seed, "threads": threads}
     settings = replace(config.train, **{key: value for key, value in given.items() if value is not None})
     settings = replace(settings, freeze=tuple(dict.fromkeys((*settings.freeze, *freeze))))
-    text = config.data if data is None else with_sources(config.data, data)
+    text = config.data if data is None else replace(with_sources(config.data, data), classes=None)  # another folder has its own classes
     if not is_pipe(Path(text.source)):
         text = replace(text, source=with_absolute_path(text.source))
     text = replace(text, sources=tuple(replace(part, source=with_absolute_path(part.source)) for part in text.sources))

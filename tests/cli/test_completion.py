@@ -37,7 +37,8 @@ def offered(*words: str) -> list[str]:
     ("line", "expected"),
     [
         ("tr", ["train"]), ("co", ["convert", "compare", "config"]), ("backends c", ["check"]), ("help ba", ["backends"]),
-        ("help backends ", ["check", "new"]), ("config bert-", ["bert-base", "bert-tiny", "bert-tiny-moe"]), ("config zz", []),
+        ("help backends ", ["check", "new"]), ("config zz", []),
+        ("config bert-", ["bert-base", "bert-tiny", "bert-tiny-moe", "bert-tiny-post"]),
         ("train ti", ["tiny-dense", "tiny-moe"]), ("train mi", ["mixtral-8x7b", "mine.toml"]), ("train runs/", ["runs/"]),
         ("resume ", ["my run", "tiny-moe-001"]), ("inspect tiny-m", ["tiny-moe", "tiny-moe-001"]), ("generate t", ["tiny-moe-001"]),
         ("compare tiny-dense tiny-moe", ["tiny-moe", "tiny-moe-001"]), ("train --ba", ["--backend", "--batch-size"]),

@@ -22,8 +22,8 @@ from minimoe.config import (
 from minimoe.errors import ConfigError
 
 PRESETS = [
-    "bert-base", "bert-tiny", "bert-tiny-moe", "collapse", "gpt2", "mixtral-8x7b", "shakespeare-dense", "shakespeare-moe",
-    "tiny-dense", "tiny-moe", "vit-b16", "vit-tiny", "vit-tiny-moe",
+    "bert-base", "bert-tiny", "bert-tiny-moe", "bert-tiny-post", "collapse", "gpt2", "mixtral-8x7b", "shakespeare-dense", "shakespeare-moe",
+    "tiny-dense", "tiny-moe", "vit-b16", "vit-folder", "vit-tiny", "vit-tiny-moe",
 ]  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def test_a_causal_language_model_among_the_presets_can_be_trained(preset: str) -
     load_config(preset, ["train.seq_len=64"]).check_trainable()
 
 
-@pytest.mark.parametrize("preset", ["bert-base", "bert-tiny", "bert-tiny-moe", "vit-b16", "vit-tiny", "vit-tiny-moe"])
+@pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset.startswith(("bert", "vit"))])
 def test_an_encoder_among_the_presets_has_a_task(preset: str) -> None:
     load_config(preset).check_trainable()
 

@@ -35,7 +35,11 @@ def imported_packages() -> set[str]:
 
 def test_the_presets_to_train_have_the_sizes_that_the_section_gives() -> None:
     sizes = []
-    for preset in ("tiny-moe", "tiny-dense", "collapse", "shakespeare-moe", "bert-tiny", "bert-tiny-moe", "vit-tiny", "vit-tiny-moe"):
+    presets = (
+        "tiny-moe", "tiny-dense", "collapse", "shakespeare-moe", "bert-tiny", "bert-tiny-moe", "bert-tiny-post", "vit-tiny", "vit-tiny-moe",
+        "vit-folder",
+    )  # fmt: skip
+    for preset in presets:
         assert f"`{preset}`" in README
         model = mm.load_config(preset).model
         if model.vocab_size is None and not model.image_size:

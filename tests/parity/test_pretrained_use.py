@@ -13,8 +13,10 @@ from minimoe.config import load_config
 from minimoe.errors import ConfigError
 from minimoe.generation.generation import Sampling, generate_ids
 from minimoe.pretrained.families.table import family_for
+from minimoe.pretrained.loading import open_model
 from minimoe.pretrained.opening import open_folder
 from minimoe.pretrained.saving import save_pretrained
+from minimoe.study.convert import convert
 
 pytestmark = pytest.mark.parity
 LOGITS = 1e-4
@@ -185,10 +187,30 @@ def test_a_gpt_oss_whose_experts_do_not_clip_is_refused():
         family_for(mm.ModelConfig(**{**SIZES, **options, "activation_limit": 0.0}, moe=mm.MoEConfig(**moe)))
 
 
-@pytest.mark.parametrize("preset, family", [("tiny-moe", "mixtral"), ("tiny-dense", "llama")])
+@pytest.mark.parametrize("preset, family", [("tiny-moe", "mixtral"), ("tiny-dense", "llama"), ("bert-tiny-post", "bert")])
 def test_models_of_the_presets_are_opened_by_transformers(preset, family, tmp_path):
     config = replace(load_config(preset).model, vocab_size=VOCAB)
     model, tokens = made(config), inputs_for(config)
     theirs = in_transformers(model, tmp_path / "model", family)
     close(model(tokens), their_logits(theirs, tokens), LOGITS, "logits")
-    assert theirs.config.eos_token_id is None and theirs.generation_config.eos_token_id is None  # the model has no end token
+    close(open_folder(tmp_path / "model", backend=NUMPY)(tokens), model(tokens).numpy(), 1e-6, "opened again")
+    assert theirs.config.eos_token_id is None  # the model has no end token
+    assert config.head != "lm" or theirs.generation_config.eos_token_id is None
+
+
+def test_a_run_of_berts_own_architecture_fills_in_blanks_in_transformers_as_here(tmp_path):
+    (tmp_path / "text.txt").write_text("the router sends every token to two experts\n" * 60)
+    config = load_config("bert-tiny-post", [
+        f"data.source={tmp_path / 'text.txt'}", "model.d_model=32", "model.n_layers=2", "train.batch_size=4", "train.eval_every=0",
+        "train.backend=numpy",
+    ])  # fmt: skip
+    run = mm.train(config, steps=3, root=tmp_path)
+    convert(run.path, tmp_path / "bert")
+    theirs, report = transformers.BertForMaskedLM.from_pretrained(tmp_path / "bert", output_loading_info=True)
+    assert not any(report.values()), report
+    tokens = run.task.batch(0, 0)[0]
+    assert (tokens == run.task.mask_id).any()
+    close(run.model(tokens), their_logits(theirs.eval(), tokens), LOGITS, "logits")
+    again = open_model(tmp_path / "bert")
+    close(again.model(tokens), run.model(tokens).numpy(), 1e-6, "opened again")
+    assert again.text.vocab_size == run.task.mask_id

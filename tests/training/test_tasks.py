@@ -352,7 +352,7 @@ def test_data_of_another_kind_are_refused_in_one_line(text: Path) -> None:
     for config, words in (
         (replace(tiny(text), data=DataConfig(source="digits")), "data.source = 'digits' is images, 'tiny' reads text: give python-docs,"),
         (replace(masked(text), data=DataConfig(source="digits")), "a folder of that name as ./digits"),
-        (replace(images(), data=DataConfig(source=str(text))), "is not images, 'tiny' classifies images: give digits"),
+        (replace(images(), data=DataConfig(source=str(text))), "'tiny' classifies images: give digits (--data digits), or a folder"),
         (images(model={"image_size": 4, "n_classes": 5}), "needs model.image_size = 8 (not 4), model.n_classes = 10 (not 5)"),
         (replace(images(), data=DataConfig(source="digits", val_fraction=0.9999)), "leaves no image to train on"),
     ):

@@ -13,14 +13,23 @@ from msgspec.structs import replace
 
 from minimoe.config import Config
 from minimoe.config.given import Sources, with_sources
+from minimoe.data.sources import IMAGE_SOURCES
 from minimoe.data.tokenizer import Tokenizer
+from minimoe.errors import UserError
+from minimoe.training.tasks.folder import FolderClassification as FolderClassification
 from minimoe.training.tasks.images import ImageClassification as ImageClassification
 from minimoe.training.tasks.language import LanguageModelling as LanguageModelling
 from minimoe.training.tasks.masked import MaskedLanguageModelling as MaskedLanguageModelling
 from minimoe.training.tasks.task import Task as Task
 
+
+def classification(config: Config, tokenizer: Tokenizer | None, whole: bool, sha256: str | None) -> Task:
+    kind = ImageClassification if config.data.name in IMAGE_SOURCES else FolderClassification
+    return kind(config, tokenizer, whole, sha256)
+
+
 TASKS: dict[str, Callable[[Config, Tokenizer | None, bool, str | None], Task]] = {
-    "lm": LanguageModelling, "mlm": MaskedLanguageModelling, "classifier": ImageClassification,
+    "lm": LanguageModelling, "mlm": MaskedLanguageModelling, "classifier": classification,
 }  # fmt: skip
 
 
@@ -33,5 +42,8 @@ def load_task(config: Config, tokenizer: Tokenizer | None = None, all_of: Source
     """
     config.check_task()
     if all_of is not None:
-        config = replace(config, data=with_sources(config.data, all_of))
+        measured = replace(config, data=with_sources(config.data, all_of))
+        if config.model.image_size and config.data.name in IMAGE_SOURCES and measured.data.name != config.data.name:
+            raise UserError(f"{config.name!r} was trained on {config.data.name}, whose images are like no others: leave out --data")
+        config = measured
     return TASKS[config.model.head](config, tokenizer, all_of is not None, sha256)

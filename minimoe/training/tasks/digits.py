@@ -64,3 +64,11 @@ def shifted(images: Floats, words: npt.NDArray[np.int64]) -> Floats:
     columns = np.arange(SIDE) + (words * 3 >> 32)[:, None]  # [B,side]
     moved: Floats = np.take_along_axis(padded, columns[:, None, None, :], axis=3)
     return moved
+
+
+def from_picture(pixels: npt.NDArray[np.uint8]) -> Floats:
+    """Return grey pictures as digits are: ink is 1, and paper, which is what most of the border shows, is 0.   [B,1,side,side]"""
+    border = np.concatenate([pixels[..., 0, :], pixels[..., -1, :], pixels[..., 0], pixels[..., -1]], axis=-1)  # [B,1,4 side]
+    light = np.median(border, axis=-1)[..., None, None] > 127  # [B,1,1,1]
+    ink = np.where(light, 255 - pixels, pixels)
+    return np.asarray(ink / np.float32(255), np.float32)

@@ -1,10 +1,11 @@
-"""Image classification: the class of an image is predicted from its patches (Dosovitskiy et al. 2020).
+"""Image classification: the class of an image is predicted from its patches (Dosovitskiy et al. 2020). Here: of digits.
 
-In training each image is moved sideways by up to a pixel, so that a small set of images is harder to memorise.
+In training each digit is moved sideways by up to a pixel, so that a small set of them is harder to memorise.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,6 @@ import numpy.typing as npt
 from msgspec.structs import replace
 
 from minimoe.config import Config
-from minimoe.data.sources import IMAGE_SOURCES
 from minimoe.data.tokenizer import Tokenizer
 from minimoe.engine.grad_mode import no_grad
 from minimoe.engine.random import host_bits
@@ -28,15 +28,46 @@ INK = " \u2591\u2592\u2593\u2588"  # from paper to ink
 ACROSS, DOWN = 4, 2  # images shown at the end of a run
 
 
-class ImageClassification(Task):
-    """Inputs are images [B,channels,side,side], targets their classes [B]."""
+class ImageTask(Task):
+    """What tasks on images have in common."""
 
     unit = "image"
+    chance: float
+
+    @property
+    @abstractmethod
+    def counts(self) -> tuple[int, int]:
+        """The numbers of images to train on, and of those held out."""
+
+    def size(self) -> str:
+        train, val = self.counts
+        return f"{train:,} + {val:,} images"
+
+    def passes(self) -> float:
+        return self.config.train.steps * self.images_per_step / self.counts[0]
+
+    @property
+    def images_per_step(self) -> int:
+        return self.config.train.accumulate * self.config.train.batch_size
+
+    def step_size(self) -> str:
+        return f"{self.images_per_step:,} images ({self.tokens_per_step:,} tokens)"
+
+    @property
+    def held_out_batches(self) -> int:
+        return -(-self.counts[1] // self.config.train.batch_size)
+
+    def accuracy(self, value: float | None) -> str:
+        return f"accuracy {'-' if value is None else f'{value:.1%}'} (guessing the most common class: {self.chance:.1%})"
+
+
+class ImageClassification(ImageTask):
+    """Digits: inputs are images [B,1,8,8], targets their classes [B]."""
 
     def __init__(self, config: Config, tokenizer: Tokenizer | None = None, whole: bool = False, sha256: str | None = None) -> None:
         source = config.data.name
-        if source not in IMAGE_SOURCES:
-            raise UserError(f"data.source = {source!r} is not images, {config.name!r} classifies images: give digits (--data digits)")
+        if config.data.classes is not None:
+            raise UserError(f"data.source = {source!r}: digits have their own classes, not those of data.classes")
         check_shape(config)
         self.source, self.data = source, load_digits(config.data.val_fraction)
         self.sha256 = self.data.sha256
@@ -56,24 +87,11 @@ class ImageClassification(Task):
         chosen = words[:, 0] * len(self.data.train) >> 32
         return shifted(self.data.train[chosen], words[:, 1]), self.data.train_classes[chosen]
 
-    def size(self) -> str:
-        return f"{len(self.data.train):,} + {len(self.val):,} images"
-
-    def passes(self) -> float:
-        return self.config.train.steps * self.images_per_step / len(self.data.train)
-
     @property
-    def images_per_step(self) -> int:
-        return self.config.train.accumulate * self.config.train.batch_size
-
-    def step_size(self) -> str:
-        return f"{self.images_per_step:,} images ({self.tokens_per_step:,} tokens)"
+    def counts(self) -> tuple[int, int]:
+        return len(self.data.train), len(self.val)
 
     # ---- measuring -----------------------------------------------------------------------------------------------------------------
-
-    @property
-    def held_out_batches(self) -> int:
-        return -(-len(self.val) // self.config.train.batch_size)
 
     def held_out(self, n: int | None = None) -> Batches:
         """images [B,1,side,side], classes [B]; the last batch is smaller"""
@@ -82,9 +100,6 @@ class ImageClassification(Task):
         for start in range(0, stop, t.batch_size):
             part = slice(start, min(stop, start + t.batch_size))
             yield self.val[part], self.val_classes[part]
-
-    def accuracy(self, value: float | None) -> str:
-        return f"accuracy {'-' if value is None else f'{value:.1%}'} (guessing the most common class: {self.chance:.1%})"
 
     # ---- what a user sees ----------------------------------------------------------------------------------------------------------
 
