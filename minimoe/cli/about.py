@@ -29,7 +29,7 @@ def show_help(ctx: click.Context, names: tuple[str, ...]) -> None:
         if name not in known:
             whose = f" of {here.info_name!r}" if here.parent else ""
             raise click.UsageError(f"no command {name!r}{whose}{nearest(name, known, 'minimoe help lists them') if known else ''}")
-        here = click.Context(known[name], info_name=name, parent=here, **known[name].context_settings)
+        here = known[name].context_class(known[name], info_name=name, parent=here, **known[name].context_settings)
     click.echo(here.get_help())
 
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from msgspec.structs import replace
 
 from minimoe.config import Config
+from minimoe.config.data_names import BUILT_IN
 from minimoe.data.image_folder import Ids, divided
 from minimoe.data.image_store import load_images
 from minimoe.data.pictures import Pixels
@@ -133,7 +134,7 @@ def folder_of(config: Config) -> Path:
     """Return the folder of images that a configuration names. Raises `UserError` if it is none."""
     path = Path(os.path.expanduser(config.data.name))
     if len(config.data.parts) > 1 or not path.is_dir():
-        missing = len(config.data.parts) == 1 and not path.exists()
+        missing = len(config.data.parts) == 1 and config.data.name not in BUILT_IN and not path.exists()
         raise UserError(
             f"data.source = {config.data.name!r} {'does not exist' if missing else 'is not images'}, {config.name!r} classifies images: "
             "give digits (--data digits), or a folder with a folder of images for each class"
