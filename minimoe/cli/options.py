@@ -41,7 +41,7 @@ set_option = option(
 data_option = option(
     "--data", multiple=True, callback=lambda ctx, param, value: value or None, metavar="SRC", shell_complete=completing(sources),
     help="python-docs, python-code, python-mix, a text file or pipe, a folder, a pattern in quotes, a .jsonl, .json, .csv or .tsv "
-    "(SRC:COLUMN); may be repeated, each with =WEIGHT; digits: images",
+    "(SRC:COLUMN); may be repeated, each with =WEIGHT; for a classifier: digits, or a folder of images",
 )  # fmt: skip
 json_option = option("--json", "as_json", is_flag=True, help="print JSON")
 quiet_option = option("--quiet", is_flag=True, help="show no progress, only warnings; print the run's folder")

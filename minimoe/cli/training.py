@@ -62,8 +62,8 @@ def train(
     """Train a preset or a TOML file.
 
     The default is tiny-moe, a routed decoder, on Python's own documentation. The model's head decides what is learned: the next
-    token (lm), hidden tokens (mlm: bert-tiny) or the class of an image (classifier: vit-tiny). With --init the run starts from weights
-    that were trained before.
+    token (lm), hidden tokens (mlm: bert-tiny) or the class of an image (classifier: vit-tiny, vit-folder). With --init the run
+    starts from weights that were trained before.
     """
     options: dict[str, Any] = {"data": data, "backend": backend, "seed": seed, "threads": threads, "freeze": freeze}
     if find_lr:

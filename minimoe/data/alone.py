@@ -26,7 +26,7 @@ def alone(place: Path, name: str) -> Iterator[None]:
     try:
         while (lock := _lock(place)) is None:
             if not told:
-                say(f"{name}: another process tokenises it: waiting (ctrl-C stops)")
+                say(f"{name}: another process prepares it: waiting (ctrl-C stops)")
                 told = True
             time.sleep(PAUSE)
     except OSError as error:

@@ -422,8 +422,8 @@ def test_every_verb_has_its_help(capsys: pytest.CaptureFixture[str], verb: list[
 
 def test_help_names_every_verb_in_order_and_no_verb_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     out = call(capsys, "--help")[1]
-    verbs = ["train", "resume", "generate", "classify", "eval", "inspect", "convert", "compare", "runs", "diff", "plot", "data", "verify",
-        "config", "backends", "bench", "cache", "help", "version"]
+    verbs = ["train", "resume", "generate", "fill", "classify", "eval", "inspect", "convert", "compare", "runs", "diff", "plot", "data",
+        "verify", "config", "backends", "bench", "cache", "help", "version"]
     assert [line.split()[0] for line in out.partition("Commands:\n")[2].splitlines() if not line.startswith("   ")] == verbs
     assert call(capsys)[1].strip() == out.strip()
 

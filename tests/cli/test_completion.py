@@ -37,6 +37,7 @@ def offered(*words: str) -> list[str]:
     ("line", "expected"),
     [
         ("tr", ["train"]), ("co", ["convert", "compare", "config"]), ("backends c", ["check"]), ("help ba", ["backends"]),
+        ("classify t", ["tiny-moe-001"]), ("cl", ["classify"]),
         ("help backends ", ["check", "new"]), ("config zz", []),
         ("config bert-", ["bert-base", "bert-tiny", "bert-tiny-moe", "bert-tiny-post"]),
         ("train ti", ["tiny-dense", "tiny-moe"]), ("train mi", ["mixtral-8x7b", "mine.toml"]), ("train runs/", ["runs/"]),

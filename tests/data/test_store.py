@@ -290,7 +290,7 @@ def test_two_processes_make_the_tokens_once_and_both_have_them(cache: Path, text
     assert sorted(len(out.splitlines()) for out, _ in ended) == [1, 2]  # one wrote
     assert {out.splitlines()[-1] for out, _ in ended} == {str(int(len(text.read_bytes()) * 0.9))}
     assert len(kept(cache)) == 1
-    assert sum("another process tokenises it: waiting" in err for _, err in ended) == 1
+    assert sum("another process prepares it: waiting" in err for _, err in ended) == 1
 
 
 def test_what_a_killed_process_left_is_removed_by_the_next(cache: Path, text: Path, tmp_path: Path) -> None:
