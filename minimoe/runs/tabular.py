@@ -74,5 +74,5 @@ def _cell(value: Any) -> str:
 
 def _line(cells: Sequence[str]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(cells)
-    return text.getvalue()
+    csv.writer(text, lineterminator="\r\n").writerow(cells)  # so that cells with either of the two are quoted
+    return text.getvalue().removesuffix("\r\n") + "\n"

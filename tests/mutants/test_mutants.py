@@ -93,7 +93,7 @@ PRODUCT = "np.matmul(x, weight.T, out=y)"
         (planted(PRODUCT, "os = __import__('os'); os.kill(os.getpid(), 9)"), "crash"),
         (planted(PRODUCT, "\n        while True: pass"), "hang"),
         (planted("dy: Array, weight", "dyy: Array, weight"), "load"),
-        (planted(PRODUCT, "np.matmul(x, 1.01 * weight.T, out=y)"), "linear"),
+        (planted(PRODUCT, "np.matmul(x, 1.01 * weight.T, out=y)"), " [float32]"),
         (planted(PRODUCT, f"{PRODUCT}  # the same"), "SURVIVED"),
     ],
     ids=["crash", "hang", "load", "wrong", "equivalent"],

@@ -5,7 +5,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tiny_runs import tiny, train, write_text
 
@@ -38,6 +38,7 @@ OPTIONAL = {"loss": NUMBERS, "expert_load": LOADS, "of a later version": NUMBERS
 
 
 @given(st.lists(st.fixed_dictionaries({"step": st.integers(1, 99)}, optional=OPTIONAL), max_size=5))
+@example([{"step": 1, "of a later version": "\r0"}])
 def test_any_rows_read_back(metrics: list[dict[str, Any]]) -> None:
     rows = read(metrics_csv({'a "b", c': metrics}))
     assert len(rows) == len(metrics)

@@ -97,7 +97,7 @@ def test_what_a_folder_leaves_out_is_said_by_train_eval_and_the_dry_run(tmp_path
     folder.mkdir()
     write_text(folder)
     (folder / "latin.txt").write_bytes(b"caf\xe9" * 10)
-    says = "1 file (40 bytes) is left out, since it is not UTF-8: latin.txt"
+    says = "1 file (40 B) is left out, since it is not UTF-8: latin.txt"
     for command in (["train", *TINY, "--data", "texts", "--steps", "2", "--out", "run"], ["train", *TINY, "--data", "texts", "--dry-run"],
                     ["eval", "run"], ["eval", "run", "--data", "texts"]):  # fmt: skip
         done = minimoe(tmp_path, *command)
