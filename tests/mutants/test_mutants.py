@@ -12,6 +12,7 @@ from minimoe.backend import check_overrides, kernel_kinds
 from minimoe.testing import cases
 
 SEED = 20261130
+QUICK = ("array layer", "kernels")
 
 
 def test_the_toy_backend_has_every_kernel():
@@ -70,12 +71,12 @@ def test_known_equivalent_mutants_exist():
 
 @pytest.fixture(scope="module")
 def trials():
-    """All cases but those of large sizes. Fails with the name of the case if the unmutated backend does not conform."""
-    return Trials(large=False)
+    """The cases of kernels and arrays, of small sizes. Fails with the name of the case if the unmutated backend does not conform."""
+    return Trials(large=False, levels=QUICK)
 
 
 def test_the_toy_backend_conforms(trials):
-    assert set(trials.times) == {str(case) for case in cases(ToyBackend()) if ", large" not in case.name}
+    assert set(trials.times) == {str(case) for level in QUICK for case in cases(ToyBackend(), level=level) if ", large" not in case.name}
 
 
 def planted(old: str, new: str, file: str = "linears.py", function: str = "linear") -> Mutant:
@@ -119,6 +120,7 @@ def test_a_mutant_that_the_suite_once_missed_is_caught(trials, mutant, kernel):
 def test_the_suite_sees_every_mutant_of_a_sample_that_is_not_equivalent(trials, count):
     print(f"seed {SEED + count}, {count} mutants")
     known = equivalents()
-    outcomes = [trials.run(mutant) for mutant in sampled(SEED + count, count) if mutant.key() not in known]
+    suite = trials if count == 6 else Trials(large=False)
+    outcomes = [suite.run(mutant) for mutant in sampled(SEED + count, count) if mutant.key() not in known]
     missed = [outcome.mutant for outcome in outcomes if outcome.survived]
     assert not missed, "\n".join(f"{m.file}:{m.line} {m.operator}: {m.before}  ->  {m.after}" for m in missed)

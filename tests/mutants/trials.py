@@ -22,7 +22,7 @@ from mutants.operators import Mutant
 
 import minimoe.testing.training as curves
 from minimoe.backend import Backend, check_overrides, load
-from minimoe.testing import Case, cases
+from minimoe.testing import LEVELS, Case, cases
 
 PACKAGE = "toy_backend"
 FOLDER = Path(__file__).parents[1] / PACKAGE
@@ -97,9 +97,9 @@ def toy(mutant: Mutant | None) -> Backend:
 class Trials:
     """The suite, and what each of its cases does on the unmutated backend: the seconds that it takes, and the functions that it calls."""
 
-    def __init__(self, large: bool = True) -> None:
-        """`large`: also the cases of large sizes."""
-        self.large = large
+    def __init__(self, large: bool = True, levels: Sequence[str] = LEVELS) -> None:
+        """`large`: also the cases of large sizes. `levels`: those of the suite that are run."""
+        self.large, self.levels = large, levels
         load("numpy")
         curves.expected_curve()  # once, before processes are forked
         self.times: dict[str, float] = {}
@@ -174,7 +174,7 @@ class Trials:
     def outcome(self, mutant: Mutant | None, say: Callable[[str], None]) -> dict[str, Any]:
         """Run the cases until one fails."""
         try:
-            found = [case for case in cases(toy(mutant)) if self.large or ", large" not in case.name]
+            found = [case for case in cases(toy(mutant)) if case.level in self.levels and (self.large or ", large" not in case.name)]
         except Exception as error:
             return {"caught_by": "load", "text": f"{type(error).__name__}: {error}"}
         times, calls = {}, {}
