@@ -34,7 +34,7 @@ def classify(
     """Return the classes of each image file, the most likely first; all of them, or the `top` most likely.
 
     `what`: a run or a checkpoint that classifies images, or a model folder of the family `vit`; None: the newest run. Raises `UserError`
-    for what is none, and for a file that is no image.
+    for anything else, and for a file that is not an image.
     """
     loaded = open_model(what)
     for problem in loaded.problems:

@@ -80,7 +80,7 @@ def mask_of(model: PretrainedTransformer, tokenizer: Tokenizer) -> int:
 
 
 def token_text(tokenizer: Tokenizer, id: int, mask: int) -> str:
-    """Return the text of a token; a byte that is no character by itself by its number, an id without a token by its id."""
+    """Return the text of a token: <0xC3> for a byte that is not a character by itself, <260> for an id without a token."""
     if id == mask:
         return MASK
     text = tokenizer.decode([id]) if id < tokenizer.vocab_size else ""

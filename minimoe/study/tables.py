@@ -206,7 +206,7 @@ def cache_table(found: Sequence[Cached]) -> Table:
 
 
 def classes_table(found: Mapping[str, Sequence[ClassGuess]]) -> Rows:
-    """Return a row for each likely class of each image, whose name stands in the first of them."""
+    """Return a row for each likely class of each image; the first row of an image has its name."""
     table = Rows(["image", "class", "probability"], left=2)
     for name, guesses in found.items():
         for place, guess in enumerate(guesses):
